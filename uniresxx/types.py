@@ -1,0 +1,157 @@
+"""The nouns of the project: dataclasses that every room passes on, a shape per field.
+
+Shapes: B images, E expressions of the batch, T tokens of a row, O object boxes, P part boxes, h w low-tower pixels,
+H W high-tower pixels (masks are supervised on the same frame), y x pixels of the photo.
+Nothing here imports torch: readers, metrics and the command line must start fast.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, TypedDict
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Granularity(StrEnum):
+    """What an expression points at."""
+
+    PART = "part"
+    OBJECT = "object"
+    MULTI = "multi"
+    NONE = "none"
+
+    @classmethod
+    def from_value(cls, value: str) -> Granularity:
+        """Parse a granularity; raises ValueError that lists the choices."""
+        try:
+            return cls(value)
+        except ValueError:
+            raise ValueError(f"unknown granularity {value!r}; known: {', '.join(cls)}") from None
+
+
+class RLE(TypedDict):
+    """COCO compressed run-length code of a binary mask: size [y, x], counts as ASCII text."""
+
+    size: list[int]
+    counts: str
+
+
+@dataclass(frozen=True, slots=True)
+class Expression:
+    """One referring expression of one image and its truth in the image frame."""
+
+    expression_id: str  # <data set>/<split>/<native id>
+    text: str
+    granularity: Granularity
+    rle: RLE | None  # union of the referents at the photo's size; None where there is no target
+    area: int = 0  # pixels of that mask
+    level: int | None = None  # scenes only: 1 kind, 2 attribute, 3 relation, order or count
+    twin: str | None = None  # expressions with the same value (part, object, group) score together
+    source: Mapping[str, Any] = field(default_factory=dict)  # native ids and tags, kept as they came
+
+
+@dataclass(frozen=True, slots=True)
+class Phrase:
+    """One phrase of an answer: a mask, or None where the phrase points at nothing."""
+
+    text: str
+    rle: RLE | None
+    granularity: Granularity
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A question and its answer: phrases that get [SEG] or [REJ], or plain words."""
+
+    question: str
+    phrases: tuple[Phrase, ...] = ()
+    say: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Dialogue:
+    """Several turns about one image; later questions may need earlier turns."""
+
+    dialogue_id: str
+    turns: tuple[Turn, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRecord:
+    """One image with everything said about it. Pixels are either a file (`path`) or an array (`pixels`)."""
+
+    image_id: str
+    height: int
+    width: int
+    expressions: tuple[Expression, ...]
+    path: str | None = None
+    pixels: np.ndarray | None = None  # uint8 (y, x, 3), RGB, as a person sees it
+    dialogues: tuple[Dialogue, ...] = ()
+    boxes: Mapping[str, np.ndarray] = field(default_factory=dict)  # truth xyxy by "object" / "part", float32 (N, 4)
+    dense: np.ndarray | None = None  # scenes only: uint8 (y, x, 3) = kind, colour, part index per pixel, 0 = none
+    source: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """One phrase of a generated answer with its mask (None = the model said it is not there)."""
+
+    phrase: str
+    mask: RLE | None
+    score: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """The answer to one expression, in the image frame at the photo's size."""
+
+    rejected: bool
+    mask: RLE | None
+    text: str
+    score: float | None = None  # predicted IoU, 0..1
+    p_absent: float | None = None
+    mask_if_forced: RLE | None = None  # of rejected lines: what a forced [SEG] would give
+    segments: tuple[Segment, ...] = ()  # one per phrase, where several were asked together
+
+
+@dataclass(slots=True)
+class Batch:
+    """Prepared images with their packed token rows; the only thing a model's forward takes.
+
+    A token row is one image's text: branches (expressions, conversations) one after another; the visual prefix
+    is put before it by the model. `branch_BT` is -1 on padding.
+    """
+
+    pixels_low_B3hw: torch.Tensor  # float, normalised
+    pixels_high_B3HW: torch.Tensor
+    object_boxes_BO4: torch.Tensor  # xyxy, high frame, pixels
+    object_valid_BO: torch.Tensor  # bool
+    part_boxes_BP4: torch.Tensor
+    part_valid_BP: torch.Tensor
+    token_ids_BT: torch.Tensor
+    labels_BT: torch.Tensor  # next-token targets at the predicting position, -100 where nothing is learned
+    branch_BT: torch.Tensor
+    position_BT: torch.Tensor  # restarts at 0 in each branch, counted from the end of the prefix
+    image_of_expr_E: torch.Tensor
+    seg_position_E: torch.Tensor  # position in the row of the state that predicts [SEG] or [REJ]
+    present_E: torch.Tensor  # bool: the truth has a mask
+    masks_EHW: torch.Tensor  # bool, high frame
+    pixel_valid_BHW: torch.Tensor  # bool: false on padding of the high frame
+    dense_BHW3: torch.Tensor | None = None
+    expression_ids: list[str] = field(default_factory=list)
+    granularities: list[Granularity] = field(default_factory=list)
+
+    def to(self, device: Any) -> Batch:
+        """The same batch on another device (the only device move in the project)."""
+        moved = {}
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if item.name not in ("expression_ids", "granularities") and value is not None:
+                moved[item.name] = value.to(device)
+        return replace(self, **moved)
