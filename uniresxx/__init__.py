@@ -1,0 +1,68 @@
+"""Point at anything in a picture with words: the open implementation of UniRES++.
+
+Public names are loaded on first use, so that `import uniresxx` and the command line start without torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from uniresxx.checkpoint import load_segmenter
+    from uniresxx.errors import InputError
+    from uniresxx.model.config import UniRESPlusPlusConfig
+    from uniresxx.model.modeling import UniRESPlusPlus
+    from uniresxx.predictor import Predictor
+    from uniresxx.segmenter import Decoding, Question, Segmenter
+    from uniresxx.types import Expression, Granularity, ImageRecord, Prediction
+
+__version__ = "0.1.0"
+__all__ = [
+    "Decoding",
+    "Expression",
+    "Granularity",
+    "ImageRecord",
+    "InputError",
+    "Prediction",
+    "Predictor",
+    "Question",
+    "Segmenter",
+    "UniRESPlusPlus",
+    "UniRESPlusPlusConfig",
+    "__version__",
+    "load_segmenter",
+]
+
+
+def _home_of(name: str) -> str | None:
+    """The module that defines a public name."""
+    match name:
+        case "Decoding" | "Question" | "Segmenter":
+            return "uniresxx.segmenter"
+        case "Expression" | "Granularity" | "ImageRecord" | "Prediction":
+            return "uniresxx.types"
+        case "InputError":
+            return "uniresxx.errors"
+        case "Predictor":
+            return "uniresxx.predictor"
+        case "UniRESPlusPlus":
+            return "uniresxx.model.modeling"
+        case "UniRESPlusPlusConfig":
+            return "uniresxx.model.config"
+        case "load_segmenter":
+            return "uniresxx.checkpoint"
+    return None
+
+
+def __getattr__(name: str) -> Any:
+    home = _home_of(name)
+    if home is None:
+        raise AttributeError(f"module 'uniresxx' has no attribute {name!r}")
+    value = getattr(import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
