@@ -1,6 +1,6 @@
 """The `uniresxx` command: one file per subcommand, loaded only when it is asked for.
 
-`uniresxx NAME …` calls `uniresxx.cli.NAME.main(argv)`, which returns an exit code. Exit codes of all programs:
+`uniresxx NAME …` calls `uniresxx.cli.NAME.main(argv)`, which returns an exit code. The codes of all programs:
 0 done; 1 the work failed; 2 wrong input (one line on stderr); 75 stopped by a signal after saving.
 """
 

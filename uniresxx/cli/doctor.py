@@ -8,7 +8,6 @@ import os
 import platform
 import re
 import shutil
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -62,7 +61,7 @@ def check_torchvision() -> list[Finding]:
         return []
     builds = [(re.findall(r"\+(\w+)", version) or ["default"])[0] for version in (torch, vision)]
     if builds[0] != builds[1]:
-        detail = f"built for {builds[1]}, torch for {builds[0]}: `pip uninstall torchvision` (not needed here)"
+        detail = f"built for {builds[1]}, torch for {builds[0]}: run `pip uninstall torchvision`"
         return [Finding("torchvision", "problem", detail)]
     return [Finding("torchvision", "note", f"{vision}; not needed here")]
 
