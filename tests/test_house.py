@@ -1,0 +1,216 @@
+"""The walls of the house: what may import what, and what must start without torch."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PROGRAMS = ("train", "eval", "chat_demo", "data_engine", "benchmarks")
+ROOMS = ("mllm", "uniresxx", *PROGRAMS)
+
+# heavy dependency -> the only files (or folders, with a slash) that may import it, lazily or not
+OWNERS = {
+    "gradio": ("chat_demo/web.py",),
+    "fastapi": ("uniresxx/serve.py",),
+    "uvicorn": ("uniresxx/serve.py",),
+    "ray": ("data_engine/executors/ray.py", "data_engine/ray.py"),
+    "deepspeed": ("train/engine.py",),
+    "accelerate": ("train/engine.py",),
+    "pycocotools": ("uniresxx/masks.py", "uniresxx/data/"),
+    "torchvision": (),
+    "flash_attn": (),
+}
+
+# these must start fast: readers, scores and the command line never wait for torch
+WITHOUT_TORCH = (
+    "uniresxx",
+    "uniresxx.types",
+    "uniresxx.segmenter",
+    "uniresxx.errors",
+    "uniresxx.cli",
+    "uniresxx.cli.doctor",
+    "uniresxx.masks",
+    "uniresxx.geometry",
+    "uniresxx.images",
+    "uniresxx.metrics",
+    "uniresxx.protocols",
+    "uniresxx.overlay",
+    "uniresxx.data.benchmarks",
+    "uniresxx.data.scenes",
+    "eval.report",
+)
+
+
+def sources() -> Iterator[tuple[str, ast.Module]]:
+    """Every source file of the rooms: path from the root, and its tree."""
+    for room in ROOMS:
+        for path in sorted((ROOT / room).rglob("*.py")):
+            yield path.relative_to(ROOT).as_posix(), ast.parse(path.read_text(encoding="utf-8"))
+
+
+def packages_of(tree: ast.AST) -> set[str]:
+    """Top-level names of everything imported in a file."""
+    return {module.split(".")[0] for module in imports_of(tree)}
+
+
+def imports_of(tree: ast.AST) -> set[str]:
+    """Dotted names of everything imported in a file, at the top or inside functions."""
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            found.add(node.module)
+    return found
+
+
+def allowed(name: str, owners: tuple[str, ...]) -> bool:
+    return any(name == owner or (owner.endswith("/") and name.startswith(owner)) for owner in owners)
+
+
+def loaded_after(code: str) -> set[str]:
+    """Top-level packages in sys.modules after running `code` in a fresh Python."""
+    program = f"import sys\n{code}\nprint('|'.join(sorted({{name.split('.')[0] for name in sys.modules}})))"
+    command = [sys.executable, "-c", program]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    return set(run.stdout.splitlines()[-1].split("|"))
+
+
+@pytest.mark.parametrize("package", sorted(OWNERS))
+def test_a_heavy_dependency_has_one_owner(package: str) -> None:
+    strangers = [
+        name
+        for name, tree in sources()
+        if package in packages_of(tree) and not allowed(name, OWNERS[package])
+    ]
+    assert strangers == []
+
+
+def test_rooms_import_only_what_lies_below() -> None:
+    below = {"mllm": set(), "uniresxx": {"mllm"}} | {name: {"mllm", "uniresxx"} for name in PROGRAMS}
+    wrong = []
+    for name, tree in sources():
+        room = name.split("/")[0]
+        reached = packages_of(tree) & set(ROOMS)
+        wrong += [f"{name} imports {other}" for other in reached - below[room] - {room}]
+    assert wrong == []
+
+
+def test_a_planted_import_is_found() -> None:
+    tree = ast.parse("def late():\n    from gradio.themes import Soft\n    import ray.data\n")
+    assert imports_of(tree) == {"gradio.themes", "ray.data"}
+    assert not allowed("uniresxx/predictor.py", OWNERS["pycocotools"])
+    assert allowed("uniresxx/data/readers/refcoco.py", OWNERS["pycocotools"])
+
+
+def test_fast_modules_start_without_torch() -> None:
+    lines = [
+        f"import {module}\nassert not {{'torch', 'transformers'}} & set(sys.modules), {module!r}"
+        for module in WITHOUT_TORCH
+    ]
+    assert not {"torch", "transformers"} & loaded_after("\n".join(lines))
+
+
+def test_help_starts_without_torch() -> None:
+    code = (
+        "from uniresxx.cli import main\n"
+        "assert main(['--help']) == 0\n"
+        "assert main(['--version']) == 0\n"
+        "assert main(['fly']) == 2"
+    )
+    assert not {"torch", "transformers"} & loaded_after(code)
+
+
+def test_help_lists_exactly_the_commands_that_exist() -> None:
+    from uniresxx.cli import COMMANDS, usage
+
+    files = {path.stem for path in (ROOT / "uniresxx" / "cli").glob("[a-z]*.py")}
+    assert {name for name, _ in COMMANDS} == files
+    assert all(f"  {name}" in usage() for name in files)
+
+
+def test_public_names_exist() -> None:
+    import uniresxx
+
+    assert set(dir(uniresxx)) == set(uniresxx.__all__)
+    for name in uniresxx.__all__:
+        assert getattr(uniresxx, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'Unires'"):
+        _ = uniresxx.Unires
+
+
+def test_errors_become_one_line_and_a_code(capsys: pytest.CaptureFixture[str]) -> None:
+    from uniresxx.cli import exit_code
+    from uniresxx.errors import InputError
+
+    def fails(error: BaseException) -> int:
+        def work() -> int:
+            raise error
+
+        return exit_code("program", work)
+
+    assert exit_code("program", lambda: 0) == 0
+    assert fails(InputError("no file 'a.jpg': check the path")) == 2
+    assert fails(OSError(28, "No space left on device")) == 1
+    assert fails(KeyboardInterrupt()) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        "program: no file 'a.jpg': check the path",
+        "program: [Errno 28] No space left on device",
+        "program: stopped",
+    ]
+    with pytest.raises(ZeroDivisionError):  # a bug keeps its traceback
+        fails(ZeroDivisionError())
+
+
+@pytest.fixture(scope="module")
+def rules() -> ModuleType:
+    """tools/check_rules.py as a module."""
+    spec = spec_from_file_location("check_rules", ROOT / "tools" / "check_rules.py")
+    assert spec is not None and spec.loader is not None
+    module = module_from_spec(spec)
+    sys.modules["check_rules"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("source", "finding"),
+    [
+        ("try:\n    pass\nexcept:\n    pass\n", "bare except"),
+        ("from os import *\n", "star import"),
+        ("def long() -> None:\n" + "    pass\n" * 100, "101 lines"),
+        ("import os\n", "__future__"),
+    ],
+)
+def test_rule_breakers_are_listed(rules: ModuleType, source: str, finding: str) -> None:
+    tally = rules.Tally()
+    head = "" if finding == "__future__" else "from __future__ import annotations\n"
+    rules.check_source("x.py", head + source, False, tally)
+    assert len(tally.problems) == 1 and finding in tally.problems[0]
+
+
+def test_totals_and_machine_paths(rules: ModuleType, tmp_path: Path) -> None:
+    tally = rules.Tally(lengths=[10] * 8 + [46] * 2, annotated=96, arguments=100)
+    rules.check_totals(tally)
+    assert len(tally.problems) == 2
+    here = "/".join(("", "home", "someone", "data"))
+    (tmp_path / "a.md").write_text(f"see {here}\nsee ../work/data and https://x.org/root/y\n")
+    tally = rules.Tally()
+    rules.check_file(tmp_path, Path("a.md"), tally)
+    assert [line.split(": ")[0] for line in tally.problems] == ["a.md:1"]
+
+
+def test_clean_source_passes(rules: ModuleType) -> None:
+    tally = rules.Tally()
+    source = (ROOT / "uniresxx" / "cli" / "__init__.py").read_text(encoding="utf-8")
+    rules.check_source("x.py", source, False, tally)
+    assert tally.problems == [] and tally.arguments == tally.annotated
