@@ -1,0 +1,168 @@
+"""Photos as a person sees them: RGB, EXIF orientation applied, checked before a pixel is decoded.
+
+Only JPEG, PNG and WEBP are opened, the first frame of each; the size is read from the header and capped.
+Errors: InputError, one line that names the file.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from uniresxx.errors import InputError
+from uniresxx.types import ImageRecord
+
+FORMATS = ("JPEG", "PNG", "WEBP")
+MAX_PIXELS = 50_000_000
+MAX_BYTES = 256 * 2**20
+_JPEG_SIZES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # SOF markers
+_JPEG_ALONE = frozenset(range(0xD0, 0xD9)) | {0x01}  # markers without a length
+_DECODER_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    OverflowError,
+    IndexError,
+    KeyError,
+    TypeError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+
+
+def read_photo(path: str | os.PathLike[str]) -> np.ndarray:
+    """Decode a photo file to uint8 (y, x, 3) RGB with its EXIF orientation applied.
+
+    Raises InputError naming the file: missing, a folder, empty, another format, over 50 megapixels, damaged.
+    """
+    place = Path(path)
+    try:
+        if not place.exists():
+            raise InputError(f"{place}: no such photo")
+        if place.is_dir():
+            raise InputError(f"{place}: is a folder, not a photo; name the files in it")
+        if not place.is_file():
+            raise InputError(f"{place}: is not a regular file")
+        if place.stat().st_size > MAX_BYTES:
+            raise InputError(f"{place}: is over the cap of {MAX_BYTES} bytes for a photo")
+        data = place.read_bytes()
+    except (OSError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{str(place)!r}: cannot be read ({error})") from None
+    return decode_photo(data, str(place))
+
+
+def decode_photo(data: bytes, name: str) -> np.ndarray:
+    """Decode the bytes of a photo, as `read_photo` does; `name` is what an error calls it."""
+    if not data:
+        raise InputError(f"{name}: the file is empty (0 bytes)")
+    size = _header_size(data)
+    if size is None:
+        raise InputError(f"{name}: not a photo in {', '.join(FORMATS)}, or its header is damaged")
+    width, height = size
+    if width * height > MAX_PIXELS:
+        raise InputError(
+            f"{name}: {width} x {height} pixels are over the cap of {MAX_PIXELS // 10**6} megapixels; shrink it"
+        )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of Pillow, about harmless oddities such as EXIF it cannot parse
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                image.load()
+                return _to_rgb(ImageOps.exif_transpose(image))
+    except _DECODER_ERRORS as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{name}: the photo is damaged ({reason[:120]}); replace it") from None
+
+
+def photo_of(record: ImageRecord) -> np.ndarray:
+    """Pixels of a record, uint8 (y, x, 3); InputError where they are missing or of another size."""
+    if record.pixels is not None:
+        photo, name = record.pixels, f"image {record.image_id}"
+    elif record.path is not None:
+        photo, name = read_photo(record.path), record.path
+    else:
+        raise InputError(f"image {record.image_id}: the record holds neither pixels nor a path")
+    if photo.shape != (record.height, record.width, 3):
+        raise InputError(
+            f"{name}: the photo is {photo.shape[0]} x {photo.shape[1]} (height x width), "
+            f"but its annotations say {record.height} x {record.width}"
+        )
+    return photo
+
+
+def photo_size(path: str | os.PathLike[str]) -> tuple[int, int] | None:
+    """(height, width) as stored, EXIF not applied, from the header alone; None where there is none."""
+    try:
+        with open(path, "rb") as file:
+            size = _header_size(file.read(2**20))
+    except OSError:
+        return None
+    return None if size is None else (size[1], size[0])
+
+
+def _to_rgb(image: Image.Image) -> np.ndarray:
+    """uint8 (y, x, 3). White shows through transparent pixels (our choice: as on most viewers' pages)."""
+    if image.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion clips it to white
+        grey = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
+        return np.repeat(((grey * 255 + 32767) // 65535).astype(np.uint8)[..., None], 3, axis=2)
+    if "transparency" in image.info or image.mode in ("RGBA", "RGBa", "LA", "La", "PA"):
+        layer = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+    return np.array(image.convert("RGB"), dtype=np.uint8)
+
+
+def _header_size(data: bytes) -> tuple[int, int] | None:
+    """(width, height) from the header of a JPEG, PNG or WEBP; None where it is none of them or broken."""
+    if data.startswith(b"\x89PNG\r\n\x1a\n") and data[12:16] == b"IHDR" and len(data) >= 24:
+        size = struct.unpack(">II", data[16:24])
+    elif data.startswith(b"\xff\xd8\xff"):
+        size = _jpeg_size(data)
+    elif data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+        size = _webp_size(data)
+    else:
+        return None
+    return size if min(size) > 0 else None
+
+
+def _jpeg_size(data: bytes) -> tuple[int, int]:
+    """Size in the first frame header; (0, 0) where there is none."""
+    at = 2
+    while at + 9 <= len(data):
+        marker = data[at + 1]
+        if data[at] != 0xFF or marker in (0x00, 0xFF):  # junk and fill bytes between segments are allowed
+            at += 1
+        elif marker in _JPEG_SIZES:
+            height, width = struct.unpack(">HH", data[at + 5 : at + 9])
+            return width, height
+        elif marker in _JPEG_ALONE:
+            at += 2
+        else:
+            at += 2 + max(2, int.from_bytes(data[at + 2 : at + 4], "big"))
+    return 0, 0
+
+
+def _webp_size(data: bytes) -> tuple[int, int]:
+    """Size in the first chunk (VP8, VP8L or VP8X); (0, 0) where it is broken."""
+    kind = data[12:16]
+    if len(data) < 30:
+        return 0, 0
+    if kind == b"VP8X":
+        return 1 + int.from_bytes(data[24:27], "little"), 1 + int.from_bytes(data[27:30], "little")
+    if kind == b"VP8L" and data[20] == 0x2F:
+        bits = int.from_bytes(data[21:25], "little")
+        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    if kind == b"VP8 " and data[23:26] == b"\x9d\x01\x2a":
+        width, height = struct.unpack("<HH", data[26:30])
+        return width & 0x3FFF, height & 0x3FFF
+    return 0, 0

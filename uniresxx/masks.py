@@ -1,0 +1,268 @@
+"""Binary masks as COCO run-length codes; the one place that touches pycocotools.
+
+An RLE here is canonical: `counts` is ASCII text, no run after the first is empty, the runs add up to y * x. Codes
+from outside go through `validate` or `from_coco` first, and every function checks its input again before
+pycocotools sees it, because its C code trusts the sizes it is given. All areas are Python ints (those of
+pycocotools are uint32).
+Shapes: y x pixels of the photo. Errors: InputError with the offending value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as coco
+
+from uniresxx.errors import InputError
+from uniresxx.types import RLE
+
+MAX_PIXELS = 50_000_000  # the same cap as for photos (images.py)
+MAX_CHARS_PER_RUN = 6  # 6 * 5 bits hold any signed run difference below MAX_PIXELS
+MAX_POLYGON_STEPS = 20_000_000  # pycocotools walks a polygon's outline in steps of a fifth of a pixel
+
+
+def _size(value: Any) -> tuple[int, int]:
+    """(height, width) of a size field; InputError where it is no sane image size."""
+    if not isinstance(value, list | tuple | np.ndarray) or len(value) != 2:
+        raise InputError(f"mask size must be [height, width], not {_short(value)}")
+    sides = []
+    for side in value:
+        if isinstance(side, bool) or not isinstance(side, int | np.integer) or side < 1:
+            raise InputError(f"mask size must be two whole numbers from 1 up, not {_short(value)}")
+        sides.append(int(side))
+    if sides[0] * sides[1] > MAX_PIXELS:
+        raise InputError(f"mask size {sides[0]} x {sides[1]} is over the cap of {MAX_PIXELS} pixels")
+    return sides[0], sides[1]
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _parse(text: bytes) -> np.ndarray:
+    """Run lengths (int64) of a compressed code.
+
+    The format (pycocotools, maskApi.c rleFrString): six bits per character from '0' on, five of value (low first)
+    and one that says more follow; signed; from the fourth run on, the difference to the run two places before.
+    """
+    if not text:
+        raise InputError("mask code is empty: expected COCO run lengths")
+    codes = np.frombuffer(text, dtype=np.uint8).astype(np.int64) - 48
+    if int(codes.min()) < 0 or int(codes.max()) > 63:
+        raise InputError(f"mask code {_short(text)} holds a character that is not of a COCO run-length code")
+    ends = np.flatnonzero(codes < 32)
+    if ends.size == 0 or int(ends[-1]) != codes.size - 1:
+        raise InputError(f"mask code {_short(text)} breaks off in the middle of a run")
+    starts = np.concatenate(([0], ends[:-1] + 1))
+    length = ends - starts + 1
+    if int(length.max()) > MAX_CHARS_PER_RUN:
+        raise InputError(f"mask code {_short(text)} holds a run longer than any photo")
+    place = np.arange(codes.size) - np.repeat(starts, length)
+    runs = np.add.reduceat((codes & 31) << (5 * place), starts)
+    runs = np.where(codes[ends] & 16, runs - (np.int64(1) << (5 * length)), runs)
+    runs[1::2] = np.cumsum(runs[1::2])
+    runs[2::2] = np.cumsum(runs[2::2])
+    return runs
+
+
+def _check_runs(runs: np.ndarray, height: int, width: int) -> None:
+    """InputError unless the runs are lengths, none inside is empty, and they cover height * width."""
+    if runs.size == 0 or int(runs.min()) < 0:
+        raise InputError("mask code holds a run of negative length, or none")
+    if int(runs.max()) > MAX_PIXELS or int(runs.sum()) != height * width:
+        raise InputError(
+            f"mask code covers {int(runs.sum())} pixels, but its size {height} x {width} has {height * width}"
+        )
+    if runs.size > 1 and int(runs[1:].min()) == 0:
+        raise InputError("mask code holds an empty run: encode the mask again (masks.from_coco does)")
+
+
+def _checked(rle: Any, size: Sequence[int] | None = None) -> tuple[bytes, np.ndarray, int, int]:
+    if not isinstance(rle, Mapping) or "size" not in rle or "counts" not in rle:
+        raise InputError(f"a mask must be an object with size and counts, not {_short(rle)}")
+    height, width = _size(rle["size"])
+    if size is not None and (height, width) != (int(size[0]), int(size[1])):
+        raise InputError(f"mask is {height} x {width} (height x width), the photo is {size[0]} x {size[1]}")
+    counts = rle["counts"]
+    if isinstance(counts, str):
+        if not counts.isascii():
+            raise InputError(f"mask code {_short(counts)} holds a character that is not ASCII")
+        counts = counts.encode()
+    if not isinstance(counts, bytes):
+        raise InputError(f"mask counts must be text (compressed COCO RLE), not {type(counts).__name__}")
+    if len(counts) > MAX_CHARS_PER_RUN * (height * width + 1):
+        raise InputError(f"mask code of {len(counts)} characters is too long for {height} x {width} pixels")
+    runs = _parse(counts)
+    _check_runs(runs, height, width)
+    return counts, runs, height, width
+
+
+def validate(rle: Any, size: Sequence[int] | None = None) -> RLE:
+    """Check a compressed RLE from outside, and that it has `size` (height, width); returns it, counts as text.
+
+    Raises InputError: not an RLE, another size, broken code, runs that do not add up, more than MAX_PIXELS.
+    """
+    counts, _, height, width = _checked(rle, size)
+    return RLE(size=[height, width], counts=counts.decode("ascii"))
+
+
+def _own(coded: Mapping[str, Any]) -> RLE:
+    """An RLE of pycocotools (counts are bytes) as ours."""
+    return RLE(size=[int(coded["size"][0]), int(coded["size"][1])], counts=coded["counts"].decode("ascii"))
+
+
+def _theirs(rle: Any, size: Sequence[int] | None = None) -> dict[str, Any]:
+    counts, _, height, width = _checked(rle, size)
+    return {"size": [height, width], "counts": counts}
+
+
+def encode(mask_yx: np.ndarray) -> RLE:
+    """RLE of a mask: bool, or integers of which every value but 0 is foreground."""
+    if mask_yx.ndim != 2 or mask_yx.dtype.kind not in "bui":
+        raise InputError(f"a mask is a (y, x) array of bool or integers, not {mask_yx.dtype} {mask_yx.shape}")
+    _size(mask_yx.shape)
+    return _own(coco.encode(np.asfortranarray(mask_yx != 0).view(np.uint8)))
+
+
+def decode(rle: RLE) -> np.ndarray:
+    """Bool mask (y, x)."""
+    return np.ascontiguousarray(coco.decode(_theirs(rle))).view(bool)
+
+
+def empty(height: int, width: int) -> RLE:
+    """The mask without a pixel."""
+    return _from_runs(np.array([height * width], dtype=np.int64), *_size((height, width)))
+
+
+def area(rle: RLE) -> int:
+    """Foreground pixels."""
+    return int(_checked(rle)[1][1::2].sum())
+
+
+def intersection_area(a: RLE, b: RLE) -> int:
+    """Pixels in both masks; the sizes must be equal."""
+    first = _theirs(a)
+    return area(_own(coco.merge([first, _theirs(b, first["size"])], intersect=True)))
+
+
+def union(rles: Sequence[RLE], size: Sequence[int]) -> RLE:
+    """Pixels of any of the masks (never a sum), all of `size` (height, width); empty where there is no mask."""
+    if not rles:
+        return empty(int(size[0]), int(size[1]))
+    return _own(coco.merge([_theirs(rle, size) for rle in rles]))
+
+
+def box_of(rle: RLE) -> tuple[int, int, int, int] | None:
+    """Tight xyxy box in pixels, right and bottom edges exclusive; None for an empty mask."""
+    if area(rle) == 0:
+        return None
+    x, y, width, height = (int(value) for value in coco.toBbox(_theirs(rle)))
+    return x, y, x + width, y + height
+
+
+def _from_runs(runs: np.ndarray, height: int, width: int) -> RLE:
+    """RLE of run lengths (background first); empty runs are merged away."""
+    merged: list[int] = []
+    for index, run in enumerate(int(value) for value in runs):
+        if index == 0 or (run > 0 and len(merged) % 2 == index % 2):
+            merged.append(run)
+        elif run > 0:
+            merged[-1] += run
+    _check_runs(np.array(merged, dtype=np.int64), height, width)
+    return _own(coco.frPyObjects({"size": [height, width], "counts": merged}, height, width))
+
+
+def _from_counts_list(counts: Sequence[Any], height: int, width: int) -> RLE:
+    """RLE of uncompressed COCO counts."""
+    if len(counts) > height * width + 2:
+        raise InputError(f"mask has {len(counts)} runs, more than {height} x {width} pixels can have")
+    for value in counts:
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or not 0 <= value <= MAX_PIXELS:
+            raise InputError(f"mask counts must be whole numbers from 0 up, not {_short(value)}")
+    return _from_runs(np.array([int(value) for value in counts], dtype=np.int64), height, width)
+
+
+def from_polygons(polygons: Sequence[Sequence[float]], height: int, width: int) -> RLE:
+    """OR of polygons [x0, y0, x1, y1, …] in pixels, filled as pycocotools does.
+
+    A polygon of fewer than three corners encloses nothing and adds nothing (pycocotools would take four numbers
+    for a box). Corners may lie outside the photo by one photo size at most. Raises InputError.
+    """
+    height, width = _size((height, width))
+    solid, steps = [], 0.0
+    for polygon in polygons:
+        numbers = _corners(polygon, height, width)
+        if numbers.size < 6:
+            continue
+        points = numbers.reshape(-1, 2)
+        steps += float(5 * np.abs(np.diff(points, axis=0, append=points[:1])).max(axis=1).sum())
+        solid.append(numbers.tolist())
+    if steps > MAX_POLYGON_STEPS:
+        raise InputError(
+            f"polygon outlines of {steps / 5:.0f} pixels are over the cap {MAX_POLYGON_STEPS // 5}"
+        )
+    if not solid:
+        return empty(height, width)
+    return _own(coco.merge(coco.frPyObjects(solid, height, width)))
+
+
+def _corners(polygon: Any, height: int, width: int) -> np.ndarray:
+    try:
+        numbers = np.asarray(polygon, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError):
+        raise InputError(f"a polygon must be a list of numbers, not {_short(polygon)}") from None
+    if numbers.ndim != 1 or numbers.size % 2:
+        raise InputError(f"a polygon must be an even list of numbers x, y, …, not {_short(polygon)}")
+    margin = float(max(height, width))
+    inside = np.isfinite(numbers) & (numbers >= -margin) & (numbers <= 2 * margin)
+    if not inside.all():
+        raise InputError(
+            f"polygon corner {numbers[~inside][0]} lies far outside the photo of {height} x {width} pixels"
+        )
+    return numbers
+
+
+def from_coco(segmentation: Any, height: int, width: int) -> RLE:
+    """Canonical RLE of any COCO `segmentation`.
+
+    Polygons, one flat polygon, RLE with counts as list, text or bytes, a list of RLEs (RefClef), or an empty
+    list (an empty mask: the reader must refuse it as truth). Raises InputError.
+    """
+    height, width = _size((height, width))
+    if isinstance(segmentation, Mapping):
+        if not isinstance(segmentation.get("counts"), list):
+            return _from_runs(_checked_loose(segmentation, (height, width)), height, width)
+        if _size(segmentation.get("size")) != (height, width):
+            raise InputError(
+                f"mask is {segmentation['size']} (height, width), the photo is [{height}, {width}]"
+            )
+        return _from_counts_list(segmentation["counts"], height, width)
+    if not isinstance(segmentation, list | tuple):
+        raise InputError(f"segmentation must be polygons or run lengths, not {_short(segmentation)}")
+    if not segmentation:
+        return empty(height, width)
+    if all(isinstance(item, Mapping) for item in segmentation):
+        return union([from_coco(item, height, width) for item in segmentation], (height, width))
+    if all(isinstance(item, int | float) and not isinstance(item, bool) for item in segmentation):
+        return from_polygons([segmentation], height, width)
+    return from_polygons(segmentation, height, width)
+
+
+def _checked_loose(rle: Mapping[str, Any], size: tuple[int, int]) -> np.ndarray:
+    """Runs of a compressed RLE that may hold empty runs (`_from_runs` merges them and checks the rest)."""
+    if "size" not in rle or _size(rle["size"]) != size:
+        raise InputError(f"mask size is {_short(rle.get('size'))}, but the photo is [{size[0]}, {size[1]}]")
+    counts = rle.get("counts")
+    if isinstance(counts, str):
+        counts = counts.encode("utf-8", "replace")
+    if not isinstance(counts, bytes):
+        raise InputError(f"mask counts must be a list or text, not {_short(counts)}")
+    if len(counts) > MAX_CHARS_PER_RUN * (size[0] * size[1] + 1):
+        raise InputError(f"mask code of {len(counts)} characters is too long for {size[0]} x {size[1]}")
+    runs = _parse(counts)
+    if int(runs.min()) < 0:
+        raise InputError("mask code holds a run of negative length")
+    return runs
