@@ -1,7 +1,8 @@
 """The written rules that no linter knows: `python tools/check_rules.py` lists what breaks them and exits 1.
 
 Functions of at most 100 lines, nine in ten of at most 45; at least 97 % of arguments annotated;
-no bare except, no star import; `from __future__ import annotations` first; no file over the size cap; no path of one machine.
+no bare except, no star import; `from __future__ import annotations` first; no file over the size cap;
+no path of one machine.
 """
 
 from __future__ import annotations
