@@ -1,0 +1,58 @@
+"""File names made from what people typed, and writes that happen whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+import unicodedata
+from contextlib import suppress
+from io import BytesIO
+from pathlib import Path
+
+from PIL import Image
+
+LONGEST_NAME = 60  # characters; with suffixes stays far below the 255 bytes of common file systems
+
+
+def safe_name(text: str, otherwise: str = "x") -> str:
+    """A file name part out of any text: ASCII letters, digits, `-` and `_`; never empty, hidden or a path."""
+    plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
+    return re.sub(r"[^A-Za-z0-9-]+", "_", plain)[:LONGEST_NAME].strip("_-") or otherwise
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write `data` to `path` through a temporary neighbour, so a crash or a full disk leaves the old file.
+
+    Raises OSError (with the path of the target) where the disk is full or the folder cannot be written.
+    """
+    handle, temporary = -1, ""
+    try:
+        handle, temporary = tempfile.mkstemp(prefix=".writing-", dir=path.parent)
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException as error:
+        if temporary:
+            with suppress(OSError):
+                os.unlink(temporary)
+        if isinstance(error, OSError):
+            raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+        raise
+
+
+def _umask() -> int:
+    """The process's file mode mask; mkstemp makes private files, results are ordinary ones."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def png_bytes(picture: Image.Image) -> bytes:
+    """The picture as PNG."""
+    stream = BytesIO()
+    picture.save(stream, format="PNG", compress_level=3)
+    return stream.getvalue()
