@@ -1,0 +1,493 @@
+"""Evaluation of any `Segmenter`: generate, write down, then score what was written.
+
+The model sees photos and texts, never the truth. One `look` per few pictures, one `answer` for all their
+expressions. Folder of one benchmark: `evaluation.json` (what was asked of whom), `predictions.jsonl` (scored
+from here only), `images.jsonl` (seconds and proposal recall per picture), `dialogues.jsonl` (conversations).
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+import numpy as np
+
+from uniresxx import masks
+from uniresxx.errors import InputError
+from uniresxx.files import write_atomic
+from uniresxx.metrics import Counts, Outcome, RecallCounts, Tally
+from uniresxx.predictions import JsonlWriter, from_json, read_predictions, to_json
+from uniresxx.protocols import STRICT, has_target, protocol_of
+from uniresxx.segmenter import Decoding, Question, Segmenter
+from uniresxx.trivial import all_objects, always_reject, never_reject
+from uniresxx.types import Dialogue, Expression, Granularity, ImageRecord, Phrase, Prediction, Segment
+
+FORMAT = 1
+CHAT_TEMPLATE = "{expression}"  # questions of a conversation are whole sentences already
+STREAM_OF = {Granularity.OBJECT: "object", Granularity.PART: "part"}
+RECALL_IOU = 0.5
+Item = TypeVar("Item")
+Progress = Callable[[int, int], None]  # expressions answered so far, expressions in all
+
+
+@runtime_checkable
+class ShowsRegions(Protocol):
+    """Optional door of a Segmenter that proposes regions: their boxes, for measuring recall."""
+
+    def regions(self, sight: Any) -> list[Mapping[str, np.ndarray]]:
+        """Per photo of the sight: valid proposal boxes by "object" / "part", xyxy (N, 4), image frame,
+        pixels."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationFiles:
+    """Where one benchmark's evaluation lives."""
+
+    folder: Path
+
+    @property
+    def about(self) -> Path:
+        """The fingerprint: benchmark, checkpoint, decoding."""
+        return self.folder / "evaluation.json"
+
+    @property
+    def predictions(self) -> Path:
+        """One line per expression."""
+        return self.folder / "predictions.jsonl"
+
+    @property
+    def images(self) -> Path:
+        """One line per looked-at picture."""
+        return self.folder / "images.jsonl"
+
+    @property
+    def dialogues(self) -> Path:
+        """One line per conversation."""
+        return self.folder / "dialogues.jsonl"
+
+    def clear(self) -> None:
+        """Remove this benchmark's evaluation (--fresh)."""
+        for path in (self.about, self.predictions, self.images, self.dialogues):
+            path.unlink(missing_ok=True)
+
+
+def evaluate(
+    segmenter: Segmenter,
+    records: Sequence[ImageRecord],
+    benchmark: str,
+    decoding: Decoding,
+    out: Path,
+    *,
+    checkpoint: str = "",
+    batch_images: int = 8,
+    fresh: bool = False,
+    progress: Progress | None = None,
+    notes: Mapping[str, Any] | None = None,
+) -> Path:
+    """Answer every expression of `records`; returns the predictions file in `out` (the folder of this
+    benchmark).
+
+    Continues an interrupted evaluation of the same benchmark, checkpoint and decoding; InputError with the
+    difference where they are others. `checkpoint` identifies the weights; `notes` are kept but not compared
+    (data folder, limit). Interrupting between or inside batches loses at most one batch of answers.
+    """
+    files = EvaluationFiles(out)
+    if fresh:
+        files.clear()
+    about = fingerprint(records, benchmark, checkpoint, decoding, segmenter)
+    begin(files, about, notes or {})
+    with JsonlWriter(files.predictions) as lines, JsonlWriter(files.images) as looks:
+        done = {line.get("expression_id") for line in lines.kept}
+        total = sum(len(r.expressions) for r in records)
+        answered = sum(e.expression_id in done for r in records for e in r.expressions)
+        if progress:
+            progress(answered, total)
+        waiting = [(r, [e for e in r.expressions if e.expression_id not in done]) for r in records]
+        waiting = [(record, asked) for record, asked in waiting if asked]
+        for batch in _chunks(waiting, batch_images):
+            start = time.perf_counter()
+            sight = segmenter.look([_photo(record) for record, _ in batch])
+            texts = [[e.text for e in asked] for _, asked in batch]
+            answers = segmenter.answer(sight, texts, decoding)
+            seconds = time.perf_counter() - start
+            asked_all = [e for _, asked in batch for e in asked]
+            if len(answers) != len(asked_all):
+                raise RuntimeError(f"{len(asked_all)} texts asked, {len(answers)} predictions returned")
+            for line in _image_lines(segmenter, sight, [r for r, _ in batch], seconds):
+                looks.write(line)
+            for expression, prediction in zip(asked_all, answers, strict=True):
+                lines.write(to_json(expression.expression_id, prediction))
+            answered += len(asked_all)
+            if progress:
+                progress(answered, total)
+    return files.predictions
+
+
+def fingerprint(
+    records: Sequence[ImageRecord], benchmark: str, checkpoint: str, decoding: Decoding, segmenter: Segmenter
+) -> dict[str, Any]:
+    """What an evaluation is an evaluation of; two with equal fingerprints may share a predictions file."""
+    digest = sha256()
+    for record in records:
+        digest.update(repr((record.image_id, record.height, record.width)).encode())
+        for e in record.expressions:
+            digest.update(
+                repr((e.expression_id, e.text, e.granularity.value, e.rle and e.rle["counts"])).encode()
+            )
+    return {
+        "format": FORMAT,
+        "benchmark": benchmark,
+        "n_expressions": sum(len(r.expressions) for r in records),
+        "benchmark_sha256": digest.hexdigest()[:16],
+        "checkpoint": checkpoint,
+        "decoding": decoding.describe(decoding.rule or segmenter.decision_rule),
+    }
+
+
+def begin(files: EvaluationFiles, about: Mapping[str, Any], notes: Mapping[str, Any]) -> None:
+    """Store the fingerprint, or refuse another one with the difference (InputError)."""
+    before = read_about(files.folder)
+    if before is None:
+        if files.predictions.exists():
+            raise InputError(
+                f"{files.predictions} exists without its evaluation.json: use --fresh or another --out"
+            )
+        files.folder.mkdir(parents=True, exist_ok=True)
+        write_json(files.about, {**about, "notes": dict(notes), "versions": versions()})
+        return
+    changes = _differences({k: before.get(k) for k in about}, about)
+    if changes:
+        raise InputError(
+            f"{files.folder} holds another evaluation ({'; '.join(changes)}): use --fresh or another --out"
+        )
+
+
+def read_about(folder: Path) -> dict[str, Any] | None:
+    """The stored fingerprint of a benchmark's folder, or None."""
+    path = EvaluationFiles(folder).about
+    if not path.exists():
+        return None
+    try:
+        about = json.loads(path.read_text())
+    except ValueError:
+        raise InputError(f"{path} is not JSON: use --fresh") from None
+    if not isinstance(about, dict) or about.get("format") != FORMAT:
+        raise InputError(f"{path}: another format than {FORMAT}: use --fresh or another --out")
+    return about
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Readable `key: old -> new` for every value that differs."""
+    changes = []
+    for key in now:
+        old, new = before.get(key), now[key]
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            changes += _differences(old, new, f"{prefix}{key}.")
+        elif old != new:
+            changes.append(f"{prefix}{key}: {old} -> {new}")
+    return changes
+
+
+def _photo(record: ImageRecord) -> np.ndarray:
+    if record.pixels is not None:
+        return record.pixels
+    from uniresxx.images import photo_of
+
+    return photo_of(record)
+
+
+def _chunks(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+# -------------------------------------------------------------------------------------- proposal recall
+
+
+def _image_lines(
+    segmenter: Segmenter, sight: Any, records: Sequence[ImageRecord], seconds: float
+) -> list[dict[str, Any]]:
+    lines: list[dict[str, Any]] = [
+        {"image_id": r.image_id, "seconds": seconds / len(records)} for r in records
+    ]
+    if isinstance(segmenter, ShowsRegions):
+        for line, record, proposals in zip(lines, records, segmenter.regions(sight), strict=True):
+            line["found"], line["total"] = box_recall(record, proposals)
+    return lines
+
+
+def box_recall(
+    record: ImageRecord, proposals: Mapping[str, np.ndarray]
+) -> tuple[dict[str, int], dict[str, int]]:
+    """(found, total) truth boxes per stream: those of the picture where it lists them, else of its
+    expressions."""
+    found, total = {}, {}
+    for granularity, stream in STREAM_OF.items():
+        truth = record.boxes.get(stream)
+        if truth is None:
+            boxes = [_box(e) for e in record.expressions if e.granularity == granularity and has_target(e)]
+            truth = np.array(boxes, dtype=np.float64).reshape(-1, 4)
+        overlaps = _box_iou(np.asarray(truth, np.float64), np.asarray(proposals[stream], np.float64))
+        total[stream] = len(truth)
+        found[stream] = int((overlaps.max(axis=1, initial=0.0) >= RECALL_IOU).sum())
+    return found, total
+
+
+def _box(expression: Expression) -> tuple[float, float, float, float]:
+    assert expression.rle is not None
+    box = masks.box_of(expression.rle)
+    assert box is not None
+    return (float(box[0]), float(box[1]), float(box[2]), float(box[3]))
+
+
+def _box_iou(a_N4: np.ndarray, b_M4: np.ndarray) -> np.ndarray:
+    """(N, M) overlaps of xyxy boxes."""
+    low = np.maximum(a_N4[:, None, :2], b_M4[None, :, :2])
+    high = np.minimum(a_N4[:, None, 2:], b_M4[None, :, 2:])
+    inter = np.clip(high - low, 0, None).prod(axis=2)
+    area_a, area_b = ((b[:, 2:] - b[:, :2]).prod(axis=1) for b in (a_N4, b_M4))
+    return inter / np.maximum(area_a[:, None] + area_b[None] - inter, 1e-9)
+
+
+# ------------------------------------------------------------------------------------------------ scoring
+
+
+def score_file(
+    path: Path, records: Sequence[ImageRecord], benchmark: str, protocol: str = STRICT.name
+) -> dict[str, Any]:
+    """Score a predictions file against a benchmark: one entry of metrics.json. InputError lists what does not
+    fit."""
+    protocol_of(protocol).check(benchmark)
+    entry = score_predictions(read_predictions(path, records), records, benchmark, protocol)
+    about = read_about(path.parent)
+    if about is not None:
+        entry["decoding"], entry["template"] = about["decoding"], about["decoding"]["template"]
+        entry["checkpoint"] = about["checkpoint"]
+    images = EvaluationFiles(path.parent).images
+    if about is not None and images.exists():
+        entry |= _image_summary(images, {r.image_id for r in records})
+    return entry
+
+
+def score_predictions(
+    predictions: Mapping[str, Prediction],
+    records: Sequence[ImageRecord],
+    benchmark: str,
+    protocol: str = STRICT.name,
+) -> dict[str, Any]:
+    """Scores of predictions that cover every expression, with the trivial answers beside: an entry of
+    metrics.json."""
+    way = protocol_of(protocol)
+    tallies = {name: Tally() for name in ("model", "all_objects", "never_reject", "always_reject")}
+    for record in records:
+        answers = {
+            "model": predictions,
+            "all_objects": all_objects(record),
+            "never_reject": never_reject(record, predictions),
+            "always_reject": always_reject(record),
+        }
+        for name, given in answers.items():
+            tallies[name] = tallies[name].merge(way.tally_image(record, given))
+    model = tallies.pop("model")
+    name, _, split = benchmark.partition("/")
+    return {
+        "benchmark": name,
+        "split": split,
+        "protocol": protocol,
+        "decoding": None,  # unknown where only a predictions file is given
+        "template": None,
+        "checkpoint": None,
+        "n_expressions": model.overall.n,
+        **_scores(model),
+        "by_level": {str(level): counts.scores() for level, counts in sorted(model.by_level.items())},
+        "twin_score": model.twin_score,
+        "twin_groups": model.twins,
+        "no_answer": model.overall.no_answer,
+        "proposal_recall": None,
+        "counts": {
+            "overall": model.overall.sizes(),
+            "by_granularity": {g.value: c.sizes() for g, c in model.by_granularity.items()},
+            "by_level": {str(level): c.sizes() for level, c in sorted(model.by_level.items())},
+        },
+        "trivial": {
+            key: {**_scores(tally), "twin_score": tally.twin_score} for key, tally in tallies.items()
+        },
+        "versions": versions(),
+    }
+
+
+def _scores(tally: Tally) -> dict[str, Any]:
+    return {
+        "overall": tally.overall.scores(),
+        "by_granularity": {g.value: counts.scores() for g, counts in tally.by_granularity.items()},
+    }
+
+
+def _image_summary(path: Path, image_ids: set[str]) -> dict[str, Any]:
+    """Proposal recall and time per picture, from the last line of each picture."""
+    with JsonlWriter(path) as file:  # repairs a cut last line
+        lines = {line["image_id"]: line for line in file.kept if line["image_id"] in image_ids}
+    recall = RecallCounts()
+    for line in lines.values():
+        recall.add(line.get("found", {}), line.get("total", {}))
+    seconds = sum(line["seconds"] for line in lines.values())
+    return {
+        "proposal_recall": recall.scores() or None,
+        "proposal_boxes": recall.total or None,
+        "seconds_per_image": seconds / len(lines) if lines else None,
+    }
+
+
+def write_metrics(path: Path, entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Put entries into a metrics.json, replacing those of the same benchmark, split and protocol; returns
+    all."""
+    kept = read_metrics(path) if path.exists() else []
+    fresh = {_entry_key(e) for e in entries}
+    merged = [e for e in kept if _entry_key(e) not in fresh] + [dict(e) for e in entries]
+    write_json(path, merged)
+    return merged
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Entries of a metrics.json; InputError where it is something else."""
+    try:
+        entries = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read as a metrics file ({error}); use another --out") from None
+    if not isinstance(entries, list) or not all(isinstance(e, dict) and "benchmark" in e for e in entries):
+        raise InputError(f"{path} is not a list of benchmark scores; use another --out")
+    return entries
+
+
+def _entry_key(entry: Mapping[str, Any]) -> tuple[Any, Any, Any]:
+    return entry["benchmark"], entry.get("split"), entry.get("protocol")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write readable JSON whole or not at all; NaN is refused."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
+
+
+def versions() -> dict[str, str | None]:
+    """Versions and commit that a number was made with."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for package in ("uniresxx", "numpy", "torch", "transformers", "pycocotools"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = None
+    return found | {"commit": _commit()}
+
+
+def _commit() -> str | None:
+    """The clone's commit with `+` where files differ from it; None outside a clone."""
+    root = Path(__file__).resolve().parents[1]
+    if not (root / ".git").exists():
+        return None
+    try:
+        command = ["git", "-C", str(root), "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"]
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+# -------------------------------------------------------------------------------------- conversations
+
+
+def evaluate_dialogues(
+    segmenter: Segmenter,
+    records: Sequence[ImageRecord],
+    decoding: Decoding,
+    out: Path | None = None,
+    *,
+    batch_images: int = 8,
+    progress: Progress | None = None,
+) -> dict[str, Any] | None:
+    """Score conversations; None where the records hold none. With `out` every answer is written to
+    dialogues.jsonl.
+
+    Each turn sees the turns before it with the answers the model itself generated, never the true ones. The
+    k-th phrase of the truth is compared with the k-th segment of the answer; a missing segment counts as
+    rejected. Follow-ups (every turn after the first) and first turns are scored apart. Rerun as a whole when
+    interrupted.
+    """
+    held = [(record, dialogue) for record in records for dialogue in record.dialogues]
+    if not held:
+        return None
+    chat = replace(decoding, template=CHAT_TEMPLATE)
+    first, later = Counts(), Counts()
+    lines = None
+    if out is not None:
+        EvaluationFiles(out).dialogues.unlink(missing_ok=True)
+        lines = JsonlWriter(EvaluationFiles(out).dialogues)
+    done = 0
+    for batch in _chunks([r for r in records if r.dialogues], batch_images):
+        for record, dialogue, answers in _converse(segmenter, batch, chat):
+            line = {
+                "dialogue_id": dialogue.dialogue_id,
+                "image_id": record.image_id,
+                "turns": [to_json(turn.question, a) for turn, a in zip(dialogue.turns, answers, strict=True)],
+            }
+            if lines is not None:
+                lines.write(line)
+            for k, (turn, answer) in enumerate(zip(dialogue.turns, answers, strict=True)):
+                for outcome in judge_phrases(turn.phrases, from_json(to_json("", answer))):
+                    (later if k else first).add(outcome)
+            done += 1
+        if progress:
+            progress(done, len(held))
+    if lines is not None:
+        lines.close()
+    return {
+        "n_dialogues": len(held),
+        "decoding": chat.describe(chat.rule or segmenter.decision_rule),
+        "first_turn": {**first.scores(), **first.sizes()},
+        "follow_up": {**later.scores(), **later.sizes()},
+    }
+
+
+def _converse(
+    segmenter: Segmenter, records: Sequence[ImageRecord], decoding: Decoding
+) -> Iterator[tuple[ImageRecord, Dialogue, list[Prediction]]]:
+    """Hold all dialogues of a few pictures, turn by turn; one `look`, one `answer` per turn number."""
+    sight = segmenter.look([_photo(record) for record in records])
+    given: dict[tuple[int, int], list[Prediction]] = {
+        (b, d): [] for b, record in enumerate(records) for d in range(len(record.dialogues))
+    }
+    for k in range(max(len(d.turns) for r in records for d in r.dialogues)):
+        texts: list[list[str | Question]] = [[] for _ in records]
+        asked = [key for key in given if k < len(records[key[0]].dialogues[key[1]].turns)]
+        for b, d in asked:
+            turns = records[b].dialogues[d].turns
+            before = tuple((t.question, a.text) for t, a in zip(turns, given[b, d], strict=False))
+            texts[b].append(Question(turns[k].question, before))
+        answers = segmenter.answer(sight, texts, decoding)
+        if len(answers) != len(asked):
+            raise RuntimeError(f"{len(asked)} questions asked, {len(answers)} predictions returned")
+        for key, answer in zip(asked, answers, strict=True):
+            given[key].append(answer)
+    for (b, d), turns_given in given.items():
+        yield records[b], records[b].dialogues[d], turns_given
+
+
+def judge_phrases(truth: Sequence[Phrase], answer: Prediction) -> list[Outcome]:
+    """Judge the phrases of one turn in order, each as an expression under `strict`."""
+    segments = answer.segments
+    if not segments:
+        segments = (Segment("", None if answer.rejected else answer.mask, answer.score),)
+    outcomes = []
+    for k, phrase in enumerate(truth):
+        mask = segments[k].mask if k < len(segments) else None
+        asked = Expression("", phrase.text, phrase.granularity, phrase.rle)
+        outcomes.append(STRICT.judge(asked, Prediction(rejected=mask is None, mask=mask, text=answer.text)))
+    return outcomes
