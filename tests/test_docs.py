@@ -1,0 +1,143 @@
+"""The documentation is true: its commands parse, its links and paths exist, its Python uses real names."""
+
+from __future__ import annotations
+
+import ast
+import io
+import re
+import runpy
+import shlex
+import sys
+import tomllib
+from collections.abc import Iterator
+from contextlib import redirect_stderr, redirect_stdout
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.M | re.S)
+LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
+PATH = re.compile(r"`((?:mllm|uniresxx|train|eval|chat_demo|tests|tools|docs)/[\w./-]*)`")
+OTHER_PROGRAMS = ("bash", "source", "git", "cd")
+
+
+def fenced(page: Path, *languages: str) -> Iterator[str]:
+    """The fenced blocks of a page in one of the languages."""
+    for language, text in FENCE.findall(page.read_text(encoding="utf-8")):
+        if language in languages:
+            yield text
+
+
+def commands_of(page: Path) -> list[list[str]]:
+    """Every command line of the page's shell blocks, as words; comments and prompts dropped."""
+    lines = "\n".join(fenced(page, "bash", "sh", "console")).replace("\\\n", " ").splitlines()
+    words = [shlex.split(line.removeprefix("$ "), comments=True) for line in lines]
+    return [line for line in words if line]
+
+
+COMMANDS = sorted({tuple(words) for page in PAGES for words in commands_of(page)})
+
+
+def make_targets() -> set[str]:
+    text = (ROOT / "Makefile").read_text(encoding="utf-8")
+    return set(re.findall(r"^([a-z][\w-]*):(?!=)", text, re.M))
+
+
+def help_of(module: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> str:
+    """What `python -m MODULE WORDS --help` prints, run inside this process."""
+    monkeypatch.setattr(sys, "argv", [module, *words, "--help"])
+    monkeypatch.setenv("COLUMNS", "200")
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as stop:
+        runpy.run_module(module, run_name="__main__", alter_sys=False)
+    assert stop.value.code in (0, None), f"{module} {words}: {err.getvalue()}"
+    return out.getvalue()
+
+
+def check_program(module: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The program has the subcommand, and its help names every option of the command."""
+    first = next((at for at, word in enumerate(words) if word.startswith("-")), len(words))
+    shown = help_of(module, words[:first], monkeypatch).replace("_", "-")
+    options = [word.split("=")[0].replace("_", "-") for word in words if word.startswith("--")]
+    assert [option for option in options if option not in shown] == []
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_a_command_is_accepted(words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    match words:
+        case ("make", *targets):
+            assert {word for word in targets if "=" not in word} <= make_targets()
+        case ("python", "-m", module, *rest):
+            assert find_spec(module) is not None, f"no module {module}"
+            check_program(module, rest, monkeypatch)
+        case ("uniresxx", *rest):
+            check_program("uniresxx", rest, monkeypatch)
+        case ("bash", script, *_):
+            assert (ROOT / script).is_file()
+        case (program, *_):
+            assert program in OTHER_PROGRAMS, f"nothing checks {program!r}"
+
+
+def test_commands_were_found() -> None:
+    heads = {words[0] for words in COMMANDS}
+    assert {"make", "python", "uniresxx"} <= heads and len(COMMANDS) >= 12
+
+
+def slug(heading: str) -> str:
+    """The anchor a heading gets on common forges."""
+    return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_and_paths_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    prose = FENCE.sub("", text)
+    missing = []
+    for target in LINK.findall(prose):
+        if "://" in target or target.startswith("mailto:"):
+            continue
+        name, _, anchor = target.partition("#")
+        file = (page.parent / name).resolve() if name else page
+        if not file.exists():
+            missing.append(target)
+        elif anchor:
+            headings = re.findall(r"^#+ (.*)$", file.read_text(encoding="utf-8"), re.M)
+            missing += [target] if anchor not in map(slug, headings) else []
+    missing += [name for name in PATH.findall(prose) if not (ROOT / name).exists()]
+    assert missing == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_examples_use_real_names(page: Path) -> None:
+    import uniresxx
+
+    for block in fenced(page, "python"):
+        tree = ast.parse(block)
+        names = {
+            alias.name
+            for node in ast.walk(tree)
+            if isinstance(node, ast.ImportFrom) and node.module == "uniresxx"
+            for alias in node.names
+        }
+        assert names <= set(uniresxx.__all__)
+        used = set(re.findall(r"\b(?:p|P)redictor\.(\w+)\(", block))
+        assert used <= set(dir(uniresxx.Predictor)) if used else True
+
+
+def test_every_page_is_reachable_from_the_readme() -> None:
+    linked = set(LINK.findall((ROOT / "README.md").read_text(encoding="utf-8")))
+    pages = {page.relative_to(ROOT).as_posix() for page in PAGES} - {"README.md"}
+    assert pages <= linked
+
+
+def test_versions_agree() -> None:
+    import uniresxx
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert project["version"] == uniresxx.__version__
+    assert f"\nversion: {uniresxx.__version__}\n" in citation
+    assert f"## {uniresxx.__version__}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
