@@ -7,6 +7,8 @@ import io
 import re
 import runpy
 import shlex
+import shutil
+import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -79,6 +81,18 @@ def test_a_command_is_accepted(words: tuple[str, ...], monkeypatch: pytest.Monke
             assert (ROOT / script).is_file()
         case (program, *_):
             assert program in OTHER_PROGRAMS, f"nothing checks {program!r}"
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_the_demo_runs_commands_that_exist(monkeypatch: pytest.MonkeyPatch) -> None:
+    command = ["make", "--no-print-directory", "-n", "demo", "VENV=venv", "RUN=runs/x"]
+    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    ours = [line for line in shown.splitlines() if re.match(r"venv/bin/python -m (train|eval)", line)]
+    programs = [shlex.split(line)[2:] for line in ours]
+    assert [words[0] for words in programs] == ["train", "eval", "eval"]
+    assert all("runs/x" in words for words in programs)
+    for module, *words in programs:
+        check_program(module, words, monkeypatch)
 
 
 def test_commands_were_found() -> None:
