@@ -44,6 +44,22 @@ def read_photo(path: str | os.PathLike[str]) -> np.ndarray:
 
     Raises InputError naming the file: missing, a folder, empty, another format, over 50 megapixels, damaged.
     """
+    return decode_photo(_read(path), str(path))
+
+
+def read_mask(path: str | os.PathLike[str]) -> np.ndarray:
+    """Bool (y, x) of a mask file (PNG): every pixel whose grey value is above 0. InputError as `read_photo`."""
+    data = _read(path)
+    _checked_size(data, str(path))
+    try:
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+            grey = image if image.mode in ("1", "L", "I", "I;16", "I;16B") else image.convert("L")
+            return np.asarray(grey) > 0
+    except _DECODER_ERRORS as error:
+        raise InputError(f"{path}: the mask is no readable PNG ({_reason(error)})") from None
+
+
+def _read(path: str | os.PathLike[str]) -> bytes:
     place = Path(path)
     try:
         if not place.exists():
@@ -59,11 +75,28 @@ def read_photo(path: str | os.PathLike[str]) -> np.ndarray:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{str(place)!r}: cannot be read ({error})") from None
-    return decode_photo(data, str(place))
+    return data
 
 
 def decode_photo(data: bytes, name: str) -> np.ndarray:
     """Decode the bytes of a photo, as `read_photo` does; `name` is what an error calls it."""
+    _checked_size(data, name)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of Pillow, about harmless oddities such as EXIF it cannot parse
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                image.load()
+                return _to_rgb(ImageOps.exif_transpose(image))
+    except _DECODER_ERRORS as error:
+        raise InputError(f"{name}: the photo is damaged ({_reason(error)}); replace it") from None
+
+
+def _reason(error: Exception) -> str:
+    return (" ".join(str(error).split()) or type(error).__name__)[:120]
+
+
+def _checked_size(data: bytes, name: str) -> tuple[int, int]:
+    """(width, height) from the header; InputError where there is none or it is over the cap."""
     if not data:
         raise InputError(f"{name}: the file is empty (0 bytes)")
     size = _header_size(data)
@@ -72,17 +105,9 @@ def decode_photo(data: bytes, name: str) -> np.ndarray:
     width, height = size
     if width * height > MAX_PIXELS:
         raise InputError(
-            f"{name}: {width} x {height} pixels are over the cap of {MAX_PIXELS // 10**6} megapixels; shrink it"
+            f"{name}: {width} x {height} pixels are over the cap of {MAX_PIXELS // 10**6} megapixels"
         )
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of Pillow, about harmless oddities such as EXIF it cannot parse
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                image.load()
-                return _to_rgb(ImageOps.exif_transpose(image))
-    except _DECODER_ERRORS as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"{name}: the photo is damaged ({reason[:120]}); replace it") from None
+    return width, height
 
 
 def photo_of(record: ImageRecord) -> np.ndarray:

@@ -1,0 +1,100 @@
+"""NAME/SPLIT -> ImageRecords: the names by which training, evaluation and the command line call data."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from uniresxx.data.readers.grefcoco import read_grefcoco
+from uniresxx.data.readers.refcoco import read_refcoco
+from uniresxx.data.readers.refcocom import known_stems, read_refcocom
+from uniresxx.errors import InputError
+from uniresxx.types import ImageRecord
+
+UNC_SPLITS = ("train", "val", "testA", "testB")
+SCENES = ("scenes", "scenes_easy")
+# name -> (folder, way of splitting, splits); RefCOCO's google split is left out: it shares photos with train and val
+REFCOCO = {
+    "refcoco": ("refcoco", "unc", UNC_SPLITS),
+    "refcoco+": ("refcoco+", "unc", UNC_SPLITS),
+    "refcocog_umd": ("refcocog", "umd", ("train", "val", "test")),
+    "refcocog_google": ("refcocog", "google", ("train", "val")),
+}
+
+
+def known_benchmarks() -> list[str]:
+    """Every NAME/SPLIT (RefCOCOm: the lists its papers report; others are found in the data folder)."""
+    names = [f"{name}/{split}" for name, (_, _, splits) in REFCOCO.items() for split in splits]
+    names += [f"grefcoco/{split}" for split in UNC_SPLITS]
+    names += [f"refcocom/{split}_{kind}" for split in UNC_SPLITS[1:] for kind in ("part_only", "object_part")]
+    names += [f"mini_real/{split}" for split in UNC_SPLITS]
+    return names + [f"{name}/{split}" for name in SCENES for split in scene_splits()]
+
+
+def scene_splits() -> tuple[str, ...]:
+    """Splits of the drawn scenes that have a fixed number of expressions."""
+    return ("val", "testA", "testB", "test_parts")
+
+
+def load_benchmark(name: str, data: Path | None) -> list[ImageRecord]:
+    """Records of NAME/SPLIT from the native layouts under `data` (not needed for scenes).
+
+    Raises InputError: an unknown name (lists the known ones), no data folder, and all that the readers refuse.
+    """
+    dataset, _, split = name.partition("/")
+    if dataset in SCENES and split:
+        from uniresxx.data.scenes import benchmark_records
+
+        return benchmark_records(dataset, split)
+    if not split or dataset not in (*REFCOCO, "grefcoco", "refcocom", "mini_real"):
+        raise InputError(f"unknown benchmark {name!r}; known: {', '.join(known_benchmarks())}")
+    if data is None:
+        raise InputError(f"{name} is read from disk: give the root of the native layout with --data DIR")
+    if not data.is_dir():
+        raise InputError(f"{data}: no such folder; --data DIR must be the root of the native layout")
+    if dataset in REFCOCO:
+        folder, split_by, _ = REFCOCO[dataset]
+        return read_refcoco(data, split, folder, split_by, prefix=dataset)
+    if dataset == "grefcoco":
+        return read_grefcoco(data, split)
+    if dataset == "refcocom":
+        return read_refcocom(data, split)
+    return merge_records(read_grefcoco(data, split), read_refcocom(data, f"{split}_part_only"))
+
+
+def merge_records(*sets: list[ImageRecord]) -> list[ImageRecord]:
+    """One record per image from several sets, in order of first appearance; the ids keep their source.
+
+    Raises InputError where two sets disagree about an image's size.
+    """
+    merged: dict[str, ImageRecord] = {}
+    for record in (item for records in sets for item in records):
+        known = merged.get(record.image_id)
+        if known is None:
+            merged[record.image_id] = record
+            continue
+        if (known.height, known.width) != (record.height, record.width):
+            raise InputError(
+                f"image {record.image_id} is {known.height} x {known.width} in one data set "
+                f"and {record.height} x {record.width} in another"
+            )
+        left_out = known.source.get("left_out", ()) + record.source.get("left_out", ())
+        merged[record.image_id] = replace(
+            known,
+            expressions=known.expressions + record.expressions,
+            source={"left_out": left_out} if left_out else known.source,
+        )
+    return list(merged.values())
+
+
+def splits_of(dataset: str, data: Path | None) -> list[str]:
+    """Splits of a data set; InputError where it is unknown."""
+    if dataset in SCENES:
+        return list(scene_splits())
+    if dataset == "refcocom" and data is not None:
+        return known_stems(data)
+    splits = [name.partition("/")[2] for name in known_benchmarks() if name.partition("/")[0] == dataset]
+    if not splits:
+        names = list(dict.fromkeys(name.partition("/")[0] for name in known_benchmarks()))
+        raise InputError(f"unknown data set {dataset!r}; known: {', '.join(names)}")
+    return splits

@@ -1,0 +1,276 @@
+"""What the native formats share: folders in their known spellings, COCO `instances.json`, sentences, records.
+
+Folder and field rules follow the public readers of these sets (refer.py, grefer.py, CRIS); image files lie under
+`images/train2014` or, in the LISA layout, under `images/mscoco/images/train2014`.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from uniresxx import masks
+from uniresxx.data.readers.pickles import load_json
+from uniresxx.errors import InputError
+from uniresxx.types import RLE, Expression, Granularity, ImageRecord
+
+logger = logging.getLogger("uniresxx.data")
+
+PHOTO_FOLDERS = (
+    "images/train2014",
+    "images/mscoco/images/train2014",
+    "refer_seg/images/mscoco/images/train2014",
+    "refer_seg/images/train2014",
+    "train2014",
+    "images",
+)
+
+
+def data_folders(root: Path, names: Sequence[str]) -> list[Path]:
+    """Folders of a data set under `root` (or `root/refer_seg`): any upper and lower case of any of `names`."""
+    known = {name.lower() for name in names}
+    found = []
+    for parent in (root, root / "refer_seg"):
+        if parent.is_dir():
+            found += [
+                item for item in sorted(parent.iterdir()) if item.name.lower() in known and item.is_dir()
+            ]
+    return found
+
+
+def data_file(root: Path, names: Sequence[str], files: Sequence[str]) -> Path:
+    """The first of `files` in a folder of the data set; InputError that lists what was looked for."""
+    if not root.is_dir():
+        raise InputError(f"{root}: no such data folder; give the root of the native layout with --data DIR")
+    for folder in data_folders(root, names):
+        for name in files:
+            if (folder / name).is_file():
+                return folder / name
+    raise InputError(
+        f"{root}: holds no {names[0]}/{' or '.join(files)}; --data must name the folder above it"
+    )
+
+
+class PhotoFinder:
+    """Where the photos of a root lie; a photo that is missing is only an error once its pixels are wanted."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.folders = [root / name for name in PHOTO_FOLDERS if (root / name).is_dir()]
+
+    def path(self, file_name: str) -> Path:
+        """Path of a photo; InputError where the name would leave the photo folder."""
+        name = PurePosixPath(file_name)
+        if (
+            name.is_absolute()
+            or ".." in name.parts
+            or not name.parts
+            or "\\" in file_name
+            or "\0" in file_name
+        ):
+            raise InputError(f"photo name {file_name!r} must be a file under the photo folder")
+        for folder in self.folders[:-1]:  # the last needs no look: there is nowhere else
+            if (folder / name).is_file():
+                return folder / name
+        return (self.folders[-1] if self.folders else self.root / PHOTO_FOLDERS[0]) / name
+
+
+def need(record: Mapping[str, Any], name: str, who: str) -> Any:
+    """A field of a record; InputError naming the field and the record."""
+    if name not in record:
+        raise InputError(f"{who}: has no field {name!r}")
+    return record[name]
+
+
+def whole(value: Any, name: str, who: str) -> int:
+    """An int of a field (12, 12.0 or "12"); InputError otherwise."""
+    if isinstance(value, str) and re.fullmatch(r"-?\d{1,18}", value):
+        return int(value)
+    if isinstance(value, bool) or not isinstance(value, int | float) or int(value) != value:
+        raise InputError(f"{who}: {name} must be a whole number, not {value!r}")
+    return int(value)
+
+
+@dataclass(frozen=True)
+class Instances:
+    """COCO images and annotations by id."""
+
+    path: Path
+    images: Mapping[int, Mapping[str, Any]]
+    annotations: Mapping[int, Mapping[str, Any]]
+
+    @classmethod
+    def load(cls, path: Path) -> Instances:
+        """Read `instances.json`; InputError naming file and field where it is not of COCO's form."""
+        content = load_json(path)
+        if not isinstance(content, dict):
+            raise InputError(f"{path}: must hold a COCO object, not {type(content).__name__}")
+        tables = {}
+        for name in ("images", "annotations"):
+            rows = need(content, name, str(path))
+            if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+                raise InputError(f"{path}: {name} must be a list of objects")
+            tables[name] = {
+                whole(need(row, "id", f"{path}: {name}[{index}]"), "id", f"{path}: {name}[{index}]"): row
+                for index, row in enumerate(rows)
+            }
+        return cls(path, tables["images"], tables["annotations"])
+
+    def image(self, image_id: int, who: str) -> tuple[str, int, int]:
+        """(file name, height, width) of an image."""
+        if image_id not in self.images:
+            raise InputError(f"{who}: image_id {image_id} is not in {self.path}")
+        row, name = self.images[image_id], f"{self.path}: image {image_id}"
+        file_name = need(row, "file_name", name)
+        if not isinstance(file_name, str):
+            raise InputError(f"{name}: file_name must be text, not {file_name!r}")
+        height, width = (whole(need(row, side, name), side, name) for side in ("height", "width"))
+        return file_name, height, width
+
+    def annotation(self, ann_id: int, image_id: int, who: str) -> Mapping[str, Any]:
+        """An annotation, which must belong to the image."""
+        if ann_id not in self.annotations:
+            raise InputError(f"{who}: ann_id {ann_id} is not in {self.path}")
+        row = self.annotations[ann_id]
+        if whole(row.get("image_id", image_id), "image_id", f"{self.path}: ann {ann_id}") != image_id:
+            raise InputError(f"{who}: ann_id {ann_id} belongs to image {row['image_id']}, not to {image_id}")
+        return row
+
+    def is_crowd(self, ann_id: int, image_id: int, who: str) -> bool:
+        """Crowd regions mean "many" and are never a referent."""
+        return bool(self.annotation(ann_id, image_id, who).get("iscrowd", 0))
+
+    def mask(self, ann_id: int, image_id: int, who: str) -> RLE:
+        """OR of an annotation's polygons or run lengths, at the photo's size; InputError where it is empty."""
+        row, name = self.annotation(ann_id, image_id, who), f"{self.path}: ann {ann_id}"
+        _, height, width = self.image(image_id, who)
+        try:
+            rle = masks.from_coco(need(row, "segmentation", name), height, width)
+        except InputError as error:
+            raise InputError(str(error) if str(error).startswith(name) else f"{name}: {error}") from None
+        if masks.area(rle) == 0:
+            raise InputError(f"{name}: its segmentation covers no pixel, so it can be no target of {who}")
+        return rle
+
+
+@dataclass(frozen=True, slots=True)
+class Sentence:
+    """One sentence: the text given to the model, and what the file says."""
+
+    text: str
+    raw: str
+    native_id: str | None
+
+
+def sentences(record: Mapping[str, Any], id_field: str, who: str) -> Iterator[Sentence]:
+    """The sentences of a record, dicts or plain text.
+
+    `text` is `sent` without blanks at its ends, otherwise as it came (HTML residue too) and never shortened; where
+    `sent` is blank, `raw` serves (our choice). A sentence that is blank in both comes with an empty text.
+    """
+    items = need(record, "sentences", who)
+    if not isinstance(items, list):
+        raise InputError(f"{who}: sentences must be a list, not {type(items).__name__}")
+    for index, item in enumerate(items):
+        if isinstance(item, str):
+            yield Sentence(item.strip(), item, None)
+            continue
+        if not isinstance(item, dict):
+            raise InputError(f"{who}: sentence {index} must be a dict or text, not {type(item).__name__}")
+        sent = need(item, "sent", f"{who}: sentence {index}")
+        raw = item.get("raw", sent)
+        if not isinstance(sent, str) or not isinstance(raw, str):
+            raise InputError(f"{who}: sentence {index}: sent and raw must be text")
+        native = item.get(id_field)
+        yield Sentence(sent.strip() or raw.strip(), raw, None if native is None else str(native))
+
+
+@dataclass
+class _Image:
+    path: str
+    height: int
+    width: int
+    expressions: list[Expression] = field(default_factory=list)
+
+
+class Collector:
+    """Gathers expressions into one ImageRecord per image, in order of first appearance, and reports what was left out."""
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+        self.images: dict[str, _Image] = {}
+        self.left_out: list[str] = []
+        self._seen: dict[str, int] = {}
+
+    def add(self, image_id: str, path: Path, size: tuple[int, int], expression: Expression) -> None:
+        """Add an expression; `size` is (height, width), the same for all expressions of an image, or InputError."""
+        image = self.images.setdefault(image_id, _Image(str(path), *size))
+        if (image.height, image.width) != size:
+            raise InputError(
+                f"{self.where}: {expression.expression_id} says image {image_id} is {size[0]} x {size[1]} "
+                f"(height x width), earlier records say {image.height} x {image.width}"
+            )
+        image.expressions.append(expression)
+
+    def unique(self, expression_id: str) -> str:
+        """The id itself, or with `#2`, `#3`, … where a file uses an id again (our choice: predictions are keyed by it)."""
+        count = self._seen[expression_id] = self._seen.get(expression_id, 0) + 1
+        return expression_id if count == 1 else f"{expression_id}#{count}"
+
+    def leave_out(self, what: str) -> None:
+        """Note something that is right but cannot be asked or scored."""
+        self.left_out.append(what)
+
+    def records(self) -> list[ImageRecord]:
+        """The records; warns about what was left out. InputError where nothing is left."""
+        if self.left_out:
+            some = "; ".join(self.left_out[:3]) + ("; …" if len(self.left_out) > 3 else "")
+            if not self.images:
+                raise InputError(f"{self.where}: nothing left to read: {some}")
+            logger.warning("%s: left out %d: %s", self.where, len(self.left_out), some)
+        repeated = sum(count > 1 for count in self._seen.values())
+        if repeated:
+            logger.warning("%s: %d native ids are used more than once; got #2, #3, …", self.where, repeated)
+        source = {"left_out": tuple(self.left_out)} if self.left_out else {}
+        return [
+            ImageRecord(name, item.height, item.width, tuple(item.expressions), path=item.path, source=source)
+            for name, item in self.images.items()
+        ]
+
+
+def target_expression(
+    expression_id: str,
+    sentence: Sentence,
+    granularity: Granularity,
+    rle: RLE | None,
+    source: Mapping[str, Any],
+) -> Expression:
+    """An Expression with the area of its mask; `source` gets the raw text."""
+    return Expression(
+        expression_id,
+        sentence.text,
+        granularity,
+        rle,
+        area=0 if rle is None else masks.area(rle),
+        source={"raw": sentence.raw, **source},
+    )
+
+
+def records_of_split(
+    records: Sequence[Mapping[str, Any]], split: str, path: Path
+) -> list[tuple[str, Mapping[str, Any]]]:
+    """(name for errors, record) of the records of a split; InputError listing the splits where there are none."""
+    named = [(f"{path}: record {index}{_ref_name(record)}", record) for index, record in enumerate(records)]
+    chosen = [(who, record) for who, record in named if need(record, "split", who) == split]
+    if not chosen:
+        known = sorted({str(record["split"]) for record in records})
+        raise InputError(f"{path}: has no split {split!r}; it has {', '.join(known) or 'no records'}")
+    return chosen
+
+
+def _ref_name(record: Mapping[str, Any]) -> str:
+    return f" (ref_id {record['ref_id']})" if "ref_id" in record else ""

@@ -1,0 +1,64 @@
+"""gRefCOCO: expressions for no, one or several objects (`grefs(unc).p` or `.json`, `instances.json`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from uniresxx import masks
+from uniresxx.data.readers import coco
+from uniresxx.data.readers.pickles import load_records
+from uniresxx.errors import InputError
+from uniresxx.types import RLE, Granularity, ImageRecord
+
+FOLDERS = ("grefcoco", "grefs")
+
+
+def read_grefcoco(root: Path, split: str) -> list[ImageRecord]:
+    """Records of one split, ids `grefcoco/<split>/<sent_id>`.
+
+    The truth is in `ann_id`, as in the public readers, not in the flag `no_target`: a list, one number, [-1] or an
+    empty list (no target). The mask is the OR of the targets; crowd regions are none, and a ref whose only targets are
+    crowds is left out and reported. Granularity: none, object (one target) or multi. Raises InputError naming file,
+    record and field, also for an `ann_id` that `instances.json` does not know.
+    """
+    path = coco.data_file(root, FOLDERS, ("grefs(unc).p", "grefs(unc).json"))
+    instances = coco.Instances.load(coco.data_file(root, FOLDERS, ("instances.json",)))
+    finder, collector = coco.PhotoFinder(root), coco.Collector(f"{path}: {split}")
+    for who, record in coco.records_of_split(load_records(path), split, path):
+        image_id = coco.whole(coco.need(record, "image_id", who), "image_id", who)
+        file_name, height, width = instances.image(image_id, who)
+        ann_ids = _ann_ids(record, who)
+        targets = [ann_id for ann_id in ann_ids if not instances.is_crowd(ann_id, image_id, who)]
+        if ann_ids and not targets:
+            collector.leave_out(f"{who}: its only target, ann {ann_ids[0]}, is a crowd region")
+            continue
+        rle: RLE | None = None
+        if targets:
+            rle = masks.union([instances.mask(item, image_id, who) for item in targets], (height, width))
+        granularity = (Granularity.NONE, Granularity.OBJECT, Granularity.MULTI)[min(len(targets), 2)]
+        source: dict[str, Any] = {"ref_id": record.get("ref_id"), "ann_id": targets}
+        for sentence in coco.sentences(record, "sent_id", who):
+            if sentence.native_id is None:
+                coco.need({}, "sent_id", f"{who}: a sentence")
+            if not sentence.text:
+                collector.leave_out(f"{who}: sentence {sentence.native_id} is blank")
+                continue
+            expression = coco.target_expression(
+                collector.unique(f"grefcoco/{split}/{sentence.native_id}"), sentence, granularity, rle, source
+            )
+            collector.add(str(image_id), finder.path(file_name), (height, width), expression)
+    return collector.records()
+
+
+def _ann_ids(record: Mapping[str, Any], who: str) -> list[int]:
+    """The annotation ids of a ref, each once, in order; empty for no target."""
+    value = coco.need(record, "ann_id", who)
+    items = value if isinstance(value, list | tuple) else [value]
+    ann_ids = list(dict.fromkeys(coco.whole(item, "ann_id", who) for item in items))
+    if ann_ids == [-1]:
+        return []
+    if -1 in ann_ids:
+        raise InputError(f"{who}: ann_id {value!r} mixes -1 (no target) with targets")
+    return ann_ids

@@ -1,0 +1,51 @@
+"""RefCOCO, RefCOCO+ and RefCOCOg: `instances.json` and `refs(SPLIT_BY).p`, or the same records as `.json`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from uniresxx.data.readers import coco
+from uniresxx.data.readers.pickles import load_records
+from uniresxx.types import Granularity, ImageRecord
+
+
+def read_refcoco(
+    root: Path, split: str, dataset: str = "refcoco", split_by: str = "unc", prefix: str | None = None
+) -> list[ImageRecord]:
+    """Records of one split; every expression points at one object.
+
+    `dataset` is the folder (refcoco, refcoco+, refcocog), `split_by` the way of splitting in the file's name, and
+    `prefix` the first word of the expression ids (`dataset` where None): `<prefix>/<split>/<sent_id>`.
+    `file_name` of a ref is no file (it ends on `_<n>`): the photo is the one `instances.json` names.
+    Raises InputError naming file, record and field.
+    """
+    prefix = prefix or dataset
+    names = (dataset, dataset.replace("+", "plus"))
+    path = coco.data_file(root, names, (f"refs({split_by}).p", f"refs({split_by}).json"))
+    instances = coco.Instances.load(coco.data_file(root, names, ("instances.json",)))
+    finder, collector = coco.PhotoFinder(root), coco.Collector(f"{path}: {split}")
+    for who, record in coco.records_of_split(load_records(path), split, path):
+        ann_id = coco.whole(coco.need(record, "ann_id", who), "ann_id", who)
+        image_id = coco.whole(coco.need(record, "image_id", who), "image_id", who)
+        if instances.is_crowd(ann_id, image_id, who):
+            collector.leave_out(f"{who}: its target ann {ann_id} is a crowd region")
+            continue
+        rle = instances.mask(ann_id, image_id, who)
+        file_name, height, width = instances.image(image_id, who)
+        source: dict[str, Any] = {"ref_id": record.get("ref_id"), "ann_id": ann_id}
+        for sentence in coco.sentences(record, "sent_id", who):
+            if sentence.native_id is None:
+                coco.need({}, "sent_id", f"{who}: a sentence")
+            if not sentence.text:
+                collector.leave_out(f"{who}: sentence {sentence.native_id} is blank")
+                continue
+            expression = coco.target_expression(
+                collector.unique(f"{prefix}/{split}/{sentence.native_id}"),
+                sentence,
+                Granularity.OBJECT,
+                rle,
+                source,
+            )
+            collector.add(str(image_id), finder.path(file_name), (height, width), expression)
+    return collector.records()
