@@ -1,0 +1,164 @@
+"""The Predictor: one look per photo, every way to give a photo, every way to get it wrong."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from uniresxx.errors import InputError
+from uniresxx.overlay import draw_overlay
+from uniresxx.predictor import EXPRESSIONS_AT_ONCE, MAX_CHARACTERS, Predictor, layers_of, mask_of
+from uniresxx.segmenter import Decoding, Question, Segmenter
+from uniresxx.testing import ColourSegmenter
+from uniresxx.types import Prediction
+
+
+def card(height=40, width=60):
+    """Grey with a red block, rows 5-9, columns 10-19."""
+    photo = np.full((height, width, 3), 90, dtype=np.uint8)
+    photo[5:10, 10:20] = (255, 0, 0)
+    return photo
+
+
+def ready(photo=None):
+    predictor = Predictor(ColourSegmenter())
+    predictor.set_image(card() if photo is None else photo)
+    return predictor
+
+
+def test_stub_keeps_the_protocol():
+    assert isinstance(ColourSegmenter(), Segmenter)
+
+
+def test_masks_are_at_the_photo_size():
+    found = ready().segment(["the red block", "the blue cat"])
+    mask = mask_of(found[0])
+    assert mask.shape == (40, 60) and mask.sum() == 50 and mask[5:10, 10:20].all()
+    assert found[1].rejected and mask_of(found[1]) is None
+
+
+def test_one_look_for_many_questions():
+    predictor = ready()
+    for _ in range(3):
+        predictor.segment(["red", "green"])
+    predictor.segment("red")
+    assert predictor.segmenter.looks == 1
+
+
+def test_path_picture_and_array_agree(tmp_path):
+    Image.fromarray(card()).save(tmp_path / "card.png")
+    answers = []
+    for photo in (tmp_path / "card.png", str(tmp_path / "card.png"), Image.fromarray(card()), card()):
+        answers.append(ready(photo).segment("red")[0].mask)
+    assert all(answer == answers[0] for answer in answers)
+
+
+def test_exif_orientation_is_applied_to_pictures_and_files(tmp_path):
+    turned = Image.fromarray(np.rot90(card(), 1).copy())  # orientation 6 turns it back
+    exif = turned.getexif()
+    exif[0x0112] = 6
+    turned.save(tmp_path / "turned.png", exif=exif)
+    assert (ready(tmp_path / "turned.png").photo == card()).all()
+    assert (ready(Image.open(tmp_path / "turned.png")).photo == card()).all()
+
+
+def test_the_callers_array_stays_theirs():
+    photo = card()
+    predictor = ready(photo)
+    photo[:] = 0
+    assert not predictor.segment("red")[0].rejected
+    assert (predictor.photo == card()).all()
+
+
+def test_grey_arrays_and_pictures_become_rgb():
+    assert ready(np.zeros((4, 5), dtype=np.uint8)).photo.shape == (4, 5, 3)
+    assert ready(Image.new("L", (5, 4))).photo.shape == (4, 5, 3)
+    assert ready(Image.new("CMYK", (5, 4))).photo.shape == (4, 5, 3)
+
+
+@pytest.mark.parametrize(
+    ("photo", "says"),
+    [
+        (np.zeros((4, 5, 3), dtype=np.float32), "float32"),
+        (np.zeros((3, 4, 5), dtype=np.uint8), r"\(3, 4, 5\)"),
+        (np.zeros((0, 5, 3), dtype=np.uint8), r"\(0, 5, 3\)"),
+        (np.zeros((1, 1, 3), dtype=np.uint8), "1 x 1 pixels"),
+        (np.zeros((1, 900, 3), dtype=np.uint8), "900 x 1 pixels"),
+        (Image.new("L", (20_000, 3_000)), "over the cap"),
+        (7, "int"),
+        ("missing.jpg", "missing.jpg"),
+    ],
+)
+def test_wrong_photos_are_refused_and_the_one_before_stays(photo, says):
+    predictor = ready()
+    with pytest.raises(InputError, match=says):
+        predictor.set_image(photo)
+    assert not predictor.segment("red")[0].rejected
+
+
+def test_segment_needs_a_photo():
+    with pytest.raises(InputError, match="set_image"):
+        Predictor(ColourSegmenter()).segment("red")
+
+
+@pytest.mark.parametrize("text", ["", "   ", "\n\t", "\u00a0", "\u200b", "\x00"])
+def test_empty_expressions_are_refused(text):
+    with pytest.raises(InputError, match="empty expression"):
+        ready().segment(["red", text])
+    with pytest.raises(InputError, match="empty expression"):
+        ready().segment(Question(text))
+
+
+def test_length_cap():
+    predictor = ready()
+    assert predictor.segment("red " + "x" * (MAX_CHARACTERS - 4))
+    with pytest.raises(InputError, match=f"{MAX_CHARACTERS + 1} characters.*cap is {MAX_CHARACTERS}"):
+        predictor.segment("x" * (MAX_CHARACTERS + 1))
+    with pytest.raises(InputError, match="int"):
+        predictor.segment([3])
+
+
+def test_bytes_that_are_no_text_do_not_crash():
+    predictor = ready()
+    predictor.segment("caf\udce9")  # how Python shows a Latin-1 byte of a command line
+    assert predictor.segmenter.asked[-1][0] == "caf?"
+
+
+@pytest.mark.parametrize("text", ["[SEG]", "<image> [REJ] <object><part>", "{expression}", "{0}"])
+def test_special_tokens_are_passed_on_as_plain_text(text):
+    predictor = ready()
+    assert len(predictor.segment([text, "red"])) == 2
+    assert predictor.segmenter.asked[-2][0] == text
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.sampled_from(["red", "green", "the red and the blue"]), max_size=3 * EXPRESSIONS_AT_ONCE))
+def test_order_and_number_are_kept_over_chunks(texts):
+    predictor = ready()
+    found = predictor.segment(texts)
+    assert [prediction.rejected for prediction in found] == ["red" not in text for text in texts]
+
+
+def test_decoding_and_history_reach_the_model():
+    predictor = Predictor(ColourSegmenter(), Decoding(template="{expression}"))
+    predictor.set_image(card())
+    found = predictor.segment([Question("and it?", (("red", "[SEG]."),))])
+    assert not found[0].rejected
+    assert predictor.segmenter.asked == [("and it?", (("red", "[SEG]."),), "{expression}")]
+
+
+def test_layers_list_the_phrases_of_a_long_answer():
+    predictor = ready()
+    texts = ["red and blue", "green"]
+    layers = list(layers_of(texts, predictor.segment(texts)))
+    assert [layer.text for layer in layers] == ["red", "blue", "green"]
+    assert [layer.mask is None for layer in layers] == [False, True, True]
+    draw_overlay(card(), layers)
+
+
+def test_rejected_wins_over_a_mask():
+    found = ready().segment("red")[0]
+    assert mask_of(Prediction(rejected=True, mask=found.mask, text="")) is None

@@ -1,0 +1,155 @@
+"""One photo, any number of expressions: the door for people who want masks in a few lines.
+
+    predictor = Predictor.from_pretrained("runs/demo")
+    predictor.set_image("street.jpg")
+    wheel, cat = predictor.segment(["the left wheel of the red car", "the blue cat"])
+    mask = mask_of(wheel)  # bool (y, x) at the photo's size, None where it is not there
+
+The photo is looked at once; every `segment` after that reuses what was seen. Masks are in the image frame:
+the photo as a person sees it, EXIF orientation applied. Knows no model, only the Segmenter protocol.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from uniresxx import masks
+from uniresxx.errors import InputError
+from uniresxx.images import MAX_PIXELS, read_photo
+from uniresxx.overlay import Layer
+from uniresxx.segmenter import Decoding, Question, Segmenter
+from uniresxx.types import Prediction, Segment
+
+MAX_CHARACTERS = 500  # of one expression (our choice: the longest of the public benchmarks has under 250)
+EXPRESSIONS_AT_ONCE = (
+    32  # bounds the memory for masks; expressions do not see each other, so results are the same
+)
+SMALLEST_SIDE = 2  # pixels; a photo one pixel wide shows nothing that words could point at
+
+Photo = str | os.PathLike[str] | Image.Image | np.ndarray
+
+
+class Predictor:
+    """Holds a model and the photo it looks at. Raises InputError for everything a caller can get wrong."""
+
+    def __init__(self, segmenter: Segmenter, decoding: Decoding | None = None) -> None:
+        self.segmenter = segmenter
+        self.decoding = decoding or Decoding()
+        self._photo: np.ndarray | None = None
+        self._sight: Any = None
+
+    @classmethod
+    def from_pretrained(cls, path: str | os.PathLike[str], decoding: Decoding | None = None) -> Predictor:
+        """Load a run folder or a `from_pretrained` folder. InputError where it is none."""
+        from uniresxx.checkpoint import load_segmenter  # late: brings torch
+
+        return cls(load_segmenter(Path(path)), decoding)
+
+    @property
+    def photo(self) -> np.ndarray | None:
+        """The current photo, uint8 (y, x, 3) RGB, or None."""
+        return self._photo
+
+    def set_image(self, photo: Photo) -> np.ndarray:
+        """Look at a photo: a path, a PIL picture or an array (uint8 (y, x, 3) RGB, or (y, x) grey).
+
+        Returns the photo as uint8 (y, x, 3). Where it cannot be used, InputError, and the photo before stays.
+        """
+        pixels, name = _pixels_of(photo)
+        if min(pixels.shape[:2]) < SMALLEST_SIDE:
+            height, width = pixels.shape[:2]
+            raise InputError(
+                f"{name} is {width} x {height} pixels (width x height): too small to point at anything, "
+                f"both sides need at least {SMALLEST_SIDE}"
+            )
+        sight = self.segmenter.look([pixels])
+        self._photo, self._sight = pixels, sight
+        return pixels
+
+    def segment(self, texts: str | Question | Sequence[str | Question]) -> list[Prediction]:
+        """One prediction per text, in order. Text is plain text: `[SEG]` or `<image>` in it mean nothing.
+
+        InputError without a photo and for empty or over-long text (MAX_CHARACTERS).
+        """
+        if self._photo is None:
+            raise InputError("no photo yet: call set_image before segment")
+        asked = [checked(text) for text in ([texts] if isinstance(texts, str | Question) else texts)]
+        found: list[Prediction] = []
+        for start in range(0, len(asked), EXPRESSIONS_AT_ONCE):
+            part = asked[start : start + EXPRESSIONS_AT_ONCE]
+            found += self.segmenter.answer(self._sight, [part], self.decoding)
+        assert len(found) == len(asked), (len(found), len(asked))
+        return found
+
+
+def checked(text: str | Question) -> str | Question:
+    """The text without blanks around it; InputError where it is empty, too long or not a text."""
+    if isinstance(text, Question):
+        return Question(_checked_words(text.text), text.history)
+    return _checked_words(text)
+
+
+def _checked_words(text: str) -> str:
+    if not isinstance(text, str):
+        raise InputError(f"an expression must be text, not {type(text).__name__}")
+    # Lone surrogates (bytes of the command line that are not UTF-8) would fail deep inside a tokenizer.
+    words = text.encode("utf-8", "replace").decode("utf-8").strip()
+    if not any(letter.isprintable() and not letter.isspace() for letter in words):
+        raise InputError("empty expression: say what to segment, such as 'the left wheel of the red car'")
+    if len(words) > MAX_CHARACTERS:
+        raise InputError(
+            f"expression of {len(words)} characters ({words[:30]!r}…): the cap is {MAX_CHARACTERS}"
+        )
+    return words
+
+
+def _pixels_of(photo: Photo) -> tuple[np.ndarray, str]:
+    """The photo as uint8 (y, x, 3) RGB and what an error calls it."""
+    if isinstance(photo, Image.Image):
+        if photo.width * photo.height > MAX_PIXELS:
+            raise InputError(
+                f"the picture of {photo.width} x {photo.height} pixels is over the cap of {MAX_PIXELS}"
+            )
+        return np.array(ImageOps.exif_transpose(photo).convert("RGB")), "the picture"
+    if isinstance(photo, np.ndarray):
+        return _pixels_of_array(photo), "the array"
+    if isinstance(photo, str | os.PathLike):
+        return read_photo(photo), os.fspath(photo)
+    raise InputError(f"a photo is a path, a PIL picture or a uint8 array, not {type(photo).__name__}")
+
+
+def _pixels_of_array(photo: np.ndarray) -> np.ndarray:
+    """Check an array: its own copy, so that a caller may reuse theirs."""
+    if photo.dtype != np.uint8:
+        raise InputError(f"a photo array must be uint8 (0 to 255), not {photo.dtype}")
+    if photo.ndim == 2:
+        photo = np.repeat(photo[:, :, None], 3, axis=2)
+    if photo.ndim != 3 or photo.shape[2] != 3 or 0 in photo.shape:
+        raise InputError(f"a photo array must be (y, x, 3) RGB or (y, x) grey, not {photo.shape}")
+    if photo.shape[0] * photo.shape[1] > MAX_PIXELS:
+        raise InputError(
+            f"the array of {photo.shape[1]} x {photo.shape[0]} pixels is over the cap of {MAX_PIXELS}"
+        )
+    return np.array(photo)
+
+
+def mask_of(found: Prediction | Segment) -> np.ndarray | None:
+    """The mask as bool (y, x) at the photo's size, or None where the model said it is not there."""
+    if found.mask is None or (isinstance(found, Prediction) and found.rejected):
+        return None
+    return masks.decode(found.mask)
+
+
+def layers_of(texts: Sequence[str], found: Sequence[Prediction]) -> Iterator[Layer]:
+    """What `draw_overlay` needs, masks decoded one at a time; a layer per phrase of a longer answer."""
+    for text, prediction in zip(texts, found, strict=True):
+        if len(prediction.segments) > 1:
+            yield from (Layer(part.phrase, mask_of(part), part.score) for part in prediction.segments)
+        else:
+            yield Layer(text, mask_of(prediction), None if prediction.rejected else prediction.score)
