@@ -1,8 +1,8 @@
 """The one resize of the project: longest side to `side`, padding at bottom and right, and its exact inverse.
 
-Shapes: y x pixels of the photo, S the side of the padded square, s a square of logits over all of it, E masks,
-N boxes. Edges map to edges: a box of the photo times (resized / original), per axis, is its box in the square,
-so the inverse is a division. Pure numpy and Pillow.
+Shapes: y x pixels of the photo, S the side of the padded square, s a square of logits over all of it, E
+masks, N boxes. Edges map to edges: a box of the photo times (resized / original), per axis, is its box in the
+square, so the inverse is a division. Pure numpy and Pillow.
 """
 
 from __future__ import annotations

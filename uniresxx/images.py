@@ -14,7 +14,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from uniresxx.errors import InputError
 from uniresxx.types import ImageRecord
@@ -48,13 +48,13 @@ def read_photo(path: str | os.PathLike[str]) -> np.ndarray:
 
 
 def read_mask(path: str | os.PathLike[str]) -> np.ndarray:
-    """Bool (y, x) of a mask file (PNG): every pixel whose grey value is above 0. InputError as `read_photo`."""
+    """Bool (y, x) of a PNG mask: pixels whose grey value is above 0. InputError as `read_photo`."""
     data = _read(path)
     _checked_size(data, str(path))
     try:
         with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
-            grey = image if image.mode in ("1", "L", "I", "I;16", "I;16B") else image.convert("L")
-            return np.asarray(grey) > 0
+            plain = image if image.mode in ("1", "L", "I", "I;16", "I;16B") else image.convert("L")
+            return np.asarray(plain) > 0
     except _DECODER_ERRORS as error:
         raise InputError(f"{path}: the mask is no readable PNG ({_reason(error)})") from None
 
@@ -127,13 +127,20 @@ def photo_of(record: ImageRecord) -> np.ndarray:
 
 
 def photo_size(path: str | os.PathLike[str]) -> tuple[int, int] | None:
-    """(height, width) as stored, EXIF not applied, from the header alone; None where there is none."""
+    """(height, width) as a person sees it, EXIF applied, from the header alone; None where it has none."""
     try:
         with open(path, "rb") as file:
-            size = _header_size(file.read(2**20))
-    except OSError:
+            data = file.read(2**20)
+        size = _header_size(data)
+        if size is None or size[0] * size[1] > MAX_PIXELS:
+            return None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+    except _DECODER_ERRORS:
         return None
-    return None if size is None else (size[1], size[0])
+    return size if turned else (size[1], size[0])
 
 
 def _to_rgb(image: Image.Image) -> np.ndarray:

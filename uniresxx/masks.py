@@ -1,10 +1,9 @@
 """Binary masks as COCO run-length codes; the one place that touches pycocotools.
 
-An RLE here is canonical: `counts` is ASCII text, no run after the first is empty, the runs add up to y * x. Codes
-from outside go through `validate` or `from_coco` first, and every function checks its input again before
-pycocotools sees it, because its C code trusts the sizes it is given. All areas are Python ints (those of
-pycocotools are uint32).
-Shapes: y x pixels of the photo. Errors: InputError with the offending value.
+An RLE here is canonical: `counts` is ASCII text, no run after the first is empty, the runs add up to y * x.
+Codes from outside go through `validate` or `from_coco` first, and every function checks its input again
+before pycocotools sees it, because its C code trusts the sizes it is given. All areas are Python ints (those
+of pycocotools are uint32). Shapes: y x pixels of the photo. Errors: InputError with the offending value.
 """
 
 from __future__ import annotations
@@ -45,8 +44,9 @@ def _short(value: Any) -> str:
 def _parse(text: bytes) -> np.ndarray:
     """Run lengths (int64) of a compressed code.
 
-    The format (pycocotools, maskApi.c rleFrString): six bits per character from '0' on, five of value (low first)
-    and one that says more follow; signed; from the fourth run on, the difference to the run two places before.
+    The format (pycocotools, maskApi.c rleFrString): six bits per character from '0' on, five of value (low
+    first) and one that says more follow; signed; from the fourth run on, the difference to the run two places
+    before.
     """
     if not text:
         raise InputError("mask code is empty: expected COCO run lengths")
@@ -101,7 +101,7 @@ def _checked(rle: Any, size: Sequence[int] | None = None) -> tuple[bytes, np.nda
 
 
 def validate(rle: Any, size: Sequence[int] | None = None) -> RLE:
-    """Check a compressed RLE from outside, and that it has `size` (height, width); returns it, counts as text.
+    """Check a compressed RLE from outside, and that it has `size` (height, width); returns it.
 
     Raises InputError: not an RLE, another size, broken code, runs that do not add up, more than MAX_PIXELS.
     """
@@ -149,7 +149,7 @@ def intersection_area(a: RLE, b: RLE) -> int:
 
 
 def union(rles: Sequence[RLE], size: Sequence[int]) -> RLE:
-    """Pixels of any of the masks (never a sum), all of `size` (height, width); empty where there is no mask."""
+    """Pixels of any of the masks (never a sum), all of `size` (height, width); empty where there is none."""
     if not rles:
         return empty(int(size[0]), int(size[1]))
     return _own(coco.merge([_theirs(rle, size) for rle in rles]))
@@ -188,8 +188,8 @@ def _from_counts_list(counts: Sequence[Any], height: int, width: int) -> RLE:
 def from_polygons(polygons: Sequence[Sequence[float]], height: int, width: int) -> RLE:
     """OR of polygons [x0, y0, x1, y1, …] in pixels, filled as pycocotools does.
 
-    A polygon of fewer than three corners encloses nothing and adds nothing (pycocotools would take four numbers
-    for a box). Corners may lie outside the photo by one photo size at most. Raises InputError.
+    A polygon of fewer than three corners encloses nothing and adds nothing (pycocotools would take four
+    numbers for a box). Corners may lie outside the photo by one photo size at most. Raises InputError.
     """
     height, width = _size((height, width))
     solid, steps = [], 0.0

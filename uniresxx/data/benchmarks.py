@@ -13,7 +13,7 @@ from uniresxx.types import ImageRecord
 
 UNC_SPLITS = ("train", "val", "testA", "testB")
 SCENES = ("scenes", "scenes_easy")
-# name -> (folder, way of splitting, splits); RefCOCO's google split is left out: it shares photos with train and val
+# name -> (folder, way of splitting, splits); RefCOCO's google split is left out: its sets share photos
 REFCOCO = {
     "refcoco": ("refcoco", "unc", UNC_SPLITS),
     "refcoco+": ("refcoco+", "unc", UNC_SPLITS),
@@ -28,18 +28,21 @@ def known_benchmarks() -> list[str]:
     names += [f"grefcoco/{split}" for split in UNC_SPLITS]
     names += [f"refcocom/{split}_{kind}" for split in UNC_SPLITS[1:] for kind in ("part_only", "object_part")]
     names += [f"mini_real/{split}" for split in UNC_SPLITS]
-    return names + [f"{name}/{split}" for name in SCENES for split in scene_splits()]
+    return names + [f"{name}/{split}" for name in SCENES for split in scene_splits(name)]
 
 
-def scene_splits() -> tuple[str, ...]:
-    """Splits of the drawn scenes that have a fixed number of expressions."""
-    return ("val", "testA", "testB", "test_parts")
+def scene_splits(preset: str) -> list[str]:
+    """Splits of drawn scenes that have a fixed number of expressions (train is drawn without end)."""
+    from uniresxx.data.scenes.presets import preset_of
+
+    return [split for split in preset_of(preset).splits if split != "train"]
 
 
 def load_benchmark(name: str, data: Path | None) -> list[ImageRecord]:
     """Records of NAME/SPLIT from the native layouts under `data` (not needed for scenes).
 
-    Raises InputError: an unknown name (lists the known ones), no data folder, and all that the readers refuse.
+    Raises InputError: an unknown name (lists the known ones), no data folder, and all that the readers
+    refuse.
     """
     dataset, _, split = name.partition("/")
     if dataset in SCENES and split:
@@ -90,7 +93,7 @@ def merge_records(*sets: list[ImageRecord]) -> list[ImageRecord]:
 def splits_of(dataset: str, data: Path | None) -> list[str]:
     """Splits of a data set; InputError where it is unknown."""
     if dataset in SCENES:
-        return list(scene_splits())
+        return scene_splits(dataset)
     if dataset == "refcocom" and data is not None:
         return known_stems(data)
     splits = [name.partition("/")[2] for name in known_benchmarks() if name.partition("/")[0] == dataset]

@@ -1,7 +1,7 @@
 """What the native formats share: folders in their known spellings, COCO `instances.json`, sentences, records.
 
-Folder and field rules follow the public readers of these sets (refer.py, grefer.py, CRIS); image files lie under
-`images/train2014` or, in the LISA layout, under `images/mscoco/images/train2014`.
+Folder and field rules follow the public readers of these sets (refer.py, grefer.py, CRIS); image files lie
+under `images/train2014` or, in the LISA layout, under `images/mscoco/images/train2014`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ PHOTO_FOLDERS = (
 
 
 def data_folders(root: Path, names: Sequence[str]) -> list[Path]:
-    """Folders of a data set under `root` (or `root/refer_seg`): any upper and lower case of any of `names`."""
+    """Folders of a data set under `root` or `root/refer_seg`, whichever case `names` are written in there."""
     known = {name.lower() for name in names}
     found = []
     for parent in (root, root / "refer_seg"):
@@ -145,7 +145,7 @@ class Instances:
         return bool(self.annotation(ann_id, image_id, who).get("iscrowd", 0))
 
     def mask(self, ann_id: int, image_id: int, who: str) -> RLE:
-        """OR of an annotation's polygons or run lengths, at the photo's size; InputError where it is empty."""
+        """OR of an annotation's polygons or run lengths at the photo's size; InputError where empty."""
         row, name = self.annotation(ann_id, image_id, who), f"{self.path}: ann {ann_id}"
         _, height, width = self.image(image_id, who)
         try:
@@ -169,8 +169,9 @@ class Sentence:
 def sentences(record: Mapping[str, Any], id_field: str, who: str) -> Iterator[Sentence]:
     """The sentences of a record, dicts or plain text.
 
-    `text` is `sent` without blanks at its ends, otherwise as it came (HTML residue too) and never shortened; where
-    `sent` is blank, `raw` serves (our choice). A sentence that is blank in both comes with an empty text.
+    `text` is `sent` without blanks at its ends, otherwise as it came (HTML residue too) and never shortened;
+    where `sent` is blank, `raw` serves (our choice). A sentence that is blank in both comes with an empty
+    text.
     """
     items = need(record, "sentences", who)
     if not isinstance(items, list):
@@ -198,7 +199,7 @@ class _Image:
 
 
 class Collector:
-    """Gathers expressions into one ImageRecord per image, in order of first appearance, and reports what was left out."""
+    """Gathers expressions into one ImageRecord per image and reports what was left out."""
 
     def __init__(self, where: str) -> None:
         self.where = where
@@ -207,7 +208,7 @@ class Collector:
         self._seen: dict[str, int] = {}
 
     def add(self, image_id: str, path: Path, size: tuple[int, int], expression: Expression) -> None:
-        """Add an expression; `size` is (height, width), the same for all expressions of an image, or InputError."""
+        """Add an expression; `size` is (height, width), one per image, or InputError."""
         image = self.images.setdefault(image_id, _Image(str(path), *size))
         if (image.height, image.width) != size:
             raise InputError(
@@ -217,7 +218,7 @@ class Collector:
         image.expressions.append(expression)
 
     def unique(self, expression_id: str) -> str:
-        """The id itself, or with `#2`, `#3`, … where a file uses an id again (our choice: predictions are keyed by it)."""
+        """The id, with `#2`, `#3`, … where it comes again (our choice: predictions are keyed by it)."""
         count = self._seen[expression_id] = self._seen.get(expression_id, 0) + 1
         return expression_id if count == 1 else f"{expression_id}#{count}"
 

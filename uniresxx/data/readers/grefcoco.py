@@ -18,10 +18,10 @@ FOLDERS = ("grefcoco", "grefs")
 def read_grefcoco(root: Path, split: str) -> list[ImageRecord]:
     """Records of one split, ids `grefcoco/<split>/<sent_id>`.
 
-    The truth is in `ann_id`, as in the public readers, not in the flag `no_target`: a list, one number, [-1] or an
-    empty list (no target). The mask is the OR of the targets; crowd regions are none, and a ref whose only targets are
-    crowds is left out and reported. Granularity: none, object (one target) or multi. Raises InputError naming file,
-    record and field, also for an `ann_id` that `instances.json` does not know.
+    The truth is in `ann_id`, as in the public readers, not in the flag `no_target`: a list, one number, [-1]
+    or an empty list (no target). The mask is the OR of the targets; crowd regions are none, and a ref whose
+    only targets are crowds is left out and reported. Granularity: none, object (one target) or multi. Raises
+    InputError naming file, record and field, also for an `ann_id` that `instances.json` does not know.
     """
     path = coco.data_file(root, FOLDERS, ("grefs(unc).p", "grefs(unc).json"))
     instances = coco.Instances.load(coco.data_file(root, FOLDERS, ("instances.json",)))

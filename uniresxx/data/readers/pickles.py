@@ -1,7 +1,8 @@
 """Annotation files from elsewhere: pickles that may hold data only, and JSON.
 
-The referring-expression sets come as Python-2 pickles (`refs(unc).p`, protocol 0). A pickle is a program; ours may
-build lists, dicts, text and numbers and nothing else: every global is refused before it is looked up.
+The referring-expression sets come as Python-2 pickles (`refs(unc).p`, protocol 0). A pickle is a program;
+ours may build lists, dicts, text and numbers and nothing else: every global is refused before it is looked
+up.
 """
 
 from __future__ import annotations

@@ -15,10 +15,10 @@ def read_refcoco(
 ) -> list[ImageRecord]:
     """Records of one split; every expression points at one object.
 
-    `dataset` is the folder (refcoco, refcoco+, refcocog), `split_by` the way of splitting in the file's name, and
-    `prefix` the first word of the expression ids (`dataset` where None): `<prefix>/<split>/<sent_id>`.
-    `file_name` of a ref is no file (it ends on `_<n>`): the photo is the one `instances.json` names.
-    Raises InputError naming file, record and field.
+    `dataset` is the folder (refcoco, refcoco+, refcocog), `split_by` the way of splitting in the file's name,
+    and `prefix` the first word of the expression ids (`dataset` where None): `<prefix>/<split>/<sent_id>`.
+    `file_name` of a ref is no file (it ends on `_<n>`): the photo is the one `instances.json` names. Raises
+    InputError naming file, record and field.
     """
     prefix = prefix or dataset
     names = (dataset, dataset.replace("+", "plus"))

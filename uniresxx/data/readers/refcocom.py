@@ -1,7 +1,8 @@
 """RefCOCOm: expressions for parts and objects, as CRIS-like lists and one mask file per segment.
 
-`annotations/<stem>.json` holds {img_name, segment_id, sentences, …}, `masks/<segment_id>.png` the mask. The folder is
-spelt RefCOCOm or Refcocom in the wild, sometimes one for the lists and the other for the masks: all are searched.
+`annotations/<stem>.json` holds {img_name, segment_id, sentences, …}, `masks/<segment_id>.png` the mask. The
+folder is spelt RefCOCOm or Refcocom in the wild, sometimes one for the lists and the other for the masks: all
+are searched.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ PART_ONLY, OBJECT_PART = "_part_only", "_object_part"
 
 
 def known_stems(root: Path) -> list[str]:
-    """Stems of the annotation lists that are there (`val_part_only`, …): the release is globbed, not assumed."""
+    """Stems of the annotation lists that are there (`val_part_only`, …): globbed, not assumed."""
     found = {
         item.stem.removeprefix("refcocom_")
         for folder in coco.data_folders(root, FOLDERS)
@@ -34,10 +35,10 @@ def known_stems(root: Path) -> list[str]:
 def read_refcocom(root: Path, stem: str) -> list[ImageRecord]:
     """Records of one list, ids `refcocom/<stem>/<segment_id>_<idx>`.
 
-    Granularity: everything in `*_part_only` is a part; in `*_object_part`, what the `*_part_only` list of the same
-    split holds too is a part and the rest are objects (our choice: the records carry no such field).
-    Every pixel above 0 is foreground (masks made from summed polygons hold 254). Raises InputError naming file, record
-    and field; for a mask of another size than its photo, both sizes.
+    Granularity: everything in `*_part_only` is a part; in `*_object_part`, what the `*_part_only` list of the
+    same split holds too is a part and the rest are objects (our choice: the records carry no such field).
+    Every pixel above 0 is foreground (masks made from summed polygons hold 254). Raises InputError naming
+    file, record and field; for a mask of another size than its photo, both sizes.
     """
     path = _list_path(root, stem)
     records = load_records(path)
@@ -64,8 +65,9 @@ def read_refcocom(root: Path, stem: str) -> list[ImageRecord]:
 
 
 def _list_path(root: Path, stem: str) -> Path:
-    if not re.fullmatch(r"[\w-]+", stem) or (known := known_stems(root)) and stem not in known:
-        raise InputError(f"{root}: RefCOCOm has no list {stem!r}; it has {', '.join(known_stems(root))}")
+    known = known_stems(root)
+    if known and stem not in known:
+        raise InputError(f"{root}: RefCOCOm has no list {stem!r}; it has {', '.join(known)}")
     return coco.data_file(root, FOLDERS, (f"annotations/{stem}.json", f"annotations/refcocom_{stem}.json"))
 
 
@@ -131,7 +133,7 @@ def _mask(folders: Sequence[Path], segment: str, photo: Path, who: str) -> RLE:
 
 
 def _image_id(photo_name: str) -> str:
-    """The COCO image id in a file name (the same as in the other sets), or the bare name where there is none."""
+    """The COCO image id in a file name, as in the other sets, or the bare name where there is none."""
     bare = Path(photo_name).stem
     number = re.search(r"(?:^|_)(\d{12})$", bare)
     return str(int(number.group(1))) if number else bare

@@ -1,0 +1,130 @@
+"""`uniresxx data inspect NAME|NAME/SPLIT [--data DIR]` and `uniresxx data dump NAME/SPLIT [--data DIR]`
+
+inspect   counts per split: images, expressions by granularity, sizes of targets, words, what was left out
+dump      one JSON line per expression: expression_id, image, granularity, text, no_target, area, rle
+
+DIR is the root of the native layouts (DIR/refcoco, DIR/grefcoco, DIR/refcocom, DIR/images/train2014); scenes are
+drawn and need none. Both read the annotations through the same doors as training and evaluation.
+
+Exit codes: 0 done; 1 the output could not be written; 2 wrong input.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from uniresxx.cli import exit_code
+from uniresxx.data.benchmarks import load_benchmark, splits_of
+from uniresxx.errors import InputError
+from uniresxx.types import Granularity, ImageRecord
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse with errors of one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; see `{self.prog} --help`")
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Command line to (action, name, data); InputError says what is wrong."""
+    lines = (__doc__ or "").split("\n", 2)
+    parser = _Parser(
+        prog="uniresxx data",
+        description=f"{lines[0]}\n{lines[2]}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("action", choices=("inspect", "dump"))
+    parser.add_argument("name", metavar="NAME[/SPLIT]")
+    parser.add_argument("--data", type=Path, default=None, metavar="DIR", help="root of the native layouts")
+    return parser.parse_args(argv)
+
+
+def lines_of(records: Sequence[ImageRecord]) -> Iterator[dict[str, Any]]:
+    """JSON-ready line of every expression, image by image."""
+    for record in records:
+        for expression in record.expressions:
+            yield {
+                "expression_id": expression.expression_id,
+                "image": record.path or record.image_id,
+                "granularity": str(expression.granularity),
+                "text": expression.text,
+                "no_target": expression.rle is None,
+                "area": expression.area,
+                "rle": expression.rle,
+            }
+
+
+def summary(records: Sequence[ImageRecord]) -> dict[str, Any]:
+    """What `inspect` prints of one split.
+
+    Counts per granularity (and per level where expressions have one, shares in percent), the median share of the
+    photo that a target covers in percent, the median number of words, how much was left out, missing photos.
+    """
+    pairs = [(record, expression) for record in records for expression in record.expressions]
+    kinds = Counter(expression.granularity for _, expression in pairs)
+    levels = Counter(expression.level for _, expression in pairs if expression.level is not None)
+    shares = {
+        kind: [100 * e.area / (r.height * r.width) for r, e in pairs if e.granularity is kind]
+        for kind in Granularity
+        if kind is not Granularity.NONE
+    }
+    paths = [record.path for record in records if record.path is not None]
+    return {
+        "images": len(records),
+        "expressions": len(pairs),
+        **{str(kind): kinds[kind] for kind in Granularity},
+        **{
+            f"level {level}, %": round(100 * count / levels.total(), 1)
+            for level, count in sorted(levels.items())
+        },
+        **{f"{kind}, median % of photo": round(statistics.median(s), 2) for kind, s in shares.items() if s},
+        "words, median": statistics.median([len(e.text.split()) for _, e in pairs]) if pairs else None,
+        "left out": sum(len(item.source.get("left_out", ())) for item in records[:1]),
+        "photos missing": sum(not Path(path).is_file() for path in paths),
+    }
+
+
+def inspect(name: str, data: Path | None) -> int:
+    """Print the summary of a split, or of every split of a data set that is there; InputError if none is."""
+    names = [name] if "/" in name else [f"{name}/{split}" for split in splits_of(name, data)]
+    missing: list[str] = []
+    for item in names:
+        try:
+            counts = summary(load_benchmark(item, data))
+        except InputError as error:
+            missing.append(f"{item}: {error}")
+            continue
+        print(item)
+        for key, value in counts.items():
+            print(f"  {key:<26}{value}")
+    if len(missing) == len(names):
+        raise InputError(missing[0] if missing else f"{name}: no split found")
+    for line in missing:
+        print(f"not read: {line}", file=sys.stderr)
+    return 0
+
+
+def dump(name: str, data: Path | None) -> int:
+    """Print one JSON line per expression of NAME/SPLIT."""
+    for line in lines_of(load_benchmark(name, data)):
+        print(json.dumps(line, ensure_ascii=False))
+    return 0
+
+
+def run(argv: Sequence[str]) -> int:
+    """The command; returns the exit code and prints documented errors as one line on stderr."""
+    return exit_code("uniresxx data", lambda: main(argv))
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command with its errors raised; `uniresxx.cli.main` maps them."""
+    words = parse(argv)
+    return inspect(words.name, words.data) if words.action == "inspect" else dump(words.name, words.data)
