@@ -1,0 +1,122 @@
+"""Plan a picture: which things, in which colours, sizes and poses. Groups of one kind make words necessary."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from uniresxx.data.scenes.kinds import kinds
+from uniresxx.data.scenes.presets import HELD_OUT_COLOURS, HELD_OUT_PARTS, Preset
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One thing to draw; `turn` in radians, `stretch` multiplies width / height."""
+
+    kind: str
+    colour: str
+    size: float
+    absent: frozenset[str]
+    own_colours: tuple[tuple[str, str], ...]
+    pattern: int
+    mirror: bool
+    turn: float
+    stretch: float
+
+
+def _pick(rng: np.random.Generator, choices: list[str]) -> str:
+    return choices[int(rng.random() * len(choices))]
+
+
+def _allowed(preset: Preset, kind: str) -> list[str]:
+    """Colours a kind may wear; held-out pairs are for `compositional` alone."""
+    if preset.easy:
+        return list(preset.colours)
+    return [colour for colour in preset.colours if (kind, colour) not in HELD_OUT_COLOURS]
+
+
+def _group_colours(colours: list[str], count: int, same: int, first: str) -> list[str]:
+    """`same` things in the first colour, the others in further ones."""
+    others = [colour for colour in colours if colour != first]
+    return [first] * same + others[: count - same]
+
+
+def _group(preset: Preset, split: str, kind: str, count: int, rng: np.random.Generator) -> list[tuple[str, str]]:
+    """Colours of one group of a kind."""
+    colours = [str(c) for c in rng.permutation(_allowed(preset, kind))]
+    first = colours[0]
+    if split == "compositional":
+        first = next((c for k, c in sorted(HELD_OUT_COLOURS) if k == kind), first)
+    roll = rng.random()
+    if preset.easy:
+        same = count if roll < 0.12 else max(1, count - 1) if roll < 0.3 else 1
+    else:
+        same = 1 if roll < 0.12 else min(count, 2) if roll < 0.6 else max(2, count - 1)
+    return [(kind, colour) for colour in _group_colours(colours, count, same, first)]
+
+
+def _cast(preset: Preset, split: str, rng: np.random.Generator) -> list[tuple[str, str]]:
+    """(kind, colour) of every thing: one or two groups of a kind, then single ones that reuse colours."""
+    order = [str(kind) for kind in rng.permutation(preset.kinds)]
+    if split == "part_transfer":
+        held = [kind for kind in order if any(kind == k for k, _ in HELD_OUT_PARTS)]
+        order = held[:1] + [kind for kind in order if kind != held[0]]
+    low, high = (9, 12) if split == "crowded" else preset.objects
+    total = int(rng.integers(low, high + 1))
+    if preset.easy:
+        groups = [2 if total < 4 or rng.random() < 0.65 else 3]
+    else:
+        groups = [min(int(rng.integers(3, 5)), total - 1)]
+        if total - groups[0] >= 3 and rng.random() < 0.75:
+            groups.append(2 if total - groups[0] < 5 else 3)
+    cast: list[tuple[str, str]] = []
+    for number, count in enumerate(groups):
+        cast += _group(preset, split, order[number], count, rng)
+    for kind in order[len(groups) : len(groups) + total - len(cast)]:
+        allowed = _allowed(preset, kind)
+        used = [colour for _, colour in cast if colour in allowed]
+        cast.append((kind, _pick(rng, used) if used and rng.random() < 0.45 else _pick(rng, allowed)))
+    return cast
+
+
+def _absent(preset: Preset, split: str, kind: str, rng: np.random.Generator) -> frozenset[str]:
+    """Optional parts that are not drawn; one part always stays."""
+    every = kinds()[kind]
+    rolls = rng.random(len(every.optional))
+    gone = [part for part, roll in zip(every.optional, rolls, strict=True) if roll < preset.missing]
+    if split == "part_transfer":
+        gone = [part for part in gone if (kind, part) not in HELD_OUT_PARTS or roll_is_tiny(rolls)]
+    return frozenset(gone if len(gone) < len(every.parts) else gone[1:])
+
+
+def roll_is_tiny(rolls: np.ndarray) -> bool:
+    """True for one in a few: keeps some held-out parts missing, so that their absence is asked too."""
+    return bool(rolls.min() < 0.05)
+
+
+def plan_things(preset: Preset, split: str, rng: np.random.Generator) -> list[Plan]:
+    """Everything a picture shall hold, in drawing order (back to front)."""
+    cast = _cast(preset, split, rng)
+    low, high = preset.sizes
+    if split == "crowded":
+        high = 40
+    plans = []
+    for number in rng.permutation(len(cast)):
+        kind, colour = cast[int(number)]
+        # our choice: smaller sizes come more often, as in crowded photographs
+        size = low + (high - low) * float(rng.random()) ** (1.0 if preset.easy else 1.15)
+        absent = _absent(preset, split, kind, rng)
+        mirror = bool(rng.random() < 0.5)
+        if preset.easy:
+            plans.append(Plan(kind, colour, size, absent, (), 0, mirror, 0.0, 1.0))
+            continue
+        own = tuple(
+            (part, _pick(rng, list(preset.colours)))
+            for part in kinds()[kind].own_colour
+            if part not in absent and rng.random() < 0.12
+        )
+        turn = float(rng.uniform(-0.6, 0.6) if kind == "hammer" else rng.uniform(-0.18, 0.18))
+        stretch = float(rng.uniform(0.86, 1.16))
+        plans.append(Plan(kind, colour, size, absent, own, int(rng.integers(3)), mirror, turn, stretch))
+    return plans

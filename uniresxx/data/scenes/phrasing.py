@@ -1,0 +1,227 @@
+"""From a query to English. A style fixes every choice of wording, so that a twin gets the very same template."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from uniresxx.data.scenes import words as w
+from uniresxx.data.scenes.kinds import kinds
+from uniresxx.data.scenes.solver import Query
+
+WORDS = (4, 14)  # of an expression of `scenes` that is not telegraphic
+
+
+@dataclass(frozen=True, slots=True)
+class Style:
+    """Choices of wording. `synonyms` picks words, `form` the place of adjectives, `frame` the sentence around."""
+
+    frame: int = 0
+    form: int = 0
+    synonyms: int = 0
+    telegraphic: bool = False
+    plain: bool = False  # scenes_easy: plain words only
+    new_words: bool = False  # held-out synonyms
+    new_frame: bool = False  # held-out template
+
+
+def draw_style(rng: np.random.Generator, easy: bool, paraphrase: bool) -> Style:
+    """A random style; in `paraphrase` at least the template or the words are held out."""
+    rolls = rng.integers(0, 1 << 30, 3)
+    if easy:
+        return Style(int(rolls[0]), 0, 0, plain=True)
+    chance = rng.random(4)
+    new_frame = bool(paraphrase and chance[2] < 0.6)
+    telegraphic = bool(chance[0] < 0.12 and not paraphrase)
+    synonyms = int(rolls[2]) if chance[1] < 0.6 else 0
+    new_words = paraphrase and (not new_frame or bool(chance[3] < 0.6))
+    return Style(int(rolls[0]), int(rolls[1]), synonyms, telegraphic, False, new_words, new_frame)
+
+
+def _word(word: str, style: Style) -> str:
+    # another synonym choice per word, the same one whenever the word comes up in this style
+    return w.word_for(word, (style.synonyms >> (len(word) + ord(word[0])) % 20) & 1, style.new_words)
+
+
+def _noun(query: Query, style: Style, many: bool) -> str:
+    noun = _word(query.kind, style)
+    return w.plural(noun) if many else noun
+
+
+def _form(query: Query, style: Style) -> tuple[bool, bool]:
+    """(colour after the noun, order after the noun)."""
+    if style.plain or style.telegraphic:
+        return False, False
+    colour_after = bool(query.colours) and style.form % 4 == 3
+    order_after = query.order is not None and (style.form >> 2) % 3 == 2
+    return colour_after, order_after and not colour_after
+
+
+def noun_phrase(query: Query, style: Style, many: bool) -> str:
+    """The things of a query without an article: "leftmost red car", "cars that are not red"."""
+    colour_after, order_after = _form(query, style)
+    are = "are" if many else "is"
+    front: list[str] = []
+    tail: list[str] = []
+    ranked = query.order is not None and query.rank > 0
+    if query.order is not None:
+        word = w.PLAIN_ORDER_WORDS[query.order] if style.plain else _word(w.ORDER_WORDS[query.order], style)
+        if query.take > 1:
+            front.append(("", "one", "two", "three")[query.take])
+        if ranked:
+            rank = w.ORDINALS[query.rank]
+            where = f"from the {query.order}" if not style.telegraphic else f"from {query.order}"
+            if order_after:
+                tail.append(f"that is {rank} {where}")
+            else:
+                front.append(rank)
+                tail.append(where)
+        elif order_after:
+            tail.append(w.ORDER_TAILS[query.order])
+        else:
+            front.append(word)
+    if query.colours:
+        joined = (" or " if colour_after else " and ").join(_word(c, style) for c in query.colours)
+        if colour_after:
+            tail.insert(0, f"that {are} {joined}")
+        else:
+            front.append(joined)
+    if query.without is not None:
+        verb = f"that {are} not" if style.form % 2 else f"which {are} not"
+        tail.insert(0, f"{'not' if style.telegraphic else verb} {_word(query.without, style)}")
+    if query.relation is not None and query.anchor is not None:
+        link = "" if style.telegraphic or style.form % 3 else f"that {are} "
+        article = "" if style.telegraphic else "the "
+        anchor = noun_phrase(query.anchor, replace(style, form=0), False)
+        tail.append(f"{link}{_word(query.relation, style)} {article}{anchor}")
+    return " ".join([*front, _noun(query, style, many), *tail])
+
+
+def _frames(query: Query, style: Style) -> tuple[str, ...]:
+    if query.part is not None:
+        return w.PART_FRAMES_HELD_OUT if style.new_frame else w.PART_FRAMES
+    if query.also is not None:
+        return w.UNION_FRAMES_HELD_OUT if style.new_frame else w.UNION_FRAMES
+    if query.number == 0:
+        return w.ALL_FRAMES_HELD_OUT if style.new_frame else w.ALL_FRAMES
+    if query.number == 2 and query.take == 1:
+        return w.COUNT_FRAMES_HELD_OUT if style.new_frame else w.COUNT_FRAMES
+    if query.number == 3 and query.take == 1:
+        return w.THREE_FRAMES_HELD_OUT if style.new_frame else w.THREE_FRAMES
+    return w.OBJECT_FRAMES_HELD_OUT if style.new_frame else w.OBJECT_FRAMES
+
+
+def _part_words(query: Query, style: Style) -> str:
+    assert query.part is not None
+    noun = _word(query.part, style)
+    pieces = kinds()[query.kind].pieces
+    several = max(sum(piece.part == query.part for piece in pieces), 1 if query.number == 1 else 2) > 1
+    if query.side is not None:
+        return f"{query.side} {noun}"
+    return w.plural(noun) if several else noun
+
+
+def _things(query: Query, style: Style) -> str:
+    """A noun phrase with its article or count."""
+    many = query.number != 1
+    bare = noun_phrase(query, style, many)
+    if query.number == 0:
+        return f"all {bare}"
+    if query.number == 2 and query.take == 1:
+        return f"both {bare}"
+    return f"the {bare}"
+
+
+def _easy_text(query: Query, style: Style) -> str:
+    if query.part is not None:
+        return f"{_part_words(query, style)} of {_things(query, style)}"
+    if query.also is not None:
+        return f"{_things(query, style)} and {_things(query.also, style)}"
+    if query.number == 3:
+        return f"all three {noun_phrase(query, style, True)}"
+    return _things(query, style)
+
+
+def _short_text(query: Query, style: Style) -> str:
+    """Telegraphic: no articles, the part last ("red car wheels")."""
+    if query.also is not None:
+        return f"{noun_phrase(query, style, query.number != 1)} and {noun_phrase(query.also, style, False)}"
+    many = query.number != 1
+    if query.part is None:
+        bare = noun_phrase(query, style, many)
+        return f"{('all', '', 'both', 'three')[query.number]} {bare}".strip() if query.take == 1 else bare
+    part = _part_words(query, style)
+    simple = query.relation is None and query.without is None and query.rank == 0
+    if simple and query.side is None:
+        return f"{noun_phrase(query, style, many)} {part}"
+    return f"{part} {noun_phrase(query, style, many)}"
+
+
+def template_of(query: Query, style: Style) -> str:
+    """The name of the template a query gets in a style: its frame and the shape of its noun phrase."""
+    frames = _frames(query, style)
+    frame = "plain" if style.plain else "telegraphic" if style.telegraphic else frames[style.frame % len(frames)]
+    shape = [
+        str(len(query.colours)),
+        *(name for name, used in zip(("colour after", "order after"), _form(query, style), strict=True) if used),
+        query.order or "",
+        str(query.rank),
+        "related" if query.relation else "",
+        "not" if query.without else "",
+        query.side or "",
+    ]
+    return f"{frame} | {' '.join(item for item in shape if item)}"
+
+
+def phrase(query: Query, style: Style) -> str:
+    """The words of a query in a style, lower case, without a final stop."""
+    if style.plain:
+        return _easy_text(query, style)
+    if style.telegraphic:
+        return _short_text(query, style)
+    frames = _frames(query, style)
+    frame = frames[style.frame % len(frames)]
+    if query.part is not None:
+        part = _part_words(query, style)
+        return frame.format(p=f"the {part}", bare=part, owner=_things(query, style))
+    if query.also is not None:
+        return frame.format(a=_things(query, style), b=_things(query.also, style))
+    if frame.find("{x}") >= 0:
+        return frame.format(x=f"the {noun_phrase(query, style, query.number != 1)}")
+    return frame.format(xs=noun_phrase(query, style, True), one=noun_phrase(query, style, False))
+
+
+def fits(text: str, style: Style) -> bool:
+    """Is the length of a text allowed (4-14 words, telegraphic and easy ones 2-14)?"""
+    count = len(text.split())
+    return (2 if style.plain or style.telegraphic else WORDS[0]) <= count <= WORDS[1]
+
+
+def fitting_style(query: Query, style: Style) -> Style | None:
+    """The style, or the next one in frames, whose text has an allowed length; None if no frame fits."""
+    for step in range(len(_frames(query, style)) + 1):
+        candidate = replace(style, frame=style.frame + step)
+        if fits(phrase(query, candidate), candidate):
+            return candidate
+    return None
+
+
+def misspell(text: str, rng: np.random.Generator) -> str:
+    """One slip of the fingers in a word of at least five letters: two letters swapped, one lost, or one doubled."""
+    parts = text.split(" ")
+    long_ones = [number for number, word in enumerate(parts) if len(word) >= 5 and word.isalpha()]
+    if not long_ones:
+        return text
+    number = long_ones[int(rng.random() * len(long_ones))]
+    word = parts[number]
+    at = 1 + int(rng.random() * (len(word) - 3))
+    slip = int(rng.random() * 3)
+    if slip == 0:
+        word = word[:at] + word[at + 1] + word[at] + word[at + 2 :]
+    elif slip == 1:
+        word = word[:at] + word[at + 1 :]
+    else:
+        word = word[: at + 1] + word[at] + word[at + 1 :]
+    parts[number] = word
+    return " ".join(parts)

@@ -1,0 +1,313 @@
+"""Propose questions about a scene. A proposal counts only after the solver agreed with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from uniresxx.data.scenes.graph import Scene, Thing
+from uniresxx.data.scenes.kinds import kinds
+from uniresxx.data.scenes.presets import HELD_OUT_COLOURS, HELD_OUT_PARTS, Preset
+from uniresxx.data.scenes.solver import ORDERS, RELATIONS, Answer, Query, find_things, level_of, solve
+
+_POSITIONS = ("left", "right", "top", "bottom")
+OPPOSITE = dict(zip(RELATIONS, ("right of", "left of", "below", "above", "behind", "in front of"), strict=True))
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """A question with its solved answer and level."""
+
+    query: Query
+    answer: Answer
+    level: int
+
+
+class Asker:
+    """Proposes questions about one scene; all chance comes from the generator it is given."""
+
+    def __init__(self, scene: Scene, preset: Preset, split: str, rng: np.random.Generator) -> None:
+        self.scene, self.preset, self.split, self.rng = scene, preset, split, rng
+        self.easy = preset.easy
+        self.by_kind: dict[str, list[Thing]] = {}
+        for thing in scene.things:
+            self.by_kind.setdefault(thing.kind, []).append(thing)
+        self.levels = [level_of(scene, [thing]) for thing in scene.things]
+
+    # -- small helpers ------------------------------------------------------------------------------------------
+
+    def pick(self, choices: list[Thing]) -> Thing:
+        """A random thing."""
+        return choices[int(self.rng.random() * len(choices))]
+
+    def word(self, choices: tuple[str, ...] | list[str]) -> str:
+        """A random word."""
+        return choices[int(self.rng.random() * len(choices))]
+
+    def chance(self, share: float) -> bool:
+        """True in this share of calls."""
+        return bool(self.rng.random() < share)
+
+    def _same(self, thing: Thing) -> list[Thing]:
+        return [t for t in self.by_kind[thing.kind] if t.colour == thing.colour]
+
+    def targetable(self, thing: Thing, wanted: str | None = None) -> list[str]:
+        """Parts of a thing that may be asked for in this split."""
+        parts = [p for p in thing.parts if thing.part_area(p) >= self.preset.min_part]
+        if self.easy:
+            return parts
+        held = [p for p in parts if (thing.kind, p) in HELD_OUT_PARTS]
+        if self.split == "part_transfer" and wanted == "held":
+            return held
+        return [p for p in parts if p not in held]
+
+    def solved(self, query: Query, level: int | None = None) -> Proposal | None:
+        """The proposal of a query with a clear, non-empty answer (at a wanted level), else None."""
+        answer = solve(self.scene, query)
+        if answer is None or not answer.paints:
+            return None
+        true_level = level_of(self.scene, answer.things)
+        if level is not None and true_level != level:
+            return None
+        return Proposal(query, answer, true_level)
+
+    # -- one thing ----------------------------------------------------------------------------------------------
+
+    def name(self, thing: Thing) -> Query | None:
+        """A query for exactly one thing; None where no clear one came up."""
+        level = self.levels[thing.index]
+        if level == 1:
+            return Query(thing.kind, (thing.colour,) if self.chance(0.55 if self.easy else 0.5) else ())
+        if level == 2:
+            roll = self.rng.random()
+            if roll < (0.6 if self.easy else 0.72):
+                return Query(thing.kind, (thing.colour,))
+            if roll < 0.9 or self.easy:
+                return self._by_order(thing, ())
+            others = {t.colour for t in self.by_kind[thing.kind] if t is not thing}
+            return Query(thing.kind, without=others.pop()) if len(others) == 1 else None
+        colours = () if self.chance(0.25) else (thing.colour,)
+        return self._by_relation(thing, colours) if self.chance(0.45) else self._by_order(thing, colours)
+
+    def _by_order(self, thing: Thing, colours: tuple[str, ...]) -> Query | None:
+        count = len(self._same(thing) if colours else self.by_kind[thing.kind])
+        if self.easy and count != 2:  # "the left car" is clear words only for one of two
+            return None
+        for order in self.rng.permutation(ORDERS).tolist():
+            if self.easy and order in ("top", "bottom"):
+                continue
+            deepest = 1 if count < 3 or order not in ("left", "right", "top", "bottom") else 2
+            for rank in range(deepest):
+                query = Query(thing.kind, colours, order=str(order), rank=rank)
+                if find_things(self.scene, query) == [thing]:
+                    return query
+        return None
+
+    def _by_relation(self, thing: Thing, colours: tuple[str, ...]) -> Query | None:
+        anchors = [t for t in self.scene.things if t.kind != thing.kind and self.levels[t.index] < 3]
+        if not anchors:
+            return None
+        for _ in range(2):
+            at = self.pick(anchors)
+            bare = self.levels[at.index] == 1 and self.chance(0.5)
+            anchor = Query(at.kind, () if bare else (at.colour,))
+            for relation in self.rng.permutation(RELATIONS).tolist():
+                query = Query(thing.kind, colours, relation=str(relation), anchor=anchor)
+                if find_things(self.scene, query) == [thing]:
+                    return query
+        return None
+
+    def _of_level(self, level: int) -> list[Thing]:
+        things = [t for t in self.scene.things if self.levels[t.index] == level]
+        if self.split == "compositional":
+            things = [t for t in things if (t.kind, t.colour) in HELD_OUT_COLOURS]
+        return things
+
+    def an_object(self, level: int) -> Proposal | None:
+        """One thing at a level."""
+        things = self._of_level(level)
+        query = self.name(self.pick(things)) if things else None
+        return self._speaks_of_split(query, self.solved(query, level) if query else None)
+
+    def _speaks_of_split(self, query: Query | None, found: Proposal | None) -> Proposal | None:
+        """In `compositional` the held-out pair must be in the words, not only in the picture."""
+        if found is None or query is None or self.split != "compositional":
+            return found
+        named = any((query.kind, colour) in HELD_OUT_COLOURS for colour in query.colours)
+        return found if named else None
+
+    # -- parts --------------------------------------------------------------------------------------------------
+
+    def a_part(self, level: int) -> Proposal | None:
+        """A part of one thing at a level, now and then of a whole group."""
+        things = [t for t in self._of_level(level) if self.targetable(t, "held")]
+        if not things:
+            return None
+        thing = self.pick(things)
+        query: Query | None
+        if not self.easy and level < 3 and len(self.by_kind[thing.kind]) > 1 and self.chance(0.12):
+            group = self.by_kind[thing.kind] if level == 1 else self._same(thing)
+            query = Query(thing.kind, () if level == 1 else (thing.colour,), number=min(len(group), 3))
+        else:
+            query = self.name(thing)
+        if query is None:
+            return None
+        part = self._weighted_part(thing)
+        query = replace(query, part=part)
+        found = None
+        if len(thing.parts[part]) == 2 and query.number == 1 and self.chance(0.3):
+            query_side = replace(query, side=self.word(("left", "right")))
+            found = self.solved(query_side, level)
+            query = query_side if found else query
+        return self._speaks_of_split(query, found or self.solved(query, level))
+
+    def _weighted_part(self, thing: Thing) -> str:
+        return self.word(self.targetable(thing, "held"))
+
+    # -- groups -------------------------------------------------------------------------------------------------
+
+    def a_group(self, level: int) -> Proposal | None:
+        """Several things at a level."""
+        if self.split != "compositional" and self.chance(0.3 if self.easy else 0.18):
+            return self._union(level)
+        kinds_here = [kind for kind, things in self.by_kind.items() if len(things) > 1]
+        if not kinds_here:
+            return None
+        kind = self.word(kinds_here)
+        if level == 1:
+            colours = {t.colour for t in self.by_kind[kind]}
+            shown = (colours.pop(),) if len(colours) == 1 and self.chance(0.5) else ()
+            query: Query | None = self._counted(Query(kind, shown))
+        elif level == 2:
+            query = self._colour_group(kind)
+        else:
+            query = self._picked_group(kind)
+        return self._speaks_of_split(query, self.solved(query, level) if query else None)
+
+    def _counted(self, query: Query) -> Query | None:
+        """The query with the number of things it has: "all" or the count itself."""
+        found = find_things(self.scene, replace(query, number=0))
+        if not found:
+            return None
+        exact = len(found) if len(found) <= 3 and self.chance(0.5) else 0
+        return replace(query, number=exact)
+
+    def _colour_group(self, kind: str) -> Query | None:
+        colours = [t.colour for t in self.by_kind[kind]]
+        distinct = list(dict.fromkeys(colours))
+        if len(distinct) < 2:
+            return None
+        roll = self.rng.random()
+        if not self.easy and roll < 0.2:
+            return self._counted(Query(kind, without=self.word(distinct)))
+        if len(distinct) > 2 and roll < 0.5:
+            two = tuple(str(c) for c in self.rng.permutation(distinct)[:2])
+            return self._counted(Query(kind, two))
+        doubled = [c for c in distinct if colours.count(c) > 1]
+        return self._counted(Query(kind, (self.word(doubled),))) if doubled else None
+
+    def _picked_group(self, kind: str) -> Query | None:
+        """Level 3: the two leftmost, or those in a relation to another thing."""
+        things = self.by_kind[kind]
+        colour = self.pick(things).colour
+        same = [t for t in things if t.colour == colour]
+        colours = (colour,) if len(same) > 2 and self.chance(0.6) else ()
+        if len(same if colours else things) < 3:
+            return None
+        if self.chance(0.55):
+            return Query(kind, colours, order=self.word(ORDERS), take=2, number=2)
+        anchors = [t for t in self.scene.things if t.kind != kind and self.levels[t.index] < 3]
+        if not anchors:
+            return None
+        at = self.pick(anchors)
+        anchor = Query(at.kind, () if self.levels[at.index] == 1 and self.chance(0.5) else (at.colour,))
+        return self._counted(Query(kind, colours, relation=self.word(RELATIONS), anchor=anchor))
+
+    def _union(self, level: int) -> Proposal | None:
+        first = [t for t in self.scene.things if self.levels[t.index] <= level]
+        if len(first) < 2:
+            return None
+        one, other = self.pick(first), self.pick(first)
+        if one is other or (self.easy and one.kind == other.kind):
+            return None
+        a, b = self.name(one), self.name(other)
+        if a is None or b is None or a.relation or b.relation or a.without or b.without:
+            return None
+        return self.solved(replace(a, also=b), level)
+
+    # -- no target ----------------------------------------------------------------------------------------------
+
+    def opposites(self, positive: Proposal) -> Iterator[tuple[str, Query]]:
+        """Queries with exactly one slot changed, in random order: (slot, query). Not all of them are empty."""
+        query = positive.query
+        slots = ["kind", "colour", "part", "relation", "anchor"]
+        weights = np.array([1.0, 2.2, 3.0, 2.0, 0.6])
+        order = np.argsort(self.rng.random(len(slots)) ** (1.0 / weights))[::-1]
+        for at in order:
+            slot = slots[at]
+            if slot == "kind":
+                yield from ((slot, changed) for changed in self._other_kind(query))
+            elif slot == "colour" and query.colours:
+                yield from ((slot, changed) for changed in self._other_colour(query))
+            elif slot == "part" and query.part:
+                yield from ((slot, changed) for changed in self._other_part(query))
+            elif slot == "relation" and query.relation:
+                for relation in (OPPOSITE[query.relation], self.word(RELATIONS)):
+                    if relation != query.relation:
+                        yield slot, replace(query, relation=relation)
+            elif slot == "anchor" and query.anchor:
+                for anchor in (*self._other_colour(query.anchor), *self._other_kind(query.anchor)):
+                    yield slot, replace(query, anchor=anchor)
+
+    def _pair_is_kept(self, kind: str, colour: str) -> bool:
+        return self.easy or (kind, colour) not in HELD_OUT_COLOURS or self.split == "compositional"
+
+    def _other_colour(self, query: Query) -> list[Query]:
+        if not query.colours:
+            return []
+        seen = {t.colour for t in self.scene.things}
+        order = [str(c) for c in self.rng.permutation(self.preset.colours)]
+        if self.chance(0.7):  # colours of the picture first: the word alone must not give it away
+            order.sort(key=lambda c: c not in seen)
+        rest = query.colours[1:]
+        return [
+            replace(query, colours=(c, *rest))
+            for c in order
+            if c not in query.colours and self._pair_is_kept(query.kind, c)
+        ][:3]
+
+    def _other_kind(self, query: Query) -> list[Query]:
+        here = set(self.by_kind)
+        order = [str(k) for k in self.rng.permutation(self.preset.kinds)]
+        if self.chance(0.7):
+            order.sort(key=lambda k: k not in here)
+        out = []
+        for kind in order:
+            if kind == query.kind or (query.part and not self._may_have(kind, query.part)):
+                continue
+            if all(self._pair_is_kept(kind, colour) for colour in query.colours):
+                out.append(replace(query, kind=kind))
+        return out[:4]
+
+    def _may_have(self, kind: str, part: str) -> bool:
+        if not self.easy and (kind, part) in HELD_OUT_PARTS and self.split != "part_transfer":
+            return False
+        return part in kinds()[kind].parts
+
+    def _other_part(self, query: Query) -> list[Query]:
+        if query.side is not None:
+            return []
+        parts = [str(p) for p in self.rng.permutation(kinds()[query.kind].parts)]
+        return [replace(query, part=p) for p in parts if p != query.part and self._may_have(query.kind, p)]
+
+    def a_negative(self, positive: Proposal) -> tuple[str, Query] | None:
+        """A one-slot change of a positive that clearly points at nothing."""
+        if positive.query.also is not None:
+            return None  # half of a union would still be there
+        for slot, query in self.opposites(positive):
+            answer = solve(self.scene, query)
+            if answer is not None and not answer.paints:
+                return slot, query
+        return None

@@ -1,0 +1,182 @@
+"""What an expression means: a query over the scene graph, and the one place that answers it.
+
+A question with an unclear answer (two things almost equally far left, a slight overlap) has the answer None and is
+never asked. The empty answer is a clear "there is no such thing".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from uniresxx.data.scenes.graph import Scene, Thing
+
+ORDERS = ("left", "right", "top", "bottom", "large", "small")
+RELATIONS = ("left of", "right of", "above", "below", "in front of", "behind")
+_LARGER = 1.3  # ratio of visible areas from which one thing is called larger
+_HIDES = 15  # pixels from which one thing is in front of another
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """Things of a kind, narrowed down; with `part`, that part of them.
+
+    `number` is how many things the words promise: 1, 2, 3, or 0 for "all". `order` with `rank` (0 = first) and
+    `take` picks things along a direction. `also` unites a second query.
+    """
+
+    kind: str
+    colours: tuple[str, ...] = ()  # any of these; empty = any colour
+    without: str | None = None  # not this colour
+    order: str | None = None
+    rank: int = 0
+    take: int = 1
+    relation: str | None = None
+    anchor: Query | None = None
+    number: int = 1
+    also: Query | None = None
+    part: str | None = None
+    side: str | None = None  # of two visible instances of the part: "left" or "right"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Things meant and the paint numbers whose pixels are the mask; both empty = no target."""
+
+    things: tuple[Thing, ...]
+    paints: tuple[int, ...]
+
+
+_EMPTY = Answer((), ())
+
+
+def _along(thing: Thing, order: str) -> float:
+    """The value by which things are ordered, smallest first."""
+    values = {"left": thing.x, "right": -thing.x, "top": thing.y, "bottom": -thing.y}
+    return values[order]
+
+
+def _ordered(heads: Sequence[Thing], order: str, first: int, last: int, margin: float) -> list[Thing] | None:
+    """Things first..last-1 along the order; None where a boundary is not clear."""
+    if last > len(heads) or len(heads) < 2:
+        return None
+    if order in ("large", "small"):
+        line = sorted(heads, key=lambda t: t.area, reverse=order == "large")
+        for cut in (first, last):
+            if 0 < cut < len(line):
+                one, other = line[cut - 1], line[cut]
+                if order == "small":
+                    one, other = other, one
+                # hidden things: what is seen and what is known of the whole must agree
+                if one.area < _LARGER * other.area or one.full_area < 1.1 * other.full_area:
+                    return None
+        return line[first:last]
+    line = sorted(heads, key=lambda t: _along(t, order))
+    for cut in (first, last):
+        if 0 < cut < len(line) and _along(line[cut], order) - _along(line[cut - 1], order) < margin:
+            return None
+    return line[first:last]
+
+
+def _related(scene: Scene, thing: Thing, relation: str, anchor: Thing) -> bool | None:
+    """Does the relation hold? None where a viewer could say either."""
+    if relation in ("in front of", "behind"):
+        front, back = (thing, anchor) if relation == "in front of" else (anchor, thing)
+        hidden = scene.covers.get((front.index, back.index), 0)
+        return True if hidden >= _HIDES else None if hidden else False
+    along, across = thing.x - anchor.x, thing.y - anchor.y
+    if relation in ("above", "below"):
+        along, across = across, along
+    if relation in ("right of", "below"):
+        along = -along
+    if along <= -scene.margin and -along >= abs(across):
+        return True
+    return False if along >= 0 or abs(across) >= 3 * abs(along) else None
+
+
+def _heads(scene: Scene, query: Query) -> list[Thing]:
+    return [
+        thing
+        for thing in scene.things
+        if thing.kind == query.kind
+        and (not query.colours or thing.colour in query.colours)
+        and thing.colour != query.without
+    ]
+
+
+def find_things(scene: Scene, query: Query) -> list[Thing] | None:
+    """The things a query without its part and its union means; None where that is not clear."""
+    heads = _heads(scene, query)
+    if query.relation is not None:
+        assert query.anchor is not None
+        anchors = find_things(scene, query.anchor)
+        if anchors is None or len(anchors) > 1:
+            return None
+        holds = [_related(scene, t, query.relation, a) for t in heads for a in anchors if t is not a]
+        if any(value is None for value in holds):
+            return None
+        heads = [t for t in heads if any(t is not a and _related(scene, t, query.relation, a) for a in anchors)]
+    if not heads:
+        return []
+    if query.order is not None:
+        chosen = _ordered(heads, query.order, query.rank, query.rank + query.take, scene.margin)
+        if chosen is None:
+            return None
+        heads = chosen
+    if query.number == 0:
+        return heads if len(heads) >= 2 else None
+    # "the red and blue cars": each colour that is named must be seen
+    if len(query.colours) > 1 and {t.colour for t in heads} != set(query.colours):
+        return None
+    return heads if len(heads) == query.number else None
+
+
+def _find_part(scene: Scene, query: Query, things: Sequence[Thing]) -> Answer | None:
+    assert query.part is not None
+    if all(thing.part_area(query.part) == 0 for thing in things):
+        # drawn but fully hidden: nobody can say whether it is there, so nobody is asked
+        return None if any(query.part in thing.drawn_parts for thing in things) else _EMPTY
+    if any(thing.part_area(query.part) < scene.min_part for thing in things):
+        return None
+    units = [unit for thing in things for unit in thing.parts[query.part]]
+    if query.side is not None:
+        if len(things) != 1 or len(units) != 2 or abs(units[0].x - units[1].x) < scene.margin:
+            return None
+        units = [sorted(units, key=lambda unit: unit.x)[0 if query.side == "left" else 1]]
+        if units[0].area < scene.min_part:
+            return None
+    return Answer(tuple(things), tuple(unit.paint for unit in units))
+
+
+def solve(scene: Scene, query: Query) -> Answer | None:
+    """The answer of a query: things and paints, empty = no target, None = not clear, must not be asked."""
+    things = find_things(scene, query)
+    if things is None:
+        return None
+    if query.also is not None:
+        other = solve(scene, query.also)
+        if other is None or not other.things or not things:
+            return None
+        if {t.index for t in things} & {t.index for t in other.things}:
+            return None
+        paints = tuple(paint for thing in things for paint in thing.paints)
+        return Answer((*things, *other.things), (*paints, *other.paints))
+    if not things:
+        return _EMPTY
+    if query.part is not None:
+        return _find_part(scene, query, things)
+    return Answer(tuple(things), tuple(paint for thing in things for paint in thing.paints))
+
+
+def level_of(scene: Scene, things: Sequence[Thing]) -> int:
+    """1: the kind is enough to name these things, 2: kind and colour are, 3: it takes a relation, order or count."""
+    worst = 1
+    for kind in {thing.kind for thing in things}:
+        chosen = {thing.index for thing in things if thing.kind == kind}
+        same_kind = {thing.index for thing in scene.things if thing.kind == kind}
+        if chosen == same_kind:
+            continue
+        colours = {scene.things[index].colour for index in chosen}
+        same_colour = {index for index in same_kind if scene.things[index].colour in colours}
+        worst = max(worst, 2 if chosen == same_colour else 3)
+    return worst
