@@ -1,0 +1,44 @@
+"""`python -m chat_demo --checkpoint DIR --terminal [--image PHOTO]`: talk with a model about a picture."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from uniresxx.cli import exit_code
+from uniresxx.errors import InputError
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse with errors of one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; see `{self.prog} --help`")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Check the command line and start the chat."""
+    parser = _Parser(prog="python -m chat_demo", description=__doc__)
+    parser.add_argument("--checkpoint", required=True, help="run folder or from_pretrained folder")
+    parser.add_argument(
+        "--terminal", action="store_true", help="chat in this terminal (also with piped input)"
+    )
+    parser.add_argument("--image", help="picture to open at once")
+    parser.add_argument(
+        "--out", type=Path, default=Path(), help="folder of saved overlays (default: this one)"
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="of the web page")
+    parser.add_argument("--port", type=int, default=7860, help="of the web page")
+    options = parser.parse_args(argv)
+    if not options.terminal:
+        raise InputError("the web page does not exist yet: add --terminal")
+    from chat_demo.terminal import run
+
+    return run(options.checkpoint, options.image, options.out)
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code("chat_demo", lambda: main(sys.argv[1:])))
