@@ -54,7 +54,7 @@ def help_of(module: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> s
     monkeypatch.setenv("COLUMNS", "200")
     out, err = io.StringIO(), io.StringIO()
     with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as stop:
-        runpy.run_module(module, run_name="__main__", alter_sys=False)
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
     assert stop.value.code in (0, None), f"{module} {words}: {err.getvalue()}"
     return out.getvalue()
 
