@@ -15,7 +15,8 @@ CHAT_DECODING = Decoding(template="{expression}")  # what is typed goes to the m
 TURNS_REMEMBERED = 8  # passed to the model (our choice): bounds the row; the transcript keeps all
 _LEAD_IN = re.compile(
     r"^(?:please |now |and |then |can you |could you )*"
-    r"(?:(?:segment|show me|show|find|mark|select|highlight|point at|point to|where is|where are|is there|are there)"
+    r"(?:(?:segment|show me|show|find|mark|select|highlight|point at|point to"
+    r"|where is|where are|is there|are there)"
     r"(?: |$))?",
     re.IGNORECASE,
 )

@@ -74,9 +74,7 @@ class Chat:
             raise InputError(":image needs the path of a picture")
         photo = self.predictor.set_image(os.path.expanduser(name))
         self.session = state.with_photo(self.session, name, photo)
-        self.say(
-            f"{name}: {photo.shape[1]} x {photo.shape[0]} pixels. Ask away; :save writes an answer as a picture."
-        )
+        self.say(f"{name}: {photo.shape[1]} x {photo.shape[0]} pixels. Ask away; :save keeps an answer.")
 
     def ask(self, text: str) -> None:
         """Answer a question about the picture."""
