@@ -155,3 +155,10 @@ def test_versions_agree() -> None:
     assert project["version"] == uniresxx.__version__
     assert f"\nversion: {uniresxx.__version__}\n" in citation
     assert f"## {uniresxx.__version__}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_the_architecture_page_names_every_file_of_the_two_packages() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    files = [path for room in ("mllm", "uniresxx") for path in sorted((ROOT / room).glob("[a-z]*.py"))]
+    names = [path.relative_to(ROOT).as_posix() for path in files]
+    assert [name for name in names if f"`{name}`" not in page] == []
