@@ -23,6 +23,7 @@ import numpy as np
 from uniresxx import masks
 from uniresxx.errors import InputError
 from uniresxx.files import write_atomic
+from uniresxx.images import photo_of
 from uniresxx.metrics import Counts, Outcome, RecallCounts, Tally
 from uniresxx.predictions import JsonlWriter, from_json, read_predictions, to_json
 from uniresxx.protocols import STRICT, has_target, protocol_of
@@ -115,7 +116,7 @@ def evaluate(
         waiting = [(record, asked) for record, asked in waiting if asked]
         for batch in _chunks(waiting, batch_images):
             start = time.perf_counter()
-            sight = segmenter.look([_photo(record) for record, _ in batch])
+            sight = segmenter.look([photo_of(record) for record, _ in batch])
             texts = [[e.text for e in asked] for _, asked in batch]
             answers = segmenter.answer(sight, texts, decoding)
             seconds = time.perf_counter() - start
@@ -138,7 +139,7 @@ def fingerprint(
     """What an evaluation is an evaluation of; two with equal fingerprints may share a predictions file."""
     digest = sha256()
     for record in records:
-        digest.update(repr((record.image_id, record.height, record.width)).encode())
+        digest.update(repr((record.image_id, record.height, record.width, record.dialogues)).encode())
         for e in record.expressions:
             digest.update(
                 repr((e.expression_id, e.text, e.granularity.value, e.rle and e.rle["counts"])).encode()
@@ -195,14 +196,6 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str 
         elif old != new:
             changes.append(f"{prefix}{key}: {old} -> {new}")
     return changes
-
-
-def _photo(record: ImageRecord) -> np.ndarray:
-    if record.pixels is not None:
-        return record.pixels
-    from uniresxx.images import photo_of
-
-    return photo_of(record)
 
 
 def _chunks(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
@@ -408,49 +401,62 @@ def evaluate_dialogues(
     segmenter: Segmenter,
     records: Sequence[ImageRecord],
     decoding: Decoding,
-    out: Path | None = None,
+    out: Path,
     *,
     batch_images: int = 8,
     progress: Progress | None = None,
 ) -> dict[str, Any] | None:
-    """Score conversations; None where the records hold none. With `out` every answer is written to
-    dialogues.jsonl.
+    """Hold and score the conversations of `records`; None where there are none. Call `evaluate` on `out`
+    first.
 
-    Each turn sees the turns before it with the answers the model itself generated, never the true ones. The
-    k-th phrase of the truth is compared with the k-th segment of the answer; a missing segment counts as
-    rejected. Follow-ups (every turn after the first) and first turns are scored apart. Rerun as a whole when
-    interrupted.
+    Each turn sees the turns before it with the answers the model itself generated, never the true ones.
+    Answers go to `out`/dialogues.jsonl, are continued from there and scored from there.
     """
-    held = [(record, dialogue) for record in records for dialogue in record.dialogues]
-    if not held:
+    total = sum(len(record.dialogues) for record in records)
+    if not total:
         return None
     chat = replace(decoding, template=CHAT_TEMPLATE)
+    path = EvaluationFiles(out).dialogues
+    with JsonlWriter(path) as lines:
+        done = {line.get("dialogue_id") for line in lines.kept}
+        waiting = [r for r in records if any(d.dialogue_id not in done for d in r.dialogues)]
+        for batch in _chunks(waiting, batch_images):
+            for record, dialogue, answers in _converse(segmenter, batch, chat):
+                if dialogue.dialogue_id in done:
+                    continue
+                done.add(dialogue.dialogue_id)
+                turns = [to_json(t.question, a) for t, a in zip(dialogue.turns, answers, strict=True)]
+                lines.write(
+                    {"dialogue_id": dialogue.dialogue_id, "image_id": record.image_id, "turns": turns}
+                )
+            if progress:
+                progress(len(done), total)
+    return {"decoding": chat.describe(chat.rule or segmenter.decision_rule), **score_dialogues(path, records)}
+
+
+def score_dialogues(path: Path, records: Sequence[ImageRecord]) -> dict[str, Any]:
+    """Scores of the conversations in a dialogues.jsonl; follow-ups (turns after the first) apart from first
+    turns.
+
+    The k-th phrase of the truth is compared with the k-th segment of the answer; a missing one counts as
+    rejected.
+    """
+    with JsonlWriter(path) as file:
+        given = {line["dialogue_id"]: line["turns"] for line in file.kept}
     first, later = Counts(), Counts()
-    lines = None
-    if out is not None:
-        EvaluationFiles(out).dialogues.unlink(missing_ok=True)
-        lines = JsonlWriter(EvaluationFiles(out).dialogues)
-    done = 0
-    for batch in _chunks([r for r in records if r.dialogues], batch_images):
-        for record, dialogue, answers in _converse(segmenter, batch, chat):
-            line = {
-                "dialogue_id": dialogue.dialogue_id,
-                "image_id": record.image_id,
-                "turns": [to_json(turn.question, a) for turn, a in zip(dialogue.turns, answers, strict=True)],
-            }
-            if lines is not None:
-                lines.write(line)
-            for k, (turn, answer) in enumerate(zip(dialogue.turns, answers, strict=True)):
-                for outcome in judge_phrases(turn.phrases, from_json(to_json("", answer))):
+    held = 0
+    for record in records:
+        for dialogue in record.dialogues:
+            if dialogue.dialogue_id not in given:
+                raise InputError(
+                    f"{path}: dialogue {dialogue.dialogue_id!r} is missing: run the evaluation again"
+                )
+            held += 1
+            for k, (turn, line) in enumerate(zip(dialogue.turns, given[dialogue.dialogue_id], strict=True)):
+                for outcome in judge_phrases(turn.phrases, from_json(line, (record.height, record.width))):
                     (later if k else first).add(outcome)
-            done += 1
-        if progress:
-            progress(done, len(held))
-    if lines is not None:
-        lines.close()
     return {
-        "n_dialogues": len(held),
-        "decoding": chat.describe(chat.rule or segmenter.decision_rule),
+        "n_dialogues": held,
         "first_turn": {**first.scores(), **first.sizes()},
         "follow_up": {**later.scores(), **later.sizes()},
     }
@@ -460,7 +466,7 @@ def _converse(
     segmenter: Segmenter, records: Sequence[ImageRecord], decoding: Decoding
 ) -> Iterator[tuple[ImageRecord, Dialogue, list[Prediction]]]:
     """Hold all dialogues of a few pictures, turn by turn; one `look`, one `answer` per turn number."""
-    sight = segmenter.look([_photo(record) for record in records])
+    sight = segmenter.look([photo_of(record) for record in records])
     given: dict[tuple[int, int], list[Prediction]] = {
         (b, d): [] for b, record in enumerate(records) for d in range(len(record.dialogues))
     }

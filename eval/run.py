@@ -1,0 +1,136 @@
+"""`python -m eval run`: a checkpoint answers benchmarks; predictions first, then scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from eval.score import load_records, origin, print_entry
+from uniresxx.errors import InputError
+from uniresxx.evaluate import evaluate, evaluate_dialogues, read_about, score_file, write_metrics
+from uniresxx.protocols import protocol_of
+from uniresxx.segmenter import DecisionRule, Decoding, Segmenter
+from uniresxx.types import ImageRecord
+
+
+def run(
+    checkpoint: Path,
+    benchmarks: Sequence[str],
+    out: Path,
+    *,
+    data: Path | None = None,
+    rule: DecisionRule | None = None,
+    protocol: str = "strict",
+    limit: int | None = None,
+    batch_images: int = 8,
+    fresh: bool = False,
+) -> list[dict[str, Any]]:
+    """Answer and score every benchmark; OUT/<name>/<split>/predictions.jsonl and OUT/metrics.json.
+
+    The same command continues where it stopped. InputError for wrong names, folders, or an OUT that holds the
+    evaluation of another checkpoint or another way of decoding.
+    """
+    for name in benchmarks:
+        protocol_of(protocol).check(name)
+    identity = checkpoint_identity(checkpoint)
+    if not fresh:
+        _refuse_mixing(out, identity, rule)
+    loaded = {name: load_records(name, data, limit) for name in dict.fromkeys(benchmarks)}
+    from uniresxx.checkpoint import load_segmenter
+
+    segmenter = load_segmenter(checkpoint)
+    console = Console(stderr=True)
+    entries = []
+    for name, records in loaded.items():
+        entry = run_one(
+            segmenter,
+            records,
+            name,
+            out,
+            identity=identity,
+            rule=rule,
+            protocol=protocol,
+            batch_images=batch_images,
+            fresh=fresh,
+            console=console,
+        )
+        entry |= origin(out / name / "predictions.jsonl", out, data, limit)
+        write_metrics(out / "metrics.json", [entry])
+        entries.append(entry)
+    for entry in entries:
+        print_entry(entry)
+    Console().print(f"metrics: {out / 'metrics.json'}", highlight=False, markup=False, soft_wrap=True)
+    return entries
+
+
+def run_one(
+    segmenter: Segmenter,
+    records: Sequence[ImageRecord],
+    benchmark: str,
+    out: Path,
+    *,
+    identity: str,
+    rule: DecisionRule | None = None,
+    protocol: str = "strict",
+    batch_images: int = 8,
+    fresh: bool = False,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Evaluate one benchmark and its conversations with a progress bar; returns its entry of metrics.json."""
+    folder = out / benchmark
+    decoding = Decoding(rule=rule)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console or Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(benchmark, total=None)
+
+        def show(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        path = evaluate(
+            segmenter, records, benchmark, decoding, folder, checkpoint=identity, batch_images=batch_images,
+            fresh=fresh, progress=show,
+        )  # fmt: skip
+        bar.update(task, description=f"{benchmark} conversations", completed=0)
+        dialogues = evaluate_dialogues(
+            segmenter, records, decoding, folder, batch_images=batch_images, progress=show
+        )
+        bar.update(task, description=f"{benchmark} scoring")
+        entry = score_file(path, records, benchmark, protocol)
+    return entry if dialogues is None else entry | {"dialogues": dialogues}
+
+
+def checkpoint_identity(checkpoint: Path) -> str:
+    """`<folder name>:<hash of config and weights>` of the checkpoint that would be loaded."""
+    from uniresxx.checkpoint import CONFIG, WEIGHTS, resolve
+
+    folder = resolve(checkpoint, lambda line: None)
+    digest = sha256()
+    for name in (CONFIG, WEIGHTS):
+        path = folder / name
+        if not path.is_file():
+            raise InputError(f"{path} is missing: give a complete checkpoint folder")
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return f"{folder.resolve().name}:{digest.hexdigest()[:16]}"
+
+
+def _refuse_mixing(out: Path, identity: str, rule: DecisionRule | None) -> None:
+    """One OUT, one checkpoint and one rule: metrics.json would otherwise mix numbers that look alike."""
+    for path in sorted(out.glob("*/*/evaluation.json")):
+        about = read_about(path.parent) or {}
+        if about.get("checkpoint") != identity:
+            raise InputError(
+                f"{path.parent} was answered by checkpoint {about.get('checkpoint')}, not {identity}: "
+                "use --fresh or another --out"
+            )
+        before = about.get("decoding", {}).get("rule")
+        if rule is not None and before != rule:
+            raise InputError(
+                f"{path.parent} was answered with --rule {before}, not {rule}: use another --out"
+            )

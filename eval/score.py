@@ -1,0 +1,139 @@
+"""`python -m eval score`: any model's predictions against a benchmark; and the tables all commands print."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from uniresxx.errors import InputError
+from uniresxx.evaluate import score_file, write_metrics
+from uniresxx.metrics import SCORE_KEYS
+from uniresxx.protocols import protocol_of
+from uniresxx.trivial import TRIVIAL_NAMES
+from uniresxx.types import Granularity, ImageRecord
+
+GRANULARITIES = tuple(g.value for g in Granularity)
+SCENES_NOTE = "scenes are drawn pictures: these numbers say nothing about photographs"
+
+
+def score(
+    predictions: Path,
+    benchmark: str,
+    out: Path,
+    *,
+    data: Path | None = None,
+    protocol: str = "strict",
+    limit: int | None = None,
+) -> list[dict[str, Any]]:
+    """Score a predictions.jsonl, add it to OUT/metrics.json, print tables. InputError for bad files."""
+    protocol_of(protocol).check(benchmark)
+    if not predictions.is_file():
+        raise InputError(f"{predictions} is no file: give a predictions.jsonl")
+    records = load_records(benchmark, data, limit)
+    entry = score_file(predictions, records, benchmark, protocol) | origin(predictions, out, data, limit)
+    write_metrics(out / "metrics.json", [entry])
+    print_entry(entry)
+    return [entry]
+
+
+def load_records(benchmark: str, data: Path | None, limit: int | None = None) -> list[ImageRecord]:
+    """Records of NAME/SPLIT, the first `limit` pictures; InputError for unknown names and missing files."""
+    from uniresxx.data.benchmarks import load_benchmark
+
+    records = list(load_benchmark(benchmark, data))
+    if not any(record.expressions for record in records):
+        raise InputError(f"{benchmark} holds no expression: check --data {data}")
+    return records if limit is None else records[:limit]
+
+
+def origin(predictions: Path, out: Path, data: Path | None, limit: int | None) -> dict[str, Any]:
+    """Where an entry's predictions and photographs lie, for the report."""
+    return {
+        "predictions": os.path.relpath(predictions.resolve(), out.resolve()),
+        "data": str(data.resolve()) if data else None,
+        "limit": limit,
+    }
+
+
+def number(value: float | None) -> str:
+    """A percentage as it stands in tables; a dash where it is not defined."""
+    return "–" if value is None else f"{value:.1f}"
+
+
+def overview_rows(entry: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: the model and the trivial answers, by what they are asked to find."""
+    header = ["answer", "mIoU part", "object", "multi", "N-acc", "T-acc", "gIoU", "cIoU", "twin"]
+    answers = {"this model": entry, **{name.replace("_", " "): t for name, t in entry["trivial"].items()}}
+    rows = []
+    for name, scores in answers.items():
+        whole, parts = scores["overall"], scores["by_granularity"]
+        values = [parts[g]["mIoU"] for g in ("part", "object", "multi")]
+        values += [whole[key] for key in ("N-acc", "T-acc", "gIoU", "cIoU")] + [scores["twin_score"]]
+        rows.append([name, *map(number, values)])
+    sizes, groups = entry["counts"], entry["twin_groups"]
+    behind = [sizes["by_granularity"][g]["n_target"] for g in ("part", "object", "multi")]
+    whole = sizes["overall"]
+    behind += [whole["n_none"], whole["n_target"], whole["n"], whole["n"], groups]
+    return header, [*rows, ["N behind it", *map(str, behind)]]
+
+
+def detail_rows(entry: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: every score overall, per granularity, per level."""
+    header = ["", "N", *SCORE_KEYS]
+    rows = [
+        ["overall", str(entry["counts"]["overall"]["n"]), *(number(entry["overall"][k]) for k in SCORE_KEYS)]
+    ]
+    for key, prefix in (("by_granularity", ""), ("by_level", "level ")):
+        for name, scores in entry[key].items():
+            size = entry["counts"][key][name]["n"]
+            if size:
+                rows.append([prefix + name, str(size), *(number(scores[k]) for k in SCORE_KEYS)])
+    return header, rows
+
+
+def notes(entry: Mapping[str, Any]) -> list[str]:
+    """Lines that belong under the tables of one benchmark."""
+    rule = (entry.get("decoding") or {}).get("rule", "as given in the file")
+    lines = [f"protocol {entry['protocol']}, rejected = {rule}, no answer {entry['no_answer']}"]
+    lines += [f"{name.replace('_', ' ')}: {what}" for name, what in TRIVIAL_NAMES.items()]
+    if entry.get("proposal_recall"):
+        recall = ", ".join(f"{stream} {number(value)}" for stream, value in entry["proposal_recall"].items())
+        lines.append(f"proposal recall at box IoU 0.5: {recall}")
+    follow = (entry.get("dialogues") or {}).get("follow_up")
+    if follow:
+        lines.append(
+            f"two-turn follow-ups: mIoU {number(follow['mIoU'])} (N {follow['n_target']}), "
+            f"N-acc {number(follow['N-acc'])} (N {follow['n_none']}), T-acc {number(follow['T-acc'])}"
+        )
+    if entry["benchmark"].startswith("scenes"):
+        lines.append(SCENES_NOTE)
+    return lines
+
+
+def print_entry(entry: Mapping[str, Any], console: Console | None = None) -> None:
+    """The tables of one benchmark on the terminal."""
+    console = console or Console()
+    title = f"{entry['benchmark']}/{entry['split']}: {entry['n_expressions']} expressions"
+    for (header, rows), heading in ((overview_rows(entry), title), (detail_rows(entry), None)):
+        _print_table(console, header, rows, heading)
+    for line in notes(entry):
+        console.print(line, style="dim", highlight=False, markup=False)
+
+
+def _print_table(
+    console: Console, header: Sequence[str], rows: Sequence[Sequence[str]], title: str | None
+) -> None:
+    table = Table(
+        *header, title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
+    )
+    for column in table.columns[1:]:
+        column.justify, column.no_wrap = "right", True
+    for row in rows:
+        table.add_row(*row, style="dim" if row[0].startswith("N ") else None)
+    console.print(table)
