@@ -150,6 +150,7 @@ def layers_of(texts: Sequence[str], found: Sequence[Prediction]) -> Iterator[Lay
     """What `draw_overlay` needs, masks decoded one at a time; a layer per phrase of a longer answer."""
     for text, prediction in zip(texts, found, strict=True):
         if len(prediction.segments) > 1:
-            yield from (Layer(part.phrase, mask_of(part), part.score) for part in prediction.segments)
+            for part in prediction.segments:
+                yield Layer(part.phrase or text, mask_of(part), None if part.mask is None else part.score)
         else:
             yield Layer(text, mask_of(prediction), None if prediction.rejected else prediction.score)
