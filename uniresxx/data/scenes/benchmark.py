@@ -48,7 +48,7 @@ def _records(preset: str, split: str) -> tuple[ImageRecord, ...]:
 
 
 def benchmark_records(preset: str, split: str) -> list[ImageRecord]:
-    """All records of a measured split with its exact numbers of expressions; InputError for train or unknown."""
+    """All records of a measured split with its exact numbers of expressions; InputError for train."""
     numbers = preset_of(preset)
     check_split(numbers, split)
     if split == "train":

@@ -1,4 +1,4 @@
-"""Conversations about a scene: several phrases at once, follow-ups that need the turn before, plain questions."""
+"""Conversations about a scene: several phrases at once, follow-ups, plain questions."""
 
 from __future__ import annotations
 
@@ -90,7 +90,12 @@ def _plain(asker: Asker) -> tuple[Turn, ...] | None:
         colours = [c for c in asker.preset.colours if asker._pair_is_kept(kind, c)]
         colour = asker.pick(here).colour if here and asker.chance(0.5) else asker.word(colours)
         seen = any(thing.colour == colour for thing in here)
-        return (Turn(f"Is there a {colour} {kind}?", say="Yes." if seen else "No."),)
+        return (
+            Turn(
+                f"Is there {'an' if colour[0] == 'o' else 'a'} {colour} {kind}?",
+                say="Yes." if seen else "No.",
+            ),
+        )
     if len(here) != 1:
         return None
     return (Turn(f"What colour is the {kind}?", say=f"{here[0].colour.capitalize()}."),)
@@ -98,7 +103,7 @@ def _plain(asker: Asker) -> tuple[Turn, ...] | None:
 
 def make_dialogues(asker: Asker, prefix: str) -> tuple[Dialogue, ...]:
     """Up to three dialogues of one picture, one of each sort."""
-    out = []
+    out: list[Dialogue] = []
     for make in (_several, _follow_up, _plain):
         turns = make(asker)
         if turns is not None:

@@ -52,7 +52,7 @@ def _stamp(plan: Plan, size: float, first: int) -> tuple[np.ndarray, list[tuple[
     canvas = Image.new("L", (int(points[:, 0].max()) + 1, int(points[:, 1].max()) + 1))
     pen = ImageDraw.Draw(canvas)
     flat = points.ravel().tolist()
-    paints = []
+    paints: list[tuple[int, int]] = []
     for number, piece in enumerate(kind.pieces):
         if piece.part is not None and piece.part in plan.absent:
             continue
@@ -65,7 +65,7 @@ def _stamp(plan: Plan, size: float, first: int) -> tuple[np.ndarray, list[tuple[
 def _seat(
     preset: Preset, owner_yx: np.ndarray, placed: list[_Placed], stamp: np.ndarray, rng: np.random.Generator
 ) -> tuple[int, int, np.ndarray] | None:
-    """A place (y, x) where nothing gets hidden too much, and what it covers per earlier thing; None if none."""
+    """A place (y, x) where nothing gets hidden too much, and what it covers per earlier thing, or None."""
     height, width = stamp.shape
     solid = stamp > 0
     room = preset.side - np.array([height, width])
@@ -83,7 +83,9 @@ def _seat(
         covered = np.bincount(under[solid], minlength=len(placed) + 1)
         if near and covered[1:].sum() < 0.1 * solid.sum():
             continue
-        if all(p.visible - c >= _KEEP_VISIBLE * p.full_area for p, c in zip(placed, covered[1:], strict=True)):
+        if all(
+            p.visible - c >= _KEEP_VISIBLE * p.full_area for p, c in zip(placed, covered[1:], strict=True)
+        ):
             return y, x, covered
     return None
 
@@ -145,7 +147,8 @@ def _describe(ids_yx: np.ndarray, placed: list[_Placed]) -> tuple[Thing, ...]:
             Thing(
                 index, item.plan.kind, item.plan.colour, tuple(numbers), parts,
                 frozenset(name for _, p in item.paints if (name := pieces[p].part) is not None),
-                float(sum_x[numbers].sum() / total), float(sum_y[numbers].sum() / total), total, item.full_area,
+                float(sum_x[numbers].sum() / total), float(sum_y[numbers].sum() / total), total,
+                item.full_area,
                 (int(xs[0]), int(ys[0]), int(xs[-1]) + 1, int(ys[-1]) + 1),
             )
         )  # fmt: skip
@@ -255,6 +258,4 @@ def draw(preset: Preset, split: str, rng: np.random.Generator) -> Scene:
     things = _describe(ids_yx, placed)
     rgb, dense = _tables(preset, split, placed, rng)
     pixels = _colour_in(preset, ids_yx, placed, rgb, rng)
-    return Scene(
-        preset.side, preset.margin, preset.min_part, pixels, ids_yx, dense[ids_yx], things, covers
-    )
+    return Scene(preset.side, preset.margin, preset.min_part, pixels, ids_yx, dense[ids_yx], things, covers)

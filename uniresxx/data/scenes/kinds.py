@@ -133,7 +133,9 @@ def _animals() -> tuple[Kind, ...]:
             Piece("leg", _rect(0.2, 0.62, 0.34, 1.0), _DARK),
             Piece("leg", _rect(0.6, 0.62, 0.74, 1.0), _DARK),
             Piece(None, _rect(0.14, 0.36, 0.8, 0.72)),
-            Piece("head", ((0.62, 0.4), (0.64, 0.02), (0.76, 0.12), (0.9, 0.14), (1.0, 0.34), (0.86, 0.5)), _LIGHT),
+            Piece(
+                "head", ((0.62, 0.4), (0.64, 0.02), (0.76, 0.12), (0.9, 0.14), (1.0, 0.34), (0.86, 0.5)), _LIGHT
+            ),
         ),
         ("tail", "leg"), ("tail", "leg", "head"),
     )  # fmt: skip
@@ -208,8 +210,8 @@ def kinds() -> Mapping[str, Kind]:
 
 # Index of a part in the dense label map, 1-based; 0 is "no part".
 PART_NAMES = (
-    "wheel", "door", "window", "roof", "leg", "head", "handle", "tail", "eye", "fin", "wing", "crown", "trunk",
-    "back", "drawer", "rim", "chimney",
+    "wheel", "door", "window", "roof", "leg", "head", "handle", "tail", "eye", "fin", "wing", "crown",
+    "trunk", "back", "drawer", "rim", "chimney",
 )  # fmt: skip
 
 # Base colours, RGB 0-255; jitter is added per object.

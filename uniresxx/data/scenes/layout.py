@@ -1,4 +1,4 @@
-"""Plan a picture: which things, in which colours, sizes and poses. Groups of one kind make words necessary."""
+"""Plan a picture: which things, in which colours, sizes and poses. Groups make words necessary."""
 
 from __future__ import annotations
 
@@ -42,7 +42,9 @@ def _group_colours(colours: list[str], count: int, same: int, first: str) -> lis
     return [first] * same + others[: count - same]
 
 
-def _group(preset: Preset, split: str, kind: str, count: int, rng: np.random.Generator) -> list[tuple[str, str]]:
+def _group(
+    preset: Preset, split: str, kind: str, count: int, rng: np.random.Generator
+) -> list[tuple[str, str]]:
     """Colours of one group of a kind."""
     colours = [str(c) for c in rng.permutation(_allowed(preset, kind))]
     first = colours[0]

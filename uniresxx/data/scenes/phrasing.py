@@ -1,4 +1,4 @@
-"""From a query to English. A style fixes every choice of wording, so that a twin gets the very same template."""
+"""From a query to English. A style fixes all choices of wording, so that a twin gets the same template."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ WORDS = (4, 14)  # of an expression of `scenes` that is not telegraphic
 
 @dataclass(frozen=True, slots=True)
 class Style:
-    """Choices of wording. `synonyms` picks words, `form` the place of adjectives, `frame` the sentence around."""
+    """Choices of wording. `synonyms` picks words, `form` places adjectives, `frame` is the sentence around."""
 
     frame: int = 0
     form: int = 0
@@ -161,10 +161,16 @@ def _short_text(query: Query, style: Style) -> str:
 def template_of(query: Query, style: Style) -> str:
     """The name of the template a query gets in a style: its frame and the shape of its noun phrase."""
     frames = _frames(query, style)
-    frame = "plain" if style.plain else "telegraphic" if style.telegraphic else frames[style.frame % len(frames)]
+    frame = (
+        "plain" if style.plain else "telegraphic" if style.telegraphic else frames[style.frame % len(frames)]
+    )
     shape = [
         str(len(query.colours)),
-        *(name for name, used in zip(("colour after", "order after"), _form(query, style), strict=True) if used),
+        *(
+            name
+            for name, used in zip(("colour after", "order after"), _form(query, style), strict=True)
+            if used
+        ),
         query.order or "",
         str(query.rank),
         "related" if query.relation else "",
@@ -208,7 +214,7 @@ def fitting_style(query: Query, style: Style) -> Style | None:
 
 
 def misspell(text: str, rng: np.random.Generator) -> str:
-    """One slip of the fingers in a word of at least five letters: two letters swapped, one lost, or one doubled."""
+    """One slip in a word of at least five letters: two letters swapped, one lost, or one doubled."""
     parts = text.split(" ")
     long_ones = [number for number, word in enumerate(parts) if len(word) >= 5 and word.isalpha()]
     if not long_ones:

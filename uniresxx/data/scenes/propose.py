@@ -13,7 +13,9 @@ from uniresxx.data.scenes.presets import HELD_OUT_COLOURS, HELD_OUT_PARTS, Prese
 from uniresxx.data.scenes.solver import ORDERS, RELATIONS, Answer, Query, find_things, level_of, solve
 
 _POSITIONS = ("left", "right", "top", "bottom")
-OPPOSITE = dict(zip(RELATIONS, ("right of", "left of", "below", "above", "behind", "in front of"), strict=True))
+OPPOSITE = dict(
+    zip(RELATIONS, ("right of", "left of", "below", "above", "behind", "in front of"), strict=True)
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +38,7 @@ class Asker:
             self.by_kind.setdefault(thing.kind, []).append(thing)
         self.levels = [level_of(scene, [thing]) for thing in scene.things]
 
-    # -- small helpers ------------------------------------------------------------------------------------------
+    # -- small helpers -----------------------------------------------------------------------------
 
     def pick(self, choices: list[Thing]) -> Thing:
         """A random thing."""
@@ -73,7 +75,7 @@ class Asker:
             return None
         return Proposal(query, answer, true_level)
 
-    # -- one thing ----------------------------------------------------------------------------------------------
+    # -- one thing ---------------------------------------------------------------------------------
 
     def name(self, thing: Thing) -> Query | None:
         """A query for exactly one thing; None where no clear one came up."""
@@ -129,16 +131,16 @@ class Asker:
         """One thing at a level."""
         things = self._of_level(level)
         query = self.name(self.pick(things)) if things else None
-        return self._speaks_of_split(query, self.solved(query, level) if query else None)
+        return self.spoken(query, self.solved(query, level) if query else None)
 
-    def _speaks_of_split(self, query: Query | None, found: Proposal | None) -> Proposal | None:
+    def spoken(self, query: Query | None, found: Proposal | None) -> Proposal | None:
         """In `compositional` the held-out pair must be in the words, not only in the picture."""
         if found is None or query is None or self.split != "compositional":
             return found
         named = any((query.kind, colour) in HELD_OUT_COLOURS for colour in query.colours)
         return found if named else None
 
-    # -- parts --------------------------------------------------------------------------------------------------
+    # -- parts -------------------------------------------------------------------------------------
 
     def a_part(self, level: int) -> Proposal | None:
         """A part of one thing at a level, now and then of a whole group."""
@@ -161,16 +163,16 @@ class Asker:
             query_side = replace(query, side=self.word(("left", "right")))
             found = self.solved(query_side, level)
             query = query_side if found else query
-        return self._speaks_of_split(query, found or self.solved(query, level))
+        return self.spoken(query, found or self.solved(query, level))
 
     def _weighted_part(self, thing: Thing) -> str:
         return self.word(self.targetable(thing, "held"))
 
-    # -- groups -------------------------------------------------------------------------------------------------
+    # -- groups ------------------------------------------------------------------------------------
 
     def a_group(self, level: int) -> Proposal | None:
         """Several things at a level."""
-        if self.split != "compositional" and self.chance(0.3 if self.easy else 0.18):
+        if self.split != "compositional" and self.chance(0.16):
             return self._union(level)
         kinds_here = [kind for kind, things in self.by_kind.items() if len(things) > 1]
         if not kinds_here:
@@ -184,7 +186,7 @@ class Asker:
             query = self._colour_group(kind)
         else:
             query = self._picked_group(kind)
-        return self._speaks_of_split(query, self.solved(query, level) if query else None)
+        return self.spoken(query, self.solved(query, level) if query else None)
 
     def _counted(self, query: Query) -> Query | None:
         """The query with the number of things it has: "all" or the count itself."""
@@ -237,13 +239,13 @@ class Asker:
             return None
         return self.solved(replace(a, also=b), level)
 
-    # -- no target ----------------------------------------------------------------------------------------------
+    # -- no target ---------------------------------------------------------------------------------
 
     def opposites(self, positive: Proposal) -> Iterator[tuple[str, Query]]:
-        """Queries with exactly one slot changed, in random order: (slot, query). Not all of them are empty."""
+        """Queries with exactly one slot changed, in random order: (slot, query). Some still have a target."""
         query = positive.query
         slots = ["kind", "colour", "part", "relation", "anchor"]
-        weights = np.array([1.0, 2.2, 3.0, 2.0, 0.6])
+        weights = np.array([1.0, 2.2, 6.0, 6.0, 1.5])
         order = np.argsort(self.rng.random(len(slots)) ** (1.0 / weights))[::-1]
         for at in order:
             slot = slots[at]

@@ -9,17 +9,34 @@ import numpy as np
 from uniresxx.data.scenes.dialogues import make_dialogues
 from uniresxx.data.scenes.draw import draw
 from uniresxx.data.scenes.graph import Scene
-from uniresxx.data.scenes.phrasing import Style, draw_style, fits, fitting_style, misspell, phrase, template_of
+from uniresxx.data.scenes.phrasing import (
+    Style,
+    draw_style,
+    fits,
+    fitting_style,
+    misspell,
+    phrase,
+    template_of,
+)
 from uniresxx.data.scenes.presets import Preset, check_split, preset_of
 from uniresxx.data.scenes.propose import Asker, Proposal
-from uniresxx.data.scenes.solver import Query, level_of, solve
+from uniresxx.data.scenes.solver import Answer, Query, level_of, solve
 from uniresxx.masks import encode
 from uniresxx.types import Expression, Granularity, ImageRecord
 
 PER_PICTURE = 12
-_STREAMS = {"train": 0, "val": 1, "test": 2, "compositional": 3, "part_transfer": 4, "paraphrase": 5, "crowded": 6}
+_STREAMS = {
+    "train": 0,
+    "val": 1,
+    "test": 2,
+    "compositional": 3,
+    "part_transfer": 4,
+    "paraphrase": 5,
+    "crowded": 6,
+}
 _TYPO = 0.06  # share of texts that get a slip; a few have no word long enough
-_LEVEL_WEIGHTS = {"part": (0.36, 0.38, 0.26), "object": (0.16, 0.46, 0.38), "multi": (0.16, 0.42, 0.42)}
+# Tuned so that the shares of all expressions come out at 25 / 40 / 35 %: groups are hard to have at level 3.
+_LEVEL_WEIGHTS = {"part": (0.54, 0.28, 0.18), "object": (0.14, 0.42, 0.44), "multi": (0.06, 0.34, 0.6)}
 _EASY_WEIGHTS = (0.45, 0.55, 0.0)
 
 
@@ -32,7 +49,7 @@ class _Draft:
     style: Style
     text: str
     level: int
-    paints: tuple[int, ...]
+    answer: Answer
     twin: bool = False
     negative_of: int | None = None
     slot: str | None = None
@@ -55,7 +72,7 @@ class _Sheet:
 
     def add(self, granularity: Granularity, found: Proposal | None, style: Style, twin: bool = False) -> bool:
         """Write a positive down; False where there is none, no frame fits or the text was used."""
-        fitted = fitting_style(found.query, style) if found else None
+        fitted = _fit(found.query, style) if found else None
         if found is None or fitted is None:
             return False
         text = phrase(found.query, fitted)
@@ -64,9 +81,7 @@ class _Sheet:
         self.texts.add(text)
         self.proposals.append(found)
         self.drafts.append(
-            _Draft(
-                granularity, found.query, fitted, self.spell(text), found.level, found.answer.paints, twin=twin
-            )
+            _Draft(granularity, found.query, fitted, self.spell(text), found.level, found.answer, twin=twin)
         )
         return True
 
@@ -87,11 +102,18 @@ class _Sheet:
         self.proposals.append(None)
         self.drafts.append(
             _Draft(
-                Granularity.NONE, query, positive.style, self.spell(text), positive.level, (),
+                Granularity.NONE, query, positive.style, self.spell(text), positive.level, Answer((), ()),
                 negative_of=at, slot=slot,
             )
         )  # fmt: skip
         return True
+
+
+def _fit(query: Query, style: Style) -> Style | None:
+    """A style whose text has an allowed length and which, if it shall be new, is new to training."""
+    if style.new_words and phrase(query, style) == phrase(query, replace(style, new_words=False)):
+        style = replace(style, new_frame=True)  # no word of it has a held-out synonym
+    return fitting_style(query, style)
 
 
 def _style(sheet: _Sheet) -> Style:
@@ -113,19 +135,18 @@ def _add_trio(sheet: _Sheet) -> None:
         if name is None:
             continue
         part = asker.solved(replace(name, part=asker.word(asker.targetable(thing, "held"))))
-        whole = asker.solved(name)
+        whole = asker.spoken(name, asker.solved(name))
         same = [t for t in asker.by_kind[thing.kind] if t.colour == thing.colour]
-        by_colour = len(same) > 1 and asker.chance(0.6)
+        by_colour = len(same) > 1 and asker.chance(0.6 if asker.easy else 0.9)
         group_query = Query(thing.kind, (thing.colour,) if by_colour else (), number=0)
         group = asker.solved(group_query)
-        if part is None or whole is None or group is None:
+        if part is None or whole is None or group is None or (asker.easy and whole.level > 2):
             continue
-        styles = [fitting_style(p.query, _style(sheet)) for p in (part, whole, group)]
-        if all(style is not None for style in styles):
-            for kind, found in zip((Granularity.PART, Granularity.OBJECT, Granularity.MULTI), (part, whole, group), strict=True):
-                style = styles.pop(0)
+        styles = [_fit(p.query, _style(sheet)) for p in (part, whole, group)]
+        if all(styles):
+            for granularity, found, style in zip(Granularity, (part, whole, group), styles, strict=False):
                 assert style is not None
-                sheet.add(kind, found, style, twin=True)
+                sheet.add(granularity, found, style, twin=True)
             return
 
 
@@ -137,8 +158,8 @@ def _quota(asker: Asker, split: str) -> dict[Granularity, int]:
         numbers = (3, 3, 3, 3)
     else:
         # 30 % part, 30 % object, 20 % multi, 20 % none on average
-        roll = asker.rng.random()
-        numbers = (4, 4, 2, 2) if roll < 0.3 else (4, 3, 3, 2) if roll < 0.6 else (4, 3, 2, 3) if roll < 0.8 else (3, 4, 2, 3)
+        mixes = ((4, 4, 2, 2), (4, 3, 3, 2), (4, 3, 2, 3), (3, 4, 2, 3), (3, 4, 3, 2))
+        numbers = mixes[int(asker.rng.random() * len(mixes))]
     return dict(zip(Granularity, numbers, strict=True))
 
 
@@ -152,7 +173,8 @@ def _fill(sheet: _Sheet, granularity: Granularity, count: int) -> None:
         if have >= count:
             return
         level = 1 + int(np.searchsorted(weights, asker.rng.random() * weights[-1], side="right"))
-        have += sheet.add(granularity, propose(min(level, 3)), _style(sheet))
+        found = propose(min(level, 3)) or propose(min(level, 3))
+        have += sheet.add(granularity, found, _style(sheet))
 
 
 def _drafts(asker: Asker) -> list[_Draft]:
@@ -174,8 +196,15 @@ def _drafts(asker: Asker) -> list[_Draft]:
 def _expressions(scene: Scene, drafts: list[_Draft], prefix: str) -> tuple[Expression, ...]:
     out = []
     for number, draft in enumerate(drafts):
-        mask = scene.mask(draft.paints) if draft.paints else None
-        source: dict[str, object] = {"template": template_of(draft.query, draft.style), "query": draft.query}
+        mask = scene.mask(draft.answer.paints) if draft.answer.paints else None
+        source: dict[str, object] = {
+            "template": template_of(draft.query, draft.style),
+            "kind": draft.query.kind,
+            "part": draft.query.part,
+            "telegraphic": draft.style.telegraphic,
+            "typo": draft.text != phrase(draft.query, draft.style),
+            "hidden": [round(1 - t.area / t.full_area, 3) for t in draft.answer.things],
+        }
         if draft.negative_of is not None:
             source |= {"negative_of": f"{prefix}_{draft.negative_of}", "slot": draft.slot}
         out.append(
@@ -215,9 +244,9 @@ def build_scene(preset: Preset, split: str, index: int, seed: int) -> Scene:
 def scene_record(preset: str, split: str, index: int, seed: int = 0) -> ImageRecord:
     """Picture number `index` of a split with up to 12 expressions and some dialogues.
 
-    Pure: the same arguments give the same record, whatever was drawn before. Pixels uint8 (y, x, 3) RGB, dense
-    uint8 (y, x, 3) = kind, colour, part (1-based, 0 none, 255 part not taught). Raises InputError for an unknown
-    preset or split.
+    Pure: the same arguments give the same record, whatever was drawn before. Pixels uint8 (y, x, 3) RGB,
+    dense uint8 (y, x, 3) = kind, colour, part (from 1 on, 0 none, 255 not taught). Raises InputError for an
+    unknown preset or split.
     """
     numbers = preset_of(preset)
     check_split(numbers, split)

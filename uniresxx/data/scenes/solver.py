@@ -1,7 +1,7 @@
 """What an expression means: a query over the scene graph, and the one place that answers it.
 
-A question with an unclear answer (two things almost equally far left, a slight overlap) has the answer None and is
-never asked. The empty answer is a clear "there is no such thing".
+A question with an unclear answer (two things almost equally far left, a slight overlap) has the answer None and
+is never asked. The empty answer is a clear "there is no such thing".
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ _HIDES = 15  # pixels from which one thing is in front of another
 class Query:
     """Things of a kind, narrowed down; with `part`, that part of them.
 
-    `number` is how many things the words promise: 1, 2, 3, or 0 for "all". `order` with `rank` (0 = first) and
-    `take` picks things along a direction. `also` unites a second query.
+    `number` is how many things the words promise: 1, 2, 3, or 0 for "all". `order` with `rank` (0 = first)
+    and `take` picks things along a direction. `also` unites a second query.
     """
 
     kind: str
@@ -115,7 +115,9 @@ def find_things(scene: Scene, query: Query) -> list[Thing] | None:
         holds = [_related(scene, t, query.relation, a) for t in heads for a in anchors if t is not a]
         if any(value is None for value in holds):
             return None
-        heads = [t for t in heads if any(t is not a and _related(scene, t, query.relation, a) for a in anchors)]
+        heads = [
+            t for t in heads if any(t is not a and _related(scene, t, query.relation, a) for a in anchors)
+        ]
     if not heads:
         return []
     if query.order is not None:
@@ -169,7 +171,7 @@ def solve(scene: Scene, query: Query) -> Answer | None:
 
 
 def level_of(scene: Scene, things: Sequence[Thing]) -> int:
-    """1: the kind is enough to name these things, 2: kind and colour are, 3: it takes a relation, order or count."""
+    """1: the kind is enough to name these things, 2: kind and colour are, 3: relation, order or count."""
     worst = 1
     for kind in {thing.kind for thing in things}:
         chosen = {thing.index for thing in things if thing.kind == kind}

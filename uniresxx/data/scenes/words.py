@@ -1,4 +1,4 @@
-"""The words of the benchmark: synonyms and templates, those of training and those held out for `paraphrase`."""
+"""The words of the benchmark: synonyms and templates, of training and held out for `paraphrase`."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ SYNONYMS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = MappingProxyTy
 
 ORDER_WORDS: Mapping[str, str] = MappingProxyType(
     {
-        "left": "leftmost", "right": "rightmost", "top": "topmost", "bottom": "bottommost", "large": "largest",
-        "small": "smallest",
+        "left": "leftmost", "right": "rightmost", "top": "topmost", "bottom": "bottommost",
+        "large": "largest", "small": "smallest",
     }
 )  # fmt: skip
 PLAIN_ORDER_WORDS: Mapping[str, str] = MappingProxyType(
@@ -66,9 +66,11 @@ ORDER_TAILS: Mapping[str, str] = MappingProxyType(
     }
 )  # fmt: skip
 ORDINALS = ("first", "second", "third", "fourth")
-SIDES: Mapping[str, str] = MappingProxyType({"left": "left", "right": "right", "top": "top", "bottom": "bottom"})
+SIDES: Mapping[str, str] = MappingProxyType(
+    {"left": "left", "right": "right", "top": "top", "bottom": "bottom"}
+)
 
-# Frames. {x}: a noun phrase with "the"; {p}: "the wheels"; {owner}: noun phrase of the owner; {xs}: bare plural;
+# Frames. {x}: a noun phrase with "the"; {p}: "the wheels"; {owner}: the owner, with its article; {xs}: plural;
 # {one}: bare singular; {a} {b}: two noun phrases.
 OBJECT_FRAMES = (
     "{x}", "{x} in the picture", "{x} in this image", "{x} that you see here", "only {x}", "just {x} here",
@@ -79,7 +81,8 @@ OBJECT_FRAMES_HELD_OUT = ("{x} on display", "{x} within this photo", "nothing bu
 PART_FRAMES = (
     "{p} of {owner}", "{p} on {owner}", "{p} belonging to {owner}", "{p} that belongs to {owner}",
     "{p} which is part of {owner}", "only {p} of {owner}", "just {p} on {owner}", "{p} seen on {owner}",
-    "{owner}, just its {bare}", "{owner}, only its {bare}", "of {owner}, {p}", "{p} at {owner}", "on {owner}, {p}",
+    "{owner}, just its {bare}", "{owner}, only its {bare}", "of {owner}, {p}", "{p} at {owner}",
+    "on {owner}, {p}",
 )  # fmt: skip
 PART_FRAMES_HELD_OUT = ("{p} that {owner} has", "{p} as found on {owner}", "{owner}, nothing but its {bare}")
 ALL_FRAMES = (
@@ -96,7 +99,13 @@ COUNT_FRAMES = (
 COUNT_FRAMES_HELD_OUT = ("the couple of {xs}", "the {xs}, both of them")
 THREE_FRAMES = ("all three {xs}", "the three {xs}", "the three {xs} here", "all three of the {xs}")
 THREE_FRAMES_HELD_OUT = ("the trio of {xs}",)
-UNION_FRAMES = ("{a} and {b}", "{a} as well as {b}", "{a} together with {b}", "both {a} and {b}", "{a}, also {b}")
+UNION_FRAMES = (
+    "{a} and {b}",
+    "{a} as well as {b}",
+    "{a} together with {b}",
+    "both {a} and {b}",
+    "{a}, also {b}",
+)
 UNION_FRAMES_HELD_OUT = ("{a} along with {b}", "{a} plus {b}")
 
 
