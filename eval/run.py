@@ -38,8 +38,7 @@ def run(
     for name in benchmarks:
         protocol_of(protocol).check(name)
     identity = checkpoint_identity(checkpoint)
-    if not fresh:
-        _refuse_mixing(out, identity, rule)
+    _refuse_mixing(out, identity, rule, anew=benchmarks if fresh else ())
     loaded = {name: load_records(name, data, limit) for name in dict.fromkeys(benchmarks)}
     from uniresxx.checkpoint import load_segmenter
 
@@ -120,14 +119,19 @@ def checkpoint_identity(checkpoint: Path) -> str:
     return f"{folder.resolve().name}:{digest.hexdigest()[:16]}"
 
 
-def _refuse_mixing(out: Path, identity: str, rule: DecisionRule | None) -> None:
-    """One OUT, one checkpoint and one rule: metrics.json would otherwise mix numbers that look alike."""
+def _refuse_mixing(out: Path, identity: str, rule: DecisionRule | None, anew: Sequence[str]) -> None:
+    """One OUT, one checkpoint and one rule: metrics.json would otherwise mix numbers that look alike.
+
+    `anew` are the benchmarks that start over.
+    """
     for path in sorted(out.glob("*/*/evaluation.json")):
+        if path.parent.relative_to(out).as_posix() in anew:
+            continue
         about = read_about(path.parent) or {}
         if about.get("checkpoint") != identity:
             raise InputError(
                 f"{path.parent} was answered by checkpoint {about.get('checkpoint')}, not {identity}: "
-                "use --fresh or another --out"
+                "use --fresh with every benchmark of this folder, or another --out"
             )
         before = about.get("decoding", {}).get("rule")
         if rule is not None and before != rule:

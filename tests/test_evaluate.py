@@ -1,0 +1,515 @@
+"""Evaluation of stub models on made pictures: truth stays outside, stopping is cheap, mixing is refused."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+
+import numpy as np
+import pytest
+
+import eval.__main__ as program
+import eval.run as run_module
+import eval.score as score_module
+from uniresxx import masks
+from uniresxx.errors import InputError
+from uniresxx.evaluate import (
+    box_recall,
+    evaluate,
+    evaluate_dialogues,
+    judge_phrases,
+    read_metrics,
+    score_file,
+    score_predictions,
+    write_metrics,
+)
+from uniresxx.metrics import SCORE_KEYS
+from uniresxx.segmenter import Decoding, Question, Segmenter
+from uniresxx.types import Dialogue, Expression, Granularity, ImageRecord, Phrase, Prediction, Segment, Turn
+
+H, W = 12, 16
+G = Granularity
+
+
+def box_mask(y0, x0, y1, x1):
+    mask = np.zeros((H, W), bool)
+    mask[y0:y1, x0:x1] = True
+    return mask
+
+
+def made(number, dialogues=False):
+    """One picture whose pixels name it; a part inside an object inside a group, and something absent."""
+    shapes = {
+        G.PART: box_mask(2, 2, 4, 4),
+        G.OBJECT: box_mask(1, 1, 6, 6),
+        G.MULTI: box_mask(1, 1, 6, 6) | box_mask(7, 9, 11, 15),
+        G.NONE: None,
+    }
+    expressions = tuple(
+        Expression(
+            f"made/val/{number}_{g.value}",
+            f"{g.value} {number}",
+            g,
+            None if shape is None else masks.encode(shape),
+            0 if shape is None else int(shape.sum()),
+            level=1 + number % 2,
+            twin=None if g is G.NONE else "t",
+        )
+        for g, shape in shapes.items()
+    )
+    part, thing = expressions[0], expressions[1]
+    talk = Dialogue(
+        f"d{number}",
+        (
+            Turn(thing.text, (Phrase(thing.text, thing.rle, G.OBJECT),)),
+            Turn(
+                "and its part? and a cow?", (Phrase(part.text, part.rle, G.PART), Phrase("cow", None, G.NONE))
+            ),
+        ),
+    )
+    pixels = np.full((H, W, 3), number, np.uint8)
+    return ImageRecord(
+        f"im{number}", H, W, expressions, pixels=pixels, dialogues=(talk,) if dialogues else ()
+    )
+
+
+RECORDS = [made(k) for k in range(5)]
+
+
+class Stub:
+    """A model given as a function (photo number, text) -> Prediction; counts its calls."""
+
+    decision_rule = "token"
+
+    def __init__(self, answer, stop_after=None):
+        self.reply, self.stop_after = answer, stop_after
+        self.looks, self.answers, self.asked = 0, 0, []
+
+    def look(self, photos):
+        self.looks += 1
+        assert all(p.dtype == np.uint8 and p.shape == (H, W, 3) for p in photos)
+        return [int(photo[0, 0, 0]) for photo in photos]
+
+    def answer(self, sight, texts, decoding):
+        assert len(sight) == len(texts)
+        self.answers += 1
+        if self.stop_after is not None and self.answers > self.stop_after:
+            raise KeyboardInterrupt
+        self.asked += [(n, text) for n, given in zip(sight, texts, strict=True) for text in given]
+        return [self.reply(n, text) for n, given in zip(sight, texts, strict=True) for text in given]
+
+
+TRUTH = {(k, e.text): e.rle for k, r in enumerate(RECORDS) for e in r.expressions}
+
+
+def perfect(number, text):
+    rle = TRUTH[number, text]
+    return Prediction(rle is None, rle, "[REJ]." if rle is None else "[SEG].", 1.0, float(rle is None))
+
+
+def always(rejected, mask):
+    return lambda number, text: Prediction(rejected, None if mask is None else masks.encode(mask), "x", 0.5)
+
+
+EMPTY, FULL = np.zeros((H, W), bool), np.ones((H, W), bool)
+
+
+def score(tmp_path, answer, records=RECORDS):
+    path = evaluate(Stub(answer), records, "made/val", Decoding(), tmp_path)
+    return score_file(path, records, "made/val")
+
+
+def test_stub_is_a_segmenter():
+    assert isinstance(Stub(perfect), Segmenter)
+
+
+def test_perfect_model_scores_100_everywhere(tmp_path):
+    entry = score(tmp_path, perfect)
+    assert set(entry["overall"].values()) == {100.0}
+    assert entry["twin_score"] == 100 and entry["twin_groups"] == 5
+    assert entry["by_granularity"]["none"]["mIoU"] is None
+    assert entry["by_granularity"]["part"]["N-acc"] is None
+
+
+def test_empty_masks(tmp_path):
+    entry = score(tmp_path, always(False, EMPTY))
+    assert entry["overall"] == {key: 100.0 if key == "T-acc" else 0.0 for key in SCORE_KEYS}
+
+
+def test_always_rejecting(tmp_path):
+    entry = score(tmp_path, always(True, None))
+    assert entry["overall"]["gIoU"] == 25 and entry["overall"]["N-acc"] == 100
+    assert entry["overall"]["mIoU"] == entry["overall"]["T-acc"] == entry["overall"]["cIoU"] == 0
+    assert entry["overall"] == entry["trivial"]["always_reject"]["overall"]
+    assert entry["no_answer"] == 20  # its text holds neither mark
+
+
+def test_full_masks(tmp_path):
+    entry = score(tmp_path, always(False, FULL))
+    areas = {"part": 4, "object": 25, "multi": 49}
+    for name, area in areas.items():
+        assert entry["by_granularity"][name]["mIoU"] == pytest.approx(100 * area / (H * W))
+    # per picture: the three truths over four whole pictures (the absent one adds its pixels to the union)
+    assert entry["overall"]["cIoU"] == pytest.approx(100 * sum(areas.values()) / (4 * H * W))
+    assert entry["overall"]["N-acc"] == 0 and entry["overall"]["T-acc"] == 100
+
+
+def test_trivial_answers(tmp_path):
+    reply = Prediction(True, None, "[REJ].", mask_if_forced=masks.encode(FULL))
+    trivial = score(tmp_path, lambda number, text: reply)["trivial"]
+    objects = trivial["all_objects"]
+    assert objects["by_granularity"]["multi"]["mIoU"] == 100
+    assert objects["by_granularity"]["object"]["mIoU"] == pytest.approx(100 * 25 / 49)
+    assert objects["by_granularity"]["part"]["mIoU"] == pytest.approx(100 * 4 / 49)
+    assert (objects["overall"]["N-acc"], objects["overall"]["T-acc"]) == (0, 100)
+    forced = trivial["never_reject"]["overall"]
+    assert (forced["N-acc"], forced["T-acc"]) == (0, 100)
+    assert forced["mIoU"] == pytest.approx(100 * (4 + 25 + 49) / 3 / (H * W))
+
+
+def test_one_look_per_batch_and_all_expressions_in_one_answer(tmp_path):
+    stub = Stub(perfect)
+    evaluate(stub, RECORDS, "made/val", Decoding(), tmp_path, batch_images=2)
+    assert (stub.looks, stub.answers, len(stub.asked)) == (3, 3, 20)
+
+
+def test_interrupted_evaluation_continues_to_the_same_file(tmp_path):
+    whole = evaluate(Stub(perfect), RECORDS, "made/val", Decoding(), tmp_path / "a", batch_images=2)
+    stub = Stub(perfect, stop_after=1)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(stub, RECORDS, "made/val", Decoding(), tmp_path / "b", batch_images=2)
+    path = tmp_path / "b" / "predictions.jsonl"
+    assert len(path.read_text().splitlines()) == 8
+    path.write_bytes(path.read_bytes()[:-9])  # and the machine stopped in the middle of a line
+    seen = []
+    stub = Stub(perfect)
+    evaluate(
+        stub,
+        RECORDS,
+        "made/val",
+        Decoding(),
+        tmp_path / "b",
+        batch_images=2,
+        progress=lambda *c: seen.append(c),
+    )
+    assert path.read_bytes() == whole.read_bytes()
+    assert len(stub.asked) == 13 and stub.asked[0][1] == "none 1"
+    assert seen[0] == (7, 20) and seen[-1] == (20, 20)
+    again = Stub(perfect)
+    evaluate(again, RECORDS, "made/val", Decoding(), tmp_path / "b")
+    assert again.looks == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"checkpoint": "b"}, "checkpoint: a -> b"),
+        ({"decoding": Decoding(rule="token_and_presence")}, "decoding.rule: token -> token_and_presence"),
+        ({"decoding": Decoding(template="Find {expression}.")}, "decoding.template"),
+        ({"records": RECORDS[:4]}, "n_expressions: 20 -> 16"),
+        ({"benchmark": "made/test"}, "benchmark: made/val -> made/test"),
+        ({"records": [*RECORDS[:4], ImageRecord("im4", H, W, RECORDS[3].expressions)]}, "benchmark_sha256"),
+    ],
+)
+def test_another_evaluation_is_refused_with_the_difference(tmp_path, change, message):
+    same = {
+        "records": RECORDS,
+        "benchmark": "made/val",
+        "decoding": Decoding(),
+        "checkpoint": "a",
+        "out": tmp_path,
+    }
+    evaluate(Stub(perfect), **same)
+    before = (tmp_path / "predictions.jsonl").read_bytes()
+    with pytest.raises(InputError, match=message):
+        evaluate(Stub(always(True, None)), **(same | change))
+    assert (tmp_path / "predictions.jsonl").read_bytes() == before
+
+
+def test_fresh_starts_over(tmp_path):
+    evaluate(Stub(perfect), RECORDS, "made/val", Decoding(), tmp_path, checkpoint="a")
+    path = evaluate(
+        Stub(always(True, None)), RECORDS, "made/val", Decoding(), tmp_path, checkpoint="b", fresh=True
+    )
+    assert score_file(path, RECORDS, "made/val")["overall"]["T-acc"] == 0
+
+
+def test_predictions_of_unknown_origin_are_not_continued(tmp_path):
+    (tmp_path / "predictions.jsonl").write_text("")
+    with pytest.raises(InputError, match="without its evaluation"):
+        evaluate(Stub(perfect), RECORDS, "made/val", Decoding(), tmp_path)
+
+
+def test_a_model_that_answers_too_few_is_a_failure_not_a_shift(tmp_path):
+    class Forgetful(Stub):
+        def answer(self, sight, texts, decoding):
+            return super().answer(sight, texts, decoding)[:-1]
+
+    with pytest.raises(RuntimeError, match="20 texts asked, 19 predictions"):
+        evaluate(Forgetful(perfect), RECORDS, "made/val", Decoding(), tmp_path)
+    assert (tmp_path / "predictions.jsonl").read_text() == ""
+
+
+def test_scoring_reads_the_file_and_nothing_else(tmp_path):
+    path = evaluate(Stub(perfect), RECORDS, "made/val", Decoding(), tmp_path)
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines[0] |= {"rejected": True}
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert score_file(path, RECORDS, "made/val")["overall"]["T-acc"] == pytest.approx(100 * 14 / 15)
+
+
+def test_golden_metrics(tmp_path):
+    """By hand: picture 0 has its 2x2 part shifted by one (IoU 1/3) and the absent thing accepted (24 px)."""
+
+    def answer(number, text):
+        if (number, text) == (0, "part 0"):
+            return Prediction(False, masks.encode(box_mask(2, 3, 4, 5)), "[SEG].")
+        if (number, text) == (0, "none 0"):
+            return Prediction(False, masks.encode(box_mask(0, 0, 4, 6)), "[SEG].")
+        return perfect(number, text)
+
+    entry = score(tmp_path, answer, RECORDS[:2])
+    golden = {
+        "gIoU": 100 * (1 / 3 + 2 + 0 + 4) / 8,
+        "cIoU": 100 * (2 + 25 + 49 + 78) / (6 + 25 + 49 + 24 + 78),
+        "mIoU": 100 * (1 / 3 + 5) / 6,
+        **{f"Pr@{x}": 100 * 5 / 6 for x in (0.5, 0.6, 0.7, 0.8, 0.9)},
+        "N-acc": 50.0,
+        "T-acc": 100.0,
+    }
+    assert list(entry["overall"]) == list(SCORE_KEYS) == list(golden)
+    assert entry["overall"] == pytest.approx(golden, abs=1e-9)
+    assert entry["twin_score"] == 50
+    assert (entry["benchmark"], entry["split"], entry["protocol"]) == ("made", "val", "strict")
+    assert entry["n_expressions"] == 8 and entry["template"] == "Segment {expression}."
+    assert entry["decoding"]["rule"] == "token" and entry["decoding"]["template_sha256"]
+    assert list(entry["by_granularity"]) == ["part", "object", "multi", "none"]
+    assert entry["by_granularity"]["none"]["N-acc"] == 50
+    assert set(entry["by_level"]) == {"1", "2"} and entry["by_level"]["2"]["gIoU"] == 100
+    assert entry["counts"]["overall"] == {"n": 8, "n_target": 6, "n_none": 2, "no_answer": 0}
+    write_metrics(tmp_path / "metrics.json", [entry])
+    assert "NaN" not in (tmp_path / "metrics.json").read_text()
+    assert read_metrics(tmp_path / "metrics.json") == [json.loads(json.dumps(entry))]
+
+
+def test_metrics_file_keeps_other_benchmarks(tmp_path):
+    answers = {e.expression_id: Prediction(True, None, "") for r in RECORDS for e in r.expressions}
+    one, other = (score_predictions(answers, RECORDS, f"made/{split}") for split in ("val", "test"))
+    path = tmp_path / "metrics.json"
+    write_metrics(path, [one])
+    write_metrics(path, [other])
+    assert [e["split"] for e in write_metrics(path, [one | {"no_answer": 9}])] == ["test", "val"]
+    assert read_metrics(path)[1]["no_answer"] == 9
+    path.write_text('{"loss": 1}')
+    with pytest.raises(InputError, match="not a list of benchmark scores"):
+        write_metrics(path, [one])
+
+
+class WithRegions(Stub):
+    def regions(self, sight):
+        boxes = np.array([[1, 1, 6, 6], [20, 20, 30, 30]], np.float32)
+        return [{"object": boxes, "part": np.zeros((0, 4), np.float32)} for _ in sight]
+
+
+def test_proposal_recall_is_measured_where_the_model_shows_its_regions(tmp_path):
+    path = evaluate(WithRegions(perfect), RECORDS, "made/val", Decoding(), tmp_path, batch_images=2)
+    entry = score_file(path, RECORDS, "made/val")
+    assert entry["proposal_recall"] == {"object": 100.0, "part": 0.0}
+    assert entry["proposal_boxes"] == {"object": 5, "part": 5}
+    assert entry["seconds_per_image"] > 0
+    assert score(tmp_path / "plain", perfect)["proposal_recall"] is None
+
+
+def test_box_recall_against_a_loop():
+    rng = np.random.default_rng(0)
+    for _ in range(30):
+        corners = [np.sort(rng.integers(0, 12, (n, 2, 2)), axis=1).reshape(n, 4) for n in (6, 9)]
+        truth, boxes = (c.astype(np.float32) + np.array([0, 0, 1, 1], np.float32) for c in corners)
+        record = ImageRecord("i", H, W, (), boxes={"object": truth, "part": truth[:0]})
+        hits = 0
+        for t in truth:
+            a = np.zeros((20, 20), bool)
+            a[int(t[1]) : int(t[3]), int(t[0]) : int(t[2])] = True
+            best = 0.0
+            for p in boxes:
+                b = np.zeros((20, 20), bool)
+                b[int(p[1]) : int(p[3]), int(p[0]) : int(p[2])] = True
+                best = max(best, (a & b).sum() / (a | b).sum())
+            hits += best >= 0.5
+        found, total = box_recall(record, {"object": boxes, "part": boxes})
+        assert (found, total) == ({"object": hits, "part": 0}, {"object": 6, "part": 0})
+
+
+# -------------------------------------------------------------------------------------- conversations
+
+
+TALKING = [made(k, dialogues=True) for k in range(3)]
+
+
+def talk(number, question):
+    """Finds the thing; then its part but no cow, only where the history holds its own words."""
+    assert isinstance(question, Question)
+    if not question.history:
+        return Prediction(False, TALKING[number].expressions[1].rle, f"own words {number}: [SEG].")
+    assert question.history == ((f"object {number}", f"own words {number}: [SEG]."),)
+    part = Segment("part", TALKING[number].expressions[0].rle, 0.9)
+    return Prediction(False, part.mask, "a: [SEG], b: [REJ].", segments=(part, Segment("cow", None, None)))
+
+
+def test_follow_ups_see_the_generated_first_answer(tmp_path):
+    result = evaluate_dialogues(Stub(talk), TALKING, Decoding(), tmp_path, batch_images=2)
+    follow = result["follow_up"]
+    assert (follow["mIoU"], follow["N-acc"], follow["n_target"], follow["n_none"]) == (100, 100, 3, 3)
+    assert result["first_turn"]["mIoU"] == 100 and result["n_dialogues"] == 3
+    assert result["decoding"]["template"] == "{expression}"
+    lines = [json.loads(line) for line in (tmp_path / "dialogues.jsonl").read_text().splitlines()]
+    assert [line["dialogue_id"] for line in lines] == ["d0", "d1", "d2"]
+    assert lines[0]["turns"][0]["text"] == "own words 0: [SEG]."
+
+
+def test_conversations_continue_and_are_not_held_twice(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_dialogues(Stub(talk, stop_after=3), TALKING, Decoding(), tmp_path, batch_images=1)
+    stub = Stub(talk)
+    result = evaluate_dialogues(stub, TALKING, Decoding(), tmp_path, batch_images=1)
+    assert stub.looks == 2 and result["follow_up"]["mIoU"] == 100
+
+
+def test_pictures_without_conversations_have_no_such_score(tmp_path):
+    assert evaluate_dialogues(Stub(perfect), RECORDS, Decoding(), tmp_path) is None
+
+
+def test_too_few_segments_count_as_rejected():
+    truth = (Phrase("a", masks.encode(FULL), G.OBJECT), Phrase("b", masks.encode(FULL), G.OBJECT))
+    first, second = judge_phrases(truth, Prediction(False, masks.encode(FULL), "[SEG]."))
+    assert first.iou == 1 and (second.iou, second.rejected, second.union) == (0, True, H * W)
+
+
+# -------------------------------------------------------------------------------------- the program
+
+
+@pytest.fixture
+def cli(tmp_path, monkeypatch, capsys):
+    """`python -m eval …` with made benchmarks and a stub checkpoint; returns (exit code, stderr, stub)."""
+    stubs = defaultdict(lambda: Stub(perfect))
+
+    def load(name, data, limit=None):
+        if not name.startswith("made/"):
+            raise InputError(f"unknown benchmark {name!r}")
+        return TALKING[:limit] if name.endswith("talk") else RECORDS[:limit]
+
+    def reply(number, text):
+        return talk(number, text) if isinstance(text, Question) else perfect(number, text)
+
+    monkeypatch.setattr(run_module, "load_records", load)
+    monkeypatch.setattr(score_module, "load_records", load)
+    monkeypatch.setattr(run_module, "checkpoint_identity", lambda path: path.name)
+    monkeypatch.setattr("uniresxx.checkpoint.load_segmenter", lambda path: stubs[path.name])
+    stubs["talker"] = Stub(reply)
+
+    def call(*words):
+        code = program.main([str(w) for w in words])
+        return code, capsys.readouterr()
+
+    call.stubs = stubs
+    return call
+
+
+def test_run_writes_predictions_and_metrics_and_prints_tables(cli, tmp_path):
+    out = tmp_path / "out"
+    code, said = cli(
+        "run", "--checkpoint", "talker", "--benchmark", "made/val", "made/talk", "--out", out, "--limit", 3
+    )
+    assert code == 0
+    assert [f"{e['benchmark']}/{e['split']}" for e in read_metrics(out / "metrics.json")] == [
+        "made/val",
+        "made/talk",
+    ]
+    assert len((out / "made/val/predictions.jsonl").read_text().splitlines()) == 12
+    entry = read_metrics(out / "metrics.json")[1]
+    assert entry["dialogues"]["follow_up"]["mIoU"] == 100 and entry["checkpoint"] == "talker"
+    for word in (
+        "all objects",
+        "never reject",
+        "always reject",
+        "N behind it",
+        "N-acc",
+        "two-turn follow-ups",
+    ):
+        assert word in said.out
+
+
+def test_run_stopped_by_a_signal_exits_75_and_continues(cli, tmp_path):
+    words = (
+        "run",
+        "--checkpoint",
+        "c",
+        "--benchmark",
+        "made/val",
+        "--out",
+        tmp_path / "o",
+        "--batch-images",
+        "2",
+    )
+    cli.stubs["c"] = Stub(perfect, stop_after=1)
+    code, said = cli(*words)
+    assert code == 75 and "the same command continues" in said.err
+    cli.stubs["c"] = Stub(perfect)
+    assert cli(*words)[0] == 0
+    assert len(cli.stubs["c"].asked) == 12
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("run", "--checkpoint", "c", "--benchmark", "none/such", "--out", "OUT"), "unknown benchmark"),
+        (("run", "--checkpoint", "c", "--out", "OUT"), "--benchmark"),
+        (("run", "--checkpoint", "c", "--benchmark", "made/val", "--out", "OUT", "--rule", "x"), "--rule"),
+        (
+            ("run", "--checkpoint", "c", "--benchmark", "made/val", "--out", "OUT", "--limit", "0"),
+            "from 1 up",
+        ),
+        (
+            ("run", "--checkpoint", "c", "--benchmark", "made/val", "--out", "OUT", "--protocol", "x"),
+            "known: strict",
+        ),
+        (("score", "OUT/nope.jsonl", "--benchmark", "made/val", "--out", "OUT"), "is no file"),
+        (("report", "OUT"), "holds no metrics.json"),
+        ((), "required"),
+        (("dance",), "invalid choice"),
+    ],
+)
+def test_wrong_input_is_one_line_and_exit_2(cli, tmp_path, words, message):
+    code, said = cli(*(w.replace("OUT", str(tmp_path / "o")) for w in words))
+    assert code == 2 and message in said.err
+    assert len(said.err.strip().splitlines()) == 1
+
+
+def test_another_checkpoint_in_the_same_folder_is_refused_even_for_another_benchmark(cli, tmp_path):
+    words = ("--out", tmp_path / "o", "--limit", "2")
+    assert cli("run", "--checkpoint", "a", "--benchmark", "made/val", *words)[0] == 0
+    code, said = cli("run", "--checkpoint", "b", "--benchmark", "made/test", *words)
+    assert code == 2 and "answered by checkpoint a, not b" in said.err
+    assert cli("run", "--checkpoint", "b", "--benchmark", "made/val", *words, "--fresh")[0] == 0
+
+
+def test_score_any_file_gives_what_run_gave(cli, tmp_path):
+    cli("run", "--checkpoint", "c", "--benchmark", "made/val", "--out", tmp_path / "o")
+    path = tmp_path / "theirs.jsonl"
+    path.write_text((tmp_path / "o/made/val/predictions.jsonl").read_text())
+    code, _ = cli("score", path, "--benchmark", "made/val", "--out", tmp_path / "s", "--protocol", "strict")
+    assert code == 0
+    (ours,), (theirs,) = (read_metrics(tmp_path / name / "metrics.json") for name in ("o", "s"))
+    assert theirs["overall"] == ours["overall"] and theirs["decoding"] is None
+    path.write_text(path.read_text()[:-30])
+    code, said = cli("score", path, "--benchmark", "made/val", "--out", tmp_path / "s")
+    assert code == 2 and "truncated last line" in said.err
+
+
+def test_full_disk_is_exit_1(cli, tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(28, "No space left on device", "metrics.json")
+
+    monkeypatch.setattr(run_module, "write_metrics", full)
+    code, said = cli("run", "--checkpoint", "c", "--benchmark", "made/val", "--out", tmp_path / "o")
+    assert code == 1 and "No space left" in said.err and len(said.err.strip().splitlines()) == 1

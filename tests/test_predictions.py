@@ -1,0 +1,135 @@
+"""predictions.jsonl: what is written comes back, what is cut off is redone, what is wrong is listed."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from uniresxx import masks
+from uniresxx.errors import InputError
+from uniresxx.predictions import JsonlWriter, from_json, read_predictions, to_json
+from uniresxx.types import Expression, Granularity, ImageRecord, Prediction, Segment
+
+H, W = 5, 8
+FULL = masks.encode(np.ones((H, W), bool))
+HALF = masks.encode(np.tri(H, W, dtype=bool))
+
+
+def record(names=("a", "b", "c")):
+    return ImageRecord("im", H, W, tuple(Expression(n, n, Granularity.OBJECT, FULL) for n in names))
+
+
+def write(path, lines):
+    path.write_text("".join(line if isinstance(line, str) else json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def good(name, **changes):
+    return to_json(name, Prediction(False, HALF, "[SEG].", 0.5, 0.1)) | changes
+
+
+numbers = st.none() | st.floats(0, 1, allow_nan=False)
+segments = st.builds(Segment, st.text(max_size=5), st.sampled_from([None, HALF]), numbers)
+
+
+@given(
+    st.builds(
+        Prediction,
+        rejected=st.booleans(),
+        mask=st.sampled_from([FULL, HALF]),
+        text=st.text(max_size=20),
+        score=numbers,
+        p_absent=numbers,
+        mask_if_forced=st.sampled_from([None, FULL]),
+        segments=st.lists(segments, max_size=2).map(tuple),
+    )
+)  # fmt: skip
+def test_a_line_comes_back_as_it_was(prediction):
+    line = json.loads(json.dumps(to_json("x", prediction)))
+    assert line["expression_id"] == "x"
+    assert from_json(line, (H, W)) == prediction
+
+
+def test_writing_continues_after_a_cut_last_line(tmp_path):
+    path = tmp_path / "deep" / "p.jsonl"
+    with JsonlWriter(path) as lines:
+        lines.write(good("a"))
+        lines.write(good("b", text="ü\n"))
+    whole = path.read_bytes()
+    for cut in range(1, len(whole)):  # a crash can stop anywhere
+        path.write_bytes(whole[:-cut])
+        with JsonlWriter(path) as lines:
+            kept = [line["expression_id"] for line in lines.kept]
+            assert kept == ["a", "b"][: len(kept)]
+            for name in ("a", "b")[len(kept) :]:
+                lines.write(good("b", text="ü\n") if name == "b" else good("a"))
+        assert path.read_bytes() == whole
+
+
+def test_every_line_is_on_disk_at_once(tmp_path):
+    lines = JsonlWriter(tmp_path / "p.jsonl")
+    lines.write(good("a"))
+    assert (tmp_path / "p.jsonl").read_text().endswith("\n")  # before close
+    lines.close()
+
+
+def test_damage_before_the_last_line_is_not_repaired(tmp_path):
+    path = write(tmp_path / "p.jsonl", [good("a"), "broken\n", good("b")])
+    before = path.read_bytes()
+    with pytest.raises(InputError, match=r"p\.jsonl:2: not JSON"):
+        JsonlWriter(path)
+    assert path.read_bytes() == before
+
+
+def test_nan_is_not_written(tmp_path):
+    with JsonlWriter(tmp_path / "p.jsonl") as lines, pytest.raises(ValueError, match="not JSON compliant"):
+        lines.write({"score": float("nan")})
+    assert (tmp_path / "p.jsonl").read_text() == ""
+
+
+def test_reading_in_any_order_ignoring_unknown_keys(tmp_path):
+    path = write(tmp_path / "p.jsonl", [good("c", later="x"), good("a"), "\n", good("b")])
+    assert read_predictions(path, [record()])["c"] == Prediction(False, HALF, "[SEG].", 0.5, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ([good("a"), good("b")], "1 of 3 expressions missing, first 'c'"),
+        ([good("a"), good("a"), good("b"), good("c")], "line 2: duplicate expression_id 'a'"),
+        ([good("z"), good("a"), good("b"), good("c")], "line 1: unknown expression_id 'z'"),
+        ([{"rejected": True}, good("a"), good("b"), good("c")], "line 1: `expression_id` is missing"),
+        ([[1], good("a"), good("b"), good("c")], "line 1: `expression_id` is missing"),
+        ([good("a"), good("b"), good("c", rejected="no")], "line 3: `rejected` must be true or false"),
+        ([good("a"), good("b"), good("c", mask={"size": [H, W + 1], "counts": "0"})], "mask is 5 x 9"),
+        ([good("a"), good("b"), good("c", mask={"size": [H, W], "counts": "0"})], "line 3: `mask`:"),
+        ([good("a"), good("b"), good("c", mask=[1, 2])], "line 3: `mask`:"),
+        ([good("a"), good("b"), good("c", mask_if_forced=7)], "line 3: `mask_if_forced`:"),
+        ([good("a"), good("b"), '{"expression_id":"c","rejected":false}\n'], "line 3: `mask` is missing"),
+        ([good("a"), good("b"), json.dumps(good("c"))[:-20]], r"line 3: not JSON \(truncated last line\)"),
+        ([good("a"), good("b"), json.dumps(good("c")).replace("0.5", "NaN") + "\n"], "line 3: not JSON"),
+        ([good("a"), good("b"), good("c", score="high")], "line 3: `score` must be a finite number"),
+        ([good("a"), good("b"), json.dumps(good("c")).replace("0.5", "1e999") + "\n"], "line 3: `score`"),
+        ([good("a"), good("b"), good("c", p_absent=True)], "line 3: `p_absent`"),
+        ([good("a"), good("b"), good("c", text=3)], "line 3: `text` must be a string"),
+    ],
+)  # fmt: skip
+def test_wrong_files_are_refused_with_the_place(tmp_path, lines, message):
+    path = write(tmp_path / "p.jsonl", lines)
+    with pytest.raises(InputError, match=message):
+        read_predictions(path, [record()])
+
+
+def test_all_problems_are_listed_and_long_lists_are_cut(tmp_path):
+    path = write(tmp_path / "p.jsonl", [good(f"no{k}") for k in range(20)])
+    with pytest.raises(InputError, match=r"line 1: .*; line 2: .*; and 13 more"):
+        read_predictions(path, [record()])
+
+
+def test_a_missing_file_is_a_clear_line(tmp_path):
+    with pytest.raises(InputError, match="cannot be read"):
+        read_predictions(tmp_path / "nope.jsonl", [record()])
