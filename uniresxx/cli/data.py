@@ -3,8 +3,8 @@
 inspect   counts per split: images, expressions by granularity, sizes of targets, words, what was left out
 dump      one JSON line per expression: expression_id, image, granularity, text, no_target, area, rle
 
-DIR is the root of the native layouts (DIR/refcoco, DIR/grefcoco, DIR/refcocom, DIR/images/train2014); scenes are
-drawn and need none. Both read the annotations through the same doors as training and evaluation.
+DIR is the root of the native layouts (DIR/refcoco, DIR/grefcoco, DIR/refcocom, DIR/images/train2014); scenes
+are drawn and need none. Both read the annotations through the same doors as training and evaluation.
 
 Exit codes: 0 done; 1 the output could not be written; 2 wrong input.
 """
@@ -65,8 +65,9 @@ def lines_of(records: Sequence[ImageRecord]) -> Iterator[dict[str, Any]]:
 def summary(records: Sequence[ImageRecord]) -> dict[str, Any]:
     """What `inspect` prints of one split.
 
-    Counts per granularity (and per level where expressions have one, shares in percent), the median share of the
-    photo that a target covers in percent, the median number of words, how much was left out, missing photos.
+    Counts per granularity (and per level where expressions have one, shares in percent), the median share of
+    the photo that a target covers in percent, the median number of words, how much was left out, and how many
+    photos are missing.
     """
     pairs = [(record, expression) for record in records for expression in record.expressions]
     kinds = Counter(expression.granularity for _, expression in pairs)
@@ -87,7 +88,7 @@ def summary(records: Sequence[ImageRecord]) -> dict[str, Any]:
         },
         **{f"{kind}, median % of photo": round(statistics.median(s), 2) for kind, s in shares.items() if s},
         "words, median": statistics.median([len(e.text.split()) for _, e in pairs]) if pairs else None,
-        "left out": sum(len(item.source.get("left_out", ())) for item in records[:1]),
+        "left out": sum(len(item.source.get("left_out", ())) for item in records),
         "photos missing": sum(not Path(path).is_file() for path in paths),
     }
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -90,9 +90,11 @@ def whole(value: Any, name: str, who: str) -> int:
     """An int of a field (12, 12.0 or "12"); InputError otherwise."""
     if isinstance(value, str) and re.fullmatch(r"-?\d{1,18}", value):
         return int(value)
-    if isinstance(value, bool) or not isinstance(value, int | float) or int(value) != value:
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, bool) or not isinstance(value, int):
         raise InputError(f"{who}: {name} must be a whole number, not {value!r}")
-    return int(value)
+    return value
 
 
 @dataclass(frozen=True)
@@ -236,11 +238,13 @@ class Collector:
         repeated = sum(count > 1 for count in self._seen.values())
         if repeated:
             logger.warning("%s: %d native ids are used more than once; got #2, #3, …", self.where, repeated)
-        source = {"left_out": tuple(self.left_out)} if self.left_out else {}
-        return [
-            ImageRecord(name, item.height, item.width, tuple(item.expressions), path=item.path, source=source)
+        records = [
+            ImageRecord(name, item.height, item.width, tuple(item.expressions), path=item.path)
             for name, item in self.images.items()
         ]
+        if self.left_out:  # noted on the first record only, so that counts over records add up
+            records[0] = replace(records[0], source={"left_out": tuple(self.left_out)})
+        return records
 
 
 def target_expression(
@@ -264,7 +268,7 @@ def target_expression(
 def records_of_split(
     records: Sequence[Mapping[str, Any]], split: str, path: Path
 ) -> list[tuple[str, Mapping[str, Any]]]:
-    """(name for errors, record) of the records of a split; InputError listing the splits where there are none."""
+    """(name for errors, record) of the records of a split; InputError listing the splits if it has none."""
     named = [(f"{path}: record {index}{_ref_name(record)}", record) for index, record in enumerate(records)]
     chosen = [(who, record) for who, record in named if need(record, "split", who) == split]
     if not chosen:

@@ -1,0 +1,200 @@
+"""Photos of every mode come out as a person sees them; everything else is one line that names the file."""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import warnings
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from uniresxx.errors import InputError
+from uniresxx.images import decode_photo, photo_of, photo_size, read_mask, read_photo
+from uniresxx.types import ImageRecord
+
+RED, BLUE = (200, 30, 40), (30, 40, 200)
+
+
+def two_halves(width=40, height=24):
+    """Left half red, right half blue."""
+    photo = np.empty((height, width, 3), dtype=np.uint8)
+    photo[:, : width // 2], photo[:, width // 2 :] = RED, BLUE
+    return photo
+
+
+def saved(image, kind, **options):
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def png_header(width, height):
+    """A PNG of which only the header exists."""
+    body = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + body + struct.pack(">I", zlib.crc32(body))
+
+
+MODES = {
+    "JPEG": ("RGB", "L", "CMYK", "1"),
+    "PNG": ("RGB", "L", "RGBA", "LA", "P", "1"),
+    "WEBP": ("RGB", "L", "RGBA", "LA", "P", "1"),
+}
+
+
+@pytest.mark.parametrize(("kind", "mode"), [(kind, mode) for kind, modes in MODES.items() for mode in modes])
+def test_every_mode_becomes_rgb(tmp_path, kind, mode):
+    image = Image.fromarray(two_halves()).convert(mode, dither=Image.Dither.NONE)
+    path = tmp_path / "photo.bin"  # the name says nothing, the content does
+    path.write_bytes(saved(image, kind))
+    photo = read_photo(path)
+    assert photo.shape == (24, 40, 3) and photo.dtype == np.uint8
+    expected = np.asarray(image.convert("RGB")).astype(int)
+    assert np.abs(photo.astype(int) - expected)[:, [3, 12, 28, 36]].mean() < 15
+    assert photo_size(path) == (24, 40)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_exif_orientation_is_applied(tmp_path, kind, orientation):
+    turn = {
+        1: lambda a: a,
+        2: lambda a: a[:, ::-1],
+        3: lambda a: a[::-1, ::-1],
+        4: lambda a: a[::-1],
+        5: lambda a: a.transpose(1, 0, 2),
+        6: lambda a: np.rot90(a, -1),
+        7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
+        8: lambda a: np.rot90(a),
+    }[orientation]
+    stored = two_halves()
+    stored[:12] //= 2  # upper half darker: all eight orientations look different
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / "p"
+    options = (
+        {"lossless": True} if kind == "WEBP" else {"quality": 95, "subsampling": 0} if kind == "JPEG" else {}
+    )
+    path.write_bytes(saved(Image.fromarray(stored), kind, exif=exif, **options))
+    photo = read_photo(path)
+    expected = turn(stored)
+    assert photo.shape == expected.shape == (*photo_size(path), 3)
+    assert np.abs(photo.astype(int) - expected.astype(int)).mean() < 8
+
+
+def test_sixteen_bits_keep_their_brightness():
+    grey = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
+    photo = decode_photo(saved(Image.fromarray(grey), "PNG"), "x")
+    assert np.abs(photo[..., 0].astype(float) - grey / 257).max() <= 0.51
+    assert np.array_equal(photo[..., 0], photo[..., 2])
+
+
+def test_transparency_shows_white_without_warnings():
+    rgba = np.dstack([two_halves(), np.full((24, 40), 255, np.uint8)])
+    rgba[:, :10, 3] = 0
+    palette = Image.fromarray(two_halves()).convert("P", palette=Image.Palette.ADAPTIVE, colors=4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        photo = decode_photo(saved(Image.fromarray(rgba), "PNG"), "x")
+        flat = decode_photo(saved(palette, "PNG", transparency=bytes([255, 255, 0, 0])), "x")
+    assert (photo[:, :10] == 255).all() and (photo[:, 10:20] == RED).all()
+    assert flat.shape == (24, 40, 3)
+
+
+def test_only_the_first_frame_of_an_animation():
+    frames = [Image.fromarray(two_halves()), Image.new("RGB", (40, 24), "green")]
+    data = saved(frames[0], "WEBP", save_all=True, append_images=frames[1:], lossless=True)
+    assert np.array_equal(decode_photo(data, "x"), two_halves())
+
+
+@pytest.mark.parametrize(
+    "name", ["missing", "folder", "empty", "text", "gif", "bmp", "fifo", "cut.jpg", "cut.png"]
+)
+def test_what_is_no_photo_is_one_line_with_the_name(tmp_path, name):
+    path = tmp_path / f"my {name}"
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (80, 90, 3), dtype=np.uint8))
+    if name == "folder":
+        path.mkdir()
+    elif name == "fifo":
+        os.mkfifo(path)
+    elif name != "missing":
+        full = {"cut.jpg": lambda: saved(image, "JPEG"), "cut.png": lambda: saved(image, "PNG")}
+        content = {"empty": b"", "text": b"hello " * 20}
+        if name in ("gif", "bmp"):
+            content[name] = saved(image, name.upper())
+        path.write_bytes(content[name] if name in content else full[name]()[:-2000])
+    with pytest.raises(InputError) as caught:
+        read_photo(path)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        png_header(50_000, 50_000),
+        png_header(7072, 7072),
+        b"\xff\xd8\xff\xc0\x00\x11\x08" + struct.pack(">HH", 65500, 65500) + b"\x03" + b"\0" * 40,
+        b"RIFF\0\0\0\0WEBPVP8X" + b"\x0a\0\0\0" + b"\0\0\0\0" + b"\xff\x3f\0" * 2 + b"\0" * 20,
+        b"RIFF\0\0\0\0WEBPVP8L" + b"\x0a\0\0\0\x2f" + b"\xff\xff\xff\x0f" + b"\0" * 20,
+        b"RIFF\0\0\0\0WEBPVP8 " + b"\x0a\0\0\0" + b"\0\0\0\x9d\x01\x2a" + b"\xff\x3f\xff\x3f" + b"\0" * 20,
+    ],
+)
+def test_size_is_capped_from_the_header(data):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(InputError, match="megapixels"):
+            decode_photo(data, "big")
+
+
+@pytest.mark.parametrize("lossless", [True, False])
+@pytest.mark.parametrize("alpha", [True, False])
+def test_header_sizes_agree_with_the_decoder(tmp_path, lossless, alpha):
+    image = Image.new("RGBA" if alpha else "RGB", (71, 33), (9, 8, 7, 100)[: 4 if alpha else 3])
+    for kind, options in (("WEBP", {"lossless": lossless}), ("PNG", {}), ("JPEG", {"progressive": lossless})):
+        path = tmp_path / kind
+        path.write_bytes(saved(image.convert("RGB") if kind == "JPEG" else image, kind, **options))
+        assert photo_size(path) == (33, 71) == read_photo(path).shape[:2]
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.sampled_from(["JPEG", "PNG", "WEBP"]), st.data())
+def test_damaged_files_raise_input_error_only(kind, data):
+    content = bytearray(saved(Image.fromarray(two_halves()), kind))
+    for _ in range(data.draw(st.integers(1, 6))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    content = content[: data.draw(st.integers(1, len(content)))]
+    try:
+        photo = decode_photo(bytes(content), "x")
+    except InputError:
+        return
+    assert photo.ndim == 3 and photo.shape[2] == 3
+
+
+def test_photo_of_checks_the_size(tmp_path):
+    path = tmp_path / "a.png"
+    path.write_bytes(saved(Image.fromarray(two_halves()), "PNG"))
+    assert photo_of(ImageRecord("1", 24, 40, (), path=str(path))).shape == (24, 40, 3)
+    with pytest.raises(InputError, match=r"24 x 40 .* 40 x 24"):
+        photo_of(ImageRecord("1", 40, 24, (), path=str(path)))
+    with pytest.raises(InputError, match="neither"):
+        photo_of(ImageRecord("1", 40, 24, ()))
+    pixels = two_halves()
+    assert photo_of(ImageRecord("1", 24, 40, (), pixels=pixels)) is pixels
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "I;16", "P"])
+def test_masks_are_everything_above_zero(tmp_path, mode):
+    values = np.zeros((6, 8), dtype=np.uint16 if mode == "I;16" else np.uint8)
+    values[1:3, 2:5], values[3, 3] = 255, 254
+    image = Image.fromarray(values) if mode != "1" else Image.fromarray(values > 0)
+    path = tmp_path / "m.png"
+    path.write_bytes(saved(image.convert("P") if mode == "P" else image, "PNG"))
+    assert np.array_equal(read_mask(path), values > 0)
+    path.write_bytes(saved(Image.fromarray(two_halves()), "JPEG"))
+    with pytest.raises(InputError, match="PNG"):
+        read_mask(path)
