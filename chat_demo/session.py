@@ -21,7 +21,7 @@ _LEAD_IN = re.compile(
     re.IGNORECASE,
 )
 _ARTICLE = re.compile(
-    r"^(?:(?:the|an?|any|all|every|its|his|her|their|this|that|these|those)\s+)+", re.IGNORECASE
+    r"^(?:(?:the|an?|any|all|both|every|its|his|her|their|this|that|these|those)\s+)+", re.IGNORECASE
 )
 _DECISION = re.compile(r"\[(?:SEG|REJ)\]")
 _AFTER_HEAD = re.compile(
@@ -75,7 +75,11 @@ def with_answer(session: Session, text: str, found: Prediction) -> Session:
 def segments_of(text: str, found: Prediction) -> tuple[Segment, ...]:
     """Phrases of an answer: the model's own where it named some, else the typed one; none for plain words."""
     if found.segments:
-        return tuple(replace(part, phrase=part.phrase or phrase_of(text)) for part in found.segments)
+        phrase = phrase_of(text)
+        return tuple(
+            Segment(part.phrase or phrase, part.mask, None if part.mask is None else part.score)
+            for part in found.segments
+        )
     if is_plain_words(found):
         return ()
     mask = None if found.rejected else found.mask
@@ -109,6 +113,8 @@ def phrase_of(text: str) -> str:
 
 def absent_sentence(phrase: str) -> str:
     """ "the blue cat" -> "There is no blue cat in this picture." """
+    if " and " in phrase or "," in phrase:
+        return f"Not in this picture: {phrase}."
     thing = _ARTICLE.sub("", phrase).strip() or phrase
     head = _AFTER_HEAD.split(thing.lower(), maxsplit=1)[0]
     plural = head.endswith("s") and not head.endswith(("ss", "us", "is"))

@@ -124,6 +124,7 @@ def test_colours_come_again_after_seven():
 
 def test_legend_says_what_is_not_there():
     assert legend_text(Layer("blue cat", None, None), 2) == "2  blue cat: not there"
+    assert legend_text(Layer("blue cat", None, 0.4), 2) == "2  blue cat: not there"  # no score without a mask
     assert legend_text(Layer("left wheel", np.ones((1, 1), dtype=bool), 0.8312), None) == "left wheel  0.83"
     assert "not there" not in legend_text(Layer("x", np.ones((1, 1), dtype=bool)), 1)
     assert legend_text(Layer(" ", None), None).startswith("(no text)")
@@ -164,6 +165,16 @@ def test_any_text_can_be_a_legend(text):
 def test_one_line_has_no_control_characters():
     assert one_line("a\nb\t\x1b[31m  c\x00") == "a b �[31m c�"
     assert len(one_line("y" * 1000)) == 400
+
+
+def test_numbers_of_equal_masks_are_all_seen():
+    mask = np.zeros((400, 400), dtype=bool)
+    mask[190:210, 150:250] = True
+    drawn = np.asarray(draw_overlay(grey(400, 400), [Layer(name, mask) for name in "abcd"]))[:400]
+    for colour in PALETTE[
+        :4
+    ]:  # a filled badge each: the outline on top alone has far fewer pixels in full colour
+        assert (drawn == colour).all(axis=2).sum() > 60
 
 
 def test_very_many_layers_are_counted():

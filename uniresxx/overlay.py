@@ -152,17 +152,21 @@ def _dilated(mask: np.ndarray) -> np.ndarray:
 
 
 def _draw_badges(picture: Image.Image, badges: Sequence[tuple[int, int, int]], font_size: int) -> None:
-    """Write each layer's number on its mask, kept inside the picture."""
+    """Write each layer's number on its mask, inside the picture; those of equal masks side by side."""
     draw = ImageDraw.Draw(picture)
+    tall, drawn = font_size + 4, list[tuple[int, int, int]]()
     for index, x, y in badges:
         text = str(index + 1)
         font = font_for(text, font_size)
-        half_w, half_h = font.getlength(text) / 2 + 3, font_size / 2 + 2
-        x = round(min(max(x, half_w), max(half_w, picture.width - 1 - half_w)))
-        y = round(min(max(y, half_h), max(half_h, picture.height - 1 - half_h)))
-        square = (x - half_w, y - half_h, x + half_w, y + half_h)
-        draw.rectangle(square, fill=colour_of(index), outline=(0, 0, 0))
-        draw.text((x, y), text, fill=_ink_on(colour_of(index)), font=font, anchor="mm")
+        wide = round(font.getlength(text)) + 6
+        x = max(0, min(x - wide // 2, picture.width - 1 - wide))
+        y = max(0, min(y - tall // 2, picture.height - 1 - tall))
+        for left, top, other in sorted(drawn):
+            if x < left + other and left < x + wide and abs(top - y) < tall:
+                x = left + other  # may leave the right edge where very many masks coincide
+        drawn.append((x, y, wide))
+        draw.rectangle((x, y, x + wide, y + tall), fill=colour_of(index), outline=(0, 0, 0))
+        draw.text((x + wide / 2, y + tall / 2), text, fill=_ink_on(colour_of(index)), font=font, anchor="mm")
 
 
 def _ink_on(colour: tuple[int, int, int]) -> tuple[int, int, int]:
@@ -195,7 +199,7 @@ def legend_text(layer: Layer, number: int | None) -> str:
     text = one_line(layer.text) or "(no text)"
     if layer.mask is None:
         text += ": not there"
-    if layer.score is not None:
+    elif layer.score is not None:
         text += f"  {layer.score:.2f}"
     parts = ("" if number is None else f"{number} ", text, one_line(layer.note))
     return " ".join(part for part in parts if part)
