@@ -1,7 +1,7 @@
 """What a drawn picture knows of itself: things, their visible parts, and where their pixels are.
 
 One map `ids_yx` holds, per pixel, the number of the paint that is seen there (0 ground). Each body and each
-single part (one wheel) has its own number, so every truth mask is a look-up and cannot disagree with the pixels.
+single part (one wheel) has its own number, so a truth mask is a look-up and cannot disagree with the pixels.
 """
 
 from __future__ import annotations

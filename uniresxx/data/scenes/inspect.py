@@ -88,11 +88,13 @@ def _percent(values: Mapping[int, float]) -> str:
 
 def _lines(name: str, split: str, found: Shares) -> list[str]:
     counts = ", ".join(f"{count} {name}" for name, count in found.granularity.items())
+    total = sum(found.granularity.values())
+    most = f"most hidden: {100 * found.most_hidden:.0f} %"
     return [
-        f"{name}/{split}: {sum(found.granularity.values())} expressions on {found.pictures} pictures ({counts})",
+        f"{name}/{split}: {total} expressions on {found.pictures} pictures ({counts})",
         f"  levels 1 / 2 / 3           {_percent(found.level)} %",
         *(f"    of {name:<22} {_percent(level)} %" for name, level in found.level_of.items()),
-        f"  referents 10-60 % hidden   {100 * found.occluded:.0f} % (most hidden: {100 * found.most_hidden:.0f} %)",
+        f"  referents 10-60 % hidden   {100 * found.occluded:.0f} % ({most})",
         f"  part, median of picture    {100 * found.part_median:.2f} % (smallest: {found.part_min} pixels)",
         f"  words                      {found.words[0]}-{found.words[2]}, median {found.words[1]}",
         f"  telegraphic, typos         {100 * found.telegraphic:.0f} %, {100 * found.typos:.0f} %",
@@ -143,7 +145,7 @@ def _wrapped(text: str, width: int) -> list[str]:
 
 
 def contact_sheet(preset: str, split: str, n: int = 24, start: int = 0, columns: int = 6) -> Image.Image:
-    """A sheet of n expressions of a split from picture `start` on, each on its picture with its mask outlined."""
+    """A sheet of n expressions of a split from picture `start` on, masks outlined."""
     numbers = preset_of(preset)
     check_split(numbers, split)
     zoom = 256 // numbers.side

@@ -134,7 +134,9 @@ def _animals() -> tuple[Kind, ...]:
             Piece("leg", _rect(0.6, 0.62, 0.74, 1.0), _DARK),
             Piece(None, _rect(0.14, 0.36, 0.8, 0.72)),
             Piece(
-                "head", ((0.62, 0.4), (0.64, 0.02), (0.76, 0.12), (0.9, 0.14), (1.0, 0.34), (0.86, 0.5)), _LIGHT
+                "head",
+                ((0.62, 0.4), (0.64, 0.02), (0.76, 0.12), (0.9, 0.14), (1.0, 0.34), (0.86, 0.5)),
+                _LIGHT,
             ),
         ),
         ("tail", "leg"), ("tail", "leg", "head"),
@@ -160,7 +162,6 @@ def _things() -> tuple[Kind, ...]:
             Piece("trunk", _rect(0.36, 0.58, 0.64, 1.0), _DEEP),
             Piece("crown", _oval(0.5, 0.34, 0.5, 0.34)),
         ),
-        ("trunk",),
     )  # fmt: skip
     chair = Kind(
         "chair", 0.72,

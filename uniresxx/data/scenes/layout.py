@@ -83,18 +83,13 @@ def _cast(preset: Preset, split: str, rng: np.random.Generator) -> list[tuple[st
 
 
 def _absent(preset: Preset, split: str, kind: str, rng: np.random.Generator) -> frozenset[str]:
-    """Optional parts that are not drawn; one part always stays."""
-    every = kinds()[kind]
-    rolls = rng.random(len(every.optional))
-    gone = [part for part, roll in zip(every.optional, rolls, strict=True) if roll < preset.missing]
-    if split == "part_transfer":
-        gone = [part for part in gone if (kind, part) not in HELD_OUT_PARTS or roll_is_tiny(rolls)]
-    return frozenset(gone if len(gone) < len(every.parts) else gone[1:])
-
-
-def roll_is_tiny(rolls: np.ndarray) -> bool:
-    """True for one in a few: keeps some held-out parts missing, so that their absence is asked too."""
-    return bool(rolls.min() < 0.05)
+    """An optional part that is not drawn, if any: at most one, or nobody could tell the kind."""
+    optional = kinds()[kind].optional
+    missing = rng.random() < preset.missing
+    gone = optional[int(rng.random() * len(optional))] if optional else ""
+    if split == "part_transfer" and (kind, gone) in HELD_OUT_PARTS:
+        missing = missing and rng.random() < 0.5  # asked for more often there, its absence too
+    return frozenset([gone]) if optional and missing else frozenset()
 
 
 def plan_things(preset: Preset, split: str, rng: np.random.Generator) -> list[Plan]:

@@ -15,7 +15,7 @@ WORDS = (4, 14)  # of an expression of `scenes` that is not telegraphic
 
 @dataclass(frozen=True, slots=True)
 class Style:
-    """Choices of wording. `synonyms` picks words, `form` places adjectives, `frame` is the sentence around."""
+    """Choices of wording. `synonyms` picks words, `form` places adjectives, `frame` the sentence around."""
 
     frame: int = 0
     form: int = 0
@@ -33,7 +33,7 @@ def draw_style(rng: np.random.Generator, easy: bool, paraphrase: bool) -> Style:
         return Style(int(rolls[0]), 0, 0, plain=True)
     chance = rng.random(4)
     new_frame = bool(paraphrase and chance[2] < 0.6)
-    telegraphic = bool(chance[0] < 0.12 and not paraphrase)
+    telegraphic = bool(chance[0] < 0.10 and not paraphrase)
     synonyms = int(rolls[2]) if chance[1] < 0.6 else 0
     new_words = paraphrase and (not new_frame or bool(chance[3] < 0.6))
     return Style(int(rolls[0]), int(rolls[1]), synonyms, telegraphic, False, new_words, new_frame)

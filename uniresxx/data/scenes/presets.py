@@ -23,7 +23,7 @@ class Preset:
     min_part: int  # visible pixels of a part that is a target
     margin: float  # two positions closer than this are not ordered
     splits: tuple[str, ...]
-    missing: float = 0.22  # an optional part is not drawn: "the door of X" then points at nothing
+    missing: float = 0.4  # a thing lacks one optional part: "the door of X" then points at nothing
     quotas: tuple[tuple[str, tuple[int, int, int, int]], ...] = ()  # split -> part, object, multi, none
 
     def quota(self, split: str) -> tuple[int, int, int, int]:

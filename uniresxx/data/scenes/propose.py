@@ -52,6 +52,10 @@ class Asker:
         """True in this share of calls."""
         return bool(self.rng.random() < share)
 
+    def same_colour(self, thing: Thing) -> int:
+        """How many things share kind and colour, itself included."""
+        return len(self._same(thing))
+
     def _same(self, thing: Thing) -> list[Thing]:
         return [t for t in self.by_kind[thing.kind] if t.colour == thing.colour]
 
@@ -156,8 +160,11 @@ class Asker:
             query = self.name(thing)
         if query is None:
             return None
-        part = self._weighted_part(thing)
+        part = self.word(self.targetable(thing, "held"))
         query = replace(query, part=part)
+        if query == Query(thing.kind, part=part) and self._only_kind_with(part) and self.chance(0.85):
+            # "the trunk of the tree" has no negative of one slot, the word alone would give the answer away
+            query = replace(query, colours=(thing.colour,))
         found = None
         if len(thing.parts[part]) == 2 and query.number == 1 and self.chance(0.3):
             query_side = replace(query, side=self.word(("left", "right")))
@@ -165,14 +172,14 @@ class Asker:
             query = query_side if found else query
         return self.spoken(query, found or self.solved(query, level))
 
-    def _weighted_part(self, thing: Thing) -> str:
-        return self.word(self.targetable(thing, "held"))
+    def _only_kind_with(self, part: str) -> bool:
+        return sum(part in kinds()[kind].parts for kind in self.preset.kinds) == 1
 
     # -- groups ------------------------------------------------------------------------------------
 
     def a_group(self, level: int) -> Proposal | None:
         """Several things at a level."""
-        if self.split != "compositional" and self.chance(0.16):
+        if self.split != "compositional" and self.chance(0.09 if self.easy else 0.14):
             return self._union(level)
         kinds_here = [kind for kind, things in self.by_kind.items() if len(things) > 1]
         if not kinds_here:
@@ -245,7 +252,7 @@ class Asker:
         """Queries with exactly one slot changed, in random order: (slot, query). Some still have a target."""
         query = positive.query
         slots = ["kind", "colour", "part", "relation", "anchor"]
-        weights = np.array([1.0, 2.2, 6.0, 6.0, 1.5])
+        weights = np.array([0.7, 2.2, 7.0, 6.0, 1.5])
         order = np.argsort(self.rng.random(len(slots)) ** (1.0 / weights))[::-1]
         for at in order:
             slot = slots[at]
@@ -256,7 +263,10 @@ class Asker:
             elif slot == "part" and query.part:
                 yield from ((slot, changed) for changed in self._other_part(query))
             elif slot == "relation" and query.relation:
-                for relation in (OPPOSITE[query.relation], self.word(RELATIONS)):
+                for relation in (
+                    OPPOSITE[query.relation],
+                    *(str(r) for r in self.rng.permutation(RELATIONS)),
+                ):
                     if relation != query.relation:
                         yield slot, replace(query, relation=relation)
             elif slot == "anchor" and query.anchor:
@@ -283,7 +293,7 @@ class Asker:
     def _other_kind(self, query: Query) -> list[Query]:
         here = set(self.by_kind)
         order = [str(k) for k in self.rng.permutation(self.preset.kinds)]
-        if self.chance(0.7):
+        if self.chance(0.85):
             order.sort(key=lambda k: k not in here)
         out = []
         for kind in order:

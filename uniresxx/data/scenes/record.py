@@ -34,9 +34,9 @@ _STREAMS = {
     "paraphrase": 5,
     "crowded": 6,
 }
-_TYPO = 0.06  # share of texts that get a slip; a few have no word long enough
+_TYPO = 0.052  # share of texts that get a slip; a few have no word long enough
 # Tuned so that the shares of all expressions come out at 25 / 40 / 35 %: groups are hard to have at level 3.
-_LEVEL_WEIGHTS = {"part": (0.54, 0.28, 0.18), "object": (0.14, 0.42, 0.44), "multi": (0.06, 0.34, 0.6)}
+_LEVEL_WEIGHTS = {"part": (0.66, 0.26, 0.08), "object": (0.17, 0.44, 0.39), "multi": (0.06, 0.34, 0.6)}
 _EASY_WEIGHTS = (0.45, 0.55, 0.0)
 
 
@@ -127,6 +127,9 @@ def _add_trio(sheet: _Sheet) -> None:
     if asker.split == "compositional":
         marked = asker._of_level(2) + asker._of_level(3)
         things = [t for t in things if t in marked]
+    # a colour group inside the kind group leaves more to be understood than "all cars"
+    mixed = [t for t in things if 1 < asker.same_colour(t) < len(asker.by_kind[t.kind])]
+    things = mixed if mixed and not asker.easy else things
     for _ in range(3):
         if not things:
             return
@@ -136,8 +139,7 @@ def _add_trio(sheet: _Sheet) -> None:
             continue
         part = asker.solved(replace(name, part=asker.word(asker.targetable(thing, "held"))))
         whole = asker.spoken(name, asker.solved(name))
-        same = [t for t in asker.by_kind[thing.kind] if t.colour == thing.colour]
-        by_colour = len(same) > 1 and asker.chance(0.6 if asker.easy else 0.9)
+        by_colour = asker.same_colour(thing) > 1 and asker.chance(0.6 if asker.easy else 0.9)
         group_query = Query(thing.kind, (thing.colour,) if by_colour else (), number=0)
         group = asker.solved(group_query)
         if part is None or whole is None or group is None or (asker.easy and whole.level > 2):

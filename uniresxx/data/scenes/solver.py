@@ -1,7 +1,7 @@
 """What an expression means: a query over the scene graph, and the one place that answers it.
 
-A question with an unclear answer (two things almost equally far left, a slight overlap) has the answer None and
-is never asked. The empty answer is a clear "there is no such thing".
+A question with an unclear answer (two things almost equally far left, a slight overlap) has the answer None
+and is never asked. The empty answer is a clear "there is no such thing".
 """
 
 from __future__ import annotations

@@ -70,8 +70,8 @@ SIDES: Mapping[str, str] = MappingProxyType(
     {"left": "left", "right": "right", "top": "top", "bottom": "bottom"}
 )
 
-# Frames. {x}: a noun phrase with "the"; {p}: "the wheels"; {owner}: the owner, with its article; {xs}: plural;
-# {one}: bare singular; {a} {b}: two noun phrases.
+# Frames. {x}: a noun phrase with "the"; {p}: "the wheels"; {owner}: the owner and its article;
+# {xs}: plural; {one}: bare singular; {a} {b}: two noun phrases.
 OBJECT_FRAMES = (
     "{x}", "{x} in the picture", "{x} in this image", "{x} that you see here", "only {x}", "just {x} here",
     "{x} shown in the scene", "the whole of {x}", "all of {x}", "{x} and nothing else", "exactly {x} here",
