@@ -23,22 +23,23 @@ h5.good::before{background:var(--truth)}h5.bad::before{background:#d43d2a}
 overflow-wrap:anywhere}
 .facts{display:grid;grid-template-columns:repeat(auto-fit,minmax(170px,1fr));gap:10px 20px;margin:0 0 14px;
 background:var(--wash);border:1px solid var(--line);border-radius:10px;padding:12px 16px}
-.facts dt{font-size:.74rem;color:var(--soft)}.facts dd{margin:0;font-size:.9rem;overflow-wrap:anywhere}
+.facts dt{font-size:.74rem;color:var(--soft)}
+.facts div:last-child{grid-column:1/-1}.facts dd{margin:0;font-size:.9rem;overflow-wrap:anywhere}
 .wide{overflow-x:auto;border:1px solid var(--line);border-radius:10px}
 table{border-collapse:collapse;width:100%;font-size:.88rem;font-variant-numeric:tabular-nums;white-space:nowrap}
 th,td{padding:7px 12px;text-align:right;border-bottom:1px solid var(--line)}
 thead th{background:var(--wash);font-weight:600;color:var(--soft)}
-th:first-child,td.text{text-align:left}tbody th{font-weight:500}
+tbody th,.text{text-align:left}tbody th{font-weight:500}
 thead th:first-child,tbody th{position:sticky;left:0;background:#fff}
 thead th:first-child{background:var(--wash)}
 tbody tr:last-child>*{border-bottom:0}tr.main>*{font-weight:650}tr.sizes>*{color:var(--soft);font-size:.8rem}
 td.bar{background:linear-gradient(90deg,#e4e9f1 var(--v),transparent var(--v)) no-repeat left bottom/100% 4px}
 tr.main td.bar{background-image:linear-gradient(90deg,var(--blue) var(--v),transparent var(--v))}
 .cards{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,330px),1fr));gap:14px}
+.large{grid-template-columns:repeat(auto-fill,minmax(min(100%,480px),1fr))}
 figure{margin:0;border:1px solid var(--line);border-radius:10px;padding:8px;background:#fff}
 .panels{display:grid;grid-template-columns:repeat(3,1fr);gap:6px;align-items:start}
-.p{position:relative;width:100%;background-size:100% 100%;image-rendering:pixelated;
-border-radius:4px;overflow:hidden;
+.p{position:relative;width:100%;background-size:100% 100%;border-radius:4px;overflow:hidden;
 -webkit-print-color-adjust:exact;print-color-adjust:exact}
 .p img{position:absolute;inset:0;width:100%;height:100%;image-rendering:auto}
 .off{background-color:#fff;background-blend-mode:luminosity}

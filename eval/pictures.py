@@ -10,7 +10,9 @@ import numpy as np
 from PIL import Image
 
 LONGEST = 480  # pixels of a shown photo; drawn scenes are far below
-TRUTH, ANSWER = (0, 158, 115), (230, 120, 0)  # apart for the colour-blind (after Okabe and Ito, 2008)
+TRUTH, ANSWER = (0, 214, 150), (255, 150, 20)  # apart for the colour-blind (after Okabe and Ito, 2008)
+VEIL = (20, 26, 38)
+SMALL = 160  # pixels; pictures up to here are embedded as they are and shown with sharp pixels
 
 
 def shown_size(height: int, width: int) -> tuple[int, int]:
@@ -27,7 +29,7 @@ def photo_uri(photo: np.ndarray) -> str:
     """Data URI of a photo (uint8 (y, x, 3)): PNG as it is when small, else a reduced JPEG."""
     height, width = photo.shape[:2]
     picture = Image.fromarray(np.ascontiguousarray(photo))
-    if max(height, width) <= 160:
+    if max(height, width) <= SMALL:
         return _uri(picture, "png")
     if max(height, width) > LONGEST:
         shown = shown_size(height, width)
@@ -36,19 +38,17 @@ def photo_uri(photo: np.ndarray) -> str:
 
 
 def mask_uri(mask: np.ndarray, colour: tuple[int, int, int]) -> str:
-    """Data URI of a mask (bool (y, x)) as a transparent layer: tinted inside, opaque edge, white line
-    around."""
+    """Data URI of a mask (bool (y, x)) as a layer: clear inside, a bright edge, a dark veil outside."""
     shown = shown_size(*mask.shape)
     filter_ = Image.Resampling.BOX if shown[0] < mask.shape[0] else Image.Resampling.NEAREST
     grey = Image.fromarray(mask.astype(np.uint8) * 255).resize((shown[1], shown[0]), filter_)
     inside = np.asarray(grey) > 0  # any covered pixel: small parts stay visible when reduced
-    edge = inside & ~_shrunk(inside, 2)
-    around = ~inside & ~_shrunk(~inside, 1)
+    edge = inside & ~_shrunk(inside, max(2, max(shown) // 120))
     index = np.zeros(shown, np.uint8)
-    index[inside], index[edge], index[around] = 1, 2, 3
-    layer = Image.fromarray(index, mode="P")
-    layer.putpalette([0, 0, 0, *colour, *colour, 255, 255, 255])
-    layer.info["transparency"] = bytes((0, 105, 255, 230))
+    index[inside], index[edge] = 1, 2
+    layer = Image.fromarray(index)
+    layer.putpalette([*VEIL, *colour, *colour])
+    layer.info["transparency"] = bytes((165, 0, 255))
     return _uri(layer, "png")
 
 

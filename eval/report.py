@@ -12,7 +12,7 @@ from typing import Any
 
 from eval.cases import Case, choose_cases
 from eval.page import STYLE
-from eval.pictures import ANSWER, TRUTH, mask_uri, photo_uri
+from eval.pictures import ANSWER, SMALL, TRUTH, mask_uri, photo_uri
 from eval.published import Kind, published_for, split_and_setting
 from eval.score import SCENES_NOTE, detail_rows, load_records, notes, number, overview_rows
 from uniresxx import masks
@@ -112,7 +112,8 @@ class _Photos:
             self._names[key] = name = f"i{len(self._names)}"
             ratio = f"{case.record.width}/{case.record.height}"
             uri = photo_uri(photo_of(case.record))
-            self._styles.append(f".{name}{{aspect-ratio:{ratio};background-image:url({uri})}}")
+            sharp = ";image-rendering:pixelated" if _is_small(case) else ""
+            self._styles.append(f".{name}{{aspect-ratio:{ratio};background-image:url({uri}){sharp}}}")
         return self._names[key]
 
     def styles(self) -> str:
@@ -182,7 +183,10 @@ def _table(
     header: Sequence[str], rows: Sequence[Sequence[str]], *, bars: bool = False, text_columns: int = 1
 ) -> str:
     """A table that scrolls sideways on small screens; with `bars` percentages get a bar behind them."""
-    head = "".join(f"<th scope=col>{escape(name)}</th>" for name in header)
+    head = "".join(
+        f"<th scope=col{' class=text' if j < text_columns else ''}>{escape(name)}</th>"
+        for j, name in enumerate(header)
+    )
     lines = []
     for k, row in enumerate(rows):
         cells = [f"<th scope=row>{escape(row[0])}</th>"]
@@ -239,9 +243,14 @@ def _gallery(section: Section, photos: _Photos) -> str:
         parts.append(f"<h4>{TITLES[granularity]}</h4>")
         for group, cases in groups.items():
             figures = "".join(_figure(case, photos.name(section.title, case)) for case in cases)
+            cards = "cards" if all(map(_is_small, cases)) else "cards large"
             good = "good" if group in ("best", "rightly rejected") else "bad" if group != "median" else "mid"
-            parts.append(f"<h5 class={good}>{escape(group)}</h5><div class=cards>{figures}</div>")
+            parts.append(f"<h5 class={good}>{escape(group)}</h5><div class='{cards}'>{figures}</div>")
     return "".join(parts)
+
+
+def _is_small(case: Case) -> bool:
+    return max(case.record.height, case.record.width) <= SMALL
 
 
 def _figure(case: Case, photo: str) -> str:
@@ -252,7 +261,7 @@ def _figure(case: Case, photo: str) -> str:
     plain = f'<div class="p {photo}" role=img aria-label="picture"></div>'
     facts = [f"IoU {case.iou:.2f}" if case.targeted else "no target"]
     if prediction.score is not None and not prediction.rejected:
-        facts.append(f"expected {prediction.score:.2f}")
+        facts.append(f"predicted IoU {prediction.score:.2f}")
     if prediction.p_absent is not None:
         facts.append(f"p(absent) {prediction.p_absent:.2f}")
     if expression.level is not None:

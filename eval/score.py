@@ -19,6 +19,7 @@ from uniresxx.trivial import TRIVIAL_NAMES
 from uniresxx.types import Granularity, ImageRecord
 
 GRANULARITIES = tuple(g.value for g in Granularity)
+TERMINAL_KEYS = tuple(key for key in SCORE_KEYS if key not in ("Pr@0.6", "Pr@0.8"))  # fits 80 columns
 SCENES_NOTE = "scenes are drawn pictures: these numbers say nothing about photographs"
 
 
@@ -83,17 +84,17 @@ def overview_rows(entry: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]
     return header, [*rows, ["N behind it", *map(str, behind)]]
 
 
-def detail_rows(entry: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows: every score overall, per granularity, per level."""
-    header = ["", "N", *SCORE_KEYS]
-    rows = [
-        ["overall", str(entry["counts"]["overall"]["n"]), *(number(entry["overall"][k]) for k in SCORE_KEYS)]
-    ]
+def detail_rows(
+    entry: Mapping[str, Any], keys: Sequence[str] = SCORE_KEYS
+) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: the scores overall, per granularity, per level."""
+    header = ["asked for", "N", *keys]
+    rows = [["overall", str(entry["counts"]["overall"]["n"]), *(number(entry["overall"][k]) for k in keys)]]
     for key, prefix in (("by_granularity", ""), ("by_level", "level ")):
         for name, scores in entry[key].items():
             size = entry["counts"][key][name]["n"]
             if size:
-                rows.append([prefix + name, str(size), *(number(scores[k]) for k in SCORE_KEYS)])
+                rows.append([prefix + name, str(size), *(number(scores[k]) for k in keys)])
     return header, rows
 
 
@@ -120,7 +121,7 @@ def print_entry(entry: Mapping[str, Any], console: Console | None = None) -> Non
     """The tables of one benchmark on the terminal."""
     console = console or Console()
     title = f"{entry['benchmark']}/{entry['split']}: {entry['n_expressions']} expressions"
-    for (header, rows), heading in ((overview_rows(entry), title), (detail_rows(entry), None)):
+    for (header, rows), heading in ((overview_rows(entry), title), (detail_rows(entry, TERMINAL_KEYS), None)):
         _print_table(console, header, rows, heading)
     for line in notes(entry):
         console.print(line, style="dim", highlight=False, markup=False)

@@ -205,7 +205,8 @@ def test_mask_layers_cover_the_mask(size):
     mask[rng.integers(size[0]), rng.integers(size[1])] = True  # one pixel must stay visible
     layer = np.asarray(decoded(mask_uri(mask, TRUTH)).convert("RGBA"))
     assert layer.shape[:2] == shown_size(*size) and max(layer.shape) <= 480
-    inside = (layer[..., :3] == TRUTH).all(axis=2) & (layer[..., 3] > 0)
+    inside = (layer[..., :3] == TRUTH).all(axis=2)
+    assert (layer[~inside][:, 3] > 100).all(), "outside lies under a veil"
     y, x = np.argwhere(mask)[0]
     at_y, at_x = int((y + 0.5) * layer.shape[0] / size[0]), int((x + 0.5) * layer.shape[1] / size[1])
     assert inside[at_y, at_x]
