@@ -129,6 +129,13 @@ def test_garbage_raises_input_error_only(tmp_path_factory, content):
             assert str(path) in str(error) and "\n" not in str(error)
 
 
+@pytest.mark.parametrize("content", [b"]r\xff\xff\xff\x7f.", b"]p99999999999\n.", b"(lp9999999999\n."])
+def test_a_high_memo_place_takes_no_memory(tmp_path, content):
+    path = tmp_path / "x.p"  # the unpickler in C would set aside 16 bytes per place up to the highest
+    path.write_bytes(content)
+    assert load_pickle(path) == []
+
+
 def test_python_2_strings(tmp_path):
     path = tmp_path / "x.p"
     path.write_bytes(

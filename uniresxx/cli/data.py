@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from uniresxx.cli import exit_code
-from uniresxx.data.benchmarks import load_benchmark, splits_of
+from uniresxx.data.benchmarks import SCENES, load_benchmark, splits_of
 from uniresxx.errors import InputError
 from uniresxx.types import Granularity, ImageRecord
 
@@ -94,8 +94,17 @@ def summary(records: Sequence[ImageRecord]) -> dict[str, Any]:
 
 
 def inspect(name: str, data: Path | None) -> int:
-    """Print the summary of a split, or of every split of a data set that is there; InputError if none is."""
-    names = [name] if "/" in name else [f"{name}/{split}" for split in splits_of(name, data)]
+    """Print the summary of a split, or of every split of a data set that is there; InputError if none is.
+
+    Drawn scenes have more to say (shares, templates, twins): their own report, of `val` where none is named.
+    """
+    dataset, _, split = name.partition("/")
+    if dataset in SCENES:
+        from uniresxx.data.scenes.inspect import report
+
+        print(report(dataset, split or "val"))
+        return 0
+    names = [name] if split else [f"{dataset}/{item}" for item in splits_of(dataset, data)]
     missing: list[str] = []
     for item in names:
         try:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import re
+import struct
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,6 +20,8 @@ from uniresxx.errors import InputError
 MAX_PICKLE_BYTES = 256 * 2**20  # refs(umd).p has about 20 MB
 MAX_JSON_BYTES = 2 * 2**30
 _BROKEN = (
+    AssertionError,
+    struct.error,
     pickle.UnpicklingError,
     EOFError,
     AttributeError,
@@ -31,15 +35,38 @@ _BROKEN = (
 )
 
 
+# The opcodes of Python 2's protocol 0 for plain data, memo places of at most seven digits: what the release
+# files are made of. The fast unpickler sets aside memory for the highest memo place that a file names, true
+# or not, so anything else goes to the slow one, which keeps its memo in a dict.
+_PLAIN_TEXT = re.compile(rb"(?:[(ld]|[ase]|[pg]\d{1,7}\n|[ILFSV][^\n]*\n|[tN)\]}u])*+\.", re.DOTALL)
+
+
+def _refuse(module_name: str, global_name: str) -> NoReturn:
+    raise InputError(
+        f"holds the global {module_name}.{global_name}, which this program never loads from a pickle; "
+        "save the records as JSON instead"
+    )
+
+
 class DataUnpickler(pickle.Unpickler):
     """An unpickler without globals: it can build plain data, but name no class or function."""
 
     def find_class(self, module_name: str, global_name: str, /) -> NoReturn:
         """Refuse, naming the global."""
-        raise InputError(
-            f"holds the global {module_name}.{global_name}, which this program never loads from a pickle; "
-            "save the records as JSON instead"
-        )
+        _refuse(module_name, global_name)
+
+
+class SlowDataUnpickler(pickle._Unpickler):
+    """The same in Python: its memory is bounded by the file's size."""
+
+    def find_class(self, module_name: str, global_name: str) -> NoReturn:
+        """Refuse, naming the global."""
+        _refuse(module_name, global_name)
+
+
+def _unpickle(data: bytes, encoding: str) -> Any:
+    unpickler = DataUnpickler if _PLAIN_TEXT.fullmatch(data) else SlowDataUnpickler
+    return unpickler(io.BytesIO(data), encoding=encoding).load()
 
 
 def load_pickle(path: Path, max_bytes: int = MAX_PICKLE_BYTES) -> Any:
@@ -50,9 +77,9 @@ def load_pickle(path: Path, max_bytes: int = MAX_PICKLE_BYTES) -> Any:
     data = _read(path, max_bytes)
     try:
         try:
-            return DataUnpickler(io.BytesIO(data), encoding="ASCII").load()
+            return _unpickle(data, "ASCII")
         except UnicodeDecodeError:
-            return _as_text(DataUnpickler(io.BytesIO(data), encoding="bytes").load())
+            return _as_text(_unpickle(data, "bytes"))
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     except _BROKEN as error:
