@@ -93,8 +93,12 @@ class ImageRecord:
     path: str | None = None
     pixels: np.ndarray | None = None  # uint8 (y, x, 3), RGB, as a person sees it
     dialogues: tuple[Dialogue, ...] = ()
-    boxes: Mapping[str, np.ndarray] = field(default_factory=dict)  # truth xyxy by "object" / "part", float32 (N, 4)
-    dense: np.ndarray | None = None  # scenes only: uint8 (y, x, 3) = kind, colour, part index per pixel, 0 = none
+    boxes: Mapping[str, np.ndarray] = field(
+        default_factory=dict
+    )  # truth xyxy by "object" / "part", float32 (N, 4)
+    dense: np.ndarray | None = (
+        None  # scenes only: uint8 (y, x, 3) = kind, colour, part index per pixel, 0 = none
+    )
     source: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -1,0 +1,1 @@
+"""The multimodal LLM: sees a picture at three granularities and speaks. Imports nothing of uniresxx."""

@@ -1,0 +1,218 @@
+"""The multimodal LLM and its four doors: see, read, prefill, speak.
+
+Shapes: B images, R rows to generate, T text tokens, L prefix length, N image tokens, O objects, P parts, D width,
+V vocabulary. Boxes are xyxy in the high frame.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from mllm.config import MLLMConfig
+from mllm.exploitation import FeatureExploitation
+from mllm.prefix import Prefix, decoding_mask, packed_mask, packed_positions
+from mllm.splice import Layout, splice
+from mllm.tokens import Vocabulary
+from mllm.towers import HighTower, LowTower
+from mllm.vision_flow import ImageTokens, RegionTokens
+
+
+@dataclass(frozen=True, slots=True)
+class Boxes:
+    """Region proposals of B images with their validity."""
+
+    objects_BO4: Tensor
+    object_valid_BO: Tensor
+    parts_BP4: Tensor
+    part_valid_BP: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """Everything seen of B images: the LLM's prefix, the refined region tokens, the high tower's stage maps."""
+
+    prefix_BLD: Tensor
+    valid_BL: Tensor
+    layout: Layout
+    stages: list[Tensor]
+    object_BOD: Tensor
+    part_BPD: Tensor
+    boxes: Boxes
+
+
+@dataclass(frozen=True, slots=True)
+class Spoken:
+    """One generated answer: tokens, and for each [SEG]/[REJ] the mask prompt and P([SEG] | [SEG] or [REJ]).
+
+    Without any decision in the text, `prompts` holds the state where the answer begins (a forced [SEG]).
+    """
+
+    ids: list[int]
+    decisions: list[int]
+    prompts_KD: Tensor
+    p_seg_K: Tensor
+
+
+class MLLM(nn.Module):
+    """LLaVA-style: visual prefix from MGVF and MGFE, then branches of text."""
+
+    def __init__(self, config: MLLMConfig, vocabulary: Vocabulary) -> None:
+        super().__init__()
+        if len(vocabulary) > config.vocabulary:
+            raise ValueError(
+                f"vocabulary of {len(vocabulary)} tokens exceeds config.vocabulary={config.vocabulary}"
+            )
+        self.config, self.vocabulary = config, vocabulary
+        self.low = LowTower(config)
+        self.high = HighTower(config)
+        self.image_tokens = ImageTokens(config)
+        self.object_tokens = RegionTokens(config, config.max_objects, config.use_objects)
+        self.part_tokens = RegionTokens(config, config.max_parts, config.use_parts)
+        self.exploitation = FeatureExploitation(config)
+        self.llm = LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=config.vocabulary,
+                hidden_size=config.llm_width,
+                intermediate_size=config.llm_mlp,
+                num_hidden_layers=config.llm_layers,
+                num_attention_heads=config.llm_heads,
+                num_key_value_heads=config.llm_heads,
+                max_position_embeddings=4096,
+                initializer_range=config.init_std,
+                attn_implementation="sdpa",
+                pad_token_id=vocabulary.pad,
+                eos_token_id=vocabulary.end,
+                bos_token_id=None,
+                tie_word_embeddings=False,
+            )
+        )
+
+    @property
+    def embed(self) -> nn.Module:
+        """The LLM's input embedding."""
+        return self.llm.model.embed_tokens
+
+    def see(self, pixels_low_B3hw: Tensor, pixels_high_B3HW: Tensor, boxes: Boxes) -> Sight:
+        """Look at B images once."""
+        if self.config.blind_to_image:
+            pixels_low_B3hw, pixels_high_B3HW = pixels_low_B3hw * 0, pixels_high_B3HW * 0
+        stages = self.high(pixels_high_B3HW)
+        image = self.image_tokens(self.low(pixels_low_B3hw), stages)
+        objects = self.object_tokens(stages, boxes.objects_BO4)
+        parts = self.part_tokens(stages, boxes.parts_BP4)
+        object_valid = boxes.object_valid_BO | (not self.config.use_objects)
+        part_valid = boxes.part_valid_BP | (not self.config.use_parts)
+        image, objects, parts = self.exploitation(
+            image, objects, parts, boxes.objects_BO4, boxes.parts_BP4, object_valid, part_valid
+        )
+        v = self.vocabulary
+        marks = self.embed(torch.tensor([v.image, v.object, v.part], device=image.device))
+        prefix, valid, layout = splice(marks, image, objects, parts, object_valid, part_valid)
+        return Sight(prefix, valid, layout, stages, objects, parts, boxes)
+
+    def _embed_text(self, ids_BT: Tensor) -> Tensor:
+        """Token embeddings; a text-blind control sees only the marks, so words carry nothing."""
+        if self.config.blind_to_text:
+            v = self.vocabulary
+            keep = torch.zeros(self.config.vocabulary, dtype=torch.bool, device=ids_BT.device)
+            keep[[v.user, v.assistant, v.seg, v.rej, v.end]] = True
+            ids_BT = torch.where(keep[ids_BT], ids_BT, v.pad)
+        return self.embed(ids_BT)
+
+    def read(self, sight: Sight, ids_BT: Tensor, branch_BT: Tensor, position_BT: Tensor) -> Tensor:
+        """Teacher-forced states (B, T, D) of packed branches after the prefix (training)."""
+        hidden = torch.cat((sight.prefix_BLD, self._embed_text(ids_BT)), dim=1)
+        L = sight.layout.length
+        output = self.llm.model(
+            inputs_embeds=hidden,
+            attention_mask=packed_mask(sight.valid_BL, branch_BT, hidden.dtype),
+            position_ids=packed_positions(L, position_BT),
+            use_cache=False,
+        )
+        return output.last_hidden_state[:, L:]
+
+    def logits(self, states_D: Tensor) -> Tensor:
+        """Vocabulary logits of selected states only."""
+        return self.llm.lm_head(states_D)
+
+    def prefill(self, sight: Sight) -> Prefix:
+        """Encode the visual prefix of B images once for generation."""
+        B, L = sight.valid_BL.shape
+        mask = packed_mask(
+            sight.valid_BL, sight.valid_BL.new_zeros((B, 0), dtype=torch.long), sight.prefix_BLD.dtype
+        )
+        output = self.llm.model(
+            inputs_embeds=sight.prefix_BLD,
+            attention_mask=mask,
+            position_ids=torch.arange(L, device=mask.device).expand(B, -1),
+            use_cache=True,
+        )
+        layers = tuple((layer.keys, layer.values) for layer in output.past_key_values.layers)
+        return Prefix(layers, sight.valid_BL)
+
+    @torch.no_grad()
+    def speak(
+        self, prefix: Prefix, branches: Sequence[Sequence[int]], image_of_row: Sequence[int], max_new: int
+    ) -> list[Spoken]:
+        """Greedy answers to R branches (token ids that end with <assistant>), all rows decoded together."""
+        v, device = self.vocabulary, prefix.valid_BL.device
+        R, L = len(branches), prefix.length
+        lengths_R = torch.tensor([len(b) for b in branches], device=device)
+        T = int(lengths_R.max())
+        ids_RT = torch.full((R, T), v.pad, device=device)
+        for row, branch in enumerate(branches):
+            ids_RT[row, : len(branch)] = torch.tensor(branch, device=device)
+        cache, valid_RS = prefix.repeat(torch.tensor(image_of_row, device=device))
+        step_RT = torch.arange(T, device=device).expand(R, -1)
+        valid_RS = torch.cat((valid_RS, step_RT < lengths_R[:, None]), dim=1)
+        states_RTD = self._step(ids_RT, step_RT + L, valid_RS, cache)
+        state_RD = states_RTD[torch.arange(R, device=device), lengths_R - 1]
+
+        tokens: list[Tensor] = []
+        states: list[Tensor] = []
+        p_seg: list[Tensor] = []
+        done_R = torch.zeros(R, dtype=torch.bool, device=device)
+        for step in range(max_new):
+            logits_RV = self.logits(state_RD)
+            token_R = torch.where(done_R, v.end, logits_RV.argmax(dim=-1))
+            pair_R2 = logits_RV[:, [v.seg, v.rej]].float().softmax(dim=-1)
+            tokens.append(token_R)
+            states.append(state_RD)
+            p_seg.append(pair_R2[:, 0])
+            done_R = done_R | (token_R == v.end)
+            if bool(done_R.all()):
+                break
+            valid_RS = torch.cat((valid_RS, ~done_R[:, None]), dim=1)
+            position = (L + lengths_R + step)[:, None]
+            state_RD = self._step(token_R[:, None], position, valid_RS, cache)[:, 0]
+        return self._collect(torch.stack(tokens, 1), torch.stack(states, 1), torch.stack(p_seg, 1), state_RD)
+
+    def _step(self, ids_RT: Tensor, position_RT: Tensor, valid_RS: Tensor, cache: object) -> Tensor:
+        hidden = self._embed_text(ids_RT)
+        mask = decoding_mask(valid_RS, ids_RT.shape[1], hidden.dtype)
+        output = self.llm.model(
+            inputs_embeds=hidden,
+            attention_mask=mask,
+            position_ids=position_RT,
+            past_key_values=cache,
+            use_cache=True,
+        )
+        return output.last_hidden_state
+
+    def _collect(self, ids_RT: Tensor, states_RTD: Tensor, p_seg_RT: Tensor, last_RD: Tensor) -> list[Spoken]:
+        v, spoken = self.vocabulary, []
+        own = self.config.prompt_state == "own"
+        after_RTD = torch.cat((states_RTD[:, 1:], last_RD[:, None]), dim=1)
+        for row, ids in enumerate(ids_RT.tolist()):
+            if v.end in ids:
+                ids = ids[: ids.index(v.end)]
+            places = [i for i, token in enumerate(ids) if token in (v.seg, v.rej)]
+            used = places or [0]
+            source = after_RTD if own and places else states_RTD
+            spoken.append(Spoken(ids, [ids[i] for i in places], source[row, used], p_seg_RT[row, used]))
+        return spoken

@@ -1,0 +1,68 @@
+"""One visual prefix, many branches: the attention layout of training and the KV reuse of generation.
+
+Shapes: B images, R rows (branches to generate), L prefix, T text tokens of a row, S keys, G heads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+
+def packed_mask(prefix_valid_BL: Tensor, branch_BT: Tensor, dtype: torch.dtype) -> Tensor:
+    """Additive mask (B, 1, L+T, L+T): i sees j iff j <= i and j is in the prefix or in i's own branch.
+
+    `branch` is -1 on padding; padded positions see only themselves, so that no row is empty.
+    """
+    B, L = prefix_valid_BL.shape
+    branch = torch.cat((branch_BT.new_full((B, L), -2), branch_BT), dim=1)
+    key_ok = torch.cat((prefix_valid_BL, branch_BT >= 0), dim=1)
+    same = (branch[:, None, :] == branch[:, :, None]) | (branch[:, None, :] == -2)
+    seen = same & key_ok[:, None, :]
+    seen &= torch.ones(seen.shape[-2:], dtype=torch.bool, device=seen.device).tril()
+    seen |= torch.eye(seen.shape[-1], dtype=torch.bool, device=seen.device)
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(
+        ~seen, torch.finfo(dtype).min
+    )[:, None]
+
+
+def packed_positions(prefix_length: int, position_BT: Tensor) -> Tensor:
+    """Position ids (B, L+T): the prefix counts up, each branch goes on from its end."""
+    B = position_BT.shape[0]
+    prefix = torch.arange(prefix_length, device=position_BT.device).expand(B, -1)
+    return torch.cat((prefix, position_BT + prefix_length), dim=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Prefix:
+    """Keys and values of the encoded prefix of B images, one pair per layer, each (B, G, L, d)."""
+
+    layers: tuple[tuple[Tensor, Tensor], ...]
+    valid_BL: Tensor
+
+    @property
+    def length(self) -> int:
+        """Tokens of the prefix, padding included."""
+        return int(self.valid_BL.shape[1])
+
+    def repeat(self, image_of_row_R: Tensor) -> tuple[DynamicCache, Tensor]:
+        """A fresh cache with one row per branch, and its key validity (R, L)."""
+        cache = DynamicCache()
+        for index, (keys, values) in enumerate(self.layers):
+            cache.update(keys[image_of_row_R], values[image_of_row_R], index)
+        return cache, self.valid_BL[image_of_row_R]
+
+
+def decoding_mask(key_valid_RS: Tensor, new: int, dtype: torch.dtype) -> Tensor:
+    """Additive mask (R, 1, new, S) for the last `new` of S keys: causal among them, all valid keys before."""
+    R, S = key_valid_RS.shape
+    causal = torch.ones(new, S, dtype=torch.bool, device=key_valid_RS.device).tril(S - new)
+    seen = causal & key_valid_RS[:, None, :]
+    own = torch.eye(new, dtype=torch.bool, device=seen.device)
+    seen[:, :, S - new :] |= own
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(
+        ~seen, torch.finfo(dtype).min
+    )[:, None]

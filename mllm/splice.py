@@ -1,0 +1,42 @@
+"""The visual prefix: three token streams, each introduced by its own special token; says where everything went.
+
+Shapes: B images, N image tokens, O objects, P parts, L prefix length, D width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Half-open ranges of the streams inside the prefix."""
+
+    image: slice
+    objects: slice
+    parts: slice
+    length: int
+
+
+def splice(
+    marks_3D: Tensor,
+    image_BND: Tensor,
+    object_BOD: Tensor,
+    part_BPD: Tensor,
+    object_valid_BO: Tensor,
+    part_valid_BP: Tensor,
+) -> tuple[Tensor, Tensor, Layout]:
+    """`marks` are the embeddings of <image>, <object>, <part> -> prefix (B, L, D), valid (B, L), layout."""
+    B, N, _ = image_BND.shape
+    O, P = object_BOD.shape[1], part_BPD.shape[1]
+    mark = [marks_3D[i].expand(B, 1, -1) for i in range(3)]
+    prefix = torch.cat((mark[0], image_BND, mark[1], object_BOD, mark[2], part_BPD), dim=1)
+    true = object_valid_BO.new_ones
+    valid = torch.cat((true(B, 1 + N + 1), object_valid_BO, true(B, 1), part_valid_BP), dim=1)
+    start_o, start_p = 1 + N + 1, 1 + N + 1 + O + 1
+    layout = Layout(slice(1, 1 + N), slice(start_o, start_o + O), slice(start_p, start_p + P), start_p + P)
+    assert prefix.shape[1] == layout.length == valid.shape[1]
+    return prefix, valid, layout

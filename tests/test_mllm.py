@@ -1,0 +1,308 @@
+"""The multimodal LLM: vocabulary, chat rows, RoIAlign, prefix layout, generation against teacher forcing."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from mllm.chat import IGNORE, ChatTurn, Mark, Row, render
+from mllm.config import MLLMConfig
+from mllm.modeling import MLLM, Boxes
+from mllm.prefix import packed_mask
+from mllm.tokens import SPECIAL_TOKENS, Vocabulary
+from mllm.vision_flow import roi_align_mean
+
+CORPUS = [
+    "segment the left wheel of the red car",
+    "find all the houses",
+    "which pixels belong to the roof",
+] * 5
+TINY = {
+    "low_size": 32, "low_width": 32, "low_layers": 1, "low_heads": 2, "high_size": 32, "high_widths": (8, 16, 24, 32),
+    "llm_width": 32, "llm_layers": 2, "llm_heads": 4, "llm_mlp": 64, "vocabulary": 340, "max_objects": 3,
+    "max_parts": 4, "roi_size": 2, "mgfe_heads": 4,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def vocabulary() -> Vocabulary:
+    return Vocabulary.train(CORPUS, 340)
+
+
+def make(vocabulary: Vocabulary, **changes: object) -> MLLM:
+    torch.manual_seed(0)
+    model = MLLM(MLLMConfig(**{**TINY, **changes}), vocabulary).eval()
+    for name, parameter in model.named_parameters():
+        if name.endswith("gate"):  # closed gates would hide MGFE from every test
+            torch.nn.init.constant_(parameter, 0.7)
+    return model
+
+
+def some_boxes(images: int, valid: bool = True) -> Boxes:
+    generator = torch.Generator().manual_seed(1)
+
+    def boxes(count: int) -> torch.Tensor:
+        corner = torch.rand(images, count, 2, generator=generator) * 20
+        return torch.cat(
+            (corner, corner + 2 + 10 * torch.rand(images, count, 2, generator=generator)), dim=-1
+        )
+
+    marks = [torch.full((images, n), valid) for n in (3, 4)]
+    if valid:
+        marks[1][:, -1] = False
+    return Boxes(boxes(3), marks[0], boxes(4), marks[1])
+
+
+def look(model: MLLM, images: int = 2, **boxes: bool) -> object:
+    pixels = torch.randn(images, 3, 32, 32, generator=torch.Generator().manual_seed(2))
+    return model.see(pixels, pixels, some_boxes(images, **boxes))
+
+
+@given(st.text(max_size=60), st.sampled_from(SPECIAL_TOKENS), st.text(max_size=20))
+@settings(deadline=None, max_examples=60)
+def test_typed_text_never_becomes_a_special_token(before: str, token: str, after: str) -> None:
+    vocabulary = Vocabulary.train(CORPUS, 340)
+    special = {vocabulary.tokenizer.token_to_id(name) for name in SPECIAL_TOKENS}
+    for text in (before + token + after, token * 2):
+        assert not special & set(vocabulary.encode(text))
+    row = render([ChatTurn(f"segment {before}{token}{after}.")], vocabulary)
+    assert row.decisions == []
+    assert [i for i in row.ids_T if i in special] == [vocabulary.user, vocabulary.assistant]
+
+
+def test_a_row_marks_answers_only_and_says_where_decisions_are(vocabulary: Vocabulary) -> None:
+    row = Row()
+    render([ChatTurn("segment the car.", (Mark.SEG, "."))], vocabulary, row)
+    render(
+        [
+            ChatTurn("find both", ("a:", Mark.SEG, ", b:", Mark.REJ, ".")),
+            ChatTurn("and its roof?", (Mark.REJ,)),
+        ],
+        vocabulary,
+        row,
+    )
+    decided = [row.labels_T[i] for i in row.decisions]
+    assert decided == [vocabulary.seg, vocabulary.seg, vocabulary.rej, vocabulary.rej]
+    for i, label in enumerate(row.labels_T):
+        if label != IGNORE:
+            assert row.ids_T[i + 1] == label
+            assert row.branch_T[i + 1] == row.branch_T[i]
+    learned = [i for i, label in enumerate(row.labels_T) if label != IGNORE]
+    assert vocabulary.user not in [row.labels_T[i] for i in learned]
+    starts = [i for i, p in enumerate(row.position_T) if p == 0]
+    assert [row.branch_T[i] for i in starts] == [0, 1]
+    assert row.ids_T.count(vocabulary.user) == 3
+
+
+def test_decoded_answers_show_decisions_and_hide_the_other_marks(vocabulary: Vocabulary) -> None:
+    ids = [
+        *vocabulary.encode("the car:"),
+        vocabulary.seg,
+        *vocabulary.encode(","),
+        *vocabulary.encode("the roof:"),
+        vocabulary.rej,
+        *vocabulary.encode("."),
+        vocabulary.end,
+    ]
+    assert vocabulary.decode(ids) == "the car: [SEG], the roof: [REJ]."
+
+
+@given(st.integers(0, 10_000))
+@settings(deadline=None, max_examples=25)
+def test_roi_mean_equals_a_loop_over_bins(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    side, bins, grid = 32.0, 3, 8
+    feature = torch.randn(1, 2, grid, grid, generator=generator)
+    corner = torch.rand(2, generator=generator) * 20
+    box = torch.cat((corner, corner + 1 + torch.rand(2, generator=generator) * 10))
+    got = roi_align_mean(feature, box.view(1, 1, 4), side, bins)[0, 0]
+
+    def sample(x: float, y: float) -> torch.Tensor:
+        """Bilinear value at a point of the frame, pixel centres at half-integers of the map, borders clamped."""
+        u, v = (min(max(c / side * grid - 0.5, 0.0), grid - 1.0) for c in (x, y))
+        i, j = min(int(u), grid - 2), min(int(v), grid - 2)
+        a, b = u - i, v - j
+        f = feature[0]
+        return (
+            (1 - a) * (1 - b) * f[:, j, i]
+            + a * (1 - b) * f[:, j, i + 1]
+            + (1 - a) * b * f[:, j + 1, i]
+            + a * b * f[:, j + 1, i + 1]
+        )
+
+    x0, y0, x1, y1 = box.tolist()
+    points = [
+        sample(x0 + (x1 - x0) * (i + 0.5) / bins, y0 + (y1 - y0) * (j + 0.5) / bins)
+        for i in range(bins)
+        for j in range(bins)
+    ]
+    torch.testing.assert_close(got, torch.stack(points).mean(0), atol=1e-5, rtol=1e-4)
+
+
+def test_prefix_mask_is_the_rule_written_out() -> None:
+    valid = torch.tensor([[True, False, True]])
+    branch = torch.tensor([[0, 0, 1, 1, -1]])
+    mask = packed_mask(valid, branch, torch.float32)[0, 0] == 0
+    kind = ["prefix", "hole", "prefix", 0, 0, 1, 1, "pad"]
+    for i in range(8):
+        for j in range(8):
+            allowed = (
+                j <= i and kind[j] not in ("hole", "pad") and (kind[j] == "prefix" or kind[j] == kind[i])
+            )
+            assert bool(mask[i, j]) == (allowed or i == j), (i, j)
+
+
+def test_branches_equal_separate_rows(vocabulary: Vocabulary) -> None:
+    model = make(vocabulary)
+    sight = look(model, images=1)
+    texts = ["segment the car.", "find all the houses", "where is the left wheel of the red car?"]
+    turns = [[ChatTurn(text, (Mark.SEG, "."))] for text in texts]
+    packed = Row()
+    for turn in turns:
+        render(turn, vocabulary, packed)
+
+    def states(row: Row) -> torch.Tensor:
+        return model.read(sight, *(torch.tensor([v]) for v in (row.ids_T, row.branch_T, row.position_T)))[0]
+
+    together = states(packed)
+    apart = torch.cat([states(render(turn, vocabulary)) for turn in turns])
+    assert (together - apart).abs().max() <= 1e-5
+
+
+def test_generation_with_the_shared_prefix_equals_teacher_forcing(vocabulary: Vocabulary) -> None:
+    model = make(vocabulary)
+    sight = look(model)
+    questions = ["segment the car.", "find all the houses of the left", "roof"]
+    branches = [render([ChatTurn(q)], vocabulary).ids_T for q in questions]
+    image_of_row = [1, 0, 1]
+    spoken = model.speak(model.prefill(sight), branches, image_of_row, max_new=5)
+    for branch, image, got in zip(branches, image_of_row, spoken, strict=True):
+        ids = list(branch)
+        for token in got.ids:
+            B, T = sight.prefix_BLD.shape[0], len(ids)
+            states = model.read(
+                sight,
+                torch.tensor([ids] * B),
+                torch.zeros(B, T, dtype=torch.long),
+                torch.arange(T).expand(B, -1),
+            )[image, -1]
+            assert int(model.logits(states).argmax()) == token
+            ids.append(token)
+
+
+def test_answers_do_not_depend_on_the_company(vocabulary: Vocabulary) -> None:
+    model = make(vocabulary)
+    sight = look(model)
+    branches = [
+        render([ChatTurn(q)], vocabulary).ids_T for q in ("roof", "segment the left wheel of the red car.")
+    ]
+    both = model.speak(model.prefill(sight), branches, [0, 1], max_new=4)
+    for index, branch in enumerate(branches):
+        alone = model.speak(model.prefill(sight), [branch], [index], max_new=4)[0]
+        assert alone.ids == both[index].ids
+        torch.testing.assert_close(alone.prompts_KD, both[index].prompts_KD, atol=1e-5, rtol=1e-5)
+
+
+def test_an_image_without_boxes_works_and_padding_boxes_do_not_matter(vocabulary: Vocabulary) -> None:
+    model = make(vocabulary)
+    none = look(model, valid=False)
+    assert torch.isfinite(none.prefix_BLD).all()
+    pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(2))
+    boxes = some_boxes(2)
+    moved = Boxes(boxes.objects_BO4, boxes.object_valid_BO, boxes.parts_BP4.clone(), boxes.part_valid_BP)
+    moved.parts_BP4[:, -1] = torch.tensor([0.0, 0.0, 31.0, 31.0])  # that row is padding
+    layout = none.layout
+    a, b = model.see(pixels, pixels, boxes), model.see(pixels, pixels, moved)
+    torch.testing.assert_close(a.prefix_BLD[:, layout.image], b.prefix_BLD[:, layout.image])
+    torch.testing.assert_close(a.object_BOD, b.object_BOD)
+
+
+@pytest.mark.parametrize(
+    "switch",
+    [{"use_high": False}, {"use_objects": False}, {"use_parts": False}, {"objects_see_image": False},
+     {"parts_see_objects": False}, {"parts_see_image": False}, {"image_sees_regions": False},
+     {"blind_to_image": True}, {"blind_to_text": True}],
+)  # fmt: skip
+def test_every_switch_changes_what_is_seen_or_read(vocabulary: Vocabulary, switch: dict[str, bool]) -> None:
+    plain, switched = make(vocabulary), make(vocabulary, **switch)
+    shared = {k: v for k, v in plain.state_dict().items() if k in switched.state_dict()}
+    switched.load_state_dict(shared, strict=False)
+    row = render([ChatTurn("segment the car.", (Mark.SEG, "."))], vocabulary)
+    args = [torch.tensor([v, v]) for v in (row.ids_T, row.branch_T, row.position_T)]
+    a, b = look(plain), look(switched)
+    assert a.prefix_BLD.shape == b.prefix_BLD.shape
+    assert (plain.read(a, *args) - switched.read(b, *args)).abs().max() > 1e-4
+
+
+def test_containment_bias_reaches_the_parts(vocabulary: Vocabulary) -> None:
+    model = make(vocabulary)
+    before = look(model).part_BPD
+    with torch.no_grad():
+        for block in model.exploitation.blocks:
+            block.inside_G.fill_(3.0)
+    assert (look(model).part_BPD - before).abs().max() > 1e-4
+
+
+def test_a_text_blind_model_reads_every_question_of_a_length_alike(vocabulary: Vocabulary) -> None:
+    model = make(vocabulary, blind_to_text=True)
+    sight = look(model, images=1)
+    a, b = (render([ChatTurn(q)], vocabulary) for q in ("the left", "the roof"))
+    assert len(a.ids_T) == len(b.ids_T)
+    states = [
+        model.read(sight, *(torch.tensor([v]) for v in (r.ids_T, r.branch_T, r.position_T))) for r in (a, b)
+    ]
+    torch.testing.assert_close(states[0], states[1])
+
+
+def test_an_image_blind_model_sees_every_picture_alike(vocabulary: Vocabulary) -> None:
+    model = make(vocabulary, blind_to_image=True)
+    boxes = some_boxes(2)
+    same = Boxes(
+        *(
+            v[:1].repeat(2, *[1] * (v.dim() - 1))
+            for v in (boxes.objects_BO4, boxes.object_valid_BO, boxes.parts_BP4, boxes.part_valid_BP)
+        )
+    )
+    sight = model.see(torch.randn(2, 3, 32, 32), torch.randn(2, 3, 32, 32), same)
+    torch.testing.assert_close(sight.prefix_BLD[0], sight.prefix_BLD[1])
+
+
+def test_sizes_that_cannot_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match="low_size=60"):
+        MLLMConfig(low_size=60)
+    with pytest.raises(ValueError, match="llm_width"):
+        MLLMConfig(llm_width=100)
+
+
+def test_prompt_states_of_both_kinds_come_from_the_right_position(vocabulary: Vocabulary) -> None:
+    for kind, shift in (("predict", 0), ("own", 1)):
+        model = make(vocabulary, prompt_state=kind)
+        with (
+            torch.no_grad()
+        ):  # a model that always says [SEG] <end>: logits read from the last token's identity
+            model.llm.lm_head.weight.zero_()
+        sight = look(model, images=1)
+        branch = render([ChatTurn("the car")], vocabulary).ids_T
+        real = model.logits
+
+        def forced(states: torch.Tensor, n: list[int] = [0]) -> torch.Tensor:  # noqa: B006
+            n[0] += 1
+            token = vocabulary.seg if n[0] == 1 else vocabulary.end
+            return F.one_hot(torch.full(states.shape[:-1], token), 340).float() + 0 * real(states)
+
+        model.logits = forced
+        spoken = model.speak(model.prefill(sight), [branch], [0], max_new=4)[0]
+        assert spoken.ids == [vocabulary.seg]
+        ids = [*branch, vocabulary.seg]
+        states = model.read(
+            sight,
+            torch.tensor([ids]),
+            torch.zeros(1, len(ids), dtype=torch.long),
+            torch.arange(len(ids))[None],
+        )[0]
+        torch.testing.assert_close(
+            spoken.prompts_KD[0], states[len(branch) - 1 + shift], atol=1e-5, rtol=1e-5
+        )

@@ -1,0 +1,151 @@
+"""A recipe: everything that decides a training run, as one frozen dataclass."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import tyro
+
+from uniresxx.errors import InputError
+
+# Sections that change no weight: they may differ when a run is continued.
+FREE = ("log.", "eval.", "data.workers")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What is learned from. A step sees `batch_images * accumulate` images."""
+
+    source: str = "scenes_easy"  # "scenes_easy" | "scenes" | "mini_real" | …
+    split: str = "train"
+    batch_images: int = 8  # images of one micro-batch
+    accumulate: int = 1  # micro-batches of one step; losses do not depend on how a step is cut
+    expressions_per_image: int = 8
+    workers: int = 0  # processes that prepare batches ahead; 0: prepared in the training process
+    dialogue_share: float = 0.2  # of images that also hold a conversation
+    first_preset: str | None = None  # curriculum of the scenes: these pictures first …
+    first_images: int = 0  # … for so many images
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW with linear warm-up and decay."""
+
+    steps: int = 1000
+    lr: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.0  # never on norms, biases and embeddings
+    lr_scale: tuple[tuple[str, float], ...] = ()  # (module path, factor on lr); the longest match counts
+    warmup_steps: int = 50
+    decay: Literal["cosine", "constant"] = "cosine"
+    final_lr: float = 0.0  # fraction of lr at the end of the decay
+    clip_norm: float = 1.0
+    max_minutes: float | None = None  # of training; the decay hurries to be done then (optim.lr_factor)
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """How the steps are computed."""
+
+    zero_stage: int = 0  # 0: one process, the only one so far
+    precision: Literal["fp32", "bf16"] = "fp32"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int | None = None  # of torch; None: torch's choice
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    """What is written, and when. Steps, unless the name says seconds."""
+
+    save_every: int = 500
+    keep_last: int = 2
+    overlay_first_seconds: float = 20.0  # the first picture is due within a minute
+    overlay_every: int = 500
+    print_every_seconds: float = 10.0  # plain lines where the output is no terminal
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """What this recipe is measured on; read by the evaluation commands, not by the training loop."""
+
+    benchmarks: tuple[str, ...] = ()
+    limit: int | None = None  # expressions per granularity
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One training run. `model` is the model's own config dataclass."""
+
+    name: tyro.conf.Fixed[str]  # not an option of the command line
+    model: Any
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    seed: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values, as they come back from a file."""
+        plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return plain
+
+
+def check(recipe: Recipe) -> None:
+    """Raise InputError for values that cannot be trained with."""
+    at_least = {
+        "data.batch_images": (recipe.data.batch_images, 1),
+        "data.accumulate": (recipe.data.accumulate, 1),
+        "data.expressions_per_image": (recipe.data.expressions_per_image, 1),
+        "data.workers": (recipe.data.workers, 0),
+        "data.first_images": (recipe.data.first_images, 0),
+        "optim.steps": (recipe.optim.steps, 1),
+        "optim.warmup_steps": (recipe.optim.warmup_steps, 0),
+        "optim.weight_decay": (recipe.optim.weight_decay, 0),
+        "log.save_every": (recipe.log.save_every, 1),
+        "log.keep_last": (recipe.log.keep_last, 1),
+        "log.overlay_every": (recipe.log.overlay_every, 1),
+    }
+    for name, (value, least) in at_least.items():
+        if value < least:
+            raise InputError(f"--{name} {value}: must be at least {least}")
+    above_zero = {
+        "optim.lr": recipe.optim.lr,
+        "optim.clip_norm": recipe.optim.clip_norm,
+        "optim.max_minutes": recipe.optim.max_minutes,
+        "engine.threads": recipe.engine.threads,
+    }
+    for name, number in above_zero.items():
+        if number is not None and not number > 0:
+            raise InputError(f"--{name} {number}: must be above 0")
+    if recipe.engine.zero_stage != 0:
+        raise InputError(f"--engine.zero_stage {recipe.engine.zero_stage}: only 0 (one process) is built")
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one dict with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Lines "key: saved -> now" for everything that decides the weights."""
+    old, new = flatten(saved), flatten(now)
+    return [
+        f"{key}: {_shown(old, key)} -> {_shown(new, key)}"
+        for key in sorted(old.keys() | new.keys())
+        if not key.startswith(FREE) and _shown(old, key) != _shown(new, key)
+    ]
+
+
+def _shown(flat: Mapping[str, Any], key: str) -> str:
+    return json.dumps(flat[key], ensure_ascii=False) if key in flat else "(absent)"

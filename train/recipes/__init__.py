@@ -1,0 +1,11 @@
+"""The recipes by name; one file each, whose docstring has command, hardware, hours and expected numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from train.recipe import Recipe
+from train.recipes.mini_real import mini_real
+from train.recipes.tiny_scenes import tiny_scenes
+
+KNOWN: dict[str, Callable[[], Recipe]] = {"mini_real": mini_real, "tiny_scenes": tiny_scenes}

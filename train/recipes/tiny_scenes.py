@@ -1,0 +1,28 @@
+"""Recipe of `make demo`: the tiny model on the easy scenes."""
+
+from __future__ import annotations
+
+from mllm.config import MLLMConfig
+from train.recipe import DataConfig, EvalConfig, LogConfig, OptimConfig, Recipe
+from uniresxx.data.scenes import DENSE_CLASSES
+from uniresxx.model.config import LossConfig, UniRESPlusPlusConfig
+
+
+def tiny_scenes() -> Recipe:
+    """python -m train tiny_scenes --out runs/demo
+
+    Hardware: 2 CPU cores. Time: at most 9 minutes (`optim.max_minutes`; the decay ends in time).
+    Expected on scenes_easy/val: see docs/results.md.
+    """
+    return Recipe(
+        name="tiny_scenes",
+        model=UniRESPlusPlusConfig(
+            mllm=MLLMConfig(llm_layers=2, llm_mlp=256, vocabulary=768),
+            loss=LossConfig(dense=0.5),
+            dense_classes=DENSE_CLASSES("scenes_easy"),
+        ),
+        data=DataConfig(source="scenes_easy", batch_images=12, expressions_per_image=12, workers=1),
+        optim=OptimConfig(steps=1600, lr=1e-3, warmup_steps=60, weight_decay=0.01, max_minutes=9.0),
+        log=LogConfig(save_every=200, overlay_every=200),
+        eval=EvalConfig(benchmarks=("scenes_easy/val",)),
+    )

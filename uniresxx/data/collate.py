@@ -1,0 +1,124 @@
+"""Records -> Batch: choose expressions, render rows, letterbox pixels and masks. Pure functions of their arguments.
+
+Shapes as in uniresxx.types.Batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from mllm.chat import IGNORE, Row, render
+from mllm.tokens import Vocabulary
+from uniresxx.data.templates import dialogue_turn, expression_turn
+from uniresxx.geometry import Letterbox
+from uniresxx.images import photo_of
+from uniresxx.masks import decode
+from uniresxx.model.config import UniRESPlusPlusConfig
+from uniresxx.model.processing import View, pad_boxes, pixels, view_photo
+from uniresxx.types import RLE, Batch, Dialogue, Expression, Granularity, ImageRecord
+
+
+@dataclass(slots=True)
+class Sample:
+    """One prepared image: its views, its packed row and the truth of each decision in the row, in order."""
+
+    view: View
+    row: Row
+    masks: list[RLE | None]
+    granularities: list[Granularity]
+    expression_ids: list[str]
+    dense_HW3: np.ndarray | None
+
+
+def make_sample(
+    record: ImageRecord,
+    expressions: Sequence[Expression],
+    dialogues: Sequence[Dialogue],
+    choices: Sequence[int],
+    config: UniRESPlusPlusConfig,
+    vocabulary: Vocabulary,
+) -> Sample:
+    """Render expressions (with template `choices[i]`) and dialogues of one image into one row."""
+    row = Row()
+    masks: list[RLE | None] = []
+    kinds: list[Granularity] = []
+    ids: list[str] = []
+    for expression, choice in zip(expressions, choices, strict=True):
+        render([expression_turn(expression, choice)], vocabulary, row)
+        masks.append(expression.rle)
+        kinds.append(expression.granularity)
+        ids.append(expression.expression_id)
+    for dialogue in dialogues:
+        render([dialogue_turn(turn) for turn in dialogue.turns], vocabulary, row)
+        for phrase in (phrase for turn in dialogue.turns for phrase in turn.phrases):
+            masks.append(phrase.rle)
+            kinds.append(phrase.granularity)
+            ids.append(dialogue.dialogue_id)
+    assert len(row.decisions) == len(masks), (len(row.decisions), len(masks))
+    view = view_photo(photo_of(record), config, record)
+    return Sample(view, row, masks, kinds, ids, _dense(record, view.letterbox))
+
+
+def _dense(record: ImageRecord, letterbox: Letterbox) -> np.ndarray | None:
+    if record.dense is None:
+        return None
+    if record.dense.shape[0] == record.dense.shape[1] == letterbox.side:
+        return record.dense
+    # Labels cannot be averaged: nearest pixel of the letterboxed frame.
+    rows = np.minimum(
+        (np.arange(letterbox.side) + 0.5) * record.height / letterbox.inner_height, record.height - 1
+    )
+    columns = np.minimum(
+        (np.arange(letterbox.side) + 0.5) * record.width / letterbox.inner_width, record.width - 1
+    )
+    return record.dense[rows.astype(int)][:, columns.astype(int)] * letterbox.valid()[..., None]
+
+
+def collate(samples: Sequence[Sample], config: UniRESPlusPlusConfig, vocabulary: Vocabulary) -> Batch:
+    """Stack prepared images; rows are padded to the longest, decisions are flattened image by image."""
+    T = max(len(sample.row.ids_T) for sample in samples)
+
+    def rows(name: str, fill: int) -> torch.Tensor:
+        return torch.tensor([(row := getattr(s.row, name)) + [fill] * (T - len(row)) for s in samples])
+
+    side = config.mllm.high_size
+    masks = [
+        np.zeros((side, side), dtype=bool) if rle is None else _frame(decode(rle), s.view.letterbox)
+        for s in samples
+        for rle in s.masks
+    ]
+    boxes = pad_boxes([s.view for s in samples], config)
+    dense = [s.dense_HW3 for s in samples]
+    known = [d for d in dense if d is not None]
+    return Batch(
+        pixels_low_B3hw=pixels([s.view.low_hw3 for s in samples]),
+        pixels_high_B3HW=pixels([s.view.high_HW3 for s in samples]),
+        object_boxes_BO4=boxes.objects_BO4,
+        object_valid_BO=boxes.object_valid_BO,
+        part_boxes_BP4=boxes.parts_BP4,
+        part_valid_BP=boxes.part_valid_BP,
+        token_ids_BT=rows("ids_T", vocabulary.pad),
+        labels_BT=rows("labels_T", IGNORE),
+        branch_BT=rows("branch_T", -1),
+        position_BT=rows("position_T", 0),
+        image_of_expr_E=torch.tensor([b for b, s in enumerate(samples) for _ in s.masks], dtype=torch.long),
+        seg_position_E=torch.tensor([p for s in samples for p in s.row.decisions], dtype=torch.long),
+        present_E=torch.tensor([rle is not None for s in samples for rle in s.masks], dtype=torch.bool),
+        masks_EHW=torch.from_numpy(np.stack(masks))
+        if masks
+        else torch.zeros(0, side, side, dtype=torch.bool),
+        pixel_valid_BHW=torch.from_numpy(np.stack([s.view.letterbox.valid() for s in samples])),
+        dense_BHW3=torch.from_numpy(np.stack(known)) if len(known) == len(samples) else None,
+        expression_ids=[i for s in samples for i in s.expression_ids],
+        granularities=[g for s in samples for g in s.granularities],
+    )
+
+
+def _frame(mask_yx: np.ndarray, letterbox: Letterbox) -> np.ndarray:
+    if mask_yx.shape == (letterbox.side, letterbox.side):
+        return mask_yx
+    return letterbox.mask(mask_yx)

@@ -1,0 +1,87 @@
+"""What a training step sees: a pure function of (seed, step, slot), so that the state of the data is one integer.
+
+Any number of workers gives the same batches, and a step cut into micro-batches sees the same images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mllm.tokens import Vocabulary
+from uniresxx.data.collate import Sample, collate, make_sample
+from uniresxx.data.scenes import scene_record
+from uniresxx.model.config import UniRESPlusPlusConfig
+from uniresxx.types import Batch, ImageRecord
+
+Source = Callable[[int], ImageRecord]  # slot (0, 1, 2, … without end) -> image
+
+
+@dataclass(frozen=True)
+class SceneSource:
+    """The scenes, drawn without end; from `then_at` on another preset (a curriculum: easy pictures first)."""
+
+    preset: str
+    seed: int
+    first: str | None = None
+    then_at: int = 0
+
+    def __call__(self, slot: int) -> ImageRecord:
+        """Picture number `slot`."""
+        preset = self.first if self.first is not None and slot < self.then_at else self.preset
+        return scene_record(preset, "train", slot, self.seed)
+
+
+@dataclass(frozen=True)
+class RecordSource:
+    """A list of records in a new order each epoch."""
+
+    records: Sequence[ImageRecord]
+    seed: int
+
+    def __call__(self, slot: int) -> ImageRecord:
+        """Record of this slot."""
+        epoch, place = divmod(slot, len(self.records))
+        order = np.random.default_rng((self.seed, epoch)).permutation(len(self.records))
+        return self.records[int(order[place])]
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Micro-batch number `micro` of step `step`; also a map-style data set over their running number."""
+
+    source: Source
+    config: UniRESPlusPlusConfig
+    vocabulary: Vocabulary
+    seed: int
+    batch_images: int
+    accumulate: int
+    expressions_per_image: int
+    dialogue_share: float = 0.2  # of images that also hold a conversation
+
+    def __call__(self, step: int, micro: int) -> Batch:
+        """The prepared micro-batch."""
+        first = (step * self.accumulate + micro) * self.batch_images
+        samples = [self.sample(slot) for slot in range(first, first + self.batch_images)]
+        return collate(samples, self.config, self.vocabulary)
+
+    def sample(self, slot: int) -> Sample:
+        """One prepared image: at most `expressions_per_image` of its expressions, and perhaps a conversation."""
+        record = self.source(slot)
+        rng = np.random.default_rng((self.seed, slot, 1))
+        count = min(self.expressions_per_image, len(record.expressions))
+        chosen = rng.permutation(len(record.expressions))[:count]
+        expressions = [record.expressions[int(i)] for i in chosen]
+        choices = [int(i) for i in rng.integers(0, 1 << 16, count)]
+        dialogues = ()
+        if record.dialogues and rng.random() < self.dialogue_share:
+            dialogues = (record.dialogues[int(rng.integers(len(record.dialogues)))],)
+        return make_sample(record, expressions, dialogues, choices, self.config, self.vocabulary)
+
+    def __len__(self) -> int:
+        return 1 << 40
+
+    def __getitem__(self, number: int) -> Batch:
+        return self(*divmod(number, self.accumulate))

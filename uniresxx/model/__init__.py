@@ -1,0 +1,1 @@
+"""UniRES++: configuration, mask heads, losses, processing, and the class that wires them."""

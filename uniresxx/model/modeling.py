@@ -1,0 +1,272 @@
+"""UniRES++: wires the multimodal LLM to the mask head; trains through `forward` and `loss`, answers as a Segmenter.
+
+Shapes: B images, E expressions, T tokens, L label positions, V vocabulary, D LLM width, h w mask grid, H W high
+frame, K decisions of one answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mllm.chat import IGNORE, ChatTurn, render
+from mllm.modeling import MLLM, Boxes, Prefix, Spoken
+from mllm.modeling import Sight as MLLMSight
+from mllm.tokens import Vocabulary
+from uniresxx.data.templates import spoken_turn
+from uniresxx.masks import encode, union
+from uniresxx.model.config import UniRESPlusPlusConfig
+from uniresxx.model.losses import Counts, LossTerms, mask_sums, text_sum, true_iou
+from uniresxx.model.processing import View, pad_boxes, pixels, view_photo
+from uniresxx.model.pyramid import HeadOutput, MaskFeatures, PyramidHead
+from uniresxx.segmenter import DecisionRule, Decoding, Question
+from uniresxx.types import Batch, Prediction, Segment
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What training needs: logits only at label positions, and the mask head's answers."""
+
+    logits_LV: Tensor
+    labels_L: Tensor
+    head: HeadOutput
+    dense: tuple[Tensor, ...]  # kind, colour, part logits (B, classes, h, w); empty without a dense head
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """Photos encoded once: what the LLM prefilled and what the mask head keeps."""
+
+    views: list[View]
+    prefix: Prefix
+    features: MaskFeatures
+
+
+class UniRESPlusPlus(nn.Module):
+    """The full method; the tiny model is this class with small numbers."""
+
+    def __init__(self, config: UniRESPlusPlusConfig, vocabulary: Vocabulary) -> None:
+        super().__init__()
+        self.config, self.vocabulary = config, vocabulary
+        self.mllm = MLLM(config.mllm, vocabulary)
+        self.head = PyramidHead(config.head, config.mllm.llm_width, config.mllm.high_widths)
+        classes = sum(config.dense_classes)
+        self.dense = nn.Conv2d(config.head.width, classes, 1) if classes else None
+
+    # training -------------------------------------------------------------------------------------------------
+
+    def forward(self, batch: Batch) -> Output:
+        """One pass over packed rows."""
+        boxes = Boxes(
+            batch.object_boxes_BO4, batch.object_valid_BO, batch.part_boxes_BP4, batch.part_valid_BP
+        )
+        sight = self.mllm.see(batch.pixels_low_B3hw, batch.pixels_high_B3HW, boxes)
+        states_BTD = self.mllm.read(sight, batch.token_ids_BT, batch.branch_BT, batch.position_BT)
+        learned_BT = batch.labels_BT != IGNORE
+        own = int(self.config.mllm.prompt_state == "own")
+        prompts_ED = states_BTD[batch.image_of_expr_E, batch.seg_position_E + own]
+        features = self._features(sight)
+        dense: tuple[Tensor, ...] = ()
+        if self.dense is not None:
+            dense = self.dense(features.fine_BChw).split(self.config.dense_classes, dim=1)
+        return Output(
+            self.mllm.logits(states_BTD[learned_BT]),
+            batch.labels_BT[learned_BT],
+            self.head(features, prompts_ED, batch.image_of_expr_E),
+            dense,
+        )
+
+    def counts(self, batch: Batch) -> Counts:
+        """Denominators of the loss terms, known before the forward pass."""
+        masks = int(batch.present_E.sum())
+        return {
+            "text": int((batch.labels_BT != IGNORE).sum()),
+            "mask": masks,
+            "dice": masks,
+            "quality": masks,
+            "presence": len(batch.present_E),
+            "dense": int(batch.pixel_valid_BHW.sum()) if batch.dense_BHW3 is not None else 0,
+        }
+
+    def loss(self, output: Output, batch: Batch) -> LossTerms:
+        """Sums over this micro-batch; masks are supervised only where the truth has one."""
+        w, present = self.config.loss, batch.present_E
+        truth_EHW = batch.masks_EHW[present]
+        valid_EHW = batch.pixel_valid_BHW[batch.image_of_expr_E[present]]
+        logits_EHW = _resize(output.head.masks_Ehw[present], truth_EHW.shape[-2:])
+        bce, dice = mask_sums(logits_EHW, truth_EHW, valid_EHW)
+        iou_E = true_iou(logits_EHW, truth_EHW, valid_EHW)
+        quality = F.binary_cross_entropy_with_logits(output.head.quality_E[present], iou_E, reduction="sum")
+        presence = F.binary_cross_entropy_with_logits(
+            output.head.presence_E, present.float(), reduction="sum"
+        )
+        sums = {
+            "text": text_sum(output.logits_LV, output.labels_L),
+            "mask": bce,
+            "dice": dice,
+            "quality": quality,
+            "presence": presence,
+        }
+        weights = {
+            "text": w.text,
+            "mask": w.mask,
+            "dice": w.dice,
+            "quality": w.quality,
+            "presence": w.presence,
+        }
+        if output.dense and batch.dense_BHW3 is not None:
+            sums["dense"] = self._dense_sum(output.dense, batch.dense_BHW3, batch.pixel_valid_BHW)
+            weights["dense"] = w.dense
+        return LossTerms(sums, weights)
+
+    @staticmethod
+    def _dense_sum(dense: tuple[Tensor, ...], labels_BHW3: Tensor, valid_BHW: Tensor) -> Tensor:
+        """Cross entropy at every stride-th pixel, scaled to the number of pixels."""
+        stride = labels_BHW3.shape[1] // dense[0].shape[-1]
+        offset = stride // 2
+        labels = labels_BHW3[:, offset::stride, offset::stride].long()
+        labels = torch.where(valid_BHW[:, offset::stride, offset::stride, None], labels, IGNORE)
+        losses = [
+            F.cross_entropy(d, labels[..., i], ignore_index=IGNORE, reduction="sum")
+            for i, d in enumerate(dense)
+        ]
+        return torch.stack(losses).sum() * stride * stride
+
+    def _features(self, sight: MLLMSight) -> MaskFeatures:
+        g = self.config.mllm.low_grid
+        image_BDhw = sight.prefix_BLD[:, sight.layout.image].transpose(1, 2).unflatten(2, (g, g))
+        regions = torch.cat((sight.object_BOD, sight.part_BPD), dim=1)
+        valid = torch.cat(
+            (sight.valid_BL[:, sight.layout.objects], sight.valid_BL[:, sight.layout.parts]), dim=1
+        )
+        return self.head.see(sight.stages, image_BDhw, regions, valid)
+
+    # answering ------------------------------------------------------------------------------------------------
+
+    @property
+    def tokenizer(self) -> Vocabulary:
+        """What a checkpoint stores as tokenizer.json."""
+        return self.vocabulary
+
+    @property
+    def decision_rule(self) -> DecisionRule:
+        """The rule of the config."""
+        return self.config.decision_rule
+
+    @torch.no_grad()
+    def look(self, photos: Sequence[np.ndarray]) -> Sight:
+        """Encode photos once: proposals, both towers, MGFE, the LLM's prefix, the mask head's maps."""
+        return self.look_at([view_photo(photo, self.config) for photo in photos])
+
+    @torch.no_grad()
+    def look_at(self, views: list[View]) -> Sight:
+        """`look` for prepared views (the truth-box ablation comes in here)."""
+        device = next(self.parameters()).device
+        boxes = pad_boxes(views, self.config)
+        boxes = Boxes(
+            *(
+                value.to(device)
+                for value in (boxes.objects_BO4, boxes.object_valid_BO, boxes.parts_BP4, boxes.part_valid_BP)
+            )
+        )
+        sight = self.mllm.see(
+            pixels([v.low_hw3 for v in views]).to(device),
+            pixels([v.high_HW3 for v in views]).to(device),
+            boxes,
+        )
+        return Sight(views, self.mllm.prefill(sight), self._features(sight))
+
+    @torch.no_grad()
+    def answer(
+        self, sight: Sight, texts: Sequence[Sequence[str | Question]], decoding: Decoding
+    ) -> list[Prediction]:
+        """Generate the answers of all texts of all photos together; flat, photo by photo."""
+        image_of_row = [b for b, row in enumerate(texts) for _ in row]
+        questions = [text if isinstance(text, Question) else Question(text) for row in texts for text in row]
+        if not questions:
+            return []
+        branches = [self._branch(question, decoding) for question in questions]
+        spoken = self.mllm.speak(sight.prefix, branches, image_of_row, decoding.max_new_tokens)
+        prompts = torch.cat([s.prompts_KD for s in spoken])
+        image_of_prompt = [
+            b for b, s in zip(image_of_row, spoken, strict=True) for _ in range(len(s.prompts_KD))
+        ]
+        image_E = torch.tensor(image_of_prompt, device=prompts.device)
+        head = self.head(sight.features, prompts, image_E)
+        p_seg = torch.cat([s.p_seg_K for s in spoken])
+        absent = (1 - p_seg * head.presence_E.sigmoid()).tolist()
+        scores = head.quality_E.sigmoid().tolist()
+        masks = self._masks(head.masks_Ehw, image_of_prompt, sight.views)
+        predictions, start = [], 0
+        for item in spoken:
+            stop = start + len(item.prompts_KD)
+            predictions.append(
+                self._prediction(item, masks[start:stop], scores[start:stop], absent[start:stop], decoding)
+            )
+            start = stop
+        return predictions
+
+    def _branch(self, question: Question, decoding: Decoding) -> list[int]:
+        turns = [spoken_turn(asked, answer) for asked, answer in question.history]
+        turns.append(ChatTurn(decoding.template.format(expression=question.text)))
+        return render(turns, self.vocabulary).ids_T
+
+    @staticmethod
+    def _masks(masks_Ehw: Tensor, image_of_prompt: list[int], views: list[View]) -> list[np.ndarray]:
+        """Thresholded masks at each photo's size."""
+        out: list[np.ndarray] = []
+        logits = masks_Ehw.float().cpu().numpy()
+        for b in sorted(set(image_of_prompt)):
+            rows = [i for i, image in enumerate(image_of_prompt) if image == b]
+            out.extend(views[b].letterbox.unmask_logits_many(logits[rows]))
+        return out
+
+    def _prediction(
+        self,
+        spoken: Spoken,
+        masks: list[np.ndarray],
+        scores: list[float],
+        absent: list[float],
+        decoding: Decoding,
+    ) -> Prediction:
+        """Apply the decision rule to one generated answer; several accepted masks are united."""
+        v, rule = self.vocabulary, decoding.rule or self.decision_rule
+        text = v.decode(spoken.ids)
+        rles = [encode(mask) for mask in masks]
+        if rule == "token":
+            accepted = [token == v.seg for token in spoken.decisions]
+        else:
+            accepted = [p <= 0.5 for p in absent] if spoken.decisions else []
+        phrases = _phrases(text, len(spoken.decisions))
+        segments = tuple(
+            Segment(phrase, rle if yes else None, score)
+            for phrase, rle, yes, score in zip(phrases, rles, accepted, scores, strict=False)
+        )
+        kept = [rle for rle, yes in zip(rles, accepted, strict=False) if yes]
+        size = masks[0].shape
+        return Prediction(
+            rejected=not kept,
+            mask=union(kept, size) if kept else None,
+            text=text,
+            score=max((s for s, yes in zip(scores, accepted, strict=False) if yes), default=scores[0]),
+            p_absent=min(absent),
+            mask_if_forced=None if kept else union(rles, size),
+            segments=segments,
+        )
+
+
+def _phrases(text: str, count: int) -> list[str]:
+    """Phrases of `a: [SEG], b: [REJ].`, empty strings where the answer names none."""
+    pieces = [piece.strip(" ,.;:") for piece in text.replace("[REJ]", "[SEG]").split("[SEG]")]
+    return (pieces + [""] * count)[:count]
+
+
+def _resize(logits_Ehw: Tensor, size: Sequence[int]) -> Tensor:
+    if logits_Ehw.shape[-2:] == tuple(size):
+        return logits_Ehw
+    return F.interpolate(logits_Ehw[:, None], size=tuple(size), mode="bilinear", align_corners=False)[:, 0]
