@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections import defaultdict
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,6 +30,7 @@ from uniresxx.metrics import SCORE_KEYS
 from uniresxx.segmenter import Decoding, Question, Segmenter
 from uniresxx.types import Dialogue, Expression, Granularity, ImageRecord, Phrase, Prediction, Segment, Turn
 
+ROOT = Path(__file__).resolve().parents[1]
 H, W = 12, 16
 G = Granularity
 
@@ -513,3 +517,23 @@ def test_full_disk_is_exit_1(cli, tmp_path, monkeypatch):
     monkeypatch.setattr(run_module, "write_metrics", full)
     code, said = cli("run", "--checkpoint", "c", "--benchmark", "made/val", "--out", tmp_path / "o")
     assert code == 1 and "No space left" in said.err and len(said.err.strip().splitlines()) == 1
+
+
+def test_the_identity_of_a_checkpoint_follows_its_content(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(InputError, match="model.safetensors is missing"):
+        run_module.checkpoint_identity(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"one")
+    first = run_module.checkpoint_identity(tmp_path)
+    assert first == run_module.checkpoint_identity(tmp_path) and first.startswith(f"{tmp_path.name}:")
+    (tmp_path / "model.safetensors").write_bytes(b"two")
+    assert run_module.checkpoint_identity(tmp_path) != first
+
+
+def test_help_and_wrong_names_load_no_torch():
+    code = (
+        "import sys, eval.__main__ as m; assert m.main(['score', 'x', '--benchmark', 'a/b', '--out', 'o']) == 2; "
+        "import eval.report, eval.run; assert not {'torch', 'transformers'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
