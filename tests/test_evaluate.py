@@ -521,7 +521,7 @@ def test_full_disk_is_exit_1(cli, tmp_path, monkeypatch):
 
 def test_the_identity_of_a_checkpoint_follows_its_content(tmp_path):
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(InputError, match="model.safetensors is missing"):
+    with pytest.raises(InputError, match=r"model\.safetensors is missing"):
         run_module.checkpoint_identity(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"one")
     first = run_module.checkpoint_identity(tmp_path)
@@ -532,7 +532,8 @@ def test_the_identity_of_a_checkpoint_follows_its_content(tmp_path):
 
 def test_help_and_wrong_names_load_no_torch():
     code = (
-        "import sys, eval.__main__ as m; assert m.main(['score', 'x', '--benchmark', 'a/b', '--out', 'o']) == 2; "
+        "import sys, eval.__main__ as m; "
+        "assert m.main(['score', 'x', '--benchmark', 'a/b', '--out', 'o']) == 2; "
         "import eval.report, eval.run; assert not {'torch', 'transformers'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)

@@ -80,7 +80,11 @@ def brute(all_cases):
     def mean(values):
         return 100 * float(np.mean(values)) if values else None
 
-    scores = {"gIoU": mean(ious), "mIoU": mean(on_target), "cIoU": 100 * inter_sum / union_sum if union_sum else None}
+    scores = {
+        "gIoU": mean(ious),
+        "mIoU": mean(on_target),
+        "cIoU": 100 * inter_sum / union_sum if union_sum else None,
+    }
     for tenth in (5, 6, 7, 8, 9):  # in whole numbers: exactly "greater than"
         scores[f"Pr@0.{tenth}"] = mean([10 * i > tenth * u for i, u in hit])
     return scores | {"N-acc": mean(rejected_none), "T-acc": mean(answered_target)}
@@ -182,7 +186,9 @@ def twin_tally(part_iou, parts=True, rejected=False):
         name = granularity.value
         expressions.append(Expression(name, "x", granularity, masks.encode(bar(10)), twin="t0"))
         predictions[name] = Prediction(rejected, masks.encode(bar(size)), "")
-    expressions.append(Expression("n", "x", Granularity.NONE, None, twin="t0"))  # no-target twins do not enter
+    expressions.append(
+        Expression("n", "x", Granularity.NONE, None, twin="t0")
+    )  # no-target twins do not enter
     predictions["n"] = Prediction(False, masks.encode(bar(3)), "")
     return STRICT.tally_image(ImageRecord("i", H, W, tuple(expressions)), predictions)
 
