@@ -1,0 +1,408 @@
+"""Checkpoints: folders that appear whole or not at all, are checked before use, and load strictly.
+
+A run folder holds `checkpoints/step_00000123/`. A save writes into `step_00000123.tmp`, flushes each file to
+the disk, writes `manifest.json` (size and sha256 of every file) last, and renames the folder once. Whatever
+stops a save, what lies under a final name was complete; the manifest finds what the disk did to it later.
+Everything is safetensors and JSON; no pickle is written or read.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from uniresxx.errors import InputError
+from uniresxx.files import write_atomic
+
+if TYPE_CHECKING:
+    import torch
+
+    from uniresxx.segmenter import Segmenter
+
+FORMAT = 1  # of checkpoint folders; raised when a reader of the old one would misread the new one
+CHECKPOINTS, MANIFEST, CONFIG, WEIGHTS, TOKENIZER = (
+    "checkpoints", "manifest.json", "config.json", "model.safetensors", "tokenizer.json",
+)  # fmt: skip
+OPTIMIZER, STATE, RECIPE, BEST = "optimizer.safetensors", "state.json", "recipe.json", "best.json"
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_STEP = re.compile(r"step_(\d{8,})")
+_SHOWN = 3  # keys named in an error
+
+Say = Callable[[str], None]
+Files = Mapping[str, Callable[[], bytes]]
+
+
+class SaveError(RuntimeError):
+    """A checkpoint could not be written; those before it are untouched. Programs exit with 1."""
+
+
+class _Config(Protocol):
+    def to_dict(self) -> dict[str, Any]: ...
+
+
+class _Tokenizer(Protocol):
+    def to_json(self) -> str: ...
+
+
+class Saveable(Protocol):
+    """What a model needs to be saved: config (with `model_type`), weights, tokenizer (or None)."""
+
+    @property
+    def config(self) -> _Config: ...
+    @property
+    def tokenizer(self) -> _Tokenizer | None: ...
+    def state_dict(self) -> dict[str, torch.Tensor]: ...
+
+
+class Loadable(Protocol):
+    """What `load_weights` needs of a model."""
+
+    def state_dict(self) -> dict[str, torch.Tensor]: ...
+    def load_state_dict(self, state_dict: Mapping[str, torch.Tensor], strict: bool = True) -> Any: ...
+
+
+def to_json(value: Any) -> bytes:
+    """Readable JSON; NaN and infinity are refused."""
+    return (json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n").encode()
+
+
+def tensor_bytes(tensors: Mapping[str, torch.Tensor]) -> bytes:
+    """Tensors as the bytes of a safetensors file (on the CPU; shared storage is written once per name)."""
+    from safetensors.torch import save as serialize
+
+    # A clone each: safetensors refuses tensors that share memory, as tied embeddings do.
+    return serialize({name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()})
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a safetensors file, on the CPU; InputError where it is missing or not one."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing: give a complete checkpoint folder") from None
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} is not a readable safetensors file ({_line(error)})") from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; InputError where it is missing or something else."""
+    try:
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing: give a complete checkpoint folder") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not readable JSON ({_line(error)})") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path} holds a {type(value).__name__}, not a JSON object")
+    return value
+
+
+def pretrained_files(model: Saveable) -> dict[str, Callable[[], bytes]]:
+    """The files of the `from_pretrained` form, each made when it is written."""
+    files: dict[str, Callable[[], bytes]] = {
+        CONFIG: lambda: to_json(model.config.to_dict()),
+        WEIGHTS: lambda: tensor_bytes(model.state_dict()),
+    }
+    tokenizer = model.tokenizer
+    if tokenizer is not None:
+        files[TOKENIZER] = lambda: tokenizer.to_json().encode()
+    return files
+
+
+def save_pretrained(folder: Path, model: Saveable) -> None:
+    """Write a plain `from_pretrained` folder; files of the same names are replaced one by one, whole."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, make in pretrained_files(model).items():
+        write_atomic(folder / name, make())
+
+
+def step_folder(run: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies."""
+    return run / CHECKPOINTS / f"step_{step:08d}"
+
+
+def save(
+    run: Path,
+    step: int,
+    model: Saveable,
+    optimizer: Mapping[str, torch.Tensor],
+    state: Mapping[str, Any],
+    recipe: Mapping[str, Any],
+    keep_last: int = 2,
+) -> Path:
+    """Write the checkpoint of `step` (updates done) and remove all but the newest `keep_last` and the best.
+
+    Nothing older is removed before the new one is in place under its final name and on the disk. A verified
+    checkpoint of the same step is kept as it is. Raises SaveError where the disk is full or refuses; the
+    half-written folder is removed then.
+    """
+    files = pretrained_files(model) | {
+        OPTIMIZER: lambda: tensor_bytes(optimizer),
+        STATE: lambda: to_json(dict(state)),
+        RECIPE: lambda: to_json(dict(recipe)),
+    }
+    folder = step_folder(run, step)
+    try:
+        _write_folder(folder, step, files)
+    except OSError as error:
+        reason = "the disk is full" if error.errno in DISK_FULL else _line(error)
+        raise SaveError(
+            f"could not save step {step} under {folder.parent}: {reason}; earlier checkpoints are intact, "
+            "make room and run the same command to continue"
+        ) from error
+    _prune(run, folder, keep_last)
+    return folder
+
+
+def _write_folder(folder: Path, step: int, files: Files) -> None:
+    """The transaction: everything into a temporary folder, flushed, then one rename."""
+    if folder.exists() and damage(folder) is None:
+        return
+    temporary = folder.with_name(folder.name + ".tmp")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(folder.parent)
+        temporary.mkdir()
+        entries = {}
+        for name, make in files.items():
+            data = make()
+            _write(temporary / name, data)
+            entries[name] = {"bytes": len(data), "sha256": sha256(data).hexdigest()}
+        manifest: dict[str, Any] = {"format": FORMAT, "step": step, "world_size": 1, "files": entries}
+        manifest["digest"] = _digest(manifest)
+        _write(temporary / MANIFEST, to_json(manifest))
+        _flush_folder(temporary)
+        if folder.exists():  # damaged, as checked above: it must not stand in the way
+            shutil.rmtree(folder)
+        os.rename(temporary, folder)
+        _flush_folder(folder.parent)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Write a new file and flush it to the disk."""
+    with path.open("xb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make names in a folder survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _digest(manifest: Mapping[str, Any]) -> str:
+    """Checksum of a manifest without its own `digest`."""
+    rest = {key: value for key, value in manifest.items() if key != "digest"}
+    return sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete temporary folders of saves that were killed."""
+    for path in folder.glob("step_*.tmp"):
+        shutil.rmtree(path)
+
+
+def _prune(run: Path, newest: Path, keep_last: int) -> None:
+    """Delete older checkpoints beyond `keep_last`; newer steps, left behind by a walk back, stay."""
+    best = _best_step(run)
+    older = [path for path in _steps(run) if _step_of(path) < _step_of(newest)]
+    kept = max(keep_last, 1) - 1
+    for path in older[: len(older) - kept]:
+        if _step_of(path) != best:
+            doomed = path.with_name(path.name + ".old.tmp")  # never half a folder under a final name
+            os.rename(path, doomed)
+            shutil.rmtree(doomed)
+
+
+def _step_of(folder: Path) -> int:
+    match = _STEP.fullmatch(folder.name)
+    assert match, folder
+    return int(match[1])
+
+
+def _steps(run: Path) -> list[Path]:
+    """Checkpoint folders of a run by step, damaged ones included, temporary ones not."""
+    folder = run / CHECKPOINTS
+    found = [path for path in folder.iterdir() if _STEP.fullmatch(path.name)] if folder.is_dir() else []
+    return sorted(found, key=_step_of)
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a checkpoint folder, in words; None where every byte is as it was written.
+
+    Raises InputError for a checkpoint of a newer format: it is not damaged, this version cannot read it.
+    """
+    try:
+        manifest = read_json(folder / MANIFEST)
+    except InputError as error:
+        return str(error)
+    found = manifest.get("format")
+    if isinstance(found, int) and found > FORMAT and manifest.get("digest") == _digest(manifest):
+        raise InputError(
+            f"{folder} has checkpoint format {found}; this version reads up to {FORMAT}: update uniresxx"
+        )
+    if found != FORMAT or manifest.get("digest") != _digest(manifest):
+        return f"{MANIFEST} does not match its own checksum"
+    match = _STEP.fullmatch(folder.name)
+    if match and int(match[1]) != manifest["step"]:
+        return f"its manifest is of step {manifest['step']}"
+    for name, entry in manifest["files"].items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != entry["bytes"]:
+            return f"{name} has {path.stat().st_size} bytes instead of {entry['bytes']}"
+        if _sha256_of(path) != entry["sha256"]:
+            return f"{name} has a wrong checksum"
+    return None
+
+
+def _sha256_of(path: Path) -> str:
+    total = sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            total.update(block)
+    return total.hexdigest()
+
+
+def newest_verified(run: Path, say: Say) -> Path | None:
+    """The newest undamaged checkpoint of a run (None: there is none); says a line for each damaged one."""
+    for folder in reversed(_steps(run)):
+        reason = damage(folder)
+        if reason is None:
+            return folder
+        say(f"checkpoint {folder} is damaged ({reason}): trying the one before")
+    return None
+
+
+def mark_best(run: Path, step: int, metric: str, value: float) -> None:
+    """Name the checkpoint of `step` the best by `metric`; it is kept and preferred from now on."""
+    write_atomic(run / CHECKPOINTS / BEST, to_json({"step": step, "metric": metric, "value": value}))
+
+
+def _best_step(run: Path) -> int | None:
+    try:
+        step = read_json(run / CHECKPOINTS / BEST).get("step")
+    except InputError:
+        return None
+    return step if isinstance(step, int) else None
+
+
+def resolve(path: Path, say: Say) -> Path:
+    """The folder with the weights: of a run the best, else the newest verified one; else the folder itself.
+
+    Raises InputError where there is nothing to load.
+    """
+    if not path.exists():
+        raise InputError(f"{path} does not exist: give a run folder or a folder with {CONFIG} and {WEIGHTS}")
+    if not path.is_dir():
+        raise InputError(f"{path} is a file: give a run folder or a folder with {CONFIG} and {WEIGHTS}")
+    if (path / CONFIG).exists():
+        reason = damage(path) if (path / MANIFEST).exists() else None
+        if reason is not None:
+            raise InputError(f"checkpoint {path} is damaged ({reason}): use another one of the run")
+        return path
+    if not (path / CHECKPOINTS).is_dir():
+        raise InputError(f"{path} is no checkpoint: it has neither {CONFIG} nor a {CHECKPOINTS} folder")
+    best = _best_step(path)
+    if best is not None:
+        folder = step_folder(path, best)
+        reason = damage(folder)
+        if reason is None:
+            return folder
+        say(f"the best checkpoint {folder} is damaged ({reason}): taking the newest")
+    newest = newest_verified(path, say)
+    if newest is None:
+        raise InputError(f"{path} has no undamaged checkpoint: train it first, or use another run")
+    return newest
+
+
+def load_weights(model: Loadable, folder: Path) -> None:
+    """Fill `model` from `folder/model.safetensors`; every key must match, in name and shape.
+
+    Raises InputError that names the first few missing, unexpected or differently shaped keys.
+    """
+    path = folder / WEIGHTS
+    given, wanted = read_tensors(path), model.state_dict()
+    wrong = {
+        "missing": sorted(wanted.keys() - given.keys()),
+        "unexpected": sorted(given.keys() - wanted.keys()),
+        "of another shape": [
+            f"{key} {tuple(given[key].shape)} instead of {tuple(wanted[key].shape)}"
+            for key in sorted(wanted.keys() & given.keys())
+            if given[key].shape != wanted[key].shape
+        ],
+    }
+    problems = [f"{len(keys)} {what}: {_few(keys)}" for what, keys in wrong.items() if keys]
+    if problems:
+        raise InputError(f"{path} does not fit its {CONFIG}: {'; '.join(problems)}")
+    model.load_state_dict(given, strict=True)
+
+
+def _few(keys: list[str]) -> str:
+    return ", ".join(keys[:_SHOWN]) + (", …" if len(keys) > _SHOWN else "")
+
+
+def _line(error: BaseException) -> str:
+    """An exception as one short line."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join((text or type(error).__name__).split())[:200]
+
+
+def _load_uniresxx(folder: Path) -> Segmenter:
+    from uniresxx.model.build import load_model
+
+    return load_model(folder)
+
+
+def _load_film_unet(folder: Path) -> Segmenter:
+    from uniresxx.film_unet.modeling import load_film_unet
+
+    return load_film_unet(folder)
+
+
+# Which class a folder holds is read from `model_type` of its config.
+LOADERS: dict[str, Callable[[Path], Segmenter]] = {"uniresxx": _load_uniresxx, "film_unet": _load_film_unet}
+
+
+def load_segmenter(path: Path, say: Say | None = None) -> Segmenter:
+    """The model of a run folder (best, else newest verified checkpoint) or of a `from_pretrained` folder.
+
+    `say` gets a line for each damaged checkpoint passed over (default: a warning).
+    Raises InputError for anything that is not a complete checkpoint of a known kind.
+    """
+    folder = resolve(path, say or _warn)
+    kind = read_json(folder / CONFIG).get("model_type")
+    loader = LOADERS.get(kind) if isinstance(kind, str) else None
+    if loader is None:
+        raise InputError(
+            f"{folder / CONFIG} says model_type {kind!r}; known: {', '.join(sorted(LOADERS))}: "
+            "give a checkpoint trained or converted by this project"
+        )
+    if not (folder / WEIGHTS).is_file():
+        raise InputError(f"{folder / WEIGHTS} is missing: give a complete checkpoint folder")
+    return loader(folder)
+
+
+def _warn(line: str) -> None:
+    import warnings
+
+    warnings.warn(line, stacklevel=3)
