@@ -1,0 +1,155 @@
+"""The command line of training: every recipe, overrides, launchers' flags, one line for what is wrong."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from train.__main__ import main, parse, plain, without_rank
+from train.recipe import DataConfig, OptimConfig, Recipe, check, differences, flatten
+from train.recipes import KNOWN
+from uniresxx.errors import InputError
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Inner:
+    use_parts: bool = True
+
+
+@dataclass(frozen=True)
+class Model:
+    width: int = 8
+    inner: Inner = field(default_factory=Inner)
+
+
+def toy() -> Recipe:
+    """A toy."""
+    return Recipe("toy", Model(), optim=OptimConfig(steps=9))
+
+
+RECIPES = {"toy": toy, "other": toy}
+
+
+def test_overrides_reach_every_section():
+    line = (
+        "toy --out runs/x --optim.lr 3e-4 --model.inner.use_parts False --model.width=4 --data d --fresh "
+        "--optim.betas 0.8 0.99 --optim.max_minutes 2.5 --data.batch_images 2 --seed 5 "
+        "--optim.lr_scale a.b 0.1 c 0.2 --log.save_every 7"
+    )
+    command = parse(line.split(), RECIPES)
+    recipe = command.recipe
+    assert (recipe.optim.lr, recipe.optim.betas, recipe.optim.max_minutes) == (3e-4, (0.8, 0.99), 2.5)
+    assert recipe.model == Model(4, Inner(use_parts=False))
+    assert recipe.optim.lr_scale == (("a.b", 0.1), ("c", 0.2))
+    assert (recipe.data.batch_images, recipe.seed, recipe.optim.steps, recipe.log.save_every) == (2, 5, 9, 7)
+    assert (command.out, command.data, command.fresh) == (Path("runs/x"), Path("d"), True)
+
+
+def test_without_overrides_the_recipe_is_the_function_s():
+    command = parse(["toy", "--out", "x"], RECIPES)
+    assert command.recipe == toy() and command.data is None and not command.fresh
+
+
+@pytest.mark.parametrize(
+    "spelling", [["--local_rank=0"], ["--local_rank", "0"], ["--local-rank=3"], ["--local-rank", "3"]]
+)
+@pytest.mark.parametrize("place", [0, 1, 3, 5])
+def test_local_rank_is_ignored_anywhere(spelling, place):
+    arguments = ["toy", "--out", "x", "--seed", "4"]
+    assert parse(arguments[:place] + spelling + arguments[place:], RECIPES) == parse(arguments, RECIPES)
+
+
+@given(st.lists(st.sampled_from(["a", "--out", "x", "--seed", "1"]), max_size=6))
+def test_other_arguments_are_left_alone(arguments):
+    assert without_rank(arguments) == arguments
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["tyo", "--out", "x"], "unknown recipe 'tyo'; known: other, toy"),
+        ([], "recipe's name comes first"),
+        (["--out", "x", "toy"], "recipe's name comes first"),
+        (["toy"], "--out"),
+        (["toy", "--out", "x", "--optim.lrr", "1"], "--optim.lrr"),
+        (["toy", "--out", "x", "--optim.lr", "fast"], "fast"),
+        (["toy", "--out", "x", "--name", "me"], "--name"),
+        (["toy", "--out", "x", "--engine.precision", "fp8"], "fp8"),
+        (["toy", "--out", "x", "--optim.steps", "0"], "--optim.steps 0: must be at least 1"),
+        (["toy", "--out", "x", "--optim.lr", "nan"], "--optim.lr nan: must be above 0"),
+        (["toy", "--out", "x", "--engine.zero_stage", "2"], "--engine.zero_stage 2: only 0"),
+        (["toy", "--out", "x", "stray"], "stray"),
+    ],
+)
+def test_wrong_command_lines_get_one_line(arguments, line, capsys):
+    with pytest.raises(InputError, match=line.replace("[", r"\[")) as error:
+        parse(arguments, RECIPES)
+    assert "\n" not in str(error.value) and "│" not in str(error.value)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_help_names_recipes_and_options(capsys):
+    with pytest.raises(SystemExit) as end:
+        parse(["--help"], RECIPES)
+    assert end.value.code == 0 and "recipes: other, toy" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as end:
+        parse(["toy", "--help"], RECIPES)
+    said = capsys.readouterr().out
+    assert end.value.code == 0 and "--optim.lr" in said and "A toy." in said
+
+
+def test_main_says_the_line_and_returns_2(capsys):
+    assert main(["no such recipe"]) == 2
+    out, err = capsys.readouterr()
+    assert (
+        out == ""
+        and err.startswith("error: unknown recipe 'no such recipe'; known:")
+        and err.count("\n") == 1
+    )
+
+
+def test_plain_reads_boxes():
+    assert plain("╭─ E ─╮\n│ one   │\n│ two   │\n│ ───── │\n│ more  │\n╰──╯\n") == "one two"
+    assert plain("") == "wrong arguments"
+
+
+def test_a_wrong_command_line_is_told_without_loading_torch():
+    code = (
+        "import sys; from train.__main__ import main; r = main(['nope']); "
+        "sys.exit(r if 'torch' not in sys.modules else 99)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+
+
+def test_differences_name_key_old_and_new_and_skip_what_changes_no_weight():
+    saved = toy().to_dict()
+    now = replace(toy(), seed=1, model=Model(9), data=DataConfig(workers=3)).to_dict()
+    now["log"]["save_every"] = 1
+    del now["optim"]["eps"]
+    assert differences(saved, now) == ["model.width: 8 -> 9", "optim.eps: 1e-08 -> (absent)", "seed: 0 -> 1"]
+    assert differences(saved, toy().to_dict()) == []
+
+
+def test_flatten():
+    assert flatten({"a": {"b": 1, "c": {"d": [2]}}, "e": None}) == {"a.b": 1, "a.c.d": [2], "e": None}
+
+
+def test_check_accepts_the_defaults():
+    check(toy())
+
+
+@pytest.mark.parametrize("name", sorted(KNOWN))
+def test_every_shipped_recipe_parses_and_documents_itself(name):
+    command = parse([name, "--out", "x"], KNOWN)
+    assert command.recipe == KNOWN[name]() and command.recipe.name == name
+    text = KNOWN[name].__doc__ or ""
+    assert f"python -m train {name}" in text and "Expected" in text

@@ -1,0 +1,522 @@
+"""The loop with a stub model: accumulation, exact resume, signals, kills, guards, refusals.
+
+Run as a script (`python test_train_loop.py OUT STEPS SAVE_EVERY PAUSE WORKERS`) it trains the stub, for the
+tests that need a process of their own.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from train.engine import Engine
+from train.log import draw_curve, read_log, smooth, trim_log
+from train.loop import DONE, STOPPED, Job, TrainingError, do_step, prefetch, train
+from train.recipe import DataConfig, EngineConfig, LogConfig, OptimConfig, Recipe
+from uniresxx import checkpoint
+from uniresxx.errors import InputError
+
+ROOT = Path(__file__).resolve().parents[1]
+torch.set_num_threads(1)
+WIDTH, VOCABULARY = 8, 16
+
+
+@dataclass
+class StubConfig:
+    width: int = WIDTH
+
+    def to_dict(self):
+        return {"model_type": "stub", "width": self.width}
+
+
+class StubTokenizer:
+    words = VOCABULARY
+
+    def to_json(self):
+        return json.dumps({"words": self.words})
+
+
+@dataclass
+class StubBatch:
+    words: torch.Tensor  # (N, 3)
+    truth: torch.Tensor  # (N,)
+    present: torch.Tensor  # (N,) bool
+    expression_ids: list[str]
+
+    def to(self, device):
+        return StubBatch(
+            self.words.to(device), self.truth.to(device), self.present.to(device), self.expression_ids
+        )
+
+
+@dataclass
+class StubTerms:
+    sums: dict
+    weights: dict
+
+    def total(self, counts):
+        return sum(self.weights[k] * self.sums[k] / max(counts[k], 1) for k in self.sums)
+
+
+class Stub(nn.Module):
+    """Embedding, norm, dropout (so random state matters), two losses with different denominators."""
+
+    def __init__(self, dropout=0.2):
+        super().__init__()
+        torch.manual_seed(7)
+        self.config, self.tokenizer = StubConfig(), StubTokenizer()
+        self.words = nn.Embedding(VOCABULARY, WIDTH)
+        self.norm = nn.LayerNorm(WIDTH)
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(WIDTH, 1)
+        self.rare = nn.Linear(WIDTH, 1)  # gets no gradient in some steps
+
+    def forward(self, batch):
+        return self.dropout(self.norm(self.words(batch.words).mean(1)))
+
+    def counts(self, batch):
+        return {"text": len(batch.words) * 3, "mask": int(batch.present.sum())}
+
+    def loss(self, output, batch):
+        text = (self.head(output).squeeze(1) - batch.truth).square().sum()
+        rows = output[batch.present]
+        mask = self.rare(rows).square().sum() if len(rows) else output.sum() * 0
+        return StubTerms({"text": text, "mask": mask}, {"text": 1.0, "mask": 2.0})
+
+
+def one_sample(index):
+    generator = torch.Generator().manual_seed(1000 + index)
+    words = torch.randint(0, VOCABULARY, (3,), generator=generator)
+    return words, torch.randn((), generator=generator), index % 3 == 0, f"stub/train/{index}"
+
+
+def batches(images, accumulate):
+    def get(step, micro):
+        start = (step * accumulate + micro) * images
+        rows = [one_sample(index) for index in range(start, start + images)]
+        return StubBatch(
+            torch.stack([r[0] for r in rows]),
+            torch.stack([r[1] for r in rows]),
+            torch.tensor([r[2] for r in rows]),
+            [r[3] for r in rows],
+        )
+
+    return get
+
+
+def recipe_of(steps=12, images=4, accumulate=2, save_every=5, workers=0, **optim):
+    return Recipe(
+        "stub",
+        StubConfig(),
+        DataConfig("stub", "train", images, accumulate, 1, workers),
+        OptimConfig(steps=steps, lr=1e-2, warmup_steps=3, weight_decay=0.1, **optim),
+        EngineConfig(device="cpu", threads=1),
+        LogConfig(save_every=save_every, overlay_every=6, print_every_seconds=0),
+        seed=3,
+    )
+
+
+def job_of(recipe, **changes):
+    get = batches(recipe.data.batch_images, recipe.data.accumulate)
+    return replace(Job(Stub(), get, fingerprint="stub 1"), **changes)
+
+
+def weights_of(run):
+    folder = checkpoint.newest_verified(run, print)
+    tensors = checkpoint.read_tensors(folder / "model.safetensors")
+    return tensors | checkpoint.read_tensors(folder / "optimizer.safetensors")
+
+
+def assert_same_run(one, other):
+    left, right = weights_of(one), weights_of(other)
+    assert left.keys() == right.keys()
+    for name in left:
+        assert torch.equal(left[name], right[name]), name
+    hexes = [[(r["step"], r["loss_hex"]) for r in read_log(run / "log.jsonl")] for run in (one, other)]
+    assert hexes[0] == hexes[1]
+
+
+class StopAtError(Exception):
+    pass
+
+
+def crashing(get, step):
+    def wrapped(now, micro):
+        if now == step:
+            raise StopAtError
+        return get(now, micro)
+
+    return wrapped
+
+
+def script(out, steps, save_every, pause=0.0, workers=0, **kwargs):
+    """This file as a program that trains the stub."""
+    command = [sys.executable, __file__, str(out), str(steps), str(save_every), str(pause), str(workers)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, **kwargs
+    )
+
+
+def wait_for_lines(log, count, process):
+    deadline = time.monotonic() + 60
+    while not (log.exists() and log.read_bytes().count(b"\n") >= count):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+# ---- one step
+
+
+@pytest.mark.parametrize(("images", "accumulate"), [(1, 8), (2, 4), (4, 2)])
+def test_accumulation_does_not_change_a_step(images, accumulate):
+    results = []
+    for size, parts in ((8, 1), (images, accumulate)):
+        recipe = recipe_of(images=size, accumulate=parts)
+        model = Stub(dropout=0.0)
+        engine = Engine(model, recipe.engine, recipe.optim)
+        get = batches(size, parts)
+        for step in range(5):
+            result = do_step(engine, model, [get(step, m) for m in range(parts)], step, 1.0)
+        results.append((result, model.state_dict()))
+    (whole, weights), (cut, cut_weights) = results
+    assert whole.loss == pytest.approx(cut.loss, abs=1e-6)
+    assert whole.grad_norm == pytest.approx(cut.grad_norm, abs=1e-6)
+    assert whole.terms == pytest.approx(cut.terms, abs=1e-6)
+    assert whole.expressions == cut.expressions == 8
+    for name in weights:
+        assert torch.allclose(weights[name], cut_weights[name], atol=1e-6), name
+
+
+def test_terms_are_means_over_the_whole_step():
+    recipe = recipe_of(images=3, accumulate=2)
+    model = Stub(dropout=0.0)
+    micro = [batches(3, 2)(0, m) for m in range(2)]
+    with torch.no_grad():
+        sums = [model.loss(model(batch), batch).sums for batch in micro]
+    result = do_step(Engine(model, recipe.engine, recipe.optim), model, micro, 0, 1.0)
+    # indices 0..5: 2 of 6 are present, 3 words each
+    assert result.terms["text"] == pytest.approx(sum(float(s["text"]) for s in sums) / 18)
+    assert result.terms["mask"] == pytest.approx(sum(float(s["mask"]) for s in sums) / 2)
+    assert result.loss == pytest.approx(result.terms["text"] + 2.0 * result.terms["mask"])
+
+
+def test_bf16_runs_and_keeps_fp32_weights():
+    recipe = recipe_of()
+    model = Stub()
+    engine = Engine(model, replace(recipe.engine, precision="bf16"), recipe.optim)
+    result = do_step(engine, model, [batches(4, 1)(0, 0)], 0, 1.0)
+    assert math.isfinite(result.loss)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_prefetch_starts_anywhere_and_leaves_the_random_state_alone(workers):
+    recipe = recipe_of(steps=4, images=2, accumulate=2, workers=workers)
+    before = torch.get_rng_state()
+    got = [[batch.expression_ids for batch in micro] for micro in prefetch(batches(2, 2), recipe, 2)]
+    assert torch.equal(before, torch.get_rng_state())
+    ids = [[[f"stub/train/{8 + 4 * s + 2 * m + i}" for i in range(2)] for m in range(2)] for s in range(2)]
+    assert got == ids
+
+
+def test_wrong_input_in_a_worker_stays_one_line():
+    def broken(step, micro):
+        raise InputError("photo.jpg is truncated")
+
+    with pytest.raises(InputError, match=r"^photo\.jpg is truncated$"):
+        list(prefetch(broken, recipe_of(workers=1), 0))
+
+
+# ---- whole runs
+
+
+@pytest.mark.parametrize("stop_at", [5, 7, 11])  # 5: right after a checkpoint
+def test_resumed_equals_uninterrupted(tmp_path, stop_at):
+    recipe = recipe_of()
+    assert train(recipe, job_of(recipe), tmp_path / "whole") == DONE
+    job = job_of(recipe)
+    with pytest.raises(StopAtError):
+        train(recipe, replace(job, batches=crashing(job.batches, stop_at)), tmp_path / "cut")
+    assert len(read_log(tmp_path / "cut/log.jsonl")) == stop_at
+    torch.rand(5)  # a new process has other random numbers
+    assert train(recipe, job_of(recipe, model=Stub()), tmp_path / "cut") == DONE
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_a_finished_run_says_so_and_changes_nothing(tmp_path, capsys):
+    recipe = recipe_of()
+    train(recipe, job_of(recipe), tmp_path)
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.safetensors")}
+    capsys.readouterr()
+    assert train(recipe, job_of(recipe), tmp_path) == DONE
+    assert "is finished (12 steps" in capsys.readouterr().out
+    assert before == {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.safetensors")}
+
+
+def test_files_of_a_run(tmp_path):
+    recipe = recipe_of()
+    modes = []
+
+    def overlay(step):
+        torch.rand(3)  # must not disturb the training
+        modes.append(job.model.training)
+        return Image.new("RGB", (4, 4))
+
+    job = job_of(recipe)
+    train(recipe, replace(job, overlay=overlay), tmp_path / "run")
+    train(recipe, job_of(recipe), tmp_path / "plain")
+    assert_same_run(tmp_path / "run", tmp_path / "plain")
+    assert modes == [False, False] and job.model.training
+    assert [p.name for p in sorted((tmp_path / "run/overlays").iterdir())] == [
+        "step_00000006.png", "step_00000012.png",
+    ]  # fmt: skip
+    assert Image.open(tmp_path / "run/curve.png").size[0] > 100
+    records = read_log(tmp_path / "run/log.jsonl")
+    assert [r["step"] for r in records] == list(range(1, 13))
+    assert {"text", "mask", "lr", "grad_norm", "expressions_per_s"} <= records[0].keys()
+    assert float.fromhex(records[3]["loss_hex"]) == records[3]["loss"]
+    steps = [p.name for p in sorted((tmp_path / "run/checkpoints").iterdir())]
+    assert steps == ["step_00000010", "step_00000012"]  # keep_last 2
+    saved = json.loads((tmp_path / "run/checkpoints/step_00000012/recipe.json").read_text())
+    assert saved["recipe"]["optim"]["lr"] == 1e-2 and saved["data"] == "stub 1"
+
+
+def test_first_picture_comes_by_the_clock(tmp_path):
+    recipe = recipe_of(steps=3)
+    recipe = replace(recipe, log=replace(recipe.log, overlay_first_seconds=0.0, overlay_every=1000))
+    train(recipe, job_of(recipe, overlay=lambda step: Image.new("RGB", (2, 2))), tmp_path)
+    assert {p.name for p in (tmp_path / "overlays").iterdir()} == {"step_00000001.png", "step_00000003.png"}
+
+
+def test_another_recipe_or_data_set_is_refused_with_a_diff(tmp_path):
+    recipe = recipe_of()
+    train(recipe, job_of(recipe), tmp_path)
+    other = replace(recipe, optim=replace(recipe.optim, lr=5e-3))
+    with pytest.raises(InputError, match=r"optim\.lr: 0\.01 -> 0\.005"):
+        train(other, job_of(other), tmp_path)
+    with pytest.raises(InputError, match='data set: "stub 1" -> "stub 2"'):
+        train(recipe, job_of(recipe, fingerprint="stub 2"), tmp_path)
+    reworded = job_of(recipe)
+    reworded.model.tokenizer.words = 17
+    with pytest.raises(InputError, match="not the vocabulary"):
+        train(recipe, reworded, tmp_path)
+    chatty = replace(recipe, log=replace(recipe.log, print_every_seconds=1.0))  # changes no weight
+    assert train(chatty, job_of(chatty), tmp_path) == DONE
+
+
+def test_fresh_starts_over_and_leaves_other_files(tmp_path):
+    recipe = recipe_of()
+    train(recipe, job_of(recipe), tmp_path)
+    (tmp_path / "notes.txt").write_text("mine")
+    other = replace(recipe, seed=4)
+    assert train(other, job_of(other), tmp_path, fresh=True) == DONE
+    assert len(read_log(tmp_path / "log.jsonl")) == 12
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    train(other, job_of(other), tmp_path / "direct")
+    assert_same_run(tmp_path, tmp_path / "direct")
+
+
+def test_continues_from_the_one_before_a_damaged_checkpoint(tmp_path, capsys):
+    recipe = recipe_of()
+    train(recipe, job_of(recipe), tmp_path / "whole")
+    train(recipe, job_of(recipe), tmp_path / "hurt")
+    weights = tmp_path / "hurt/checkpoints/step_00000012/model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    capsys.readouterr()
+    assert train(recipe, job_of(recipe), tmp_path / "hurt") == DONE
+    said = capsys.readouterr().out
+    assert "step_00000012 is damaged (model.safetensors has a wrong checksum)" in said
+    assert "after step 10" in said
+    assert_same_run(tmp_path / "whole", tmp_path / "hurt")
+
+
+def test_time_limit_ends_the_run(tmp_path):
+    recipe = recipe_of(steps=100_000, save_every=100_000, max_minutes=0.3 / 60)
+    assert train(recipe, job_of(recipe), tmp_path) == DONE
+    records = read_log(tmp_path / "log.jsonl")
+    assert records[-1]["seconds"] < 5 and records[-1]["step"] < 100_000
+    assert records[-1]["lr"] < 0.1 * max(r["lr"] for r in records)  # the decay was completed
+
+
+def test_two_processes_cannot_share_a_folder(tmp_path):
+    recipe = recipe_of()
+    inside = []
+
+    def overlay(step):
+        with pytest.raises(InputError, match="another process is training"):
+            train(recipe, job_of(recipe), tmp_path)
+        inside.append(step)
+        return Image.new("RGB", (2, 2))
+
+    train(recipe, job_of(recipe, overlay=overlay), tmp_path)
+    assert inside
+
+
+# ---- guards
+
+
+def poisoned(get, steps):
+    def wrapped(step, micro):
+        batch = get(step, micro)
+        if step in steps and micro == 1:
+            batch.truth[0] = math.nan
+        return batch
+
+    return wrapped
+
+
+def test_a_step_that_is_not_finite_is_skipped(tmp_path, capsys):
+    recipe = recipe_of()
+    job = job_of(recipe)
+    assert train(recipe, replace(job, batches=poisoned(job.batches, {2, 6})), tmp_path) == DONE
+    records = read_log(tmp_path / "log.jsonl")
+    assert [r["step"] for r in records if r["skipped"]] == [3, 7]
+    assert records[2]["loss"] is None and records[2]["loss_hex"] == "nan"
+    assert all(torch.isfinite(t).all() for t in weights_of(tmp_path).values())
+    ids = ", ".join(f"stub/train/{index}" for index in range(20, 24))  # the micro-batch with the NaN
+    assert f"expressions: {ids}" in capsys.readouterr().out
+
+
+def test_ten_in_a_row_stop_the_run_with_the_ids(tmp_path):
+    recipe = recipe_of(steps=40)
+    job = job_of(recipe)
+    with pytest.raises(TrainingError, match=r"10 steps in a row .*stub/train/164"):
+        train(recipe, replace(job, batches=poisoned(job.batches, set(range(11, 40)))), tmp_path)
+    assert checkpoint.newest_verified(tmp_path, print).name == "step_00000020"
+
+
+def test_a_full_disk_ends_the_run_and_keeps_what_was_saved(tmp_path, monkeypatch):
+    recipe = recipe_of()
+    written = checkpoint._write
+
+    def write(path, data):
+        if "step_00000010" in str(path) and path.name == "optimizer.safetensors":
+            path.write_bytes(data[:100])
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written(path, data)
+
+    monkeypatch.setattr(checkpoint, "_write", write)
+    with pytest.raises(checkpoint.SaveError, match="the disk is full; earlier checkpoints are intact"):
+        train(recipe, job_of(recipe), tmp_path / "cut")
+    assert [p.name for p in (tmp_path / "cut/checkpoints").iterdir()] == ["step_00000005"]
+    monkeypatch.undo()
+    assert train(recipe, job_of(recipe), tmp_path / "cut") == DONE
+    train(recipe, job_of(recipe), tmp_path / "whole")
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_torchrun_is_refused_until_it_is_built(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    recipe = recipe_of()
+    with pytest.raises(InputError, match="on 2 processes"):
+        Engine(Stub(), recipe.engine, recipe.optim)
+
+
+# ---- the log
+
+
+def test_trim_drops_torn_and_later_lines(tmp_path):
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
+    trim_log(path, 2)
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
+
+
+def test_smooth_ignores_gaps():
+    assert smooth([1.0, None, 3.0, 5.0], 2)[1:] == [1.0, 2.0, 4.0]
+
+
+def test_curve_of_an_empty_log_is_no_picture(tmp_path):
+    draw_curve(tmp_path / "log.jsonl", tmp_path / "curve.png")
+    assert not (tmp_path / "curve.png").exists()
+
+
+# ---- real processes
+
+
+@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.system), 1])
+def test_signals_save_and_the_same_command_continues(tmp_path, workers):
+    out = tmp_path / "cut"
+    process = script(out, 40, 10, 0.03, workers, start_new_session=True)
+    wait_for_lines(out / "log.jsonl", 13, process)
+    os.killpg(
+        process.pid, signal.SIGTERM if workers else signal.SIGINT
+    )  # the whole group, as a terminal does
+    time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGINT)  # impatience must not break the save
+    said = process.communicate(timeout=60)[0]
+    assert process.returncode == STOPPED, said
+    step = len(read_log(out / "log.jsonl"))
+    assert f"stopped and saved at step {step} of 40; continue with: again" in said
+    assert checkpoint.newest_verified(out, print).name == f"step_{step:08d}"
+    recipe = recipe_of(40, save_every=10, workers=workers)
+    train(recipe, job_of(recipe), out)
+    train(recipe, job_of(recipe), tmp_path / "whole")
+    assert_same_run(out, tmp_path / "whole")
+
+
+@pytest.mark.system
+def test_kill_9_loses_nothing(tmp_path):
+    out = tmp_path / "cut"
+    for lines in (8, 19):
+        process = script(out, 30, 4, 0.01)
+        wait_for_lines(out / "log.jsonl", lines, process)
+        process.kill()
+        process.communicate()
+    process = script(out, 30, 4)
+    said = process.communicate(timeout=60)[0]
+    assert process.returncode == DONE, said
+    assert "continuing" in said
+    recipe = recipe_of(30, save_every=4)
+    train(recipe, job_of(recipe), tmp_path / "whole")
+    assert_same_run(out, tmp_path / "whole")
+
+
+def test_a_file_size_limit_is_a_full_disk(tmp_path):
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))  # the log fits, the optimizer's file does not
+
+    process = script(tmp_path, 4, 2, preexec_fn=limit)
+    said = process.communicate(timeout=60)[0]
+    assert process.returncode == 1
+    assert said.strip().splitlines()[-1].startswith("error: could not save step 2"), said
+    assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
+def as_script(arguments):
+    out, steps, save_every, pause, workers = arguments
+    recipe = recipe_of(int(steps), save_every=int(save_every), workers=int(workers))
+    job = job_of(recipe)
+    get = job.batches
+
+    def slow(step, micro):
+        time.sleep(float(pause))
+        return get(step, micro)
+
+    try:
+        return train(recipe, replace(job, batches=slow), Path(out), command="again")
+    except checkpoint.SaveError as error:
+        print(f"error: {error}")
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(as_script(sys.argv[1:]))
