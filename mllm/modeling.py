@@ -92,8 +92,10 @@ class MLLM(nn.Module):
             )
         )
 
+        nn.init.normal_(self.embed.weight, std=config.embedding_std)
+
     @property
-    def embed(self) -> nn.Module:
+    def embed(self) -> nn.Embedding:
         """The LLM's input embedding."""
         return self.llm.model.embed_tokens
 

@@ -58,7 +58,7 @@ class Prefix:
 
 def decoding_mask(key_valid_RS: Tensor, new: int, dtype: torch.dtype) -> Tensor:
     """Additive mask (R, 1, new, S) for the last `new` of S keys: causal among them, all valid keys before."""
-    R, S = key_valid_RS.shape
+    S = key_valid_RS.shape[1]
     causal = torch.ones(new, S, dtype=torch.bool, device=key_valid_RS.device).tril(S - new)
     seen = causal & key_valid_RS[:, None, :]
     own = torch.eye(new, dtype=torch.bool, device=seen.device)

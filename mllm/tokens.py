@@ -19,12 +19,13 @@ class Vocabulary:
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        missing = [token for token in SPECIAL_TOKENS if tokenizer.token_to_id(token) is None]
+        known = tokenizer.get_vocab(with_added_tokens=True)
+        missing = [token for token in SPECIAL_TOKENS if token not in known]
         if missing:
             raise ValueError(f"the tokenizer lacks {missing}; build it with Vocabulary.train")
         self.tokenizer = tokenizer
         self.tokenizer.encode_special_tokens = True  # do not look for special tokens inside text
-        ids = {token: int(tokenizer.token_to_id(token)) for token in SPECIAL_TOKENS}
+        ids = {token: known[token] for token in SPECIAL_TOKENS}
         self.pad, self.end, self.user, self.assistant = ids[PAD], ids[END], ids[USER], ids[ASSISTANT]
         self.image, self.object, self.part = ids[IMAGE], ids[OBJECT], ids[PART]
         self.seg, self.rej = ids[SEG], ids[REJ]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -16,28 +17,37 @@ from uniresxx.data.benchmarks import load_benchmark
 from uniresxx.data.mixture import Batches, RecordSource, SceneSource, Source
 from uniresxx.data.scenes import scene_record, text_corpus
 from uniresxx.data.templates import TRAINING_TEMPLATES
+from uniresxx.film_unet.config import FilmUNetConfig
+from uniresxx.film_unet.modeling import build_film_unet
 from uniresxx.images import photo_of
 from uniresxx.masks import decode
 from uniresxx.model.build import build_model
-from uniresxx.model.modeling import UniRESPlusPlus
+from uniresxx.model.config import UniRESPlusPlusConfig
 from uniresxx.overlay import Layer, draw_overlay
-from uniresxx.segmenter import EVALUATION_TEMPLATE, Decoding
+from uniresxx.segmenter import EVALUATION_TEMPLATE, Decoding, Segmenter
 from uniresxx.types import ImageRecord
 
 SCENES = ("scenes_easy", "scenes")
 CORPUS_LINES = 4_000
 SHOWN = 3  # pictures in an overlay
 
+# What `recipe.model` may be, and who builds it from a vocabulary.
+BUILDERS: dict[type, Callable[[Any, Vocabulary], Any]] = {
+    UniRESPlusPlusConfig: build_model,
+    FilmUNetConfig: build_film_unet,
+}
+
 
 def open_job(recipe: Recipe, data: Path | None) -> Job:
     """Everything `train` needs. Raises InputError where the data cannot be read."""
     source, shown, corpus, fingerprint = _open_data(recipe, data)
-    vocabulary = Vocabulary.train([*corpus, *TRAINING_TEMPLATES], recipe.model.mllm.vocabulary)
+    inputs = recipe.model.view if isinstance(recipe.model, FilmUNetConfig) else recipe.model
+    vocabulary = Vocabulary.train([*corpus, *TRAINING_TEMPLATES], inputs.mllm.vocabulary)
     torch.manual_seed(recipe.seed)
-    model = build_model(recipe.model, vocabulary)
+    model = BUILDERS[type(recipe.model)](recipe.model, vocabulary)
     d = recipe.data
     batches = Batches(
-        source, recipe.model, vocabulary, recipe.seed,
+        source, inputs, vocabulary, recipe.seed,
         d.batch_images, d.accumulate, d.expressions_per_image, d.dialogue_share,
     )  # fmt: skip
     extra = {"templates": {"training": list(TRAINING_TEMPLATES), "evaluation": EVALUATION_TEMPLATE}}
@@ -60,7 +70,7 @@ def _open_data(recipe: Recipe, data: Path | None) -> tuple[Source, list[ImageRec
     return RecordSource(records, seed), records[:SHOWN], corpus, digest.hexdigest()
 
 
-def overlay(model: UniRESPlusPlus, records: Sequence[ImageRecord], step: int) -> Image.Image:
+def overlay(model: Segmenter, records: Sequence[ImageRecord], step: int) -> Image.Image:
     """Truth above, the model's answers below, for a few expressions of each picture."""
     columns = []
     for record in records:

@@ -1,8 +1,8 @@
 """`segmenter`: a classical, pixels-only region proposer (the default for the scenes; sees no annotation).
 
-Colours are clustered, clusters fall into connected regions; small regions are part candidates, joined foreground
-and touching pairs of regions are object candidates. Everything is deterministic. Shapes: S side of the square photo,
-N boxes, K colour clusters, P pixels. Boxes are xyxy in pixels of the square.
+Part candidates are connected regions of one colour. Object candidates are foreground islands, regions of one hue and
+touching pairs of those. Everything is deterministic. Shapes: S side of the square photo, N boxes, K colour clusters,
+P pixels. Boxes are xyxy in pixels of the square.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ import numpy as np
 from scipy import ndimage
 
 WORK_SIDE = 128  # larger squares are reduced by whole factors first: time, and speckle
-CLUSTERS = 12
+OBJECT_SIDE = 64  # object candidates are looked for at about this size: fill patterns melt
+CLUSTERS = 8
 MIN_SHARE = 1 / 680  # of the square's area: 6 pixels of 64 x 64
 BACKGROUND_SHARE = 0.12
+LIGHTNESS = 0.4  # of an object's colour: its parts are lighter or darker, its hue is one
 NMS_IOU = 0.7
 
 
@@ -30,38 +32,52 @@ class Proposals:
 def propose(photo_SS3: np.ndarray, max_objects: int, max_parts: int) -> Proposals:
     """Boxes of a square uint8 photo; either list may be shorter than asked, or empty."""
     factor = max(1, photo_SS3.shape[0] // WORK_SIDE)
-    small = photo_SS3[factor // 2 :: factor, factor // 2 :: factor].astype(np.float32)
-    small = ndimage.uniform_filter(small, size=(2, 2, 1))
-    side = small.shape[0]
-    regions = _regions(_clusters(small), min_area=max(4, int(MIN_SHARE * side * side)))
-    area = np.array([r.area for r in regions], dtype=np.float32)
-    ground = area > BACKGROUND_SHARE * side * side
-    boxes = np.array([r.box for r in regions], dtype=np.float32).reshape(-1, 4)
-    fill = area / np.maximum(_areas(boxes), 1)
-    part_score = np.where(ground, -1.0, fill)
-
-    foreground = np.zeros((side, side), dtype=bool)
-    for region, is_ground in zip(regions, ground, strict=True):
-        if not is_ground:
-            y0, x0, y1, x1 = region.box[1], region.box[0], region.box[3], region.box[2]
-            foreground[y0:y1, x0:x1] |= region.mask
-    joined = _boxes_of(foreground, max(12, int(4 * MIN_SHARE * side * side)))
-    pairs = _touching_pairs(boxes[~ground])
-    whole = boxes[~ground][area[~ground] >= 4 * MIN_SHARE * side * side]
-    objects = np.concatenate((joined, whole, pairs))
-    object_score = np.concatenate((np.full(len(joined), 3.0), np.full(len(whole), 2.0), np.ones(len(pairs))))
-    object_score = object_score + _areas(objects) / (side * side)
+    small = _reduce(photo_SS3.astype(np.float32), factor)
     return Proposals(
-        _best(objects, object_score, max_objects) * factor,
-        _best(boxes, part_score, max_parts) * factor,
+        _best(*_object_candidates(small), max_objects) * factor,
+        _best(*_part_candidates(small), max_parts) * factor,
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Region:
-    box: tuple[int, int, int, int]
-    mask: np.ndarray
-    area: int
+def _part_candidates(photo_SS3: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes and scores of one-coloured regions; compact ones first."""
+    side = photo_SS3.shape[0]
+    if side > OBJECT_SIDE:
+        photo_SS3 = ndimage.uniform_filter(photo_SS3, size=(2, 2, 1))
+    boxes, area, _ = _regions(_clusters(photo_SS3), max(4, int(MIN_SHARE * OBJECT_SIDE * side)))
+    ground = area > BACKGROUND_SHARE * side * side
+    return boxes, np.where(ground, -1.0, area / np.maximum(_areas(boxes), 1))
+
+
+def _object_candidates(photo_SS3: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes and scores of foreground islands, one-hued regions and touching pairs of them."""
+    side = photo_SS3.shape[0]
+    factor = max(1, side // OBJECT_SIDE)
+    small = ndimage.uniform_filter(_reduce(photo_SS3, factor), size=(3, 3, 1))
+    total = small.sum(-1, keepdims=True)
+    hue = 510 * (small[..., :2] - small[..., 1:]) / (total + 60)
+    pixels = small.shape[0] * small.shape[1]
+    boxes, area, masks = _regions(
+        _clusters(np.concatenate((hue, LIGHTNESS * total / 3), axis=-1)), max(4, int(2 * MIN_SHARE * pixels))
+    )
+    ground = area > BACKGROUND_SHARE * pixels
+    foreground = np.ones(small.shape[:2], dtype=bool)
+    for index in np.flatnonzero(ground):
+        x0, y0, x1, y1 = boxes[index].astype(int)
+        foreground[y0:y1, x0:x1] &= ~masks[index]
+    islands = _boxes_of(ndimage.binary_opening(foreground), int(4 * MIN_SHARE * pixels))
+    whole = boxes[~ground & (area >= 3 * MIN_SHARE * pixels)]
+    pairs = _touching_pairs(whole)
+    candidates = np.concatenate((islands, whole, pairs))
+    first = np.concatenate((np.full(len(islands) + len(whole), 2.0), np.ones(len(pairs))))
+    return candidates * factor, first + _areas(candidates) / pixels
+
+
+def _reduce(photo_SS3: np.ndarray, factor: int) -> np.ndarray:
+    """Mean over factor x factor pixels; a rest at the right and bottom is left out."""
+    side = photo_SS3.shape[0] // factor
+    cut = photo_SS3[: side * factor, : side * factor]
+    return cut.reshape(side, factor, side, factor, 3).mean(axis=(1, 3))
 
 
 def _clusters(photo_SS3: np.ndarray) -> np.ndarray:
@@ -86,20 +102,18 @@ def _nearest(pixels_P3: np.ndarray, centre_K3: np.ndarray) -> np.ndarray:
     return ((centre_K3**2).sum(1) - 2 * pixels_P3 @ centre_K3.T).argmin(axis=1)
 
 
-def _regions(label_SS: np.ndarray, min_area: int) -> list[_Region]:
-    found = []
+def _regions(label_SS: np.ndarray, min_area: int) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
+    """Connected regions of equal label: boxes (N, 4), areas (N,), and each region's mask inside its box."""
+    boxes, areas, masks = [], [], []
     for cluster in range(CLUSTERS):
-        parts, count = ndimage.label(label_SS == cluster)
-        if not count:
-            continue
-        areas = np.bincount(parts.ravel(), minlength=count + 1)
-        for index, place in enumerate(ndimage.find_objects(parts), start=1):
-            if areas[index] >= min_area:
-                y, x = place
-                found.append(
-                    _Region((x.start, y.start, x.stop, y.stop), parts[place] == index, int(areas[index]))
-                )
-    return found
+        numbered, count = ndimage.label(label_SS == cluster)
+        pixels = np.bincount(numbered.ravel(), minlength=count + 1)
+        for index, (y, x) in enumerate(ndimage.find_objects(numbered), start=1):
+            if pixels[index] >= min_area:
+                boxes.append((x.start, y.start, x.stop, y.stop))
+                areas.append(pixels[index])
+                masks.append(numbered[y, x] == index)
+    return np.array(boxes, dtype=np.float32).reshape(-1, 4), np.array(areas, dtype=np.float32), masks
 
 
 def _boxes_of(mask_SS: np.ndarray, min_area: int) -> np.ndarray:

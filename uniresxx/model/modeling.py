@@ -181,6 +181,16 @@ class UniRESPlusPlus(nn.Module):
         )
         return Sight(views, self.mllm.prefill(sight), self._features(sight))
 
+    def regions(self, sight: Sight) -> list[dict[str, np.ndarray]]:
+        """The proposals each photo was read with: xyxy (N, 4) in the image frame by "object" and "part"."""
+        return [
+            {
+                "object": view.letterbox.unboxes(view.boxes.objects),
+                "part": view.letterbox.unboxes(view.boxes.parts),
+            }
+            for view in sight.views
+        ]
+
     @torch.no_grad()
     def answer(
         self, sight: Sight, texts: Sequence[Sequence[str | Question]], decoding: Decoding

@@ -87,7 +87,11 @@ class PyramidHead(nn.Module):
         self.config = config
         self.lateral = nn.ModuleList(nn.Conv2d(S, C, 1) for S in stage_widths)
         self.smooth = nn.Sequential(
-            nn.Conv2d(C, C, 3, padding=1), nn.GroupNorm(8, C), nn.GELU(), nn.Conv2d(C, C, 3, padding=1)
+            nn.Conv2d(C, C, 3, padding=1),
+            nn.GroupNorm(8, C),
+            nn.GELU(),
+            nn.Conv2d(C, C, 3, padding=1),
+            nn.GroupNorm(8, C),
         )
         self.scene = nn.Conv2d(
             D, C, 1
@@ -137,9 +141,7 @@ class PyramidHead(nn.Module):
         tokens_EKC = self.norm(tokens_EKC)
         filters = self.mask(tokens_EKC[:, 0])
         C = features.fine_BChw.shape[1]
-        masks = (
-            _dot(filters[:, :C] * C**-0.5, features.fine_BChw, image_of_expr_E) + filters[:, C, None, None]
-        )
+        masks = _dot(filters[:, :C], features.fine_BChw, image_of_expr_E) + filters[:, C, None, None]
         quality, presence = self.judge(tokens_EKC.flatten(1)).unbind(-1)
         return HeadOutput(masks, quality, presence)
 

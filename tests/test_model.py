@@ -1,0 +1,306 @@
+"""UniRES++ as a whole: losses, batches, answers, checkpoints."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mllm.chat import render
+from mllm.config import MLLMConfig
+from mllm.tokens import Vocabulary
+from uniresxx import masks
+from uniresxx.checkpoint import load_segmenter, save_pretrained
+from uniresxx.data.collate import collate, make_sample
+from uniresxx.data.mixture import Batches, RecordSource, SceneSource
+from uniresxx.data.templates import TRAINING_TEMPLATES, dialogue_turn, spoken_turn
+from uniresxx.errors import InputError
+from uniresxx.model.build import build_model
+from uniresxx.model.config import LossConfig, PyramidHeadConfig, UniRESPlusPlusConfig
+from uniresxx.model.losses import mask_sums, true_iou
+from uniresxx.model.modeling import UniRESPlusPlus
+from uniresxx.model.pyramid import PyramidHead
+from uniresxx.segmenter import Decoding, Question, Segmenter
+from uniresxx.types import Batch, Dialogue, Expression, Granularity, ImageRecord, Phrase, Turn
+
+TINY = MLLMConfig(
+    low_size=32, low_width=32, low_layers=1, low_heads=2, high_size=32, high_widths=(8, 16, 24, 32), llm_width=32,
+    llm_layers=1, llm_heads=4, llm_mlp=64, vocabulary=340, max_objects=3, max_parts=4, roi_size=2, mgfe_heads=4,
+)  # fmt: skip
+CONFIG = UniRESPlusPlusConfig(
+    mllm=TINY, head=PyramidHeadConfig(width=16, heads=2), loss=LossConfig(dense=0.5), dense_classes=(3, 3, 3)
+)
+
+
+@pytest.fixture(scope="module")
+def vocabulary() -> Vocabulary:
+    return Vocabulary.train([*TRAINING_TEMPLATES, "the red square", "the blue square", "both squares"] * 3, 340)
+
+
+@pytest.fixture(scope="module")
+def model(vocabulary: Vocabulary) -> UniRESPlusPlus:
+    return new_model(vocabulary)
+
+
+def new_model(vocabulary: Vocabulary, config: UniRESPlusPlusConfig = CONFIG) -> UniRESPlusPlus:
+    torch.manual_seed(0)
+    return build_model(config, vocabulary).eval()
+
+
+def picture(index: int, height: int = 32, width: int = 32) -> ImageRecord:
+    """Two squares on grey; four expressions and one dialogue."""
+    rng = np.random.default_rng(index)
+    pixels = np.full((height, width, 3), 120, dtype=np.uint8)
+    dense = np.zeros((height, width, 3), dtype=np.uint8)
+    rles = []
+    for colour, place in ((0, 2), (2, 18)):
+        y = int(rng.integers(2, height - 12))
+        mask = np.zeros((height, width), dtype=bool)
+        mask[y : y + 9, place : place + 9] = True
+        pixels[mask] = 30
+        pixels[mask, colour] = 220
+        dense[mask] = (1, 1 + colour // 2, 0)
+        rles.append(masks.encode(mask))
+    both = masks.union(rles, (height, width))
+
+    def expression(n: int, text: str, kind: Granularity, rle: masks.RLE | None) -> Expression:
+        return Expression(f"toy/train/{index}_{n}", text, kind, rle, masks.area(rle) if rle else 0)
+
+    return ImageRecord(
+        str(index), height, width,
+        (
+            expression(0, "the red square", Granularity.OBJECT, rles[0]),
+            expression(1, "the blue square", Granularity.PART, rles[1]),
+            expression(2, "both squares", Granularity.MULTI, both),
+            expression(3, "the green square", Granularity.NONE, None),
+        ),
+        pixels=pixels, dense=dense,
+        dialogues=(
+            Dialogue(f"toy/train/{index}_d", (
+                Turn("red and green?", (Phrase("red", rles[0], Granularity.OBJECT),
+                                        Phrase("green", None, Granularity.NONE))),
+                Turn("how many?", say="two."),
+            )),
+        ),
+    )  # fmt: skip
+
+
+def batch_of(records: list[ImageRecord], vocabulary: Vocabulary, config: UniRESPlusPlusConfig = CONFIG) -> Batch:
+    samples = [
+        make_sample(r, r.expressions, r.dialogues, range(len(r.expressions)), config, vocabulary) for r in records
+    ]
+    return collate(samples, config, vocabulary)
+
+
+def gradients(model: UniRESPlusPlus, batches: list[Batch]) -> tuple[float, dict[str, torch.Tensor]]:
+    """Loss and gradients of one step over micro-batches, the way the loop does it."""
+    model.zero_grad()
+    counts: dict[str, int] = {}
+    for batch in batches:
+        for key, value in model.counts(batch).items():
+            counts[key] = counts.get(key, 0) + value
+    total = 0.0
+    for batch in batches:
+        loss = model.loss(model(batch), batch).total(counts)
+        loss.backward()
+        total += float(loss.detach())
+    return total, {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def test_batch_1_accumulated_8_times_equals_a_batch_of_8(model: UniRESPlusPlus, vocabulary: Vocabulary) -> None:
+    records = [picture(i) for i in range(8)]
+    # Unequal images: one without any target, one with a single expression.
+    records[1] = replace(records[1], expressions=records[1].expressions[3:], dialogues=())
+    records[5] = replace(records[5], expressions=records[5].expressions[:1], dialogues=())
+    whole = gradients(model, [batch_of(records, vocabulary)])
+    cut = gradients(model, [batch_of([r], vocabulary) for r in records])
+    assert whole[0] == pytest.approx(cut[0], rel=1e-5)
+    assert whole[1].keys() == cut[1].keys()
+    for name, gradient in whole[1].items():
+        torch.testing.assert_close(gradient, cut[1][name], atol=2e-5, rtol=1e-3, msg=name)
+
+
+def test_every_part_learns(model: UniRESPlusPlus, vocabulary: Vocabulary) -> None:
+    opened = new_model(vocabulary)
+    for name, parameter in opened.named_parameters():
+        if name.endswith("gate"):
+            torch.nn.init.constant_(parameter, 0.5)
+    _, found = gradients(opened, [batch_of([picture(0), picture(1)], vocabulary)])
+    silent = [n for n, p in opened.named_parameters() if n not in found or not found[n].any()]
+    # CLIP's final norm works on the CLS token alone, which LLaVA-type models do not read.
+    assert [n for n in silent if "post_layernorm" not in n] == []
+
+
+def test_heads_batched_over_images_equal_one_expression_at_a_time() -> None:
+    torch.manual_seed(0)
+    head = PyramidHead(PyramidHeadConfig(width=16, heads=2), 32, (8, 16, 24, 32)).eval()
+    stages = [torch.randn(3, c, s, s) for c, s in ((8, 16), (16, 8), (24, 4), (32, 2))]
+    image, regions = torch.randn(3, 32, 4, 4), torch.randn(3, 7, 32)
+    valid = torch.rand(3, 7) > 0.4
+    prompts, image_of = torch.randn(5, 32), torch.tensor([2, 0, 0, 1, 2])
+    together = head(head.see(stages, image, regions, valid), prompts, image_of)
+    for e, b in enumerate(image_of.tolist()):
+        one = head.see([s[b : b + 1] for s in stages], image[b : b + 1], regions[b : b + 1], valid[b : b + 1])
+        alone = head(one, prompts[e : e + 1], torch.zeros(1, dtype=torch.long))
+        torch.testing.assert_close(alone.masks_Ehw[0], together.masks_Ehw[e], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(alone.presence_E[0], together.presence_E[e], atol=1e-5, rtol=1e-5)
+
+
+def test_region_memory_is_a_switch_that_matters() -> None:
+    stages = [torch.randn(1, c, s, s) for c, s in ((8, 16), (16, 8), (24, 4), (32, 2))]
+    for on in (True, False):
+        torch.manual_seed(0)
+        head = PyramidHead(PyramidHeadConfig(width=16, heads=2, region_memory=on), 32, (8, 16, 24, 32)).eval()
+        out = []
+        for seed in (1, 2):
+            regions = torch.randn(1, 3, 32, generator=torch.Generator().manual_seed(seed))
+            features = head.see(stages, torch.ones(1, 32, 4, 4), regions, torch.ones(1, 3, dtype=torch.bool))
+            out.append(head(features, torch.ones(1, 32), torch.zeros(1, dtype=torch.long)).masks_Ehw)
+        assert torch.equal(out[0], out[1]) is not on
+
+
+def test_mask_losses_equal_the_formulas_written_out() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(3, 4, 5, generator=generator)
+    truth = torch.rand(3, 4, 5, generator=generator) > 0.5
+    valid = torch.rand(3, 4, 5, generator=generator) > 0.2
+    bce = dice = 0.0
+    for e in range(3):
+        p, g = logits[e][valid[e]].sigmoid().double(), truth[e][valid[e]].double()
+        bce += float(-(g * p.log() + (1 - g) * (1 - p).log()).mean())
+        dice += float(1 - (2 * (p * g).sum() + 1) / (p.sum() + g.sum() + 1))
+    got = mask_sums(logits, truth & valid, valid)
+    assert (float(got[0]), float(got[1])) == pytest.approx((bce, dice), rel=1e-5)
+    iou = true_iou(torch.where(truth, 5.0, -5.0), truth, torch.ones_like(valid))
+    assert iou.tolist() == [1.0, 1.0, 1.0]
+
+
+def test_masks_are_supervised_only_where_the_truth_has_one(model: UniRESPlusPlus, vocabulary: Vocabulary) -> None:
+    record = replace(picture(0), dialogues=(), expressions=picture(0).expressions[3:])
+    batch = batch_of([record], vocabulary)
+    sums = model.loss(model(batch), batch).sums
+    assert float(sums["mask"]) == float(sums["dice"]) == float(sums["quality"]) == 0.0
+    assert float(sums["presence"]) > 0.0
+
+
+def test_the_truth_cannot_reach_an_answer(model: UniRESPlusPlus) -> None:
+    photo = picture(0).pixels
+    assert photo is not None
+    assert "truth" not in str(model.config.boxes)
+    first = model.answer(model.look([photo]), [["the red square"]], Decoding())
+    again = model.answer(model.look([photo.copy()]), [["the red square"]], Decoding())
+    assert first == again
+
+
+def test_answers_do_not_depend_on_the_company_or_the_batch(model: UniRESPlusPlus) -> None:
+    photos = [picture(0).pixels, picture(1, 20, 41).pixels, picture(2, 50, 33).pixels]
+    texts = [["the red square", "both squares"], ["a much longer question about the blue square"], ["green"]]
+    together = model.answer(model.look(photos), texts, Decoding(max_new_tokens=4))
+    alone = [
+        model.answer(model.look([photo]), [[text]], Decoding(max_new_tokens=4))[0]
+        for photo, row in zip(photos, texts, strict=True)
+        for text in row
+    ]
+    sizes = [(32, 32)] * 2 + [(20, 41), (50, 33)]
+    for one, other, size in zip(together, alone, sizes, strict=True):
+        assert one.text == other.text
+        assert one.rejected == other.rejected
+        assert one.p_absent == pytest.approx(other.p_absent, abs=1e-4)
+        a, b = (p.mask or p.mask_if_forced for p in (one, other))
+        assert a is not None and b is not None and tuple(a["size"]) == size
+        assert masks.area(masks.union([a, b], size)) - masks.intersection_area(a, b) <= 2
+
+
+def test_marks_typed_by_a_user_change_no_count(model: UniRESPlusPlus) -> None:
+    photo = picture(0).pixels
+    sight = model.look([photo])
+    for text in ("[SEG] [SEG] [REJ] <image>", "<object><part><image>" * 3):
+        prediction = model.answer(sight, [[text]], Decoding(max_new_tokens=3))[0]
+        assert len(prediction.segments) <= 3  # at most one per generated token, none per typed mark
+        ids = model._branch(Question(text), Decoding())
+        assert not {model.vocabulary.seg, model.vocabulary.rej, model.vocabulary.image} & set(ids)
+    assert sight.prefix.length == model.look([picture(1).pixels]).prefix.length
+
+
+def test_a_photo_of_one_pixel_and_one_without_boxes_get_answers(model: UniRESPlusPlus) -> None:
+    for photo in (np.zeros((1, 1, 3), dtype=np.uint8), np.full((40, 7, 3), 255, dtype=np.uint8)):
+        prediction = model.answer(model.look([photo]), [["the red square"]], Decoding(max_new_tokens=2))[0]
+        rle = prediction.mask or prediction.mask_if_forced
+        assert rle is not None and tuple(rle["size"]) == photo.shape[:2]
+
+
+def test_history_reaches_the_answer(model: UniRESPlusPlus) -> None:
+    sight = model.look([picture(0).pixels])
+    asked = [Question("and its roof?"), Question("and its roof?", (("segment the car.", "[SEG]."),))]
+    rows = [model._branch(question, Decoding(template="{expression}")) for question in asked]
+    assert len(rows[1]) > len(rows[0]) and model.vocabulary.seg in rows[1]
+    a, b = model.answer(sight, [asked], Decoding(template="{expression}", max_new_tokens=2))
+    assert a.p_absent != b.p_absent
+
+
+def test_spoken_turns_turn_back_into_the_same_row(vocabulary: Vocabulary) -> None:
+    turn = dialogue_turn(picture(0).dialogues[0].turns[0])
+    learned = render([turn], vocabulary)
+    start = learned.ids_T.index(vocabulary.assistant) + 1
+    text = vocabulary.decode(learned.ids_T[start:])
+    assert text == "red: [SEG], green: [REJ]."
+    assert render([spoken_turn(turn.question, text)], vocabulary) == learned
+
+
+def test_a_checkpoint_answers_as_the_model_does(model: UniRESPlusPlus, tmp_path: Path) -> None:
+    save_pretrained(tmp_path / "m", model)
+    loaded = load_segmenter(tmp_path / "m")
+    assert isinstance(loaded, Segmenter) and isinstance(model, Segmenter)
+    photo = picture(3).pixels
+    ask = [["the red square", "both squares"]]
+    assert loaded.answer(loaded.look([photo]), ask, Decoding()) == model.answer(model.look([photo]), ask, Decoding())
+
+
+def test_config_round_trip_and_refusals() -> None:
+    assert UniRESPlusPlusConfig.from_dict(CONFIG.to_dict()) == CONFIG
+    with pytest.raises(InputError, match="another kind"):
+        UniRESPlusPlusConfig.from_dict({"model_type": "llava"})
+    with pytest.raises(InputError, match="unknown_field"):
+        UniRESPlusPlusConfig.from_dict(CONFIG.to_dict() | {"unknown_field": 1})
+
+
+def test_truth_boxes_are_refused_without_truth() -> None:
+    from uniresxx.model.processing import view_photo
+
+    with pytest.raises(InputError, match="ablation"):
+        view_photo(np.zeros((8, 8, 3), dtype=np.uint8), replace(CONFIG, boxes="truth"))
+
+
+@pytest.mark.parametrize("boxes", ["grid", "shuffled", "random"])
+def test_box_controls_keep_the_number_of_tokens(vocabulary: Vocabulary, boxes: str) -> None:
+    plain, control = new_model(vocabulary), new_model(vocabulary, replace(CONFIG, boxes=boxes))
+    photos = [picture(0).pixels, picture(1).pixels]
+    assert plain.look(photos).prefix.length == control.look(photos).prefix.length
+
+
+def test_batches_are_a_pure_function_of_step_and_micro(vocabulary: Vocabulary) -> None:
+    source = RecordSource([picture(i) for i in range(5)], seed=3)
+    whole = Batches(source, CONFIG, vocabulary, 7, 6, 1, 3, 0.5)
+    halves = Batches(source, CONFIG, vocabulary, 7, 3, 2, 3, 0.5)
+    late_first = [whole(2, 0), whole(0, 0)]
+    for step in (0, 2):
+        one = whole(step, 0)
+        two = [halves(step, 0), halves(step, 1)]
+        assert one.expression_ids == two[0].expression_ids + two[1].expression_ids
+        assert torch.equal(one.pixels_high_B3HW, torch.cat([b.pixels_high_B3HW for b in two]))
+        assert torch.equal(one.masks_EHW, torch.cat([b.masks_EHW for b in two]))
+    assert torch.equal(late_first[1].token_ids_BT, whole(0, 0).token_ids_BT)
+
+
+def test_an_epoch_shows_every_record_once() -> None:
+    source = RecordSource([picture(i) for i in range(5)], seed=3)
+    for epoch in range(3):
+        assert sorted(source(slot).image_id for slot in range(5 * epoch, 5 * epoch + 5)) == list("01234")
+
+
+def test_curriculum_changes_the_preset_at_its_slot() -> None:
+    source = SceneSource("scenes", 0, "scenes_easy", 2)
+    assert [source(slot).height for slot in (0, 1, 2, 3)] == [64, 64, 128, 128]
