@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from train.recipe import Recipe
+from train.recipes.film_unet_scenes import film_unet_scenes
 from train.recipes.mini_real import mini_real
 from train.recipes.tiny_scenes import tiny_scenes
 
-KNOWN: dict[str, Callable[[], Recipe]] = {"mini_real": mini_real, "tiny_scenes": tiny_scenes}
+KNOWN: dict[str, Callable[[], Recipe]] = {
+    "film_unet_scenes": film_unet_scenes,
+    "mini_real": mini_real,
+    "tiny_scenes": tiny_scenes,
+}
