@@ -32,7 +32,7 @@ def _keep(record: ImageRecord, left: dict[Granularity, int]) -> tuple[Expression
     return tuple(kept.values())
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=16)
 def _records(preset: str, split: str) -> tuple[ImageRecord, ...]:
     left = dict(zip(Granularity, preset_of(preset).quota(split), strict=True))
     records: list[ImageRecord] = []

@@ -14,7 +14,7 @@ from uniresxx.data.scenes.layout import Plan, plan_things
 from uniresxx.data.scenes.presets import HELD_OUT_PARTS, Preset
 
 NOT_TAUGHT = 255  # dense part label: the pair is held out of training, the pixel must not be supervised
-_KEEP_VISIBLE = 0.42
+_KEEP_VISIBLE = 0.5  # less than that and the eye cannot tell the kind (seen in the audit)
 
 
 @lru_cache(maxsize=64)

@@ -144,8 +144,10 @@ def _wrapped(text: str, width: int) -> list[str]:
     return lines
 
 
-def contact_sheet(preset: str, split: str, n: int = 24, start: int = 0, columns: int = 6) -> Image.Image:
-    """A sheet of n expressions of a split from picture `start` on, masks outlined."""
+def contact_sheet(
+    preset: str, split: str, n: int = 24, start: int = 0, columns: int = 6, per_picture: int = 12
+) -> Image.Image:
+    """A sheet of n expressions of a split from picture `start` on, `per_picture` of each, masks outlined."""
     numbers = preset_of(preset)
     check_split(numbers, split)
     zoom = 256 // numbers.side
@@ -154,7 +156,11 @@ def contact_sheet(preset: str, split: str, n: int = 24, start: int = 0, columns:
     index = start
     while len(cells) < n:
         record = scene_record(preset, split, index)
-        cells += [(record, expression) for expression in record.expressions]
+        asked = record.expressions
+        step = max(1, len(asked) // per_picture)
+        cells += [
+            (record, asked[(index + step * k) % len(asked)]) for k in range(min(per_picture, len(asked)))
+        ]
         index += 1
     height = side + 46
     sheet = Image.new("RGB", (columns * (side + 8), -(-n // columns) * height), "white")
@@ -164,7 +170,7 @@ def contact_sheet(preset: str, split: str, n: int = 24, start: int = 0, columns:
         assert record.pixels is not None
         mask = decode(expression.rle) if expression.rle else None
         sheet.paste(_outlined(record.pixels, mask, zoom), (x, y))
-        label = f"{start * 12 + number} {expression.granularity} L{expression.level}: {expression.text}"
+        label = f"{number} {expression.granularity} L{expression.level}: {expression.text}"
         for row, line in enumerate(_wrapped(label, 40)[:3]):
             pen.text((x + 2, y + side + 2 + 14 * row), line, fill="black")
     return sheet

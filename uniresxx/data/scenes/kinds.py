@@ -171,7 +171,7 @@ def _things() -> tuple[Kind, ...]:
             Piece("leg", _rect(0.8, 0.66, 1.0, 1.0), _DEEP),
             Piece(None, _rect(0.0, 0.48, 1.0, 0.7)),
         ),
-        ("back", "leg"), ("back",),
+        ("leg",), ("back",),
     )  # fmt: skip
     table = Kind(
         "table", 1.5,

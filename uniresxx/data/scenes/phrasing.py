@@ -112,14 +112,17 @@ def _frames(query: Query, style: Style) -> tuple[str, ...]:
     return w.OBJECT_FRAMES_HELD_OUT if style.new_frame else w.OBJECT_FRAMES
 
 
+def _several(query: Query) -> bool:
+    """Is the part said in the plural: more than one of it on a thing of this kind, or several things?"""
+    return query.number != 1 or sum(piece.part == query.part for piece in kinds()[query.kind].pieces) > 1
+
+
 def _part_words(query: Query, style: Style) -> str:
     assert query.part is not None
     noun = _word(query.part, style)
-    pieces = kinds()[query.kind].pieces
-    several = max(sum(piece.part == query.part for piece in pieces), 1 if query.number == 1 else 2) > 1
     if query.side is not None:
         return f"{query.side} {noun}"
-    return w.plural(noun) if several else noun
+    return w.plural(noun) if _several(query) else noun
 
 
 def _things(query: Query, style: Style) -> str:
@@ -190,7 +193,14 @@ def phrase(query: Query, style: Style) -> str:
     frame = frames[style.frame % len(frames)]
     if query.part is not None:
         part = _part_words(query, style)
-        return frame.format(p=f"the {part}", bare=part, owner=_things(query, style))
+        many = _several(query) and query.side is None
+        return frame.format(
+            p=f"the {part}",
+            bare=part,
+            owner=_things(query, style),
+            belong="belong" if many else "belongs",
+            are="are" if many else "is",
+        )
     if query.also is not None:
         return frame.format(a=_things(query, style), b=_things(query.also, style))
     if frame.find("{x}") >= 0:

@@ -71,16 +71,16 @@ SIDES: Mapping[str, str] = MappingProxyType(
 )
 
 # Frames. {x}: a noun phrase with "the"; {p}: "the wheels"; {owner}: the owner and its article;
-# {xs}: plural; {one}: bare singular; {a} {b}: two noun phrases.
+# {xs}: plural; {one}: bare singular; {belong} {are}: verbs that agree with {p}; {a} {b}: two noun phrases.
 OBJECT_FRAMES = (
     "{x}", "{x} in the picture", "{x} in this image", "{x} that you see here", "only {x}", "just {x} here",
-    "{x} shown in the scene", "the whole of {x}", "all of {x}", "{x} and nothing else", "exactly {x} here",
+    "{x} shown in the scene", "{x} as a whole", "{x} you can see", "{x} and nothing else", "exactly {x} here",
     "{x} in full", "{x} visible here",
 )  # fmt: skip
 OBJECT_FRAMES_HELD_OUT = ("{x} on display", "{x} within this photo", "nothing but {x}")
 PART_FRAMES = (
-    "{p} of {owner}", "{p} on {owner}", "{p} belonging to {owner}", "{p} that belongs to {owner}",
-    "{p} which is part of {owner}", "only {p} of {owner}", "just {p} on {owner}", "{p} seen on {owner}",
+    "{p} of {owner}", "{p} on {owner}", "{p} belonging to {owner}", "{p} that {belong} to {owner}",
+    "{p} which {are} part of {owner}", "only {p} of {owner}", "just {p} on {owner}", "{p} seen on {owner}",
     "{owner}, just its {bare}", "{owner}, only its {bare}", "of {owner}, {p}", "{p} at {owner}",
     "on {owner}, {p}",
 )  # fmt: skip
