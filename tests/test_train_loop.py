@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import math
+import multiprocessing
 import os
 import resource
 import signal
@@ -31,6 +32,7 @@ from uniresxx import checkpoint
 from uniresxx.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
+PATIENCE = 240  # seconds for a process on a machine that is busy with other work
 torch.set_num_threads(1)
 WIDTH, VOCABULARY = 8, 16
 
@@ -163,21 +165,43 @@ def crashing(get, step):
     return wrapped
 
 
-def script(out, steps, save_every, pause=0.0, workers=0, **kwargs):
-    """This file as a program that trains the stub."""
-    command = [sys.executable, __file__, str(out), str(steps), str(save_every), str(pause), str(workers)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, **kwargs
-    )
+@pytest.fixture
+def script():
+    """Starts this file as a program that trains the stub; nothing it starts outlives the test."""
+    started = []
+
+    def start(out, steps, save_every, pause=0.0, workers=0, **kwargs):
+        command = [sys.executable, __file__, str(out), str(steps), str(save_every), str(pause), str(workers)]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, **kwargs
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
 
 
 def wait_for_lines(log, count, process):
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE
     while not (log.exists() and log.read_bytes().count(b"\n") >= count):
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+@pytest.fixture(autouse=True)
+def _draw_quickly(monkeypatch, request):
+    """The curve costs more than the stub's training; one test looks at it."""
+    if "real_curve" not in request.fixturenames:
+        monkeypatch.setattr("train.loop.draw_curve", lambda log, picture: None)
+
+
+@pytest.fixture
+def real_curve():
+    """Asks for the curve to be drawn."""
 
 
 # ---- one step
@@ -241,6 +265,16 @@ def test_wrong_input_in_a_worker_stays_one_line():
 
     with pytest.raises(InputError, match=r"^photo\.jpg is truncated$"):
         list(prefetch(broken, recipe_of(workers=1), 0))
+    assert multiprocessing.active_children() == []
+
+
+def test_a_failing_step_leaves_no_worker(tmp_path):
+    recipe = recipe_of(workers=1)
+    job = job_of(recipe)
+    job.model.counts = None  # the step fails
+    with pytest.raises(TypeError):
+        train(recipe, job, tmp_path)
+    assert multiprocessing.active_children() == []
 
 
 # ---- whole runs
@@ -269,7 +303,7 @@ def test_a_finished_run_says_so_and_changes_nothing(tmp_path, capsys):
     assert before == {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.safetensors")}
 
 
-def test_files_of_a_run(tmp_path):
+def test_files_of_a_run(tmp_path, real_curve):
     recipe = recipe_of()
     modes = []
 
@@ -453,7 +487,7 @@ def test_curve_of_an_empty_log_is_no_picture(tmp_path):
 
 
 @pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.system), 1])
-def test_signals_save_and_the_same_command_continues(tmp_path, workers):
+def test_signals_save_and_the_same_command_continues(tmp_path, workers, script):
     out = tmp_path / "cut"
     process = script(out, 40, 10, 0.03, workers, start_new_session=True)
     wait_for_lines(out / "log.jsonl", 13, process)
@@ -462,7 +496,7 @@ def test_signals_save_and_the_same_command_continues(tmp_path, workers):
     )  # the whole group, as a terminal does
     time.sleep(0.005)
     os.killpg(process.pid, signal.SIGINT)  # impatience must not break the save
-    said = process.communicate(timeout=60)[0]
+    said = process.communicate(timeout=PATIENCE)[0]
     assert process.returncode == STOPPED, said
     step = len(read_log(out / "log.jsonl"))
     assert f"stopped and saved at step {step} of 40; continue with: again" in said
@@ -473,8 +507,16 @@ def test_signals_save_and_the_same_command_continues(tmp_path, workers):
     assert_same_run(out, tmp_path / "whole")
 
 
+def test_a_reader_that_goes_away_stops_nothing(tmp_path, script):
+    process = script(tmp_path, 30, 10, 0.01)
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(timeout=PATIENCE) == DONE
+    assert len(read_log(tmp_path / "log.jsonl")) == 30
+
+
 @pytest.mark.system
-def test_kill_9_loses_nothing(tmp_path):
+def test_kill_9_loses_nothing(tmp_path, script):
     out = tmp_path / "cut"
     for lines in (8, 19):
         process = script(out, 30, 4, 0.01)
@@ -482,7 +524,7 @@ def test_kill_9_loses_nothing(tmp_path):
         process.kill()
         process.communicate()
     process = script(out, 30, 4)
-    said = process.communicate(timeout=60)[0]
+    said = process.communicate(timeout=PATIENCE)[0]
     assert process.returncode == DONE, said
     assert "continuing" in said
     recipe = recipe_of(30, save_every=4)
@@ -490,12 +532,12 @@ def test_kill_9_loses_nothing(tmp_path):
     assert_same_run(out, tmp_path / "whole")
 
 
-def test_a_file_size_limit_is_a_full_disk(tmp_path):
+def test_a_file_size_limit_is_a_full_disk(tmp_path, script):
     def limit():
         resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))  # the log fits, the optimizer's file does not
 
     process = script(tmp_path, 4, 2, preexec_fn=limit)
-    said = process.communicate(timeout=60)[0]
+    said = process.communicate(timeout=PATIENCE)[0]
     assert process.returncode == 1
     assert said.strip().splitlines()[-1].startswith("error: could not save step 2"), said
     assert list((tmp_path / "checkpoints").iterdir()) == []

@@ -46,6 +46,28 @@ def trim_log(path: Path, step: int) -> None:
         write_atomic(path, "".join(json.dumps(record) + "\n" for record in kept).encode())
 
 
+def print_line(line: str) -> None:
+    """A line of the program's output; a reader that went away (`| head`, a lost terminal) stops nothing."""
+    try:
+        print(line, flush=True)
+    except BrokenPipeError:
+        _mute()
+
+
+def _mute() -> None:
+    """Send further output nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
+
+
+class _Console(Console):
+    """rich would end the program when the reader of its output is gone."""
+
+    def on_broken_pipe(self) -> None:
+        _mute()
+
+
 class RunLog:
     """Appends one JSON object per step."""
 
@@ -116,7 +138,7 @@ class Display:
     def __init__(self, steps: int, done: int, every_seconds: float, max_minutes: float | None) -> None:
         self.steps, self.every = steps, every_seconds
         self.limit = None if max_minutes is None else 60.0 * max_minutes
-        self.console = Console(file=sys.stdout, highlight=False, soft_wrap=not sys.stdout.isatty())
+        self.console = _Console(file=sys.stdout, highlight=False, soft_wrap=not sys.stdout.isatty())
         self.times: deque[tuple[float, int]] = deque([(time.monotonic(), 0)], maxlen=_RATE_WINDOW + 1)
         self.expressions, self.printed = 0, -math.inf
         text = TextColumn("{task.fields[line]}", markup=False)

@@ -13,8 +13,8 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields
 from itertools import islice
 from pathlib import Path
@@ -27,7 +27,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from train.engine import Engine
-from train.log import Display, RunLog, draw_curve, trim_log
+from train.log import Display, RunLog, draw_curve, print_line, trim_log
 from train.recipe import Recipe, check, differences
 from uniresxx import checkpoint
 from uniresxx.errors import InputError
@@ -121,7 +121,9 @@ def _start_worker(index: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-def prefetch(batches: Callable[[int, int], Any], recipe: Recipe, start: int) -> Iterator[list[Any]]:
+def prefetch(
+    batches: Callable[[int, int], Any], recipe: Recipe, start: int
+) -> Generator[list[Any], None, None]:
     """The micro-batches of each step from `start` on, prepared ahead by `data.workers` processes."""
     accumulate, workers = recipe.data.accumulate, recipe.data.workers
     loader: DataLoader[Any] = DataLoader(
@@ -134,11 +136,14 @@ def prefetch(batches: Callable[[int, int], Any], recipe: Recipe, start: int) -> 
         generator=torch.Generator(),  # else making the loader would move torch's global random state
     )
     stream = iter(loader)
-    while micro := list(islice(stream, accumulate)):
-        for batch in micro:
-            if isinstance(batch, InputError):
-                raise batch
-        yield micro
+    try:
+        while micro := list(islice(stream, accumulate)):
+            for batch in micro:
+                if isinstance(batch, InputError):
+                    raise batch
+            yield micro
+    finally:
+        del stream  # ends the workers now: an exception that holds this frame must not keep them
 
 
 @dataclass(frozen=True)
@@ -194,7 +199,7 @@ def train(recipe: Recipe, job: Job, out: Path, fresh: bool = False, command: str
     TrainingError where the work fails. `command` is shown to say how to continue.
     """
     check(recipe)
-    say = _print
+    say = print_line
     with _locked(out):
         if fresh:
             _start_over(out)
@@ -231,10 +236,11 @@ class _Run:
     def go(self, command: str) -> int:
         """All remaining steps."""
         state, steps = self.state, self.recipe.optim.steps
-        with self.display, Stop() as stop:
+        stream = prefetch(self.job.batches, self.recipe, state.step)
+        with self.display, Stop() as stop, closing(stream):
             try:
                 self.job.model.train()
-                for micro in prefetch(self.job.batches, self.recipe, state.step):
+                for micro in stream:
                     self._step(micro)
                     state.finished = state.step >= steps or self._time_used() >= 1.0
                     self._picture()
@@ -245,10 +251,10 @@ class _Run:
             finally:
                 self.log.close()
         if not state.finished:
-            _print(f"stopped and saved at step {state.step} of {steps}; continue with: {command}")
+            print_line(f"stopped and saved at step {state.step} of {steps}; continue with: {command}")
             return STOPPED
         early = "" if state.step >= steps else " (optim.max_minutes)"
-        _print(f"trained {state.step} steps{early} in {state.seconds / 60:.1f} min: {self.out}")
+        print_line(f"trained {state.step} steps{early} in {state.seconds / 60:.1f} min: {self.out}")
         return DONE
 
     def _time_used(self) -> float:
@@ -326,10 +332,6 @@ class _Run:
         )
         self.saved = state.step
         draw_curve(self.out / LOG, self.out / CURVE)
-
-
-def _print(line: str) -> None:
-    print(line, flush=True)  # the loop is a program's; these lines are its output
 
 
 @contextmanager
