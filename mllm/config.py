@@ -38,7 +38,7 @@ class MLLMConfig:
     mgfe_blocks: int = 2
     mgfe_heads: int = 8
     init_std: float = 0.05
-    embedding_std: float = 0.5  # words must weigh as much as what the first layer mixes in, or they are learned late
+    embedding_std: float = 0.05
     # Ablations: a stream switched off becomes learned constants of the same count.
     use_high: bool = True
     use_objects: bool = True

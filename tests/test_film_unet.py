@@ -219,9 +219,9 @@ def test_training_and_answering_see_the_same(vocabulary: Vocabulary) -> None:
 
 
 def test_the_recipe_has_the_parameters_of_the_compared_model(vocabulary: Vocabulary) -> None:
-    film, tiny = KNOWN["film_unet_scenes"](), KNOWN["tiny_scenes"]()
-    assert isinstance(film.model, FilmUNetConfig) and film.model.inputs == tiny.model
-    assert (film.data, film.optim, film.seed) == (tiny.data, tiny.optim, tiny.seed)
+    film, compared = KNOWN["film_unet_scenes"](), KNOWN["scenes_hour"]()
+    assert isinstance(film.model, FilmUNetConfig) and film.model.inputs == compared.model
+    assert (film.data, film.optim, film.seed) == (compared.data, compared.optim, compared.seed)
     ratio = parameter_ratio(film.model, vocabulary)
     assert abs(ratio - 1) <= 0.10, f"{ratio:.3f} of the compared parameters: change widths or text_width"
 

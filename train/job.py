@@ -17,6 +17,7 @@ from uniresxx.data.benchmarks import load_benchmark
 from uniresxx.data.mixture import Batches, RecordSource, SceneSource, Source
 from uniresxx.data.scenes import scene_record, text_corpus
 from uniresxx.data.templates import TRAINING_TEMPLATES
+from uniresxx.evaluate import look_at
 from uniresxx.film_unet.config import FilmUNetConfig
 from uniresxx.film_unet.modeling import build_film_unet
 from uniresxx.images import photo_of
@@ -76,7 +77,7 @@ def overlay(model: Segmenter, records: Sequence[ImageRecord], step: int) -> Imag
     for record in records:
         photo = photo_of(record)
         chosen = record.expressions[:: max(1, len(record.expressions) // 4)][:4]
-        answers = model.answer(model.look([photo]), [[e.text for e in chosen]], Decoding())
+        answers = model.answer(look_at(model, [record]), [[e.text for e in chosen]], Decoding())
         truth = [Layer(e.text, None if e.rle is None else decode(e.rle)) for e in chosen]
         found = [
             Layer(e.text, None if a.mask is None else decode(a.mask))

@@ -49,6 +49,27 @@ class ShowsRegions(Protocol):
         ...
 
 
+@runtime_checkable
+class ReadsTruthBoxes(Protocol):
+    """Optional door for the labelled ablation whose region proposals are the truth's boxes."""
+
+    @property
+    def wants_truth_boxes(self) -> bool:
+        """Whether this model was configured so."""
+        ...
+
+    def look_with_truth_boxes(self, records: Sequence[ImageRecord]) -> Any:
+        """`look` that reads the boxes (and only the boxes) of the truth."""
+        ...
+
+
+def look_at(segmenter: Segmenter, records: Sequence[ImageRecord]) -> Any:
+    """The sight of the records' photos; truth boxes go only to the ablation that names them in its config."""
+    if isinstance(segmenter, ReadsTruthBoxes) and segmenter.wants_truth_boxes:
+        return segmenter.look_with_truth_boxes(records)
+    return segmenter.look([photo_of(record) for record in records])
+
+
 @dataclass(frozen=True, slots=True)
 class EvaluationFiles:
     """Where one benchmark's evaluation lives."""
@@ -116,7 +137,7 @@ def evaluate(
         waiting = [(record, asked) for record, asked in waiting if asked]
         for batch in _chunks(waiting, batch_images):
             start = time.perf_counter()
-            sight = segmenter.look([photo_of(record) for record, _ in batch])
+            sight = look_at(segmenter, [record for record, _ in batch])
             texts = [[e.text for e in asked] for _, asked in batch]
             answers = segmenter.answer(sight, texts, decoding)
             seconds = time.perf_counter() - start
@@ -466,7 +487,7 @@ def _converse(
     segmenter: Segmenter, records: Sequence[ImageRecord], decoding: Decoding
 ) -> Iterator[tuple[ImageRecord, Dialogue, list[Prediction]]]:
     """Hold all dialogues of a few pictures, turn by turn; one `look`, one `answer` per turn number."""
-    sight = segmenter.look([photo_of(record) for record in records])
+    sight = look_at(segmenter, records)
     given: dict[tuple[int, int], list[Prediction]] = {
         (b, d): [] for b, record in enumerate(records) for d in range(len(record.dialogues))
     }

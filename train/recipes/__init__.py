@@ -7,10 +7,12 @@ from collections.abc import Callable
 from train.recipe import Recipe
 from train.recipes.film_unet_scenes import film_unet_scenes
 from train.recipes.mini_real import mini_real
+from train.recipes.scenes_hour import scenes_hour
 from train.recipes.tiny_scenes import tiny_scenes
 
 KNOWN: dict[str, Callable[[], Recipe]] = {
     "film_unet_scenes": film_unet_scenes,
     "mini_real": mini_real,
+    "scenes_hour": scenes_hour,
     "tiny_scenes": tiny_scenes,
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mllm.config import MLLMConfig
 from train.recipe import DataConfig, EvalConfig, LogConfig, OptimConfig, Recipe
-from uniresxx.model.config import UniRESPlusPlusConfig
+from uniresxx.model.config import LossConfig, UniRESPlusPlusConfig
 
 
 def mini_real() -> Recipe:
@@ -25,8 +25,9 @@ def mini_real() -> Recipe:
                 llm_mlp=256,
                 vocabulary=512,
             ),
+            loss=LossConfig(mask=4.0, dice=2.0),
         ),
-        data=DataConfig(source="mini_real", batch_images=4, expressions_per_image=12, workers=1),
+        data=DataConfig(source="mini_real", batch_images=4, expressions_per_image=12),
         optim=OptimConfig(steps=2000, lr=1e-3, warmup_steps=60, max_minutes=18.0),
         log=LogConfig(save_every=200, overlay_every=200),
         eval=EvalConfig(benchmarks=("mini_real/train",)),

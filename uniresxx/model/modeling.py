@@ -19,13 +19,14 @@ from mllm.modeling import MLLM, Boxes, Prefix, Spoken
 from mllm.modeling import Sight as MLLMSight
 from mllm.tokens import Vocabulary
 from uniresxx.data.templates import spoken_turn
+from uniresxx.images import photo_of
 from uniresxx.masks import encode, union
 from uniresxx.model.config import UniRESPlusPlusConfig
 from uniresxx.model.losses import Counts, LossTerms, mask_sums, text_sum, true_iou
 from uniresxx.model.processing import View, pad_boxes, pixels, view_photo
 from uniresxx.model.pyramid import HeadOutput, MaskFeatures, PyramidHead
 from uniresxx.segmenter import DecisionRule, Decoding, Question
-from uniresxx.types import Batch, Prediction, Segment
+from uniresxx.types import Batch, ImageRecord, Prediction, Segment
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,11 +162,19 @@ class UniRESPlusPlus(nn.Module):
     @torch.no_grad()
     def look(self, photos: Sequence[np.ndarray]) -> Sight:
         """Encode photos once: proposals, both towers, MGFE, the LLM's prefix, the mask head's maps."""
-        return self.look_at([view_photo(photo, self.config) for photo in photos])
+        return self._look([view_photo(photo, self.config) for photo in photos])
+
+    @property
+    def wants_truth_boxes(self) -> bool:
+        """True for the labelled ablation `boxes = "truth"`."""
+        return self.config.boxes == "truth"
 
     @torch.no_grad()
-    def look_at(self, views: list[View]) -> Sight:
-        """`look` for prepared views (the truth-box ablation comes in here)."""
+    def look_with_truth_boxes(self, records: Sequence[ImageRecord]) -> Sight:
+        """`look` of that ablation."""
+        return self._look([view_photo(photo_of(record), self.config, record) for record in records])
+
+    def _look(self, views: list[View]) -> Sight:
         device = next(self.parameters()).device
         boxes = pad_boxes(views, self.config)
         boxes = Boxes(
