@@ -7,6 +7,7 @@ tests that need a process of their own.
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import math
 import multiprocessing
@@ -18,6 +19,7 @@ import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -127,7 +129,7 @@ def recipe_of(steps=12, images=4, accumulate=2, save_every=5, workers=0, **optim
         DataConfig("stub", "train", images, accumulate, 1, workers),
         OptimConfig(steps=steps, lr=1e-2, warmup_steps=3, weight_decay=0.1, **optim),
         EngineConfig(device="cpu", threads=1),
-        LogConfig(save_every=save_every, overlay_every=6, print_every_seconds=0),
+        LogConfig(save_every=save_every, overlay_first_seconds=1e9, overlay_every=6, print_every_seconds=0),
         seed=3,
     )
 
@@ -382,12 +384,15 @@ def test_continues_from_the_one_before_a_damaged_checkpoint(tmp_path, capsys):
     assert_same_run(tmp_path / "whole", tmp_path / "hurt")
 
 
-def test_time_limit_ends_the_run(tmp_path):
-    recipe = recipe_of(steps=100_000, save_every=100_000, max_minutes=0.3 / 60)
+def test_time_limit_ends_the_run(tmp_path, monkeypatch, capsys):
+    ticks = itertools.count()
+    monkeypatch.setattr("train.loop.time", SimpleNamespace(monotonic=lambda: 0.01 * next(ticks)))
+    recipe = recipe_of(steps=100_000, save_every=100_000, max_minutes=2.0 / 60)
     assert train(recipe, job_of(recipe), tmp_path) == DONE
     records = read_log(tmp_path / "log.jsonl")
-    assert records[-1]["seconds"] < 5 and records[-1]["step"] < 100_000
-    assert records[-1]["lr"] < 0.1 * max(r["lr"] for r in records)  # the decay was completed
+    assert 1.8 < records[-1]["seconds"] < 2.1 and len(records) < 200
+    assert records[-1]["lr"] < 0.01 * max(r["lr"] for r in records)  # the decay was completed
+    assert "(optim.max_minutes)" in capsys.readouterr().out
 
 
 def test_two_processes_cannot_share_a_folder(tmp_path):
