@@ -37,7 +37,9 @@ CONFIG = UniRESPlusPlusConfig(
 
 @pytest.fixture(scope="module")
 def vocabulary() -> Vocabulary:
-    return Vocabulary.train([*TRAINING_TEMPLATES, "the red square", "the blue square", "both squares"] * 3, 340)
+    return Vocabulary.train(
+        [*TRAINING_TEMPLATES, "the red square", "the blue square", "both squares"] * 3, 340
+    )
 
 
 @pytest.fixture(scope="module")
@@ -88,9 +90,12 @@ def picture(index: int, height: int = 32, width: int = 32) -> ImageRecord:
     )  # fmt: skip
 
 
-def batch_of(records: list[ImageRecord], vocabulary: Vocabulary, config: UniRESPlusPlusConfig = CONFIG) -> Batch:
+def batch_of(
+    records: list[ImageRecord], vocabulary: Vocabulary, config: UniRESPlusPlusConfig = CONFIG
+) -> Batch:
     samples = [
-        make_sample(r, r.expressions, r.dialogues, range(len(r.expressions)), config, vocabulary) for r in records
+        make_sample(r, r.expressions, r.dialogues, range(len(r.expressions)), config, vocabulary)
+        for r in records
     ]
     return collate(samples, config, vocabulary)
 
@@ -110,7 +115,9 @@ def gradients(model: UniRESPlusPlus, batches: list[Batch]) -> tuple[float, dict[
     return total, {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
 
-def test_batch_1_accumulated_8_times_equals_a_batch_of_8(model: UniRESPlusPlus, vocabulary: Vocabulary) -> None:
+def test_batch_1_accumulated_8_times_equals_a_batch_of_8(
+    model: UniRESPlusPlus, vocabulary: Vocabulary
+) -> None:
     records = [picture(i) for i in range(8)]
     # Unequal images: one without any target, one with a single expression.
     records[1] = replace(records[1], expressions=records[1].expressions[3:], dialogues=())
@@ -178,7 +185,9 @@ def test_mask_losses_equal_the_formulas_written_out() -> None:
     assert iou.tolist() == [1.0, 1.0, 1.0]
 
 
-def test_masks_are_supervised_only_where_the_truth_has_one(model: UniRESPlusPlus, vocabulary: Vocabulary) -> None:
+def test_masks_are_supervised_only_where_the_truth_has_one(
+    model: UniRESPlusPlus, vocabulary: Vocabulary
+) -> None:
     record = replace(picture(0), dialogues=(), expressions=picture(0).expressions[3:])
     batch = batch_of([record], vocabulary)
     sums = model.loss(model(batch), batch).sums
@@ -256,7 +265,9 @@ def test_a_checkpoint_answers_as_the_model_does(model: UniRESPlusPlus, tmp_path:
     assert isinstance(loaded, Segmenter) and isinstance(model, Segmenter)
     photo = picture(3).pixels
     ask = [["the red square", "both squares"]]
-    assert loaded.answer(loaded.look([photo]), ask, Decoding()) == model.answer(model.look([photo]), ask, Decoding())
+    assert loaded.answer(loaded.look([photo]), ask, Decoding()) == model.answer(
+        model.look([photo]), ask, Decoding()
+    )
 
 
 def test_config_round_trip_and_refusals() -> None:
@@ -304,3 +315,30 @@ def test_an_epoch_shows_every_record_once() -> None:
 def test_curriculum_changes_the_preset_at_its_slot() -> None:
     source = SceneSource("scenes", 0, "scenes_easy", 2)
     assert [source(slot).height for slot in (0, 1, 2, 3)] == [64, 64, 128, 128]
+
+
+def test_the_colour_lesson_covers_every_thing_once_and_names_what_is_absent() -> None:
+    plain, taught = SceneSource("scenes_easy", 0), SceneSource("scenes_easy", 0, colours_until=6)
+    for slot in range(6):
+        record, lesson = plain(slot), taught(slot)
+        colours = [e for e in lesson.expressions if "_colour_" in e.expression_id]
+        assert len(colours) == 6 and np.array_equal(record.pixels, lesson.pixels)
+        assert record.dense is not None
+        total = sum(masks.decode(e.rle).astype(int) for e in colours if e.rle)
+        assert np.array_equal(total, (record.dense[..., 1] > 0).astype(int))
+        assert all((e.rle is None) == (e.granularity == "none") for e in colours)
+        kept = {e.expression_id for e in lesson.expressions} - {e.expression_id for e in colours}
+        assert kept < {e.expression_id for e in record.expressions}
+    assert taught(6) == plain(6) or taught(6).expressions == plain(6).expressions
+
+
+def test_pixels_that_must_not_be_taught_do_not_count(model: UniRESPlusPlus, vocabulary: Vocabulary) -> None:
+    record = picture(0)
+    assert record.dense is not None
+    hidden = record.dense.copy()
+    hidden[8:24, :, 2] = 255
+    one, two = (batch_of([replace(record, dense=d)], vocabulary) for d in (record.dense, hidden))
+    with torch.no_grad():
+        output = model(one)
+        full, masked = (float(model.loss(output, batch).sums["dense"]) for batch in (one, two))
+    assert np.isfinite(masked) and 0 < masked < full

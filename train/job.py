@@ -16,6 +16,7 @@ from train.recipe import Recipe
 from uniresxx.data.benchmarks import load_benchmark
 from uniresxx.data.mixture import Batches, RecordSource, SceneSource, Source
 from uniresxx.data.scenes import scene_record, text_corpus
+from uniresxx.data.scenes.lessons import FORMS
 from uniresxx.data.templates import TRAINING_TEMPLATES
 from uniresxx.evaluate import look_at
 from uniresxx.film_unet.config import FilmUNetConfig
@@ -60,8 +61,13 @@ def _open_data(recipe: Recipe, data: Path | None) -> tuple[Source, list[ImageRec
     d, seed = recipe.data, recipe.seed
     if d.source in SCENES:
         shown = [scene_record(d.source, "val", index) for index in range(SHOWN)]
-        source = SceneSource(d.source, seed, d.first_preset, d.first_images)
-        return source, shown, text_corpus(d.source, CORPUS_LINES), f"{d.source}/{d.split}, seed {seed}"
+        source = SceneSource(d.source, seed, d.first_preset, d.first_images, d.colour_images)
+        return (
+            source,
+            shown,
+            [*text_corpus(d.source, CORPUS_LINES), *FORMS],
+            f"{d.source}/{d.split}, seed {seed}",
+        )
     records = load_benchmark(f"{d.source}/{d.split}", data)
     digest = sha256()
     for record in records:

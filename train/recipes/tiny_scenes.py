@@ -18,10 +18,14 @@ def tiny_scenes() -> Recipe:
         name="tiny_scenes",
         model=UniRESPlusPlusConfig(
             mllm=MLLMConfig(llm_layers=2, llm_mlp=256, vocabulary=768),
-            loss=LossConfig(mask=4.0, dice=2.0, dense=1.5),  # rebalanced: small masks are learned late otherwise
+            loss=LossConfig(
+                mask=4.0, dice=2.0, dense=1.5
+            ),  # rebalanced: small masks are learned late otherwise
             dense_classes=DENSE_CLASSES("scenes_easy"),
         ),
-        data=DataConfig(source="scenes_easy", batch_images=12, expressions_per_image=12),
+        data=DataConfig(
+            source="scenes_easy", batch_images=12, expressions_per_image=12, colour_images=12 * 350
+        ),
         optim=OptimConfig(steps=1500, lr=1.3e-3, warmup_steps=60, weight_decay=0.01, max_minutes=9.5),
         log=LogConfig(save_every=200, overlay_every=200),
         eval=EvalConfig(benchmarks=("scenes_easy/val",)),

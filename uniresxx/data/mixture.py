@@ -6,32 +6,42 @@ Any number of workers gives the same batches, and a step cut into micro-batches 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from mllm.tokens import Vocabulary
 from uniresxx.data.collate import Sample, collate, make_sample
 from uniresxx.data.scenes import scene_record
+from uniresxx.data.scenes.lessons import colour_lesson
 from uniresxx.model.config import UniRESPlusPlusConfig
-from uniresxx.types import Batch, ImageRecord
+from uniresxx.types import Batch, Dialogue, ImageRecord
 
 Source = Callable[[int], ImageRecord]  # slot (0, 1, 2, … without end) -> image
 
 
 @dataclass(frozen=True)
 class SceneSource:
-    """The scenes, drawn without end; from `then_at` on another preset (a curriculum: easy pictures first)."""
+    """The scenes, drawn without end, with a curriculum: easy pictures first, and colours asked for alone.
+
+    Before slot `then_at` the pictures are those of preset `first`; before slot `colours_until` half of a picture's
+    expressions make way for its colour lesson.
+    """
 
     preset: str
     seed: int
     first: str | None = None
     then_at: int = 0
+    colours_until: int = 0
 
     def __call__(self, slot: int) -> ImageRecord:
         """Picture number `slot`."""
         preset = self.first if self.first is not None and slot < self.then_at else self.preset
-        return scene_record(preset, "train", slot, self.seed)
+        record = scene_record(preset, "train", slot, self.seed)
+        if slot >= self.colours_until:
+            return record
+        kept = record.expressions[slot % 2 :: 2]
+        return replace(record, expressions=kept + colour_lesson(record, preset))
 
 
 @dataclass(frozen=True)
@@ -75,7 +85,7 @@ class Batches:
         chosen = rng.permutation(len(record.expressions))[:count]
         expressions = [record.expressions[int(i)] for i in chosen]
         choices = [int(i) for i in rng.integers(0, 1 << 16, count)]
-        dialogues = ()
+        dialogues: tuple[Dialogue, ...] = ()
         if record.dialogues and rng.random() < self.dialogue_share:
             dialogues = (record.dialogues[int(rng.integers(len(record.dialogues)))],)
         return make_sample(record, expressions, dialogues, choices, self.config, self.vocabulary)

@@ -28,6 +28,8 @@ from uniresxx.model.pyramid import HeadOutput, MaskFeatures, PyramidHead
 from uniresxx.segmenter import DecisionRule, Decoding, Question
 from uniresxx.types import Batch, ImageRecord, Prediction, Segment
 
+NOT_TAUGHT = 255  # dense label of pixels that must not be supervised
+
 
 @dataclass(frozen=True, slots=True)
 class Output:
@@ -131,7 +133,8 @@ class UniRESPlusPlus(nn.Module):
         stride = labels_BHW3.shape[1] // dense[0].shape[-1]
         offset = stride // 2
         labels = labels_BHW3[:, offset::stride, offset::stride].long()
-        labels = torch.where(valid_BHW[:, offset::stride, offset::stride, None], labels, IGNORE)
+        taught = valid_BHW[:, offset::stride, offset::stride, None] & (labels != NOT_TAUGHT)
+        labels = torch.where(taught, labels, IGNORE)
         losses = [
             F.cross_entropy(d, labels[..., i], ignore_index=IGNORE, reduction="sum")
             for i, d in enumerate(dense)
