@@ -22,14 +22,28 @@ DENSE_CLASSES = dense_classes
 
 
 def _keep(record: ImageRecord, left: dict[Granularity, int]) -> tuple[Expression, ...]:
-    """Expressions of a record within what is left of the quotas; negatives only with their positive."""
-    kept: dict[str, Expression] = {}
-    for expression in record.expressions:
-        twin = expression.source.get("negative_of")
-        if left[expression.granularity] > 0 and (twin is None or twin in kept):
+    """Expressions of a record within what is left of the quotas; a negative only together with its positive."""
+    by_id = {expression.expression_id: expression for expression in record.expressions}
+    kept: set[str] = set()
+
+    def take(expression: Expression) -> None:
+        if expression.expression_id not in kept:
             left[expression.granularity] -= 1
-            kept[expression.expression_id] = expression
-    return tuple(kept.values())
+            kept.add(expression.expression_id)
+
+    for expression in record.expressions:
+        positive = by_id.get(expression.source.get("negative_of", ""))
+        if positive is None or left[Granularity.NONE] == 0:
+            continue
+        if positive.expression_id in kept or left[positive.granularity] > 0:
+            take(positive)
+            take(expression)
+    for expression in record.expressions:
+        # the last places for positives are kept for those that negatives of later pictures will need
+        free = sum(left.values()) - 2 * left[Granularity.NONE]
+        if expression.rle is not None and left[expression.granularity] > 0 and free > 0:
+            take(expression)
+    return tuple(expression for expression in record.expressions if expression.expression_id in kept)
 
 
 @lru_cache(maxsize=16)

@@ -53,7 +53,8 @@ def _form(query: Query, style: Style) -> tuple[bool, bool]:
     """(colour after the noun, order after the noun)."""
     if style.plain or style.telegraphic:
         return False, False
-    colour_after = bool(query.colours) and style.form % 4 == 3
+    # "the second car that is red from the top" is not English: with a rank the colour stays in front
+    colour_after = bool(query.colours) and query.rank == 0 and style.form % 4 == 3
     order_after = query.order is not None and (style.form >> 2) % 3 == 2
     return colour_after, order_after and not colour_after
 

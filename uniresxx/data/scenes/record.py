@@ -98,6 +98,12 @@ class _Sheet:
         same_template = template_of(query, positive.style) == template_of(positive.query, positive.style)
         if text in self.texts or not same_template or not fits(text, positive.style):
             return False
+        if (
+            positive.style.new_words
+            and not positive.style.new_frame
+            and not _has_new_words(query, positive.style)
+        ):
+            return False  # in `paraphrase` a negative is as new as its positive
         self.texts.add(text)
         self.proposals.append(None)
         self.drafts.append(
@@ -109,10 +115,15 @@ class _Sheet:
         return True
 
 
+def _has_new_words(query: Query, style: Style) -> bool:
+    """Does any word of the query have a held-out synonym?"""
+    return phrase(query, style) != phrase(query, replace(style, new_words=False))
+
+
 def _fit(query: Query, style: Style) -> Style | None:
     """A style whose text has an allowed length and which, if it shall be new, is new to training."""
-    if style.new_words and phrase(query, style) == phrase(query, replace(style, new_words=False)):
-        style = replace(style, new_frame=True)  # no word of it has a held-out synonym
+    if style.new_words and not _has_new_words(query, style):
+        style = replace(style, new_frame=True)
     return fitting_style(query, style)
 
 

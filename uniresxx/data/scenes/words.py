@@ -75,7 +75,7 @@ SIDES: Mapping[str, str] = MappingProxyType(
 OBJECT_FRAMES = (
     "{x}", "{x} in the picture", "{x} in this image", "{x} that you see here", "only {x}", "just {x} here",
     "{x} shown in the scene", "{x} as a whole", "{x} you can see", "{x} and nothing else", "exactly {x} here",
-    "{x} in full", "{x} visible here",
+    "{x} in full", "{x}, nothing more",
 )  # fmt: skip
 OBJECT_FRAMES_HELD_OUT = ("{x} on display", "{x} within this photo", "nothing but {x}")
 PART_FRAMES = (
