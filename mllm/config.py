@@ -31,7 +31,6 @@ class MLLMConfig:
     llm_heads: int = 4
     llm_mlp: int = 384
     vocabulary: int = 1024
-    max_text: int = 512
     max_objects: int = 12
     max_parts: int = 24
     roi_size: int = 4

@@ -16,7 +16,7 @@ from train.recipe import Recipe
 from uniresxx.data.benchmarks import load_benchmark
 from uniresxx.data.mixture import Batches, RecordSource, SceneSource, Source
 from uniresxx.data.scenes import scene_record, text_corpus
-from uniresxx.data.scenes.lessons import FORMS
+from uniresxx.data.scenes.lessons import COLOUR_FORMS, SIDE_FORMS
 from uniresxx.data.templates import TRAINING_TEMPLATES
 from uniresxx.evaluate import look_at
 from uniresxx.film_unet.config import FilmUNetConfig
@@ -61,11 +61,11 @@ def _open_data(recipe: Recipe, data: Path | None) -> tuple[Source, list[ImageRec
     d, seed = recipe.data, recipe.seed
     if d.source in SCENES:
         shown = [scene_record(d.source, "val", index) for index in range(SHOWN)]
-        source = SceneSource(d.source, seed, d.first_preset, d.first_images, d.colour_images)
+        source = SceneSource(d.source, seed, d.first_preset, d.first_images, d.lesson_images)
         return (
             source,
             shown,
-            [*text_corpus(d.source, CORPUS_LINES), *FORMS],
+            [*text_corpus(d.source, CORPUS_LINES), *COLOUR_FORMS, *SIDE_FORMS],
             f"{d.source}/{d.split}, seed {seed}",
         )
     records = load_benchmark(f"{d.source}/{d.split}", data)

@@ -28,7 +28,7 @@ class DataConfig:
     dialogue_share: float = 0.2  # of images that also hold a conversation
     first_preset: str | None = None  # curriculum of the scenes: these pictures first …
     first_images: int = 0  # … for so many images
-    colour_images: int = 0  # curriculum of the scenes: so many images also ask for colours alone
+    lesson_images: int = 0  # curriculum of the scenes: so many images also ask for colours and sides alone
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def check(recipe: Recipe) -> None:
         "data.expressions_per_image": (recipe.data.expressions_per_image, 1),
         "data.workers": (recipe.data.workers, 0),
         "data.first_images": (recipe.data.first_images, 0),
-        "data.colour_images": (recipe.data.colour_images, 0),
+        "data.lesson_images": (recipe.data.lesson_images, 0),
         "optim.steps": (recipe.optim.steps, 1),
         "optim.warmup_steps": (recipe.optim.warmup_steps, 0),
         "optim.weight_decay": (recipe.optim.weight_decay, 0),

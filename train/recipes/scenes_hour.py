@@ -12,8 +12,8 @@ def scenes_hour() -> Recipe:
     """python -m train scenes_hour --out runs/scenes_hour
 
     Controls: `--model.mllm.blind_to_text True`, `--model.mllm.blind_to_image True`; the FiLM-UNet is the recipe
-    film_unet_scenes. Hardware: 1 CPU core. Time: 60 minutes. Easy pictures come first
-    (`data.first_images`), and colours alone (`data.colour_images`), inside the hour. Measured: docs/results.md.
+    film_unet_scenes. Hardware: 1 CPU core. Time: 60 minutes, with easy pictures first (`data.first_images`) and
+    colours and sides alone first (`data.lesson_images`). Measured: docs/results.md.
     """
     return Recipe(
         name="scenes_hour",
@@ -24,7 +24,7 @@ def scenes_hour() -> Recipe:
         ),
         data=DataConfig(
             source="scenes", batch_images=12, expressions_per_image=12,
-            first_preset="scenes_easy", first_images=12 * 700, colour_images=12 * 350,
+            first_preset="scenes_easy", first_images=12 * 700, lesson_images=12 * 350,
         ),
         optim=OptimConfig(steps=2600, lr=1.3e-3, warmup_steps=60, weight_decay=0.01, max_minutes=60.0),
         engine=EngineConfig(threads=1),

@@ -24,7 +24,7 @@ def tiny_scenes() -> Recipe:
             dense_classes=DENSE_CLASSES("scenes_easy"),
         ),
         data=DataConfig(
-            source="scenes_easy", batch_images=12, expressions_per_image=12, colour_images=12 * 350
+            source="scenes_easy", batch_images=12, expressions_per_image=12, lesson_images=12 * 350
         ),
         optim=OptimConfig(steps=1500, lr=1.3e-3, warmup_steps=60, weight_decay=0.01, max_minutes=9.5),
         log=LogConfig(save_every=200, overlay_every=200),

@@ -13,7 +13,7 @@ import numpy as np
 from mllm.tokens import Vocabulary
 from uniresxx.data.collate import Sample, collate, make_sample
 from uniresxx.data.scenes import scene_record
-from uniresxx.data.scenes.lessons import colour_lesson
+from uniresxx.data.scenes.lessons import first_lesson
 from uniresxx.model.config import UniRESPlusPlusConfig
 from uniresxx.types import Batch, Dialogue, ImageRecord
 
@@ -24,24 +24,24 @@ Source = Callable[[int], ImageRecord]  # slot (0, 1, 2, … without end) -> imag
 class SceneSource:
     """The scenes, drawn without end, with a curriculum: easy pictures first, and colours asked for alone.
 
-    Before slot `then_at` the pictures are those of preset `first`; before slot `colours_until` half of a picture's
-    expressions make way for its colour lesson.
+    Before slot `then_at` the pictures are those of preset `first`; before slot `lesson_until` half of a picture's
+    expressions make way for its first lesson (colours and sides alone).
     """
 
     preset: str
     seed: int
     first: str | None = None
     then_at: int = 0
-    colours_until: int = 0
+    lesson_until: int = 0
 
     def __call__(self, slot: int) -> ImageRecord:
         """Picture number `slot`."""
         preset = self.first if self.first is not None and slot < self.then_at else self.preset
         record = scene_record(preset, "train", slot, self.seed)
-        if slot >= self.colours_until:
+        if slot >= self.lesson_until:
             return record
         kept = record.expressions[slot % 2 :: 2]
-        return replace(record, expressions=kept + colour_lesson(record, preset))
+        return replace(record, expressions=kept + first_lesson(record, preset))
 
 
 @dataclass(frozen=True)

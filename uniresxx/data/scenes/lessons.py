@@ -1,28 +1,42 @@
-"""A first lesson for training: colours alone, before kinds, parts and relations are asked for.
+"""A first lesson for training: colours and sides alone, before kinds, parts and relations are asked for.
 
 Small language models learn to hear the kind and never come to hear the colour where both come at once (docs/log.md).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+import numpy as np
+
 from uniresxx.data.scenes.presets import preset_of
 from uniresxx.masks import area, encode
 from uniresxx.types import Expression, Granularity, ImageRecord
 
-FORMS = ("everything {}", "all {} things", "the {} things", "every {} object")
+COLOUR_FORMS = ("everything {}", "all {} things", "the {} things", "every {} object")
+SIDE_FORMS = ("everything on the {}", "all {} things", "the {} things", "what is on the {}")
 
 
-def colour_lesson(record: ImageRecord, preset: str) -> tuple[Expression, ...]:
-    """One expression per colour of the preset: all pixels of things of that colour, or nothing."""
-    assert record.dense is not None, "scenes carry dense labels"
-    colour_yx = record.dense[..., 1]
+def first_lesson(record: ImageRecord, preset: str) -> tuple[Expression, ...]:
+    """One expression per colour of the preset and per half of the picture: those pixels of things, or nothing."""
     lesson = []
-    for index, colour in enumerate(preset_of(preset).colours, start=1):
-        mask = colour_yx == index
+    for name, text, mask in _questions(record, preset):
         rle = encode(mask) if mask.any() else None
-        text = FORMS[(index + record.height + len(record.expressions)) % len(FORMS)].format(colour)
         kind = Granularity.NONE if rle is None else Granularity.MULTI
         lesson.append(
-            Expression(f"{record.image_id}_colour_{index}", text, kind, rle, 0 if rle is None else area(rle))
+            Expression(f"{record.image_id}_lesson_{name}", text, kind, rle, 0 if rle is None else area(rle))
         )
     return tuple(lesson)
+
+
+def _questions(record: ImageRecord, preset: str) -> Iterator[tuple[str, str, np.ndarray]]:
+    """(name, text, mask) of each expression; the form changes from picture to picture."""
+    assert record.dense is not None, "scenes carry dense labels"
+    turn = sum(map(ord, record.image_id))
+    for index, colour in enumerate(preset_of(preset).colours, start=1):
+        form = COLOUR_FORMS[(index + turn) % len(COLOUR_FORMS)]
+        yield colour, form.format(colour), record.dense[..., 1] == index
+    things, middle = record.dense[..., 0] > 0, record.width // 2
+    columns = np.arange(record.width)
+    for side, half in (("left", columns < middle), ("right", columns >= middle)):
+        yield side, SIDE_FORMS[turn % len(SIDE_FORMS)].format(side), things & half
