@@ -31,6 +31,16 @@ class Boxes:
     parts_BP4: Tensor
     part_valid_BP: Tensor
 
+    def without(self, objects: bool, parts: bool) -> Boxes:
+        """The same counts with no box at all in the named streams."""
+        o, p = float(not objects), float(not parts)
+        return Boxes(
+            self.objects_BO4 * o,
+            self.object_valid_BO & (not objects),
+            self.parts_BP4 * p,
+            self.part_valid_BP & (not parts),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Sight:
@@ -100,9 +110,11 @@ class MLLM(nn.Module):
         return self.llm.model.embed_tokens
 
     def see(self, pixels_low_B3hw: Tensor, pixels_high_B3HW: Tensor, boxes: Boxes) -> Sight:
-        """Look at B images once."""
+        """Look at B images once. The image-blind control sees neither pixels nor where regions were proposed."""
+        boxes = boxes.without(objects=not self.config.use_objects, parts=not self.config.use_parts)
         if self.config.blind_to_image:
             pixels_low_B3hw, pixels_high_B3HW = pixels_low_B3hw * 0, pixels_high_B3HW * 0
+            boxes = boxes.without(objects=True, parts=True)
         stages = self.high(pixels_high_B3HW)
         image = self.image_tokens(self.low(pixels_low_B3hw), stages)
         objects = self.object_tokens(stages, boxes.objects_BO4)

@@ -15,7 +15,7 @@ from transformers import DynamicCache
 def packed_mask(prefix_valid_BL: Tensor, branch_BT: Tensor, dtype: torch.dtype) -> Tensor:
     """Additive mask (B, 1, L+T, L+T): i sees j iff j <= i and j is in the prefix or in i's own branch.
 
-    `branch` is -1 on padding; padded positions see only themselves, so that no row is empty.
+    `branch` is -1 on padding, which nothing else sees; every position sees itself, so that no row is empty.
     """
     B, L = prefix_valid_BL.shape
     branch = torch.cat((branch_BT.new_full((B, L), -2), branch_BT), dim=1)

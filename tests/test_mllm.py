@@ -237,13 +237,14 @@ def test_every_switch_changes_what_is_seen_or_read(vocabulary: Vocabulary, switc
     assert (plain.read(a, *args) - switched.read(b, *args)).abs().max() > 1e-4
 
 
-def test_containment_bias_reaches_the_parts(vocabulary: Vocabulary) -> None:
-    model = make(vocabulary)
-    before = look(model).part_BPD
-    with torch.no_grad():
-        for block in model.exploitation.blocks:
-            block.inside_G.fill_(3.0)
-    assert (look(model).part_BPD - before).abs().max() > 1e-4
+def test_containment_bias_reaches_the_parts_unless_switched_off(vocabulary: Vocabulary) -> None:
+    for on in (True, False):
+        model = make(vocabulary, containment_bias=on)
+        before = look(model).part_BPD
+        with torch.no_grad():
+            for block in model.exploitation.blocks:
+                block.inside_G.fill_(3.0)
+        assert bool((look(model).part_BPD - before).abs().max() > 1e-4) is on
 
 
 def test_a_text_blind_model_reads_every_question_of_a_length_alike(vocabulary: Vocabulary) -> None:
@@ -257,17 +258,36 @@ def test_a_text_blind_model_reads_every_question_of_a_length_alike(vocabulary: V
     torch.testing.assert_close(states[0], states[1])
 
 
-def test_an_image_blind_model_sees_every_picture_alike(vocabulary: Vocabulary) -> None:
+def test_an_image_blind_model_sees_every_picture_and_every_box_alike(vocabulary: Vocabulary) -> None:
     model = make(vocabulary, blind_to_image=True)
     boxes = some_boxes(2)
-    same = Boxes(
-        *(
-            v[:1].repeat(2, *[1] * (v.dim() - 1))
-            for v in (boxes.objects_BO4, boxes.object_valid_BO, boxes.parts_BP4, boxes.part_valid_BP)
-        )
-    )
-    sight = model.see(torch.randn(2, 3, 32, 32), torch.randn(2, 3, 32, 32), same)
-    torch.testing.assert_close(sight.prefix_BLD[0], sight.prefix_BLD[1])
+    boxes.object_valid_BO[0, 0] = False
+    sight = model.see(torch.randn(2, 3, 32, 32), torch.randn(2, 3, 32, 32), boxes)
+    assert torch.equal(sight.prefix_BLD[0], sight.prefix_BLD[1])
+    assert torch.equal(sight.valid_BL[0], sight.valid_BL[1])
+
+
+@pytest.mark.parametrize("stream", ["objects", "parts"])
+def test_a_stream_switched_off_hides_where_its_boxes_are(vocabulary: Vocabulary, stream: str) -> None:
+    model = make(vocabulary, **{f"use_{stream}": False})
+    with torch.no_grad():
+        for block in model.exploitation.blocks:
+            block.inside_G.fill_(3.0)
+    pixels = torch.randn(1, 3, 32, 32)
+    boxes = some_boxes(1)
+    moved = Boxes(
+        boxes.objects_BO4 * (0.5 if stream == "objects" else 1.0), boxes.object_valid_BO,
+        boxes.parts_BP4 * (0.5 if stream == "parts" else 1.0), boxes.part_valid_BP,
+    )  # fmt: skip
+    a, b = model.see(pixels, pixels, boxes), model.see(pixels, pixels, moved)
+    assert torch.equal(a.prefix_BLD, b.prefix_BLD)
+
+
+def test_an_image_without_any_region_is_as_if_nothing_looked_back(vocabulary: Vocabulary) -> None:
+    plain, deaf = make(vocabulary), make(vocabulary, image_sees_regions=False)
+    deaf.load_state_dict(plain.state_dict())
+    a, b = look(plain, valid=False), look(deaf, valid=False)
+    assert torch.equal(a.prefix_BLD[:, a.layout.image], b.prefix_BLD[:, b.layout.image])
 
 
 def test_sizes_that_cannot_fit_are_refused() -> None:

@@ -12,17 +12,23 @@ import torch
 from mllm.chat import render
 from mllm.config import MLLMConfig
 from mllm.tokens import Vocabulary
+from train.job import open_job
+from train.recipes import KNOWN
 from uniresxx import masks
 from uniresxx.checkpoint import load_segmenter, save_pretrained
 from uniresxx.data.collate import collate, make_sample
 from uniresxx.data.mixture import Batches, RecordSource, SceneSource
+from uniresxx.data.scenes import preset_of
 from uniresxx.data.templates import TRAINING_TEMPLATES, dialogue_turn, spoken_turn
 from uniresxx.errors import InputError
+from uniresxx.evaluate import look_at
+from uniresxx.geometry import Letterbox
 from uniresxx.model.build import build_model
 from uniresxx.model.config import LossConfig, PyramidHeadConfig, UniRESPlusPlusConfig
 from uniresxx.model.losses import mask_sums, true_iou
 from uniresxx.model.modeling import UniRESPlusPlus
-from uniresxx.model.pyramid import PyramidHead
+from uniresxx.model.processing import view_photo
+from uniresxx.model.pyramid import HeadOutput, PyramidHead
 from uniresxx.segmenter import Decoding, Question, Segmenter
 from uniresxx.types import Batch, Dialogue, Expression, Granularity, ImageRecord, Phrase, Turn
 
@@ -195,15 +201,6 @@ def test_masks_are_supervised_only_where_the_truth_has_one(
     assert float(sums["presence"]) > 0.0
 
 
-def test_the_truth_cannot_reach_an_answer(model: UniRESPlusPlus) -> None:
-    photo = picture(0).pixels
-    assert photo is not None
-    assert "truth" not in str(model.config.boxes)
-    first = model.answer(model.look([photo]), [["the red square"]], Decoding())
-    again = model.answer(model.look([photo.copy()]), [["the red square"]], Decoding())
-    assert first == again
-
-
 def test_answers_do_not_depend_on_the_company_or_the_batch(model: UniRESPlusPlus) -> None:
     photos = [picture(0).pixels, picture(1, 20, 41).pixels, picture(2, 50, 33).pixels]
     texts = [["the red square", "both squares"], ["a much longer question about the blue square"], ["green"]]
@@ -279,17 +276,97 @@ def test_config_round_trip_and_refusals() -> None:
 
 
 def test_truth_boxes_are_refused_without_truth() -> None:
-    from uniresxx.model.processing import view_photo
-
     with pytest.raises(InputError, match="ablation"):
         view_photo(np.zeros((8, 8, 3), dtype=np.uint8), replace(CONFIG, boxes="truth"))
 
 
-@pytest.mark.parametrize("boxes", ["grid", "shuffled", "random"])
-def test_box_controls_keep_the_number_of_tokens(vocabulary: Vocabulary, boxes: str) -> None:
+@pytest.mark.parametrize("boxes", ["shuffled", "random"])
+def test_box_controls_keep_counts_move_boxes_and_know_no_company(vocabulary: Vocabulary, boxes: str) -> None:
     plain, control = new_model(vocabulary), new_model(vocabulary, replace(CONFIG, boxes=boxes))
     photos = [picture(0).pixels, picture(1).pixels]
-    assert plain.look(photos).prefix.length == control.look(photos).prefix.length
+    a, b = plain.look(photos), control.look(photos)
+    assert torch.equal(a.prefix.valid_BL, b.prefix.valid_BL)
+    real, used, alone = (
+        plain.regions(a)[0],
+        control.regions(b)[0],
+        control.regions(control.look(photos[:1]))[0],
+    )
+    for stream in ("object", "part"):
+        assert len(real[stream]) == len(used[stream]) > 0 and not np.allclose(real[stream], used[stream])
+        assert np.array_equal(used[stream], alone[stream])
+        assert (used[stream] >= -1e-3).all() and (used[stream] <= 32 + 1e-3).all()
+        if boxes == "shuffled":
+            sizes = [np.sort((r[stream][:, 2:] - r[stream][:, :2]), axis=0) for r in (real, used)]
+            np.testing.assert_allclose(*sizes, atol=1e-3)
+
+
+def test_truth_boxes_are_used_only_where_the_config_names_them(vocabulary: Vocabulary) -> None:
+    record = replace(picture(0), boxes={"object": np.array([[1.0, 2, 9, 9]]), "part": np.zeros((0, 4))})
+    told = new_model(vocabulary, replace(CONFIG, boxes="truth"))
+    assert np.allclose(told.regions(look_at(told, [record]))[0]["object"], [[1, 2, 9, 9]])
+    plain = new_model(vocabulary)
+    assert not np.allclose(plain.regions(look_at(plain, [record]))[0]["object"][:1], [[1, 2, 9, 9]])
+
+
+def test_boxes_never_lie_on_the_padding() -> None:
+    for height, width in ((25, 32), (32, 21), (64, 60)):
+        letterbox = Letterbox.fit(height, width, 32)
+        view = view_photo(picture(0, 32, 32).pixels[:height, :width] if height < 33 else
+                          np.tile(picture(0).pixels, (2, 2, 1))[:height, :width], CONFIG)  # fmt: skip
+        for boxes in (view.boxes.objects, view.boxes.parts):
+            assert (boxes[:, 2] <= letterbox.inner_width).all() and (
+                boxes[:, 3] <= letterbox.inner_height
+            ).all()
+            assert (boxes[:, 2:] > boxes[:, :2]).all()
+
+
+def test_a_batch_without_any_expression_or_without_any_word_has_a_loss(
+    model: UniRESPlusPlus, vocabulary: Vocabulary
+) -> None:
+    talk = Dialogue("toy/train/talk", (Turn("how many?", say="two."),))
+    for dialogues in ((talk,), ()):
+        record = replace(picture(0), expressions=(), dialogues=dialogues)
+        batch = batch_of([record, record], vocabulary)
+        terms = model.loss(model(batch), batch)
+        assert torch.isfinite(terms.total(model.counts(batch)))
+        assert batch.token_ids_BT.dtype == torch.long
+
+
+def test_losses_are_summed_in_fp32_whatever_the_logits_are(
+    model: UniRESPlusPlus, vocabulary: Vocabulary
+) -> None:
+    batch = batch_of([picture(0), picture(1)], vocabulary)
+    with torch.no_grad():
+        output = model(batch)
+        head = output.head
+        rounded = [t.bfloat16() for t in (head.masks_Ehw, head.quality_E, head.presence_E)]
+        low = replace(output, head=HeadOutput(*rounded))
+        same = replace(output, head=HeadOutput(*(t.float() for t in rounded)))
+        a, b = (model.loss(o, batch).total(model.counts(batch)) for o in (low, same))
+    assert float(a) == pytest.approx(float(b), rel=1e-6)
+
+
+def test_the_own_state_of_a_mark_is_read_in_training_too(vocabulary: Vocabulary) -> None:
+    config = replace(CONFIG, mllm=replace(TINY, prompt_state="own"))
+    own, before = new_model(vocabulary, config), new_model(vocabulary)
+    batch = batch_of([picture(0)], vocabulary)
+    with torch.no_grad():
+        assert torch.equal(own(batch).logits_LV, before(batch).logits_LV)
+        assert not torch.allclose(own(batch).head.masks_Ehw, before(batch).head.masks_Ehw)
+
+
+def test_words_of_the_config_that_name_nothing_are_refused() -> None:
+    for wrong in ({"boxes": "truht"}, {"decision_rule": "maybe"}, {"head": {"width": 60}}):
+        values = CONFIG.to_dict() | wrong
+        with pytest.raises(InputError, match="does not fit"):
+            UniRESPlusPlusConfig.from_dict(values)
+
+
+def test_options_a_source_would_ignore_are_refused() -> None:
+    recipe = KNOWN["tiny_scenes"]()
+    for changes in ({"split": "val"}, {"first_images": 5}, {"source": "mini_real"}):
+        with pytest.raises(InputError):
+            open_job(replace(recipe, data=replace(recipe.data, **changes)), None)
 
 
 def test_batches_are_a_pure_function_of_step_and_micro(vocabulary: Vocabulary) -> None:
@@ -317,22 +394,43 @@ def test_curriculum_changes_the_preset_at_its_slot() -> None:
     assert [source(slot).height for slot in (0, 1, 2, 3)] == [64, 64, 128, 128]
 
 
-def test_the_first_lesson_covers_every_thing_once_per_topic_and_names_what_is_absent() -> None:
-    plain, taught = SceneSource("scenes_easy", 0), SceneSource("scenes_easy", 0, lesson_until=6)
+@pytest.mark.parametrize(("preset", "colours"), [("scenes_easy", 6), ("scenes", 8)])
+def test_the_first_lesson_is_exact_by_pixel_and_names_what_is_absent(preset: str, colours: int) -> None:
+    plain, taught = SceneSource(preset, 0), SceneSource(preset, 0, lesson_until=6)
     for slot in range(6):
         record, lesson = plain(slot), taught(slot)
-        asked = [e for e in lesson.expressions if "_lesson_" in e.expression_id]
-        sides = [e for e in asked if e.expression_id.endswith(("left", "right"))]
-        colours = [e for e in asked if e not in sides]
-        assert (len(colours), len(sides)) == (6, 2) and np.array_equal(record.pixels, lesson.pixels)
-        assert record.dense is not None
-        for topic in (colours, sides):
-            total = sum(masks.decode(e.rle).astype(int) for e in topic if e.rle)
-            assert np.array_equal(total, (record.dense[..., 0] > 0).astype(int))
-        assert all((e.rle is None) == (e.granularity == "none") for e in asked)
-        kept = {e.expression_id for e in lesson.expressions} - {e.expression_id for e in asked}
+        asked = {
+            e.expression_id.rsplit("_", 1)[1]: e for e in lesson.expressions if "_lesson_" in e.expression_id
+        }
+        assert record.dense is not None and np.array_equal(record.pixels, lesson.pixels)
+        things, left = record.dense[..., 0] > 0, np.arange(record.width) < record.width // 2
+        expected = {"left": things & left, "right": things & ~left}
+        names = preset_of(preset).colours
+        expected |= {name: record.dense[..., 1] == i for i, name in enumerate(names, start=1)}
+        assert len(names) == colours
+        for name, mask in expected.items():
+            if 0 < mask.sum() < 12:
+                assert name not in asked
+            elif mask.any():
+                assert np.array_equal(masks.decode(asked[name].rle), mask)
+            else:
+                assert asked[name].rle is None and asked[name].granularity == "none"
+        kept = {e.expression_id for e in lesson.expressions} - {e.expression_id for e in asked.values()}
         assert kept < {e.expression_id for e in record.expressions}
     assert taught(6).expressions == plain(6).expressions
+
+
+def test_a_fifth_of_the_branches_are_conversations_where_there_are_enough(vocabulary: Vocabulary) -> None:
+    batches = Batches(SceneSource("scenes_easy", 0), CONFIG, vocabulary, 7, 1, 1, 10, 0.2)
+    single = talk = 0
+    for slot in range(40):
+        row = batches.sample(slot).row
+        turns = [row.ids_T[i] == vocabulary.assistant for i in range(len(row.ids_T))]
+        branches = row.branch_T[-1] + 1
+        chosen = min(10, len(batches.source(slot).expressions))
+        single, talk = single + chosen, talk + branches - chosen
+        assert sum(turns) >= branches
+    assert 0.15 <= talk / (single + talk) <= 0.25
 
 
 def test_pixels_that_must_not_be_taught_do_not_count(model: UniRESPlusPlus, vocabulary: Vocabulary) -> None:

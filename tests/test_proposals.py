@@ -8,8 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from uniresxx.data.proposals import box_iou, grid_boxes, propose, random_boxes, recall
+from uniresxx.data.proposals import grid_boxes, propose, random_boxes, shuffled_boxes
 from uniresxx.data.scenes import scene_record
+from uniresxx.geometry import box_iou
+
+
+def recall(proposed: np.ndarray, truth: np.ndarray, iou: float = 0.5) -> tuple[int, int]:
+    """(truth boxes met by a proposal, truth boxes)."""
+    return int((box_iou(truth, proposed).max(axis=1, initial=0.0) >= iou).sum()), len(truth)
 
 
 @pytest.mark.parametrize(("preset", "objects", "parts"), [("scenes_easy", 0.85, 0.75), ("scenes", 0.5, 0.3)])
@@ -52,6 +58,12 @@ def test_a_square_on_plain_ground_is_found() -> None:
         assert recall(boxes, np.array([[10.0, 20.0, 34.0, 40.0]]), 0.8) == (1, 1)
 
 
-def test_controls_have_the_asked_number_of_boxes() -> None:
+def test_controls_have_the_asked_number_of_boxes_inside_the_square() -> None:
     assert grid_boxes(64, 12).shape == random_boxes(64, 12, 0).shape == (12, 4)
     assert not np.array_equal(random_boxes(64, 12, 0), random_boxes(64, 12, 1))
+    grid = grid_boxes(64, 24)
+    assert np.isclose((grid[:, 2:] - grid[:, :2]).prod(axis=1).sum(), 64 * 64)  # no strip is left out
+    boxes = random_boxes(64, 9, 3)
+    moved = shuffled_boxes(boxes, 64, 5)
+    np.testing.assert_allclose(moved[:, 2:] - moved[:, :2], boxes[:, 2:] - boxes[:, :2], atol=1e-3)
+    assert (moved >= 0).all() and (moved <= 64).all() and not np.allclose(moved, boxes)

@@ -12,12 +12,13 @@ from PIL import Image
 
 from mllm.tokens import Vocabulary
 from train.loop import Job
-from train.recipe import Recipe
+from train.recipe import DataConfig, Recipe
 from uniresxx.data.benchmarks import load_benchmark
 from uniresxx.data.mixture import Batches, RecordSource, SceneSource, Source
 from uniresxx.data.scenes import scene_record, text_corpus
 from uniresxx.data.scenes.lessons import COLOUR_FORMS, SIDE_FORMS
 from uniresxx.data.templates import TRAINING_TEMPLATES
+from uniresxx.errors import InputError
 from uniresxx.evaluate import look_at
 from uniresxx.film_unet.config import FilmUNetConfig
 from uniresxx.film_unet.modeling import build_film_unet
@@ -59,6 +60,7 @@ def open_job(recipe: Recipe, data: Path | None) -> Job:
 def _open_data(recipe: Recipe, data: Path | None) -> tuple[Source, list[ImageRecord], list[str], str]:
     """Source of training images, pictures for the overlay, text for the vocabulary, fingerprint of the data."""
     d, seed = recipe.data, recipe.seed
+    _check_source(d)
     if d.source in SCENES:
         shown = [scene_record(d.source, "val", index) for index in range(SHOWN)]
         source = SceneSource(d.source, seed, d.first_preset, d.first_images, d.lesson_images)
@@ -75,6 +77,20 @@ def _open_data(recipe: Recipe, data: Path | None) -> tuple[Source, list[ImageRec
             digest.update(f"{e.expression_id}\0{e.text}\0{e.granularity}\0{e.rle}\n".encode())
     corpus = [e.text for record in records for e in record.expressions]
     return RecordSource(records, seed), records[:SHOWN], corpus, digest.hexdigest()
+
+
+def _check_source(d: DataConfig) -> None:
+    """Raise InputError for options that this source would silently ignore."""
+    if d.source in SCENES and d.split != "train":
+        raise InputError(
+            f"--data.split {d.split}: scenes are trained on train only, the other splits measure"
+        )
+    if d.source not in SCENES and (d.first_preset or d.first_images or d.lesson_images):
+        raise InputError(
+            f"data.first_preset, first_images and lesson_images are for scenes, not for {d.source}"
+        )
+    if bool(d.first_preset) != bool(d.first_images):
+        raise InputError("data.first_preset and data.first_images go together: give both or neither")
 
 
 def overlay(model: Segmenter, records: Sequence[ImageRecord], step: int) -> Image.Image:

@@ -1,7 +1,7 @@
 """The one resize of the project: longest side to `side`, padding at bottom and right, and its exact inverse.
 
 Shapes: y x pixels of the photo, S the side of the padded square, s a square of logits over all of it, E
-masks, N boxes. Edges map to edges: a box of the photo times (resized / original), per axis, is its box in the
+masks, N M boxes. Edges map to edges: a box of the photo times (resized / original), per axis, is its box in the
 square, so the inverse is a division. Pure numpy and Pillow.
 """
 
@@ -113,6 +113,15 @@ class Letterbox:
     def _check(shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
         if shape != expected:
             raise ValueError(f"this letterbox is for arrays of shape {expected}, not {shape}")
+
+
+def box_iou(a_N4: np.ndarray, b_M4: np.ndarray) -> np.ndarray:
+    """Pairwise IoU (N, M), 0..1, of xyxy boxes in one frame; 0 between boxes without area."""
+    low = np.maximum(a_N4[:, None, :2], b_M4[None, :, :2])
+    high = np.minimum(a_N4[:, None, 2:], b_M4[None, :, 2:])
+    inter = np.clip(high - low, 0, None).prod(axis=2)
+    area_a, area_b = ((b[:, 2:] - b[:, :2]).prod(axis=1) for b in (a_N4, b_M4))
+    return inter / np.maximum(area_a[:, None] + area_b[None] - inter, 1e-9)
 
 
 def _bilinear(pixels: int, extent: float, cells: int) -> np.ndarray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mllm.config import MLLMConfig
 from train.recipe import DataConfig, EngineConfig, EvalConfig, LogConfig, OptimConfig, Recipe
-from uniresxx.data.scenes import DENSE_CLASSES, SPLITS
+from uniresxx.data.scenes import SPLITS, dense_classes
 from uniresxx.model.config import LossConfig, UniRESPlusPlusConfig
 
 
@@ -20,7 +20,7 @@ def scenes_hour() -> Recipe:
         model=UniRESPlusPlusConfig(
             mllm=MLLMConfig(high_size=128, high_patch=4, llm_layers=2, llm_mlp=256, vocabulary=1024, max_objects=16),
             loss=LossConfig(mask=4.0, dice=2.0, dense=1.5),
-            dense_classes=DENSE_CLASSES("scenes"),
+            dense_classes=dense_classes("scenes"),
         ),
         data=DataConfig(
             source="scenes", batch_images=12, expressions_per_image=12,

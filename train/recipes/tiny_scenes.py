@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mllm.config import MLLMConfig
 from train.recipe import DataConfig, EvalConfig, LogConfig, OptimConfig, Recipe
-from uniresxx.data.scenes import DENSE_CLASSES
+from uniresxx.data.scenes import dense_classes
 from uniresxx.model.config import LossConfig, UniRESPlusPlusConfig
 
 
@@ -21,10 +21,10 @@ def tiny_scenes() -> Recipe:
             loss=LossConfig(
                 mask=4.0, dice=2.0, dense=1.5
             ),  # rebalanced: small masks are learned late otherwise
-            dense_classes=DENSE_CLASSES("scenes_easy"),
+            dense_classes=dense_classes("scenes_easy"),
         ),
         data=DataConfig(
-            source="scenes_easy", batch_images=12, expressions_per_image=12, lesson_images=12 * 350
+            source="scenes_easy", batch_images=12, expressions_per_image=10, lesson_images=12 * 350
         ),
         optim=OptimConfig(steps=1500, lr=1.3e-3, warmup_steps=60, weight_decay=0.01, max_minutes=9.5),
         log=LogConfig(save_every=200, overlay_every=200),

@@ -83,7 +83,9 @@ def collate(samples: Sequence[Sample], config: UniRESPlusPlusConfig, vocabulary:
     T = max(len(sample.row.ids_T) for sample in samples)
 
     def rows(name: str, fill: int) -> torch.Tensor:
-        return torch.tensor([(row := getattr(s.row, name)) + [fill] * (T - len(row)) for s in samples])
+        return torch.tensor(
+            [(row := getattr(s.row, name)) + [fill] * (T - len(row)) for s in samples], dtype=torch.long
+        )
 
     side = config.mllm.high_size
     masks = [

@@ -15,7 +15,7 @@ from uniresxx.data.collate import Sample, collate, make_sample
 from uniresxx.data.scenes import scene_record
 from uniresxx.data.scenes.lessons import first_lesson
 from uniresxx.model.config import UniRESPlusPlusConfig
-from uniresxx.types import Batch, Dialogue, ImageRecord
+from uniresxx.types import Batch, ImageRecord
 
 Source = Callable[[int], ImageRecord]  # slot (0, 1, 2, … without end) -> image
 
@@ -60,7 +60,7 @@ class RecordSource:
 
 @dataclass(frozen=True)
 class Batches:
-    """Micro-batch number `micro` of step `step`; also a map-style data set over their running number."""
+    """Micro-batch number `micro` of step `step`."""
 
     source: Source
     config: UniRESPlusPlusConfig
@@ -69,7 +69,7 @@ class Batches:
     batch_images: int
     accumulate: int
     expressions_per_image: int
-    dialogue_share: float = 0.2  # of images that also hold a conversation
+    dialogue_share: float = 0.2  # of an image's branches, where it offers enough conversations
 
     def __call__(self, step: int, micro: int) -> Batch:
         """The prepared micro-batch."""
@@ -78,20 +78,14 @@ class Batches:
         return collate(samples, self.config, self.vocabulary)
 
     def sample(self, slot: int) -> Sample:
-        """One prepared image: at most `expressions_per_image` of its expressions, and perhaps a conversation."""
+        """One prepared image: at most `expressions_per_image` of its expressions, and its share of conversations."""
         record = self.source(slot)
         rng = np.random.default_rng((self.seed, slot, 1))
         count = min(self.expressions_per_image, len(record.expressions))
         chosen = rng.permutation(len(record.expressions))[:count]
         expressions = [record.expressions[int(i)] for i in chosen]
         choices = [int(i) for i in rng.integers(0, 1 << 16, count)]
-        dialogues: tuple[Dialogue, ...] = ()
-        if record.dialogues and rng.random() < self.dialogue_share:
-            dialogues = (record.dialogues[int(rng.integers(len(record.dialogues)))],)
+        wanted = int(count * self.dialogue_share / (1 - self.dialogue_share) + rng.random())
+        picked = rng.permutation(len(record.dialogues))[:wanted]
+        dialogues = [record.dialogues[int(i)] for i in picked]
         return make_sample(record, expressions, dialogues, choices, self.config, self.vocabulary)
-
-    def __len__(self) -> int:
-        return 1 << 40
-
-    def __getitem__(self, number: int) -> Batch:
-        return self(*divmod(number, self.accumulate))

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
+from uniresxx.geometry import box_iou
+
 WORK_SIDE = 128  # larger squares are reduced by whole factors first: time, and speckle
 OBJECT_SIDE = 64  # object candidates are looked for at about this size: fill patterns melt
 CLUSTERS = 8
@@ -145,14 +147,6 @@ def _areas(boxes_N4: np.ndarray) -> np.ndarray:
     return (boxes_N4[:, 2] - boxes_N4[:, 0]) * (boxes_N4[:, 3] - boxes_N4[:, 1])
 
 
-def box_iou(a_N4: np.ndarray, b_M4: np.ndarray) -> np.ndarray:
-    """Pairwise IoU (N, M) of xyxy boxes."""
-    low = np.maximum(a_N4[:, None, :2], b_M4[None, :, :2])
-    high = np.minimum(a_N4[:, None, 2:], b_M4[None, :, 2:])
-    inter = np.clip(high - low, 0, None).prod(-1)
-    return inter / np.maximum(_areas(a_N4)[:, None] + _areas(b_M4) - inter, 1e-9)
-
-
 def _best(boxes_N4: np.ndarray, scores_N: np.ndarray, limit: int) -> np.ndarray:
     """Greedy NMS at 0.7; negative scores are left out."""
     order = np.argsort(-scores_N, kind="stable")
@@ -170,24 +164,24 @@ def _best(boxes_N4: np.ndarray, scores_N: np.ndarray, limit: int) -> np.ndarray:
     return boxes[keep].astype(np.float32).reshape(-1, 4)
 
 
-def recall(proposed_N4: np.ndarray, truth_M4: np.ndarray, iou: float = 0.5) -> tuple[int, int]:
-    """(truth boxes met by a proposal with IoU >= `iou`, truth boxes)."""
-    if not len(truth_M4):
-        return 0, 0
-    met = box_iou(truth_M4, proposed_N4).max(axis=1, initial=0.0) >= iou
-    return int(met.sum()), len(truth_M4)
-
-
 def grid_boxes(side: int, count: int) -> np.ndarray:
-    """`count` boxes (at most a square number below it is full) of a regular grid: a labelled ablation."""
-    n = int(np.ceil(count**0.5))
-    edges = np.linspace(0, side, n + 1, dtype=np.float32)
-    cells = [(edges[i], edges[j], edges[i + 1], edges[j + 1]) for j in range(n) for i in range(n)]
-    return np.array(cells[:count], dtype=np.float32).reshape(-1, 4)
+    """At most `count` boxes of a regular grid that covers the square: a labelled ablation."""
+    rows = int(count**0.5)
+    columns = count // rows
+    y, x = np.linspace(0, side, rows + 1), np.linspace(0, side, columns + 1)
+    cells = [(x[i], y[j], x[i + 1], y[j + 1]) for j in range(rows) for i in range(columns)]
+    return np.array(cells, dtype=np.float32).reshape(-1, 4)
+
+
+def shuffled_boxes(boxes_N4: np.ndarray, side: int, seed: int) -> np.ndarray:
+    """The same boxes, each moved to a random place: a control with true sizes and no evidence."""
+    size = boxes_N4[:, 2:] - boxes_N4[:, :2]
+    corner = np.random.default_rng(seed).uniform(size=size.shape) * (side - size)
+    return np.concatenate((corner, corner + size), axis=1).astype(np.float32)
 
 
 def random_boxes(side: int, count: int, seed: int) -> np.ndarray:
-    """`count` random boxes: a control with the same number of tokens and no evidence."""
+    """`count` boxes of random size and place: a control without any evidence."""
     rng = np.random.default_rng(seed)
     corner = rng.uniform(0, side * 0.8, (count, 2))
     size = rng.uniform(side * 0.08, side * 0.4, (count, 2))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from mllm.config import MLLMConfig
 from uniresxx.errors import InputError
@@ -11,6 +11,7 @@ from uniresxx.segmenter import DecisionRule
 
 MODEL_TYPE = "uniresxx"
 BoxSource = Literal["segmenter", "grid", "truth", "shuffled", "random"]
+NORM_GROUPS = 8
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,13 @@ class PyramidHeadConfig:
     blocks: int = 2
     memory_stage: int = -2  # the stage map that joins the decoder's memory
     region_memory: bool = True  # MGFE tokens reach the mask without passing through one vector
+
+    def __post_init__(self) -> None:
+        """Reject sizes that cannot fit together."""
+        if self.width % self.heads or self.width % NORM_GROUPS:
+            raise ValueError(
+                f"head.width={self.width} must divide by head.heads={self.heads} and by {NORM_GROUPS}"
+            )
 
 
 @dataclass(frozen=True)
@@ -51,6 +59,15 @@ class UniRESPlusPlusConfig:
         0,
     )  # kinds, colours, parts incl. 0 = none; zeros: no dense head
 
+    def __post_init__(self) -> None:
+        """Reject words that name nothing; a checkpoint's config may hold any text."""
+        for name, value, known in (
+            ("boxes", self.boxes, get_args(BoxSource)),
+            ("decision_rule", self.decision_rule, get_args(DecisionRule)),
+        ):
+            if value not in known:
+                raise ValueError(f"{name}={value!r}; known: {', '.join(known)}")
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form with its `model_type`."""
         return {"model_type": MODEL_TYPE} | asdict(self)
@@ -71,7 +88,7 @@ class UniRESPlusPlusConfig:
                 loss=LossConfig(**values.pop("loss")),
                 **_tuples(values),
             )
-        except (TypeError, KeyError, AttributeError) as error:
+        except (TypeError, KeyError, AttributeError, ValueError) as error:
             raise InputError(f"config.json does not fit this version: {error}") from error
 
 

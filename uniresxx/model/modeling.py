@@ -101,12 +101,13 @@ class UniRESPlusPlus(nn.Module):
         w, present = self.config.loss, batch.present_E
         truth_EHW = batch.masks_EHW[present]
         valid_EHW = batch.pixel_valid_BHW[batch.image_of_expr_E[present]]
-        logits_EHW = _resize(output.head.masks_Ehw[present], truth_EHW.shape[-2:])
+        logits_EHW = _resize(output.head.masks_Ehw[present].float(), truth_EHW.shape[-2:])
         bce, dice = mask_sums(logits_EHW, truth_EHW, valid_EHW)
         iou_E = true_iou(logits_EHW, truth_EHW, valid_EHW)
-        quality = F.binary_cross_entropy_with_logits(output.head.quality_E[present], iou_E, reduction="sum")
+        quality_E = output.head.quality_E[present].float()
+        quality = F.binary_cross_entropy_with_logits(quality_E, iou_E, reduction="sum")
         presence = F.binary_cross_entropy_with_logits(
-            output.head.presence_E, present.float(), reduction="sum"
+            output.head.presence_E.float(), present.float(), reduction="sum"
         )
         sums = {
             "text": text_sum(output.logits_LV, output.labels_L),
@@ -136,7 +137,7 @@ class UniRESPlusPlus(nn.Module):
         taught = valid_BHW[:, offset::stride, offset::stride, None] & (labels != NOT_TAUGHT)
         labels = torch.where(taught, labels, IGNORE)
         losses = [
-            F.cross_entropy(d, labels[..., i], ignore_index=IGNORE, reduction="sum")
+            F.cross_entropy(d.float(), labels[..., i], ignore_index=IGNORE, reduction="sum")
             for i, d in enumerate(dense)
         ]
         return torch.stack(losses).sum() * stride * stride

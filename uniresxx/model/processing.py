@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mllm.modeling import Boxes
-from uniresxx.data.proposals import Proposals, grid_boxes, propose, random_boxes
+from uniresxx.data.proposals import Proposals, grid_boxes, propose, random_boxes, shuffled_boxes
 from uniresxx.errors import InputError
 from uniresxx.geometry import Letterbox
 from uniresxx.model.config import UniRESPlusPlusConfig
@@ -39,25 +39,45 @@ def view_photo(photo_yx3: np.ndarray, config: UniRESPlusPlusConfig, truth: Image
     letterbox = Letterbox.fit(height, width, m.high_size)
     high = letterbox.photo(photo_yx3)
     low = high if m.low_size == m.high_size else Letterbox.fit(height, width, m.low_size).photo(photo_yx3)
-    if config.boxes in ("segmenter", "shuffled"):
-        boxes = propose(high, m.max_objects, m.max_parts)
-    elif config.boxes == "grid":
-        boxes = Proposals(grid_boxes(m.high_size, m.max_objects), grid_boxes(m.high_size, m.max_parts))
-    elif config.boxes == "random":
-        seed = int(high.sum())
-        boxes = Proposals(
-            random_boxes(m.high_size, m.max_objects, seed), random_boxes(m.high_size, m.max_parts, seed + 1)
-        )
-    else:
+    return View(letterbox, low, high, _boxes_of(high, letterbox, config, truth))
+
+
+def _boxes_of(
+    high_HW3: np.ndarray, letterbox: Letterbox, config: UniRESPlusPlusConfig, truth: ImageRecord | None
+) -> Proposals:
+    """Boxes in the high frame from the configured source; the controls keep the proposer's counts."""
+    m, side = config.mllm, config.mllm.high_size
+    if config.boxes == "grid":
+        return Proposals(grid_boxes(side, m.max_objects), grid_boxes(side, m.max_parts))
+    if config.boxes == "truth":
         if truth is None or not truth.boxes:
             raise InputError(
                 "boxes='truth' is an ablation on data with truth boxes; use boxes='segmenter' here"
             )
-        boxes = Proposals(
+        return Proposals(
             letterbox.boxes(truth.boxes["object"])[: m.max_objects],
             letterbox.boxes(truth.boxes["part"])[: m.max_parts],
         )
-    return View(letterbox, low, high, boxes)
+    found = propose(high_HW3, m.max_objects, m.max_parts)
+    found = Proposals(_on_the_photo(found.objects, letterbox), _on_the_photo(found.parts, letterbox))
+    seed = int(high_HW3.sum())  # of the picture alone: no answer depends on its company
+    if config.boxes == "shuffled":
+        return Proposals(
+            shuffled_boxes(found.objects, side, seed), shuffled_boxes(found.parts, side, seed + 1)
+        )
+    if config.boxes == "random":
+        return Proposals(
+            random_boxes(side, len(found.objects), seed), random_boxes(side, len(found.parts), seed + 1)
+        )
+    return found
+
+
+def _on_the_photo(boxes_N4: np.ndarray, letterbox: Letterbox) -> np.ndarray:
+    """Boxes cut to the photo; those that lie mostly on the padding are left out."""
+    edge = np.array([letterbox.inner_width, letterbox.inner_height] * 2, dtype=np.float32)
+    cut = np.minimum(boxes_N4, edge)
+    whole, left = ((b[:, 2:] - b[:, :2]).prod(axis=1) for b in (boxes_N4, cut))
+    return cut[left > 0.5 * whole]
 
 
 def pixels(views: Sequence[np.ndarray]) -> Tensor:
@@ -66,11 +86,8 @@ def pixels(views: Sequence[np.ndarray]) -> Tensor:
 
 
 def pad_boxes(views: Sequence[View], config: UniRESPlusPlusConfig) -> Boxes:
-    """Boxes of B images padded to the configured counts; `shuffled` gives each image its neighbour's boxes."""
-    if config.boxes == "shuffled":
-        rows = [views[(i + 1) % len(views)].boxes for i in range(len(views))]
-    else:
-        rows = [view.boxes for view in views]
+    """Boxes of B images padded to the configured counts, with their validity."""
+    rows = [view.boxes for view in views]
     objects, object_valid = _pad([r.objects for r in rows], config.mllm.max_objects)
     parts, part_valid = _pad([r.parts for r in rows], config.mllm.max_parts)
     return Boxes(objects, object_valid, parts, part_valid)

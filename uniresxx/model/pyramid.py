@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from uniresxx.model.config import PyramidHeadConfig
+from uniresxx.model.config import NORM_GROUPS, PyramidHeadConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +45,10 @@ class Attention(nn.Module):
         self, query_EKC: Tensor, key_EMC: Tensor, value_EMC: Tensor, bias_EM: Tensor | None
     ) -> Tensor:
         """Mixed values (E, K, C)."""
-        split = (len(query_EKC), -1, self.heads, query_EKC.shape[-1] // self.heads)
-        q = self.q(query_EKC).view(split).transpose(1, 2)
-        k = self.k(key_EMC).view(split).transpose(1, 2)
-        v = self.v(value_EMC).view(split).transpose(1, 2)
+        q, k, v = (
+            x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for x in (self.q(query_EKC), self.k(key_EMC), self.v(value_EMC))
+        )
         mask = None if bias_EM is None else bias_EM[:, None, None].expand(-1, self.heads, q.shape[2], -1)
         return self.out(F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2))
 
@@ -88,10 +88,10 @@ class PyramidHead(nn.Module):
         self.lateral = nn.ModuleList(nn.Conv2d(S, C, 1) for S in stage_widths)
         self.smooth = nn.Sequential(
             nn.Conv2d(C, C, 3, padding=1),
-            nn.GroupNorm(8, C),
+            nn.GroupNorm(NORM_GROUPS, C),
             nn.GELU(),
             nn.Conv2d(C, C, 3, padding=1),
-            nn.GroupNorm(8, C),
+            nn.GroupNorm(NORM_GROUPS, C),
         )
         self.scene = nn.Conv2d(
             D, C, 1

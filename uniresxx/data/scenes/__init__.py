@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from uniresxx.data.scenes.benchmark import DENSE_CLASSES, benchmark_records, dense_classes, text_corpus
+from uniresxx.data.scenes.benchmark import benchmark_records, dense_classes, text_corpus
 from uniresxx.data.scenes.presets import SPLITS, preset_of
 from uniresxx.data.scenes.record import scene_record
 
 __all__ = [
-    "DENSE_CLASSES",
     "SPLITS",
     "benchmark_records",
     "dense_classes",

@@ -18,9 +18,6 @@ def dense_classes(preset: str) -> tuple[int, int, int]:
     return len(numbers.kinds) + 1, len(numbers.colours) + 1, len(PART_NAMES) + 1
 
 
-DENSE_CLASSES = dense_classes
-
-
 def _keep(record: ImageRecord, left: dict[Granularity, int]) -> tuple[Expression, ...]:
     """Expressions of a record within what is left of the quotas; a negative only together with its positive."""
     by_id = {expression.expression_id: expression for expression in record.expressions}

@@ -14,13 +14,19 @@ from uniresxx.masks import area, encode
 from uniresxx.types import Expression, Granularity, ImageRecord
 
 COLOUR_FORMS = ("everything {}", "all {} things", "the {} things", "every {} object")
+SMALLEST = 12  # pixels; a sliver is neither a target nor nothing
 SIDE_FORMS = ("everything on the {}", "all {} things", "the {} things", "what is on the {}")
 
 
 def first_lesson(record: ImageRecord, preset: str) -> tuple[Expression, ...]:
-    """One expression per colour of the preset and per half of the picture: those pixels of things, or nothing."""
+    """One expression per colour of the preset and per half of the picture: those pixels of things, or nothing.
+
+    By pixel, not by thing: a part with a colour of its own counts as that colour.
+    """
     lesson = []
     for name, text, mask in _questions(record, preset):
+        if 0 < mask.sum() < SMALLEST:
+            continue
         rle = encode(mask) if mask.any() else None
         kind = Granularity.NONE if rle is None else Granularity.MULTI
         lesson.append(

@@ -20,7 +20,7 @@ from uniresxx.data.scenes.phrasing import (
 )
 from uniresxx.data.scenes.presets import Preset, check_split, preset_of
 from uniresxx.data.scenes.propose import Asker, Proposal
-from uniresxx.data.scenes.solver import Answer, Query, level_of, solve
+from uniresxx.data.scenes.solver import Answer, Query
 from uniresxx.masks import encode
 from uniresxx.types import Expression, Granularity, ImageRecord
 
@@ -274,11 +274,3 @@ def scene_record(preset: str, split: str, index: int, seed: int = 0) -> ImageRec
         dialogues=dialogues, boxes=_boxes(scene), dense=scene.dense_yx3,
         source={"preset": preset, "split": split, "index": index, "seed": seed},
     )  # fmt: skip
-
-
-def truth_of(scene: Scene, query: Query) -> tuple[np.ndarray, int] | None:
-    """Mask and level of a query; None where it has no clear, visible answer."""
-    answer = solve(scene, query)
-    if answer is None or not answer.paints:
-        return None
-    return scene.mask(answer.paints), level_of(scene, answer.things)
