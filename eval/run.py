@@ -37,13 +37,15 @@ def run(
     """
     for name in benchmarks:
         protocol_of(protocol).check(name)
-    identity = checkpoint_identity(checkpoint)
-    _refuse_mixing(out, identity, rule, anew=benchmarks if fresh else ())
-    loaded = {name: load_records(name, data, limit) for name in dict.fromkeys(benchmarks)}
-    from uniresxx.checkpoint import load_segmenter
+    from uniresxx.checkpoint import load_segmenter, resolve  # late: torch comes with the weights
 
-    segmenter = load_segmenter(checkpoint)
     console = Console(stderr=True)
+    # Once: a run that still trains may save, and thin out, between two looks.
+    folder = resolve(checkpoint, lambda line: console.print(line, markup=False, highlight=False))
+    identity = checkpoint_identity(folder)
+    loaded = {name: load_records(name, data, limit) for name in dict.fromkeys(benchmarks)}
+    segmenter = load_segmenter(folder)
+    _refuse_mixing(out, identity, rule or segmenter.decision_rule, anew=benchmarks if fresh else ())
     entries = []
     for name, records in loaded.items():
         entry = run_one(
@@ -103,11 +105,10 @@ def run_one(
     return entry if dialogues is None else entry | {"dialogues": dialogues}
 
 
-def checkpoint_identity(checkpoint: Path) -> str:
-    """`<folder name>:<hash of config and weights>` of the checkpoint that would be loaded."""
-    from uniresxx.checkpoint import CONFIG, WEIGHTS, resolve
+def checkpoint_identity(folder: Path) -> str:
+    """`<folder name>:<hash of config and weights>` of a resolved checkpoint folder."""
+    from uniresxx.checkpoint import CONFIG, WEIGHTS
 
-    folder = resolve(checkpoint, lambda line: None)
     digest = sha256()
     for name in (CONFIG, WEIGHTS):
         path = folder / name
@@ -119,10 +120,11 @@ def checkpoint_identity(checkpoint: Path) -> str:
     return f"{folder.resolve().name}:{digest.hexdigest()[:16]}"
 
 
-def _refuse_mixing(out: Path, identity: str, rule: DecisionRule | None, anew: Sequence[str]) -> None:
+def _refuse_mixing(out: Path, identity: str, rule: DecisionRule, anew: Sequence[str]) -> None:
     """One OUT, one checkpoint and one rule: metrics.json would otherwise mix numbers that look alike.
 
-    `anew` are the benchmarks that start over.
+    `rule` is the one that decides, the model's own where none was asked for; `anew` are the benchmarks that
+    start over.
     """
     for path in sorted(out.glob("*/*/evaluation.json")):
         if path.parent.relative_to(out).as_posix() in anew:
@@ -134,7 +136,7 @@ def _refuse_mixing(out: Path, identity: str, rule: DecisionRule | None, anew: Se
                 "use --fresh with every benchmark of this folder, or another --out"
             )
         before = about.get("decoding", {}).get("rule")
-        if rule is not None and before != rule:
+        if before != rule:
             raise InputError(
-                f"{path.parent} was answered with --rule {before}, not {rule}: use another --out"
+                f"{path.parent} was answered with --rule {before}, not {rule}: use --rule {before} or another --out"
             )

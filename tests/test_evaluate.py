@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -28,6 +31,7 @@ from uniresxx.evaluate import (
 )
 from uniresxx.metrics import SCORE_KEYS
 from uniresxx.segmenter import Decoding, Question, Segmenter
+from uniresxx.testing import ColourSegmenter
 from uniresxx.types import Dialogue, Expression, Granularity, ImageRecord, Phrase, Prediction, Segment, Turn
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -344,6 +348,91 @@ def test_box_recall_against_a_loop():
         assert (found, total) == ({"object": hits, "part": 0}, {"object": 6, "part": 0})
 
 
+# -------------------------------------------------------------------------------------- the truth stays out
+
+
+def coloured(number):
+    """A photo of two blocks with expressions in every granularity, truth boxes and dense truth."""
+    pixels = np.full((32, 40, 3), 90, np.uint8)
+    red, blue = np.zeros((32, 40), bool), np.zeros((32, 40), bool)
+    red[3 + number : 15 + number, 2:14] = True
+    blue[10:25, 22 + number : 34 + number] = True
+    pixels[red], pixels[blue] = (255, 0, 0), (0, 0, 255)
+    texts = ("the red block", "the blue block", "the red block and the blue block", "the green block")
+    truths = (red, blue, red | blue, None)
+    expressions = tuple(
+        Expression(
+            f"made/val/{number}_{g}", text, g, None if truth is None else masks.encode(truth),
+            0 if truth is None else int(truth.sum()), level=1 + k % 3, twin="t", source={"tag": k},
+        )
+        for k, (text, truth, g) in enumerate(zip(texts, truths, (G.OBJECT, G.PART, G.MULTI, G.NONE), strict=True))
+    )  # fmt: skip
+    boxes = [masks.box_of(masks.encode(truth)) for truth in (red, blue)]
+    return ImageRecord(
+        f"im{number}", 32, 40, expressions, pixels=pixels, boxes={
+            "object": np.array(boxes, np.float32), "part": np.array(boxes[:1], np.float32)
+        }, dense=np.repeat((red + 2 * blue).astype(np.uint8)[..., None], 3, axis=2),
+    )  # fmt: skip
+
+
+def scrambled(record):
+    """The same photo and the same texts; everything else that is said about them is wrong."""
+    rng = np.random.default_rng(len(record.image_id))
+    kinds = [e.granularity for e in record.expressions]
+    expressions = []
+    for e, kind in zip(record.expressions, kinds[1:] + kinds[:1], strict=True):
+        rle = masks.encode(rng.random((record.height, record.width)) < 0.3) if e.rle is None else None
+        expressions.append(
+            replace(e, rle=rle, area=e.area + 7, granularity=kind, level=9, twin=None, source={})
+        )
+    return replace(
+        record,
+        expressions=tuple(expressions),
+        boxes={name: boxes / 2 for name, boxes in record.boxes.items()},
+        dense=rng.integers(0, 3, record.dense.shape, dtype=np.uint8),
+        source={"tag": "other"},
+    )
+
+
+def answers_of(segmenter, records, out):
+    return evaluate(segmenter, records, "made/val", Decoding(max_new_tokens=6), out).read_bytes()
+
+
+COLOURED = [coloured(k) for k in range(3)]
+
+
+def test_the_truth_cannot_reach_an_answer(tmp_path):
+    plain = answers_of(ColourSegmenter(), COLOURED, tmp_path / "a")
+    assert plain == answers_of(ColourSegmenter(), [scrambled(r) for r in COLOURED], tmp_path / "b")
+    assert plain.count(b'"rejected":false') == 9
+
+
+@pytest.mark.parametrize("boxes", ["segmenter", "truth"])
+def test_the_truth_cannot_reach_an_answer_of_the_real_model(tmp_path, boxes):
+    """Its ablation with truth boxes is the control: there the same scrambling must be seen."""
+    import torch
+
+    from mllm.config import MLLMConfig
+    from mllm.tokens import Vocabulary
+    from uniresxx.data.templates import TRAINING_TEMPLATES
+    from uniresxx.model.build import build_model
+    from uniresxx.model.config import PyramidHeadConfig, UniRESPlusPlusConfig
+
+    sizes = MLLMConfig(
+        low_size=32, low_width=32, low_layers=1, low_heads=2, high_size=32, high_widths=(8, 16, 24, 32),
+        llm_width=32, llm_layers=1, llm_heads=4, llm_mlp=64, vocabulary=340, max_objects=3, max_parts=4,
+        roi_size=2, mgfe_heads=4,
+    )  # fmt: skip
+    config = UniRESPlusPlusConfig(mllm=sizes, head=PyramidHeadConfig(width=16, heads=2), boxes=boxes)
+    texts = [e.text for r in COLOURED for e in r.expressions]
+    vocabulary = Vocabulary.train([*TRAINING_TEMPLATES, *texts], 340)
+    torch.manual_seed(0)
+    model = build_model(config, vocabulary).eval()
+    plain = answers_of(model, COLOURED, tmp_path / "a")
+    same = plain == answers_of(model, [scrambled(r) for r in COLOURED], tmp_path / "b")
+    assert same == (boxes == "segmenter")
+
+
 # -------------------------------------------------------------------------------------- conversations
 
 
@@ -407,6 +496,7 @@ def cli(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(run_module, "load_records", load)
     monkeypatch.setattr(score_module, "load_records", load)
+    monkeypatch.setattr("uniresxx.checkpoint.resolve", lambda path, say: path)
     monkeypatch.setattr(run_module, "checkpoint_identity", lambda path: path.name)
     monkeypatch.setattr("uniresxx.checkpoint.load_segmenter", lambda path: stubs[path.name])
     stubs["talker"] = Stub(reply)
@@ -495,6 +585,43 @@ def test_another_checkpoint_in_the_same_folder_is_refused_even_for_another_bench
     code, said = cli("run", "--checkpoint", "b", "--benchmark", "made/test", *words)
     assert code == 2 and "answered by checkpoint a, not b" in said.err
     assert cli("run", "--checkpoint", "b", "--benchmark", "made/val", *words, "--fresh")[0] == 0
+
+
+def test_another_rule_in_the_same_folder_is_refused_named_or_not(cli, tmp_path):
+    """The stub's own rule is `token`, which counts as well where --rule is left out."""
+    words = ("run", "--checkpoint", "c", "--limit", "2", "--out")
+    for out, first, other in (
+        (tmp_path / "a", ("--rule", "token_and_presence"), ()),
+        (tmp_path / "b", (), ("--rule", "token_and_presence")),
+    ):
+        assert cli(*words, out, "--benchmark", "made/val", *first)[0] == 0
+        code, said = cli(*words, out, "--benchmark", "made/test", *other)
+        assert code == 2 and len(said.err.strip().splitlines()) == 1
+        assert re.search(r"was answered with --rule (\w+), not (?!\1:)\w+: use --rule \1", said.err)
+        assert len(read_metrics(out / "metrics.json")) == 1 and not (out / "made/test").exists()
+        assert cli(*words, out, "--benchmark", "made/test", *first)[0] == 0
+    assert cli(*words, tmp_path / "b", "--benchmark", "made/val", "--rule", "token")[0] == 0
+
+
+def test_the_checkpoint_that_is_named_is_the_one_that_answers(tmp_path, monkeypatch):
+    """A run that still trains saves a newer checkpoint between the two looks into its folder."""
+    from torch import nn
+
+    from uniresxx import checkpoint
+
+    model = nn.Linear(1, 1)
+    model.config, model.tokenizer = SimpleNamespace(to_dict=lambda: {"model_type": "uniresxx"}), None
+    run, loaded = tmp_path / "run", []
+    checkpoint.save(run, 1, model, {}, {}, {})
+
+    def save_another(name, data, limit):
+        checkpoint.save(run, 2, model, {}, {}, {})
+        return RECORDS
+
+    monkeypatch.setattr(run_module, "load_records", save_another)
+    monkeypatch.setitem(checkpoint.LOADERS, "uniresxx", lambda folder: loaded.append(folder) or Stub(perfect))
+    (entry,) = run_module.run(run, ["made/val"], tmp_path / "out")
+    assert len(loaded) == 1 and entry["checkpoint"].startswith(f"{loaded[0].name}:")
 
 
 def test_score_any_file_gives_what_run_gave(cli, tmp_path):
