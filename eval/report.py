@@ -106,12 +106,12 @@ class _Photos:
         self._styles: list[str] = []
 
     def name(self, benchmark: str, case: Case) -> str:
-        """The style class that shows the photo of a case."""
+        """The style class that shows the photo of a case; InputError where the photo cannot be read."""
         key = (benchmark, case.record.image_id)
         if key not in self._names:
+            uri = photo_uri(photo_of(case.record))  # first: may fail, and then there is no such style
             self._names[key] = name = f"i{len(self._names)}"
             ratio = f"{case.record.width}/{case.record.height}"
-            uri = photo_uri(photo_of(case.record))
             sharp = ";image-rendering:pixelated" if _is_small(case) else ""
             self._styles.append(f".{name}{{aspect-ratio:{ratio};background-image:url({uri}){sharp}}}")
         return self._names[key]
@@ -233,7 +233,18 @@ def _published(entry: Mapping[str, Any]) -> str:
 
 def _gallery(section: Section, photos: _Photos) -> str:
     if section.missing is not None:
-        return f"<h3>Cases</h3><p class=warn>No pictures: {escape(section.missing)}</p>"
+        return _no_pictures(section.missing)
+    try:
+        return _cards(section, photos)
+    except InputError as error:  # a photo was moved or deleted: the numbers are still worth a page
+        return _no_pictures(str(error))
+
+
+def _no_pictures(reason: str) -> str:
+    return f"<h3>Cases</h3><p class=warn>No pictures: {escape(reason)}</p>"
+
+
+def _cards(section: Section, photos: _Photos) -> str:
     parts = [
         "<h3>Good and bad cases</h3><p class=small>Picture, <b class=truth>truth</b>, "
         "<b class=answer>answer</b>. Chosen by their numbers alone; "

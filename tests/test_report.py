@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import re
+from dataclasses import replace
 from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
@@ -184,6 +185,22 @@ def test_numbers_without_their_pictures_still_make_a_page(folder):
     (folder / "scenes_easy/val/predictions.jsonl").unlink()
     text = report([folder]).read_text()
     assert "No pictures" in text and "Beside the trivial answers" in text
+
+
+def test_a_deleted_photo_costs_the_pictures_and_not_the_numbers(folder, tmp_path, monkeypatch):
+    records = []
+    for record in RECORDS:
+        path = tmp_path / f"{record.image_id}.png"
+        Image.fromarray(record.pixels).save(path)
+        records.append(replace(record, pixels=None, path=str(path)))
+    monkeypatch.setattr("eval.report.load_records", lambda name, data, limit=None: records[:limit])
+    assert "No pictures" not in report([folder]).read_text()
+    for record in records[1:]:  # the first one stays: no half of a gallery may be left
+        Path(record.path).unlink()
+    text = unescape(report([folder]).read_text())
+    assert re.search(r"No pictures: \S+im\d+\.png: no such photo", text)
+    assert "Beside the trivial answers" in text and "All scores" in text and "class=curve" in text
+    assert "<figure>" not in text
 
 
 def test_folders_without_scores_are_refused(tmp_path):
