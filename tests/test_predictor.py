@@ -10,7 +10,14 @@ from PIL import Image
 
 from uniresxx.errors import InputError
 from uniresxx.overlay import draw_overlay
-from uniresxx.predictor import EXPRESSIONS_AT_ONCE, MAX_CHARACTERS, Predictor, layers_of, mask_of
+from uniresxx.predictor import (
+    EXPRESSIONS_AT_ONCE,
+    MAX_ANSWER_CHARACTERS,
+    MAX_CHARACTERS,
+    Predictor,
+    layers_of,
+    mask_of,
+)
 from uniresxx.segmenter import Decoding, Question, Segmenter
 from uniresxx.testing import ColourSegmenter
 from uniresxx.types import Prediction
@@ -63,6 +70,44 @@ def test_exif_orientation_is_applied_to_pictures_and_files(tmp_path):
     turned.save(tmp_path / "turned.png", exif=exif)
     assert (ready(tmp_path / "turned.png").photo == card()).all()
     assert (ready(Image.open(tmp_path / "turned.png")).photo == card()).all()
+
+
+def odd_pictures():
+    """Pictures that Pillow's own conversion to RGB would turn into other colours than `read_photo` does."""
+    shade = np.linspace(0, 65535, 30 * 20).reshape(20, 30)
+    glass = Image.fromarray(
+        np.dstack([np.zeros((20, 30, 3)), np.full((20, 30), 40)]).astype(np.uint8), "RGBA"
+    )
+    palette = Image.fromarray((shade // 256).astype(np.uint8)).convert("P")
+    return {
+        "transparent": glass,
+        "grey and transparent": glass.convert("LA"),
+        "16-bit grey": Image.fromarray(shade.astype(np.uint16)),
+        "one transparent colour": palette,
+        "plain": Image.fromarray(card()),
+    }
+
+
+@pytest.mark.parametrize("name", list(odd_pictures()))
+def test_an_opened_picture_gives_the_pixels_of_its_file(tmp_path, name):
+    extra = {"transparency": 200} if name == "one transparent colour" else {}
+    odd_pictures()[name].save(tmp_path / "odd.png", **extra)
+    by_path = ready(tmp_path / "odd.png").photo
+    with Image.open(tmp_path / "odd.png") as opened:
+        assert (ready(opened).photo == by_path).all()
+    assert len(np.unique(by_path)) > 1 or name.endswith("transparent")
+
+
+def test_a_picture_that_breaks_while_it_is_decoded_is_wrong_input(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 255, (60, 60, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "whole.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:3000])
+    with Image.open(tmp_path / "cut.png") as opened, pytest.raises(InputError, match=r"picture.*damaged"):
+        Predictor(ColourSegmenter()).set_image(opened)
+    closed = Image.open(tmp_path / "whole.png")
+    closed.close()
+    with pytest.raises(InputError, match=r"picture.*damaged"):
+        Predictor(ColourSegmenter()).set_image(closed)
 
 
 def test_the_callers_array_stays_theirs():
@@ -148,6 +193,31 @@ def test_decoding_and_history_reach_the_model():
     found = predictor.segment([Question("and it?", (("red", "[SEG]."),))])
     assert not found[0].rejected
     assert predictor.segmenter.asked == [("and it?", (("red", "[SEG]."),), "{expression}")]
+
+
+@pytest.mark.parametrize(
+    ("history", "says"),
+    [
+        ((("x" * (MAX_CHARACTERS + 1), "[SEG]."),), f"{MAX_CHARACTERS + 1} characters"),
+        ((("red", "[SEG]."), ("red", "x" * (MAX_ANSWER_CHARACTERS + 1))), f"cap is {MAX_ANSWER_CHARACTERS}"),
+        (((" ", "[SEG]."),), "empty expression"),
+        ((("red", 3),), "answer in a history must be text, not int"),
+        (((None, "[SEG]."),), "must be text, not NoneType"),
+        ((("red",),), "pair"),
+        (("red",), "pair"),
+    ],
+)
+def test_what_a_history_may_hold(history, says):
+    predictor = ready()
+    with pytest.raises(InputError, match=says):
+        predictor.segment(Question("and it?", history))
+    assert predictor.segmenter.asked == []
+
+
+def test_a_history_reaches_the_model_as_it_was_said():
+    predictor = ready()
+    predictor.segment(Question("and it?", ((" red ", ""), ("caf\udce9", " [SEG] \udce9."))))
+    assert predictor.segmenter.asked[0][1] == (("red", ""), ("caf?", " [SEG] ?."))
 
 
 def test_layers_list_the_phrases_of_a_long_answer():

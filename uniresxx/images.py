@@ -11,6 +11,8 @@ import os
 import struct
 import warnings
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -81,14 +83,34 @@ def _read(path: str | os.PathLike[str]) -> bytes:
 def decode_photo(data: bytes, name: str) -> np.ndarray:
     """Decode the bytes of a photo, as `read_photo` does; `name` is what an error calls it."""
     _checked_size(data, name)
+    with _decoding(name), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        return _to_rgb(image)
+
+
+def rgb_of(picture: Image.Image, name: str = "the picture") -> np.ndarray:
+    """uint8 (y, x, 3) of an opened Pillow picture: the pixels `read_photo` gives for its file.
+
+    Raises InputError, which calls it `name`: over 50 megapixels, or damaged (Pillow decodes late).
+    """
+    if picture.width * picture.height > MAX_PIXELS:
+        raise InputError(_over_the_cap(name, picture.width, picture.height))
+    with _decoding(name):
+        return _to_rgb(picture)
+
+
+@contextmanager
+def _decoding(name: str) -> Iterator[None]:
+    """Whatever Pillow raises is an InputError about `name`."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of Pillow, about harmless oddities such as EXIF it cannot parse
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                image.load()
-                return _to_rgb(ImageOps.exif_transpose(image))
+            yield
     except _DECODER_ERRORS as error:
         raise InputError(f"{name}: the photo is damaged ({_reason(error)}); replace it") from None
+
+
+def _over_the_cap(name: str, width: int, height: int) -> str:
+    return f"{name}: {width} x {height} pixels are over the cap of {MAX_PIXELS // 10**6} megapixels"
 
 
 def _reason(error: Exception) -> str:
@@ -104,9 +126,7 @@ def _checked_size(data: bytes, name: str) -> tuple[int, int]:
         raise InputError(f"{name}: not a photo in {', '.join(FORMATS)}, or its header is damaged")
     width, height = size
     if width * height > MAX_PIXELS:
-        raise InputError(
-            f"{name}: {width} x {height} pixels are over the cap of {MAX_PIXELS // 10**6} megapixels"
-        )
+        raise InputError(_over_the_cap(name, width, height))
     return width, height
 
 
@@ -144,7 +164,9 @@ def photo_size(path: str | os.PathLike[str]) -> tuple[int, int] | None:
 
 
 def _to_rgb(image: Image.Image) -> np.ndarray:
-    """uint8 (y, x, 3). White shows through transparent pixels (our choice: as on most viewers' pages)."""
+    """uint8 (y, x, 3), EXIF applied. White shows through transparent pixels (our choice: as on most pages)."""
+    image.load()
+    image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion clips it to white
         grey = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
         return np.repeat(((grey * 255 + 32767) // 65535).astype(np.uint8)[..., None], 3, axis=2)

@@ -17,16 +17,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from uniresxx import masks
 from uniresxx.errors import InputError
-from uniresxx.images import MAX_PIXELS, read_photo
+from uniresxx.images import MAX_PIXELS, read_photo, rgb_of
 from uniresxx.overlay import Layer
 from uniresxx.segmenter import Decoding, Question, Segmenter
 from uniresxx.types import Prediction, Segment
 
 MAX_CHARACTERS = 500  # of one expression (our choice: the longest of the public benchmarks has under 250)
+MAX_ANSWER_CHARACTERS = 2000  # of one answer in a history (our choice: far more than 48 tokens spell)
 EXPRESSIONS_AT_ONCE = (
     32  # bounds the memory for masks; expressions do not see each other, so results are the same
 )
@@ -75,7 +76,7 @@ class Predictor:
     def segment(self, texts: str | Question | Sequence[str | Question]) -> list[Prediction]:
         """One prediction per text, in order. Text is plain text: `[SEG]` or `<image>` in it mean nothing.
 
-        InputError without a photo and for empty or over-long text (MAX_CHARACTERS).
+        InputError without a photo and for empty or over-long text (MAX_CHARACTERS), in a history as well.
         """
         if self._photo is None:
             raise InputError("no photo yet: call set_image before segment")
@@ -91,15 +92,33 @@ class Predictor:
 def checked(text: str | Question) -> str | Question:
     """The text without blanks around it; InputError where it is empty, too long or not a text."""
     if isinstance(text, Question):
-        return Question(_checked_words(text.text), text.history)
+        return Question(_checked_words(text.text), tuple(_checked_turn(turn) for turn in text.history))
     return _checked_words(text)
 
 
-def _checked_words(text: str) -> str:
+def _checked_turn(turn: tuple[str, str]) -> tuple[str, str]:
+    """A turn of a history; its answer is what a model generated, so it may be empty and stays as it is."""
+    if not isinstance(turn, Sequence) or isinstance(turn, str) or len(turn) != 2:
+        raise InputError(f"a turn of a history must be a (question, answer) pair, not {turn!r:.80}")
+    question, answer = turn
+    words = _plain(answer, "an answer in a history")
+    if len(words) > MAX_ANSWER_CHARACTERS:
+        raise InputError(
+            f"answer of {len(words)} characters ({words[:30]!r}…) in a history: "
+            f"the cap is {MAX_ANSWER_CHARACTERS}"
+        )
+    return _checked_words(question), words
+
+
+def _plain(text: str, name: str) -> str:
+    """Lone surrogates (bytes of the command line that are not UTF-8) would fail deep inside a tokenizer."""
     if not isinstance(text, str):
-        raise InputError(f"an expression must be text, not {type(text).__name__}")
-    # Lone surrogates (bytes of the command line that are not UTF-8) would fail deep inside a tokenizer.
-    words = text.encode("utf-8", "replace").decode("utf-8").strip()
+        raise InputError(f"{name} must be text, not {type(text).__name__}")
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _checked_words(text: str) -> str:
+    words = _plain(text, "an expression").strip()
     if not any(letter.isprintable() and not letter.isspace() for letter in words):
         raise InputError("empty expression: say what to segment, such as 'the left wheel of the red car'")
     if len(words) > MAX_CHARACTERS:
@@ -112,11 +131,7 @@ def _checked_words(text: str) -> str:
 def _pixels_of(photo: Photo) -> tuple[np.ndarray, str]:
     """The photo as uint8 (y, x, 3) RGB and what an error calls it."""
     if isinstance(photo, Image.Image):
-        if photo.width * photo.height > MAX_PIXELS:
-            raise InputError(
-                f"the picture of {photo.width} x {photo.height} pixels is over the cap of {MAX_PIXELS}"
-            )
-        return np.array(ImageOps.exif_transpose(photo).convert("RGB")), "the picture"
+        return rgb_of(photo), "the picture"
     if isinstance(photo, np.ndarray):
         return _pixels_of_array(photo), "the array"
     if isinstance(photo, str | os.PathLike):
