@@ -68,7 +68,7 @@ def with_answer(session: Session, text: str, found: Prediction) -> Session:
     """The session after the model answered `text`."""
     segments = segments_of(text, found)
     return replace(
-        session, turns=(*session.turns, ChatTurn(text, words_for(text, found), found.text, segments))
+        session, turns=(*session.turns, ChatTurn(text, words_for(text, found), found.text or "", segments))
     )
 
 
@@ -88,13 +88,14 @@ def segments_of(text: str, found: Prediction) -> tuple[Segment, ...]:
 
 def is_plain_words(found: Prediction) -> bool:
     """Did the model answer in words, without pointing at anything or refusing?"""
-    return found.rejected and not _DECISION.search(found.text) and any(map(str.isalnum, found.text))
+    said = found.text or ""
+    return found.rejected and not _DECISION.search(said) and any(map(str.isalnum, said))
 
 
 def words_for(text: str, found: Prediction) -> str:
     """The answer a person reads: each phrase with its mask, and in words what is not there."""
     if is_plain_words(found) and not found.segments:
-        return found.text.strip()
+        return (found.text or "").strip()
     lines, number = [], 0
     for number, part in enumerate(segments_of(text, found), start=1):
         if part.mask is None:

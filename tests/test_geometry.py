@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from uniresxx.geometry import PADDING, Letterbox
+from uniresxx.geometry import PADDING, Letterbox, box_iou
 
 quick = settings(deadline=None, max_examples=120)
 SIDES = st.integers(1, 300)
@@ -133,3 +133,28 @@ def test_wrong_shapes_are_named():
         frame.unmask_logits(np.zeros((30, 31)))
     with pytest.raises(ValueError, match="at least 1"):
         Letterbox.fit(0, 5, 64)
+
+
+CORNERS = st.tuples(st.integers(0, 9), st.integers(0, 9))
+BOXES = st.lists(st.tuples(CORNERS, CORNERS), max_size=4)
+
+
+@quick
+@given(BOXES, BOXES)
+def test_box_iou_counts_the_pixels_of_whole_boxes(first, second):
+    def made(boxes):
+        corners = [np.sort([a, b], axis=0).ravel() for a, b in boxes]
+        return np.array(corners, np.float32).reshape(-1, 4)
+
+    def filled(box):
+        mask = np.zeros((9, 9), bool)
+        mask[int(box[1]) : int(box[3]), int(box[0]) : int(box[2])] = True
+        return mask
+
+    a_N4, b_M4 = made(first), made(second)
+    overlaps = box_iou(a_N4, b_M4)
+    assert overlaps.shape == (len(a_N4), len(b_M4))
+    for row, a in zip(overlaps, a_N4, strict=True):
+        for value, b in zip(row, b_M4, strict=True):
+            inter, union = (filled(a) & filled(b)).sum(), (filled(a) | filled(b)).sum()
+            assert value == pytest.approx(inter / max(union, 1))

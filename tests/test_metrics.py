@@ -222,7 +222,7 @@ def test_sums_stay_exact_above_32_bits():
 
 @pytest.mark.parametrize(
     ("text", "rejected", "expected"),
-    [("[SEG].", False, 0), ("[REJ].", True, 0), ("I see a dog.", True, 1), ("", True, 0)],
+    [("[SEG].", False, 0), ("[REJ].", True, 0), ("I see a dog.", True, 1), ("", True, 1), (None, True, 0)],
 )
 def test_no_answer_is_counted(text, rejected, expected):
     record, _ = build([(bar(4), Granularity.OBJECT, None, None, False)])

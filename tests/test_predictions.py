@@ -41,7 +41,7 @@ segments = st.builds(Segment, st.text(max_size=5), st.sampled_from([None, HALF])
         Prediction,
         rejected=st.booleans(),
         mask=st.sampled_from([FULL, HALF]),
-        text=st.text(max_size=20),
+        text=st.none() | st.text(max_size=20),
         score=numbers,
         p_absent=numbers,
         mask_if_forced=st.sampled_from([None, FULL]),
@@ -52,6 +52,15 @@ def test_a_line_comes_back_as_it_was(prediction):
     line = json.loads(json.dumps(to_json("x", prediction)))
     assert line["expression_id"] == "x"
     assert from_json(line, (H, W)) == prediction
+
+
+def test_no_text_is_not_the_empty_text():
+    """A model that generated nothing gave no answer; of a file without texts nobody knows."""
+    line = good("a")
+    assert from_json(line | {"text": ""}).text == ""
+    assert from_json(line | {"text": None}).text is None
+    del line["text"]
+    assert from_json(line).text is None
 
 
 def test_writing_continues_after_a_cut_last_line(tmp_path):

@@ -23,6 +23,7 @@ import numpy as np
 from uniresxx import masks
 from uniresxx.errors import InputError
 from uniresxx.files import write_atomic
+from uniresxx.geometry import box_iou
 from uniresxx.images import photo_of
 from uniresxx.metrics import Counts, Outcome, RecallCounts, Tally
 from uniresxx.predictions import JsonlWriter, from_json, read_predictions, to_json
@@ -250,7 +251,7 @@ def box_recall(
         if truth is None:
             boxes = [_box(e) for e in record.expressions if e.granularity == granularity and has_target(e)]
             truth = np.array(boxes, dtype=np.float64).reshape(-1, 4)
-        overlaps = _box_iou(np.asarray(truth, np.float64), np.asarray(proposals[stream], np.float64))
+        overlaps = box_iou(np.asarray(truth, np.float64), np.asarray(proposals[stream], np.float64))
         total[stream] = len(truth)
         found[stream] = int((overlaps.max(axis=1, initial=0.0) >= RECALL_IOU).sum())
     return found, total
@@ -261,15 +262,6 @@ def _box(expression: Expression) -> tuple[float, float, float, float]:
     box = masks.box_of(expression.rle)
     assert box is not None
     return (float(box[0]), float(box[1]), float(box[2]), float(box[3]))
-
-
-def _box_iou(a_N4: np.ndarray, b_M4: np.ndarray) -> np.ndarray:
-    """(N, M) overlaps of xyxy boxes."""
-    low = np.maximum(a_N4[:, None, :2], b_M4[None, :, :2])
-    high = np.minimum(a_N4[:, None, 2:], b_M4[None, :, 2:])
-    inter = np.clip(high - low, 0, None).prod(axis=2)
-    area_a, area_b = ((b[:, 2:] - b[:, :2]).prod(axis=1) for b in (a_N4, b_M4))
-    return inter / np.maximum(area_a[:, None] + area_b[None] - inter, 1e-9)
 
 
 # ------------------------------------------------------------------------------------------------ scoring
@@ -395,7 +387,7 @@ def write_json(path: Path, value: Any) -> None:
 def versions() -> dict[str, str | None]:
     """Versions and commit that a number was made with."""
     found: dict[str, str | None] = {"python": platform.python_version()}
-    for package in ("uniresxx", "numpy", "torch", "transformers", "pycocotools"):
+    for package in ("uniresxx", "numpy", "torch", "transformers", "tokenizers", "pycocotools"):
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
@@ -496,7 +488,7 @@ def _converse(
         asked = [key for key in given if k < len(records[key[0]].dialogues[key[1]].turns)]
         for b, d in asked:
             turns = records[b].dialogues[d].turns
-            before = tuple((t.question, a.text) for t, a in zip(turns, given[b, d], strict=False))
+            before = tuple((t.question, a.text or "") for t, a in zip(turns, given[b, d], strict=False))
             texts[b].append(Question(turns[k].question, before))
         answers = segmenter.answer(sight, texts, decoding)
         if len(answers) != len(asked):

@@ -2,7 +2,7 @@
 listed.
 
 Keys: `expression_id`, `rejected`, `mask` (COCO RLE at the photo's size, or null), `mask_if_forced`
-(optional), `score`, `p_absent` (numbers or null), `text`. Unknown keys are ignored, so the format can grow.
+(optional), `score`, `p_absent` (numbers or null), `text` (or null). Unknown keys are ignored, so the format can grow.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def from_json(line: Any, size: tuple[int, int] | None = None) -> Prediction:
     return Prediction(
         rejected=rejected,
         mask=_mask(line.get("mask"), "mask", size),
-        text=text or "",
+        text=text,
         score=_number(line.get("score"), "score"),
         p_absent=_number(line.get("p_absent"), "p_absent"),
         mask_if_forced=_mask(line.get("mask_if_forced"), "mask_if_forced", size),

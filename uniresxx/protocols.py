@@ -53,9 +53,10 @@ def has_target(expression: Expression) -> bool:
 
 
 def is_no_answer(prediction: Prediction) -> bool:
-    """Whether generated text is there and holds neither [SEG] nor [REJ]; files of other models may carry no
-    text."""
-    return bool(prediction.text) and not any(mark in prediction.text for mark in _ANSWER_MARKS)
+    """Whether the generated text holds neither [SEG] nor [REJ], as the empty one does; without text (files of
+    other models) nothing is known, so it is not counted."""
+    text = prediction.text
+    return text is not None and not any(mark in text for mark in _ANSWER_MARKS)
 
 
 def every_expression(record: ImageRecord) -> Sequence[Expression]:

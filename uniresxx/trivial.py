@@ -34,13 +34,13 @@ def everything(record: ImageRecord) -> RLE:
 def all_objects(record: ImageRecord) -> dict[str, Prediction]:
     """Answer every expression with all objects at once."""
     mask = everything(record)
-    answer = Prediction(rejected=False, mask=mask, text="")
+    answer = Prediction(rejected=False, mask=mask, text=None)
     return {e.expression_id: answer for e in record.expressions}
 
 
 def always_reject(record: ImageRecord) -> dict[str, Prediction]:
     """Answer every expression with "not there"."""
-    answer = Prediction(rejected=True, mask=None, text="")
+    answer = Prediction(rejected=True, mask=None, text=None)
     return {e.expression_id: answer for e in record.expressions}
 
 
@@ -51,5 +51,5 @@ def never_reject(record: ImageRecord, predictions: Mapping[str, Prediction]) -> 
     for expression in record.expressions:
         given = predictions[expression.expression_id]
         mask = (given.mask_if_forced or given.mask) if given.rejected else given.mask
-        answers[expression.expression_id] = Prediction(rejected=False, mask=mask, text="")
+        answers[expression.expression_id] = Prediction(rejected=False, mask=mask, text=None)
     return answers

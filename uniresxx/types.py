@@ -26,14 +26,6 @@ class Granularity(StrEnum):
     MULTI = "multi"
     NONE = "none"
 
-    @classmethod
-    def from_value(cls, value: str) -> Granularity:
-        """Parse a granularity; raises ValueError that lists the choices."""
-        try:
-            return cls(value)
-        except ValueError:
-            raise ValueError(f"unknown granularity {value!r}; known: {', '.join(cls)}") from None
-
 
 class RLE(TypedDict):
     """COCO compressed run-length code of a binary mask: size [y, x], counts as ASCII text."""
@@ -117,7 +109,7 @@ class Prediction:
 
     rejected: bool
     mask: RLE | None
-    text: str
+    text: str | None  # as generated, may be empty; None: not known (files of other models)
     score: float | None = None  # predicted IoU, 0..1
     p_absent: float | None = None
     mask_if_forced: RLE | None = None  # of rejected lines: what a forced [SEG] would give
