@@ -12,9 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from train.__main__ import main, parse, plain, without_rank
+from train.loop import Job
 from train.recipe import DataConfig, OptimConfig, Recipe, check, differences, flatten
 from train.recipes import KNOWN
 from uniresxx.errors import InputError
+from uniresxx.evaluate import versions
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -85,6 +87,13 @@ def test_other_arguments_are_left_alone(arguments):
         (["toy", "--out", "x", "--engine.precision", "fp8"], "fp8"),
         (["toy", "--out", "x", "--optim.steps", "0"], "--optim.steps 0: must be at least 1"),
         (["toy", "--out", "x", "--optim.lr", "nan"], "--optim.lr nan: must be above 0"),
+        (["toy", "--out", "x", "--optim.eps", "0"], "--optim.eps 0.0: must be above 0"),
+        (["toy", "--out", "x", "--optim.weight_decay", "nan"], "--optim.weight_decay nan: must be at least"),
+        (["toy", "--out", "x", "--optim.betas", "0.9", "1"], "--optim.betas 0.9 1.0: each must be at least"),
+        (["toy", "--out", "x", "--optim.betas", "-0.1", "0.9"], "--optim.betas -0.1 0.9: each must be"),
+        (["toy", "--out", "x", "--optim.final_lr", "-1"], "--optim.final_lr -1.0: must be from 0 to 1"),
+        (["toy", "--out", "x", "--data.dialogue_share", "1.5"], "--data.dialogue_share 1.5: must be from"),
+        (["toy", "--out", "x", "--data.dialogue_share", "nan"], "--data.dialogue_share nan: must be from"),
         (["toy", "--out", "x", "--engine.zero_stage", "2"], "--engine.zero_stage 2: only 0"),
         (["toy", "--out", "x", "stray"], "stray"),
     ],
@@ -114,6 +123,41 @@ def test_main_says_the_line_and_returns_2(capsys):
         and err.startswith("error: unknown recipe 'no such recipe'; known:")
         and err.count("\n") == 1
     )
+
+
+def test_sizes_that_do_not_fit_together_get_one_line_when_the_job_is_built(tmp_path, monkeypatch, capsys):
+    def refuse(recipe, data):
+        raise ValueError("width 7 must divide\nby heads 4")
+
+    monkeypatch.setattr("train.job.open_job", refuse)
+    assert main(["tiny_scenes", "--out", str(tmp_path / "x")]) == 2
+    assert capsys.readouterr().err == "error: width 7 must divide by heads 4\n"
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_mistake_while_training_is_not_called_wrong_input(tmp_path, monkeypatch):
+    def fail(*arguments):
+        raise ValueError("a mistake of ours")
+
+    monkeypatch.setattr("train.job.open_job", lambda recipe, data: Job(None, lambda step, micro: None))
+    monkeypatch.setattr("train.loop.train", fail)
+    with pytest.raises(ValueError, match="a mistake of ours"):
+        main(["tiny_scenes", "--out", str(tmp_path / "x")])
+
+
+def test_a_run_says_what_it_was_made_with_as_the_scores_do(tmp_path, monkeypatch):
+    kept = []
+
+    def train(recipe, job, *rest):
+        kept.append(job.extra)
+        return 0
+
+    job = Job(None, lambda step, micro: None, extra={"templates": {}})
+    monkeypatch.setattr("train.job.open_job", lambda recipe, data: job)
+    monkeypatch.setattr("train.loop.train", train)
+    assert main(["tiny_scenes", "--out", str(tmp_path / "x")]) == 0
+    assert kept == [{"templates": {}, "versions": versions()}]
+    assert {"python", "torch", "tokenizers", "commit"} <= kept[0]["versions"].keys()
 
 
 def test_plain_reads_boxes():

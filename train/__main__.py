@@ -6,15 +6,13 @@ import io
 import re
 import shlex
 import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stderr
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
@@ -92,22 +90,6 @@ def plain(box: str) -> str:
     return re.sub(r"\s+", " ", " ".join(first)).strip() or "wrong arguments"
 
 
-def provenance() -> dict[str, Any]:
-    """Versions and commit, saved beside every checkpoint."""
-    versions = {"python": sys.version.split()[0]}
-    for package in ("uniresxx", "torch", "transformers", "tokenizers", "numpy"):
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = "not installed"
-    git = ["git", "-C", str(Path(__file__).resolve().parents[1]), "rev-parse", "HEAD"]
-    try:
-        commit = subprocess.run(git, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        commit = None
-    return {"versions": versions, "commit": commit}
-
-
 def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
@@ -119,10 +101,14 @@ def run(argv: list[str]) -> int:
 
     from train.job import open_job  # torch and the models are loaded only for a good command line
     from train.loop import train
+    from uniresxx.evaluate import versions
 
     signal.signal(signal.SIGTERM, _interrupt)
-    job = open_job(command.recipe, command.data)
-    job = replace(job, extra={**job.extra, **provenance()})
+    try:
+        job = open_job(command.recipe, command.data)
+    except ValueError as error:  # sizes that do not fit together, found only while the model is built
+        raise InputError(str(error)) from error
+    job = replace(job, extra={**job.extra, "versions": versions()})
     again = shlex.join(["python", "-m", "train", *(a for a in without_rank(argv) if a != "--fresh")])
     return train(command.recipe, job, command.out, command.fresh, again)
 

@@ -71,7 +71,7 @@ class LogConfig:
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """What this recipe is measured on; read by the evaluation commands, not by the training loop."""
+    """What this recipe is meant to be measured on. A statement: no command reads it yet."""
 
     benchmarks: tuple[str, ...] = ()
     limit: int | None = None  # expressions per granularity
@@ -113,10 +113,11 @@ def check(recipe: Recipe) -> None:
         "log.overlay_every": (recipe.log.overlay_every, 1),
     }
     for name, (value, least) in at_least.items():
-        if value < least:
+        if not value >= least:  # so that nan is refused as well
             raise InputError(f"--{name} {value}: must be at least {least}")
     above_zero = {
         "optim.lr": recipe.optim.lr,
+        "optim.eps": recipe.optim.eps,
         "optim.clip_norm": recipe.optim.clip_norm,
         "optim.max_minutes": recipe.optim.max_minutes,
         "engine.threads": recipe.engine.threads,
@@ -124,6 +125,13 @@ def check(recipe: Recipe) -> None:
     for name, number in above_zero.items():
         if number is not None and not number > 0:
             raise InputError(f"--{name} {number}: must be above 0")
+    fractions = {"optim.final_lr": recipe.optim.final_lr, "data.dialogue_share": recipe.data.dialogue_share}
+    for name, fraction in fractions.items():
+        if not 0 <= fraction <= 1:
+            raise InputError(f"--{name} {fraction}: must be from 0 to 1")
+    if not all(0 <= beta < 1 for beta in recipe.optim.betas):
+        first, second = recipe.optim.betas
+        raise InputError(f"--optim.betas {first} {second}: each must be at least 0 and below 1")
     if recipe.engine.zero_stage != 0:
         raise InputError(f"--engine.zero_stage {recipe.engine.zero_stage}: only 0 (one process) is built")
 
