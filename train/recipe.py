@@ -25,7 +25,7 @@ class DataConfig:
     accumulate: int = 1  # micro-batches of one step; losses do not depend on how a step is cut
     expressions_per_image: int = 8
     workers: int = 0  # processes that prepare batches ahead; 0: prepared in the training process
-    dialogue_share: float = 0.2  # of images that also hold a conversation
+    dialogue_share: float = 0.2  # of an image's branches that are conversations, where it offers enough
     first_preset: str | None = None  # curriculum of the scenes: these pictures first …
     first_images: int = 0  # … for so many images
     lesson_images: int = 0  # curriculum of the scenes: so many images also ask for colours and sides alone

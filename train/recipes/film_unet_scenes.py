@@ -13,7 +13,7 @@ def film_unet_scenes() -> Recipe:
     """python -m train film_unet_scenes --out runs/film_unet_scenes
 
     Everything but the model as in scenes_hour, parameters within 10 %; dense labels are not used.
-    Hardware and time: those of scenes_hour. Measured: docs/results.md.
+    Hardware and time: those of scenes_hour. Expected: docs/results.md.
     """
     compared = scenes_hour()
     model = FilmUNetConfig(inputs=compared.model, loss=replace(compared.model.loss, dense=0.0))

@@ -13,7 +13,7 @@ def scenes_hour() -> Recipe:
 
     Controls: `--model.mllm.blind_to_text True`, `--model.mllm.blind_to_image True`; the FiLM-UNet is the recipe
     film_unet_scenes. Hardware: 1 CPU core. Time: 60 minutes, with easy pictures first (`data.first_images`) and
-    colours and sides alone first (`data.lesson_images`). Measured: docs/results.md.
+    colours and sides alone first (`data.lesson_images`). Expected: docs/results.md.
     """
     return Recipe(
         name="scenes_hour",
