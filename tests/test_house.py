@@ -25,6 +25,8 @@ OWNERS = {
     "deepspeed": ("train/engine.py",),
     "accelerate": ("train/engine.py",),
     "pycocotools": ("uniresxx/masks.py", "uniresxx/data/"),
+    "pyarrow": ("uniresxx/data/",),
+    "lmdb": ("uniresxx/data/readers/cris.py",),
     "torchvision": (),
     "flash_attn": (),
 }

@@ -51,14 +51,18 @@ def read_photo(path: str | os.PathLike[str]) -> np.ndarray:
 
 def read_mask(path: str | os.PathLike[str]) -> np.ndarray:
     """Bool (y, x) of a PNG mask: pixels whose grey value is above 0. InputError as `read_photo`."""
-    data = _read(path)
-    _checked_size(data, str(path))
+    return decode_mask(_read(path), str(path))
+
+
+def decode_mask(data: bytes, name: str) -> np.ndarray:
+    """Decode the bytes of a mask, as `read_mask` does; `name` is what an error calls it."""
+    _checked_size(data, name)
     try:
         with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
             plain = image if image.mode in ("1", "L", "I", "I;16", "I;16B") else image.convert("L")
             return np.asarray(plain) > 0
     except _DECODER_ERRORS as error:
-        raise InputError(f"{path}: the mask is no readable PNG ({_reason(error)})") from None
+        raise InputError(f"{name}: the mask is no readable PNG ({_reason(error)})") from None
 
 
 def _read(path: str | os.PathLike[str]) -> bytes:
@@ -150,7 +154,14 @@ def photo_size(path: str | os.PathLike[str]) -> tuple[int, int] | None:
     """(height, width) as a person sees it, EXIF applied, from the header alone; None where it has none."""
     try:
         with open(path, "rb") as file:
-            data = file.read(2**20)
+            return encoded_size(file.read(2**20))
+    except _DECODER_ERRORS:
+        return None
+
+
+def encoded_size(data: bytes) -> tuple[int, int] | None:
+    """As `photo_size`, of a photo's bytes (its first megabyte is enough)."""
+    try:
         size = _header_size(data)
         if size is None or size[0] * size[1] > MAX_PIXELS:
             return None

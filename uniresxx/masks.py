@@ -8,6 +8,7 @@ of pycocotools are uint32). Shapes: y x pixels of the photo. Errors: InputError 
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -36,8 +37,12 @@ def _size(value: Any) -> tuple[int, int]:
     return sides[0], sides[1]
 
 
+_REPR = reprlib.Repr()  # data from elsewhere may hold itself, or one list a million times
+_REPR.maxlist, _REPR.maxstring, _REPR.maxother = 12, 80, 80
+
+
 def _short(value: Any) -> str:
-    text = repr(value)
+    text = _REPR.repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 

@@ -15,7 +15,7 @@ from uniresxx.errors import InputError
 
 COMMANDS = (
     ("segment", "masks for expressions on photos: overlay PNG, mask PNGs, COCO RLE as JSON"),
-    ("data", "look into data sets and scenes"),
+    ("data", "look into data sets and scenes, prepare and verify stores"),
     ("doctor", "check this machine and installation"),
 )
 

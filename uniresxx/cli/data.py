@@ -1,12 +1,18 @@
-"""`uniresxx data inspect NAME|NAME/SPLIT [--data DIR]` and `uniresxx data dump NAME/SPLIT [--data DIR]`
+"""`uniresxx data inspect|dump|prepare|verify …`: look into data sets, and make stores of them
 
-inspect   counts per split: images, expressions by granularity, sizes of targets, words, what was left out
-dump      one JSON line per expression: expression_id, image, granularity, text, no_target, area, rle
+inspect NAME|NAME/SPLIT|STORE   counts per split: images, expressions by granularity, sizes of targets, words,
+                                what was left out
+dump NAME/SPLIT|STORE           one JSON line per expression: expression_id, image, granularity, text, no_target,
+                                area, rle
+prepare NAME --root DIR --out STORE    make a memory-mapped store; see `uniresxx data prepare NAME --help`
+verify STORE                    check every photo and mask of a store; see `uniresxx data verify STORE --help`
 
 DIR is the root of the native layouts (DIR/refcoco, DIR/grefcoco, DIR/refcocom, DIR/images/train2014); scenes
-are drawn and need none. Both read the annotations through the same doors as training and evaluation.
+are drawn and need none. STORE is the folder of a store, or one split of it as STORE/SPLIT. All read the
+annotations through the same doors as training and evaluation.
 
-Exit codes: 0 done; 1 the output could not be written; 2 wrong input.
+Exit codes: 0 done; 1 the output could not be written, or verify found something wrong; 2 wrong input; 75
+prepare was stopped and continues with the same command.
 """
 
 from __future__ import annotations
@@ -34,7 +40,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Command line to (action, name, data); InputError says what is wrong."""
+    """Command line of inspect and dump to (action, name, data, images); InputError says what is wrong."""
     lines = (__doc__ or "").split("\n", 2)
     parser = _Parser(
         prog="uniresxx data",
@@ -42,8 +48,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("action", choices=("inspect", "dump"))
-    parser.add_argument("name", metavar="NAME[/SPLIT]")
+    parser.add_argument("name", metavar="NAME[/SPLIT]|STORE[/SPLIT]")
     parser.add_argument("--data", type=Path, default=None, metavar="DIR", help="root of the native layouts")
+    parser.add_argument(
+        "--images", type=Path, default=None, metavar="DIR", help="where the photos of a store lie now"
+    )
     return parser.parse_args(argv)
 
 
@@ -93,6 +102,13 @@ def summary(records: Sequence[ImageRecord]) -> dict[str, Any]:
     }
 
 
+def print_summary(name: str, counts: dict[str, Any]) -> None:
+    """Print the summary of one split."""
+    print(name)
+    for key, value in counts.items():
+        print(f"  {key:<26}{value}")
+
+
 def inspect(name: str, data: Path | None) -> int:
     """Print the summary of a split, or of every split of a data set that is there; InputError if none is.
 
@@ -112,9 +128,7 @@ def inspect(name: str, data: Path | None) -> int:
         except InputError as error:
             missing.append(f"{item}: {error}")
             continue
-        print(item)
-        for key, value in counts.items():
-            print(f"  {key:<26}{value}")
+        print_summary(item, counts)
     if len(missing) == len(names):
         raise InputError(missing[0] if missing else f"{name}: no split found")
     for line in missing:
@@ -122,9 +136,23 @@ def inspect(name: str, data: Path | None) -> int:
     return 0
 
 
-def dump(name: str, data: Path | None) -> int:
-    """Print one JSON line per expression of NAME/SPLIT."""
-    for line in lines_of(load_benchmark(name, data)):
+def inspect_store(path: Path, split: str | None, images: Path | None) -> int:
+    """Print what a store says of itself, and the summary of one or all of its splits."""
+    from uniresxx.cli._store import lines_of_store
+    from uniresxx.data.store import Store
+
+    store = Store.open(path, images)
+    chosen = store.splits if split is None else [split]
+    summaries = {item: summary(list(store.records(item))) for item in chosen}
+    print("\n".join(lines_of_store(store)))
+    for item, counts in summaries.items():
+        print_summary(f"{path}/{item}", counts)
+    return 0
+
+
+def dump(records: Sequence[ImageRecord]) -> int:
+    """Print one JSON line per expression."""
+    for line in lines_of(records):
         print(json.dumps(line, ensure_ascii=False))
     return 0
 
@@ -136,5 +164,28 @@ def run(argv: Sequence[str]) -> int:
 
 def main(argv: Sequence[str]) -> int:
     """The command with its errors raised; `uniresxx.cli.main` maps them."""
+    if argv and argv[0] in ("prepare", "verify"):
+        from uniresxx.cli import _store
+
+        return _store.prepare(argv[1:]) if argv[0] == "prepare" else _store.verify(argv[1:])
     words = parse(argv)
-    return inspect(words.name, words.data) if words.action == "inspect" else dump(words.name, words.data)
+    found = _store_named(words.name)
+    if found is None:
+        if words.action == "inspect":
+            return inspect(words.name, words.data)
+        return dump(load_benchmark(words.name, words.data))
+    path, split = found
+    if words.action == "inspect":
+        return inspect_store(path, split, words.images)
+    from uniresxx.data.store import Store
+
+    return dump(Store.open(path, words.images).records(split))
+
+
+def _store_named(name: str) -> tuple[Path, str | None] | None:
+    """STORE or STORE/SPLIT as (folder, split or None); None for the name of a data set."""
+    if not any((path / "meta.json").is_file() for path in (Path(name), Path(name).parent)):
+        return None  # without the cost of Arrow
+    from uniresxx.data.store import store_named
+
+    return store_named(name)

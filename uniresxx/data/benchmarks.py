@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from uniresxx.data.readers import cris, hub, psalm
 from uniresxx.data.readers.grefcoco import read_grefcoco
 from uniresxx.data.readers.refcoco import read_refcoco
 from uniresxx.data.readers.refcocom import known_stems, read_refcocom
@@ -13,12 +14,25 @@ from uniresxx.types import ImageRecord
 
 UNC_SPLITS = ("train", "val", "testA", "testB")
 SCENES = ("scenes", "scenes_easy")
-# name -> (folder, way of splitting, splits); RefCOCO's google split is left out: its sets share photos
+# name -> (folder, way of splitting, splits); google splits share photos between train and val: their numbers
+# say nothing about the unc and umd splits, nor the other way round
 REFCOCO = {
     "refcoco": ("refcoco", "unc", UNC_SPLITS),
+    "refcoco_google": ("refcoco", "google", ("train", "val", "test")),
     "refcoco+": ("refcoco+", "unc", UNC_SPLITS),
     "refcocog_umd": ("refcocog", "umd", ("train", "val", "test")),
     "refcocog_google": ("refcocog", "google", ("train", "val")),
+    "refclef_unc": ("refclef", "unc", (*UNC_SPLITS, "testC")),
+    "refclef_berkeley": ("refclef", "berkeley", ("train", "val", "test")),
+}
+# the same sets as others converted them: names are <layout>_<set>, ids start with them
+CRIS, PSALM, JXU124, LMMS = "cris_", "psalm_", "jxu124_", "lmms_"
+CONVERTED = {
+    **{CRIS + name: REFCOCO[name][2] for name in cris.SETS},
+    **{PSALM + name: UNC_SPLITS if name == "grefcoco" else REFCOCO[name][2] for name in psalm.SETS},
+    **{JXU124 + name: tuple(splits) for name, (_, splits) in hub.JXU124.items()},
+    "jxu124_benchmark": (),  # its splits are found in the data folder: refcoco_unc_val, …
+    **{LMMS + name: tuple(splits) for name, (_, splits) in hub.LMMS.items()},
 }
 
 
@@ -28,6 +42,8 @@ def known_benchmarks() -> list[str]:
     names += [f"grefcoco/{split}" for split in UNC_SPLITS]
     names += [f"refcocom/{split}_{kind}" for split in UNC_SPLITS[1:] for kind in ("part_only", "object_part")]
     names += [f"mini_real/{split}" for split in UNC_SPLITS]
+    names += [f"{name}/{split}" for name, splits in CONVERTED.items() for split in splits]
+    names.append("jxu124_benchmark/refcoco_unc_val")
     return names + [f"{name}/{split}" for name in SCENES for split in scene_splits(name)]
 
 
@@ -49,7 +65,7 @@ def load_benchmark(name: str, data: Path | None) -> list[ImageRecord]:
         from uniresxx.data.scenes import benchmark_records
 
         return benchmark_records(dataset, split)
-    if not split or dataset not in (*REFCOCO, "grefcoco", "refcocom", "mini_real"):
+    if not split or dataset not in (*REFCOCO, *CONVERTED, "grefcoco", "refcocom", "mini_real"):
         raise InputError(f"unknown benchmark {name!r}; known: {', '.join(known_benchmarks())}")
     if data is None:
         raise InputError(f"{name} is read from disk: give the root of the native layout with --data DIR")
@@ -58,11 +74,25 @@ def load_benchmark(name: str, data: Path | None) -> list[ImageRecord]:
     if dataset in REFCOCO:
         folder, split_by, _ = REFCOCO[dataset]
         return read_refcoco(data, split, folder, split_by, prefix=dataset)
+    if dataset in CONVERTED:
+        return _load_converted(dataset, split, data)
     if dataset == "grefcoco":
         return read_grefcoco(data, split)
     if dataset == "refcocom":
         return read_refcocom(data, split)
     return merge_records(read_grefcoco(data, split), read_refcocom(data, f"{split}_part_only"))
+
+
+def _load_converted(name: str, split: str, data: Path) -> list[ImageRecord]:
+    if name == "jxu124_benchmark":
+        return hub.read_jxu124_benchmark(data, split, prefix=name)
+    if name.startswith(CRIS):
+        return cris.read_cris(data, split, name.removeprefix(CRIS), prefix=name)
+    if name.startswith(PSALM):
+        return psalm.read_psalm(data, split, name.removeprefix(PSALM), prefix=name)
+    if name.startswith(JXU124):
+        return hub.read_jxu124(data, split, name.removeprefix(JXU124), prefix=name)
+    return hub.read_lmms(data, split, name.removeprefix(LMMS), prefix=name)
 
 
 def merge_records(*sets: list[ImageRecord]) -> list[ImageRecord]:

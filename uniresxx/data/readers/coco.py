@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
+import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
@@ -25,9 +26,18 @@ PHOTO_FOLDERS = (
     "images/mscoco/images/train2014",
     "refer_seg/images/mscoco/images/train2014",
     "refer_seg/images/train2014",
+    "coco/train2014",
     "train2014",
     "images",
 )
+MAX_NAME = 255  # bytes, of most file systems
+_REPR = reprlib.Repr()
+_REPR.maxlevel, _REPR.maxstring, _REPR.maxlong, _REPR.maxother = 2, 60, 60, 60
+
+
+def shown(value: Any) -> str:
+    """A value for an error: one short line, also of data that holds itself or one list a million times."""
+    return _REPR.repr(value)
 
 
 def data_folders(root: Path, names: Sequence[str]) -> list[Path]:
@@ -58,12 +68,12 @@ def data_file(root: Path, names: Sequence[str], files: Sequence[str]) -> Path:
 class PhotoFinder:
     """Where the photos of a root lie; a photo that is missing is only an error once its pixels are wanted."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.folders = [root / name for name in PHOTO_FOLDERS if (root / name).is_dir()]
+    def __init__(self, root: Path, folders: Sequence[str] = PHOTO_FOLDERS) -> None:
+        self.first = root / folders[0]
+        self.folders = [root / name for name in folders if (root / name).is_dir()]
 
-    def path(self, file_name: str) -> Path:
-        """Path of a photo; InputError where the name would leave the photo folder."""
+    def path(self, file_name: str, who: str) -> Path:
+        """Path of a photo; InputError that starts with `who` where the name would leave the photo folder."""
         name = PurePosixPath(file_name)
         if (
             name.is_absolute()
@@ -71,12 +81,14 @@ class PhotoFinder:
             or not name.parts
             or "\\" in file_name
             or "\0" in file_name
+            or len(file_name) > 4 * MAX_NAME
+            or max(len(part.encode("utf-8", "replace")) for part in name.parts) > MAX_NAME
         ):
-            raise InputError(f"photo name {file_name!r} must be a file under the photo folder")
+            raise InputError(f"{who}: photo name {shown(file_name)} must be a file under the photo folder")
         for folder in self.folders[:-1]:  # the last needs no look: there is nowhere else
             if (folder / name).is_file():
                 return folder / name
-        return (self.folders[-1] if self.folders else self.root / PHOTO_FOLDERS[0]) / name
+        return (self.folders[-1] if self.folders else self.first) / name
 
 
 def need(record: Mapping[str, Any], name: str, who: str) -> Any:
@@ -93,8 +105,48 @@ def whole(value: Any, name: str, who: str) -> int:
     if isinstance(value, float) and value.is_integer():
         return int(value)
     if isinstance(value, bool) or not isinstance(value, int):
-        raise InputError(f"{who}: {name} must be a whole number, not {value!r}")
+        raise InputError(f"{who}: {name} must be a whole number, not {shown(value)}")
     return value
+
+
+def size_of(row: Mapping[str, Any], who: str) -> tuple[int, int]:
+    """(height, width) of a row, both from 1 up and within the cap for photos; InputError otherwise."""
+    height, width = (whole(need(row, side, who), side, who) for side in ("height", "width"))
+    if height < 1 or width < 1 or height * width > masks.MAX_PIXELS:
+        raise InputError(
+            f"{who}: {shown(height)} x {shown(width)} (height x width) is no size of a photo of at most "
+            f"{masks.MAX_PIXELS} pixels"
+        )
+    return height, width
+
+
+def file_name_of(row: Mapping[str, Any], who: str, field_name: str = "file_name") -> str:
+    """A field that names a file; InputError where it is no text or empty."""
+    value = need(row, field_name, who)
+    if not isinstance(value, str) or not value:
+        raise InputError(f"{who}: {field_name} must be a file name, not {shown(value)}")
+    return value
+
+
+def photo_id(file_name: str) -> str:
+    """The COCO image id in a file name, as in the other sets, or the bare name where there is none."""
+    bare = PurePosixPath(file_name).stem
+    number = re.search(r"(?:^|_)(\d{12})$", bare)
+    return str(int(number.group(1))) if number else bare
+
+
+def truth(row: Mapping[str, Any], size: tuple[int, int], name: str, who: str) -> RLE:
+    """OR of the polygons or run lengths in `segmentation` at the photo's size (height, width).
+
+    Raises InputError that starts with `name`, also where no pixel is covered: `who` has no target then.
+    """
+    try:
+        rle = masks.from_coco(need(row, "segmentation", name), *size)
+    except InputError as error:
+        raise InputError(str(error) if str(error).startswith(name) else f"{name}: {error}") from None
+    if masks.area(rle) == 0:
+        raise InputError(f"{name}: its segmentation covers no pixel, so it can be no target of {who}")
+    return rle
 
 
 @dataclass(frozen=True)
@@ -127,11 +179,7 @@ class Instances:
         if image_id not in self.images:
             raise InputError(f"{who}: image_id {image_id} is not in {self.path}")
         row, name = self.images[image_id], f"{self.path}: image {image_id}"
-        file_name = need(row, "file_name", name)
-        if not isinstance(file_name, str):
-            raise InputError(f"{name}: file_name must be text, not {file_name!r}")
-        height, width = (whole(need(row, side, name), side, name) for side in ("height", "width"))
-        return file_name, height, width
+        return file_name_of(row, name), *size_of(row, name)
 
     def annotation(self, ann_id: int, image_id: int, who: str) -> Mapping[str, Any]:
         """An annotation, which must belong to the image."""
@@ -148,15 +196,8 @@ class Instances:
 
     def mask(self, ann_id: int, image_id: int, who: str) -> RLE:
         """OR of an annotation's polygons or run lengths at the photo's size; InputError where empty."""
-        row, name = self.annotation(ann_id, image_id, who), f"{self.path}: ann {ann_id}"
-        _, height, width = self.image(image_id, who)
-        try:
-            rle = masks.from_coco(need(row, "segmentation", name), height, width)
-        except InputError as error:
-            raise InputError(str(error) if str(error).startswith(name) else f"{name}: {error}") from None
-        if masks.area(rle) == 0:
-            raise InputError(f"{name}: its segmentation covers no pixel, so it can be no target of {who}")
-        return rle
+        row = self.annotation(ann_id, image_id, who)
+        return truth(row, self.image(image_id, who)[1:], f"{self.path}: ann {ann_id}", who)
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +230,8 @@ def sentences(record: Mapping[str, Any], id_field: str, who: str) -> Iterator[Se
         if not isinstance(sent, str) or not isinstance(raw, str):
             raise InputError(f"{who}: sentence {index}: sent and raw must be text")
         native = item.get(id_field)
+        if native is not None and (not isinstance(native, int | str) or isinstance(native, bool)):
+            raise InputError(f"{who}: sentence {index}: {id_field} must be a number, not {shown(native)}")
         yield Sentence(sent.strip() or raw.strip(), raw, None if native is None else str(native))
 
 
@@ -235,6 +278,8 @@ class Collector:
             if not self.images:
                 raise InputError(f"{self.where}: nothing left to read: {some}")
             logger.warning("%s: left out %d: %s", self.where, len(self.left_out), some)
+        if not self.images:
+            raise InputError(f"{self.where}: holds no expression")
         repeated = sum(count > 1 for count in self._seen.values())
         if repeated:
             logger.warning("%s: %d native ids are used more than once; got #2, #3, …", self.where, repeated)
@@ -272,10 +317,10 @@ def records_of_split(
     named = [(f"{path}: record {index}{_ref_name(record)}", record) for index, record in enumerate(records)]
     chosen = [(who, record) for who, record in named if need(record, "split", who) == split]
     if not chosen:
-        known = sorted({str(record["split"]) for record in records})
+        known = sorted({str(record["split"])[:30] for record in records if isinstance(record["split"], str)})
         raise InputError(f"{path}: has no split {split!r}; it has {', '.join(known) or 'no records'}")
     return chosen
 
 
 def _ref_name(record: Mapping[str, Any]) -> str:
-    return f" (ref_id {record['ref_id']})" if "ref_id" in record else ""
+    return f" (ref_id {shown(record['ref_id'])})" if "ref_id" in record else ""

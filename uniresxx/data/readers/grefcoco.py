@@ -48,7 +48,7 @@ def read_grefcoco(root: Path, split: str) -> list[ImageRecord]:
             expression = coco.target_expression(
                 collector.unique(f"grefcoco/{split}/{sentence.native_id}"), sentence, granularity, rle, source
             )
-            collector.add(str(image_id), finder.path(file_name), (height, width), expression)
+            collector.add(str(image_id), finder.path(file_name, who), (height, width), expression)
     return collector.records()
 
 
@@ -60,5 +60,5 @@ def _ann_ids(record: Mapping[str, Any], who: str) -> list[int]:
     if ann_ids == [-1]:
         return []
     if -1 in ann_ids:
-        raise InputError(f"{who}: ann_id {value!r} mixes -1 (no target) with targets")
+        raise InputError(f"{who}: ann_id {coco.shown(value)} mixes -1 (no target) with targets")
     return ann_ids

@@ -13,7 +13,7 @@ import pickle
 import re
 import struct
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 from uniresxx.errors import InputError
 
@@ -57,7 +57,17 @@ class DataUnpickler(pickle.Unpickler):
 
 
 class SlowDataUnpickler(pickle._Unpickler):
-    """The same in Python: its memory is bounded by the file's size."""
+    """The same in Python: its memory is bounded by the file's size.
+
+    Two opcodes that plain data never needs are unknown to it: byte arrays, whose memory is taken before their
+    bytes are there, and whole numbers of more than 255 bytes, which Python refuses to print.
+    """
+
+    dispatch: ClassVar[dict[int, Any]] = {
+        code: load
+        for code, load in pickle._Unpickler.dispatch.items()
+        if code not in (pickle.BYTEARRAY8[0], pickle.LONG4[0])
+    }
 
     def find_class(self, module_name: str, global_name: str) -> NoReturn:
         """Refuse, naming the global."""
@@ -74,16 +84,20 @@ def load_pickle(path: Path, max_bytes: int = MAX_PICKLE_BYTES) -> Any:
 
     Raises InputError naming the file: missing, over `max_bytes`, holds a global (named), damaged.
     """
-    data = _read(path, max_bytes)
+    return unpickle(_read(path, max_bytes), str(path))
+
+
+def unpickle(data: bytes, name: str) -> Any:
+    """As `load_pickle`, from bytes; `name` is what an error calls them."""
     try:
         try:
             return _unpickle(data, "ASCII")
         except UnicodeDecodeError:
-            return _as_text(_unpickle(data, "bytes"))
+            return _as_text(_unpickle(data, "bytes"), {})
     except InputError as error:
-        raise InputError(f"{path}: {error}") from None
+        raise InputError(f"{name}: {error}") from None
     except _BROKEN as error:
-        raise InputError(f"{path}: is no readable pickle ({_reason(error)}); download it again") from None
+        raise InputError(f"{name}: is no readable pickle ({_reason(error)}); download it again") from None
 
 
 def load_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> Any:
@@ -123,17 +137,21 @@ def _read(path: Path, max_bytes: int) -> bytes:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
 
 
-def _as_text(value: Any) -> Any:
-    """The same plain data with every byte string decoded."""
+def _as_text(value: Any, done: dict[int, Any]) -> Any:
+    """The same plain data with every byte string decoded; `done` holds the containers met before by id.
+
+    A pickle may name one list many times, inside itself even: each is walked once.
+    """
     if isinstance(value, bytes):
         try:
             return value.decode("utf-8")
         except UnicodeDecodeError:
             return value.decode("latin-1")
-    if isinstance(value, list):
-        return [_as_text(item) for item in value]
-    if isinstance(value, tuple):
-        return tuple(_as_text(item) for item in value)
-    if isinstance(value, dict):
-        return {_as_text(key): _as_text(item) for key, item in value.items()}
-    return value
+    if not isinstance(value, list | tuple | dict):
+        return value
+    if id(value) not in done:
+        if isinstance(value, dict):
+            done[id(value)] = {_as_text(key, done): _as_text(item, done) for key, item in value.items()}
+        else:
+            done[id(value)] = type(value)(_as_text(item, done) for item in value)
+    return done[id(value)]

@@ -1,4 +1,4 @@
-"""RefCOCO, RefCOCO+ and RefCOCOg: `instances.json` and `refs(SPLIT_BY).p`, or the same records as `.json`."""
+"""RefCOCO, RefCOCO+, RefCOCOg and RefClef: `instances.json` and `refs(SPLIT_BY).p`, or those records as `.json`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from uniresxx.data.readers import coco
 from uniresxx.data.readers.pickles import load_records
 from uniresxx.types import Granularity, ImageRecord
 
+CLEF_FOLDERS = ("images/saiapr_tc-12", "refer_seg/images/saiapr_tc-12", "saiapr_tc-12")
+CLEF_BAD = frozenset({"19579.jpg", "17975.jpg", "19575.jpg"})  # as CRIS's data_process.py skips them
+
 
 def read_refcoco(
     root: Path, split: str, dataset: str = "refcoco", split_by: str = "unc", prefix: str | None = None
@@ -17,22 +20,29 @@ def read_refcoco(
 
     `dataset` is the folder (refcoco, refcoco+, refcocog), `split_by` the way of splitting in the file's name,
     and `prefix` the first word of the expression ids (`dataset` where None): `<prefix>/<split>/<sent_id>`.
-    `file_name` of a ref is no file (it ends on `_<n>`): the photo is the one `instances.json` names. Raises
+    `file_name` of a ref is no file (it ends on `_<n>`): the photo is the one `instances.json` names. RefClef
+    (`refclef`) has photos of SAIAPR TC-12: its image ids get `saiapr_` before them, so that none is taken for
+    a COCO image, and refs on three photos that are known to be bad are left out and reported. Raises
     InputError naming file, record and field.
     """
     prefix = prefix or dataset
     names = (dataset, dataset.replace("+", "plus"))
     path = coco.data_file(root, names, (f"refs({split_by}).p", f"refs({split_by}).json"))
     instances = coco.Instances.load(coco.data_file(root, names, ("instances.json",)))
-    finder, collector = coco.PhotoFinder(root), coco.Collector(f"{path}: {split}")
+    clef = dataset == "refclef"
+    finder = coco.PhotoFinder(root, CLEF_FOLDERS if clef else coco.PHOTO_FOLDERS)
+    collector = coco.Collector(f"{path}: {split}")
     for who, record in coco.records_of_split(load_records(path), split, path):
         ann_id = coco.whole(coco.need(record, "ann_id", who), "ann_id", who)
         image_id = coco.whole(coco.need(record, "image_id", who), "image_id", who)
+        file_name, height, width = instances.image(image_id, who)
+        if clef and file_name.rpartition("/")[2] in CLEF_BAD:
+            collector.leave_out(f"{who}: its photo {file_name} is known to be bad")
+            continue
         if instances.is_crowd(ann_id, image_id, who):
             collector.leave_out(f"{who}: its target ann {ann_id} is a crowd region")
             continue
         rle = instances.mask(ann_id, image_id, who)
-        file_name, height, width = instances.image(image_id, who)
         source: dict[str, Any] = {"ref_id": record.get("ref_id"), "ann_id": ann_id}
         for sentence in coco.sentences(record, "sent_id", who):
             if sentence.native_id is None:
@@ -47,5 +57,10 @@ def read_refcoco(
                 rle,
                 source,
             )
-            collector.add(str(image_id), finder.path(file_name), (height, width), expression)
+            collector.add(
+                f"{'saiapr_' if clef else ''}{image_id}",
+                finder.path(file_name, who),
+                (height, width),
+                expression,
+            )
     return collector.records()

@@ -7,16 +7,14 @@ are searched.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from uniresxx import images, masks
-from uniresxx.data.readers import coco
+from uniresxx.data.readers import coco, cris
 from uniresxx.data.readers.pickles import load_records
 from uniresxx.errors import InputError
-from uniresxx.types import RLE, Granularity, ImageRecord
+from uniresxx.types import Granularity, ImageRecord
 
 FOLDERS = ("refcocom", "refcocom_benchmark")
 PART_ONLY, OBJECT_PART = "_part_only", "_object_part"
@@ -47,9 +45,9 @@ def read_refcocom(root: Path, stem: str) -> list[ImageRecord]:
     folders = [folder / "masks" for folder in coco.data_folders(root, FOLDERS)]
     for index, record in enumerate(records):
         who = f"{path}: record {index}"
-        photo_name, segment = _photo_name(record, who), _segment(record, who)
-        photo = finder.path(photo_name)
-        rle = _mask(folders, segment, photo, who)
+        photo_name, segment = coco.file_name_of(record, who, "img_name"), cris.segment_of(record, who)
+        photo = finder.path(photo_name, who)
+        rle = cris.mask_of(folders, segment, photo, who)
         granularity = Granularity.PART if parts is None or _key(record, who) in parts else Granularity.OBJECT
         source: dict[str, Any] = {"segment_id": segment, "cat": record.get("cat")}
         for place, sentence in enumerate(coco.sentences(record, "idx", who)):
@@ -60,7 +58,7 @@ def read_refcocom(root: Path, stem: str) -> list[ImageRecord]:
             expression = coco.target_expression(
                 collector.unique(f"refcocom/{stem}/{native}"), sentence, granularity, rle, source
             )
-            collector.add(_image_id(photo_name), photo, (rle["size"][0], rle["size"][1]), expression)
+            collector.add(coco.photo_id(photo_name), photo, (rle["size"][0], rle["size"][1]), expression)
     return collector.records()
 
 
@@ -93,47 +91,4 @@ def _part_keys(
 
 
 def _key(record: Mapping[str, Any], who: str) -> tuple[str, str]:
-    return _photo_name(record, who), _segment(record, who)
-
-
-def _photo_name(record: Mapping[str, Any], who: str) -> str:
-    name = coco.need(record, "img_name", who)
-    if not isinstance(name, str) or not name:
-        raise InputError(f"{who}: img_name must be a file name, not {name!r}")
-    return name
-
-
-def _segment(record: Mapping[str, Any], who: str) -> str:
-    """segment_id as text, whether the file holds a number or text."""
-    value = coco.need(record, "segment_id", who)
-    if isinstance(value, bool) or not isinstance(value, int | str) or not re.fullmatch(r"[\w-]+", str(value)):
-        raise InputError(f"{who}: segment_id must be a number or a plain name, not {value!r}")
-    return str(value)
-
-
-def _mask(folders: Sequence[Path], segment: str, photo: Path, who: str) -> RLE:
-    """The mask of a segment, checked against the size of its photo where the photo is there."""
-    for folder in folders:
-        path = folder / f"{segment}.png"
-        if path.is_file():
-            break
-    else:
-        raise InputError(f"{who}: no mask {segment}.png in {' or '.join(str(item) for item in folders)}")
-    mask_yx = images.read_mask(path)
-    size = images.photo_size(photo)
-    if size is not None and size != mask_yx.shape:
-        raise InputError(
-            f"{path}: the mask is {mask_yx.shape[0]} x {mask_yx.shape[1]} (height x width), "
-            f"but its photo {photo.name} is {size[0]} x {size[1]}"
-        )
-    rle = masks.encode(mask_yx)
-    if masks.area(rle) == 0:
-        raise InputError(f"{path}: the mask covers no pixel, so it can be no target of {who}")
-    return rle
-
-
-def _image_id(photo_name: str) -> str:
-    """The COCO image id in a file name, as in the other sets, or the bare name where there is none."""
-    bare = Path(photo_name).stem
-    number = re.search(r"(?:^|_)(\d{12})$", bare)
-    return str(int(number.group(1))) if number else bare
+    return coco.file_name_of(record, who, "img_name"), cris.segment_of(record, who)

@@ -1,0 +1,193 @@
+"""The commands of `uniresxx data` that make and check stores: prepare, verify."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+from uniresxx.data.benchmarks import SCENES, load_benchmark, splits_of
+from uniresxx.data.guard import MODES, Guard, lines_of_report, stored_report
+from uniresxx.data.store import Store
+from uniresxx.data.store_check import check_store
+from uniresxx.data.store_write import Preparation, write_store
+from uniresxx.errors import InputError
+from uniresxx.types import ImageRecord
+
+PREPARE = """read NAME (all its splits) or NAME/SPLIT from its native layout and write a store
+
+Photos stay where they are. The guard removes training images that belong to a val or test split of RefCOCO,
+RefCOCO+, RefCOCOg (umd), gRefCOCO or RefCOCOm, as far as their annotations lie under --root; `strict` wants
+all of them there, `published_data` keeps everything and says so in the store.
+The same command continues after an interruption. Exit codes: 0 done; 1 the disk; 2 wrong input; 75 stopped."""
+VERIFY = """check every photo (there, decodes, its size) and every mask of a store, and list what is wrong
+
+Exit codes: 0 all well; 1 something is wrong; 2 no store."""
+STOPPED = 75
+# what may hold annotations; photos and mask files are too many to look at one by one
+ANNOTATIONS = (
+    ".p",
+    ".pkl",
+    ".pickle",
+    ".json",
+    ".jsonl",
+    ".parquet",
+    ".arrow",
+    ".mdb",
+    ".lmdb",
+    ".tsv",
+    ".csv",
+)
+NO_ANNOTATIONS = (
+    "images",
+    "masks",
+    "train2014",
+    "val2014",
+    "test2014",
+    "train2017",
+    "val2017",
+    "saiapr_tc-12",
+)
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse with errors of one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; see `{self.prog} --help`")
+
+
+def _parser(command: str, description: str) -> _Parser:
+    return _Parser(
+        prog=f"uniresxx data {command}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def _show(what: str, done: int, of: int) -> None:
+    """Progress on stderr: one line that changes on a terminal, a line per tenth elsewhere."""
+    if sys.stderr.isatty():
+        print(f"\r{what}: {done} of {of}\x1b[K", end="\n" if done >= of else "", file=sys.stderr, flush=True)
+    elif done >= of or _tenth(done, of) != _tenth(done - 256, of):
+        print(f"{what}: {done} of {of}", file=sys.stderr, flush=True)
+
+
+def _tenth(done: int, of: int) -> int:
+    return 10 * max(done, 0) // max(of, 1)
+
+
+def inputs_of(root: Path | None) -> dict[str, str]:
+    """Size and time of every annotation file under `root`: what must be the same to continue."""
+    found: dict[str, str] = {}
+    for folder, folders, files in os.walk(root) if root is not None else ():
+        folders[:] = sorted(name for name in folders if name.lower() not in NO_ANNOTATIONS)
+        for name in sorted(files):
+            path = Path(folder, name)
+            if path.suffix.lower() in ANNOTATIONS:
+                status = path.stat()
+                stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(status.st_mtime))
+                fraction = f"{status.st_mtime_ns % 10**9:09d}"
+                found[path.relative_to(root or folder).as_posix()] = (
+                    f"{status.st_size} bytes of {stamp}.{fraction}"
+                )
+    return found
+
+
+def preparation(name: str, root: Path | None, mode: str) -> Preparation:
+    """What `prepare` will write; reads the id lists of the guard, but no record yet."""
+    dataset, _, split = name.partition("/")
+    drawn = dataset in SCENES
+    if not drawn and (root is None or not root.is_dir()):
+        raise InputError(f"{root or name}: no such folder; --root DIR must be the root of the native layout")
+    splits = [split] if split else splits_of(dataset, root)
+    if not splits:
+        raise InputError(f"{root}: holds no split of {dataset}; --root must name the folder above it")
+    guard = None if drawn else Guard.of(mode, root)
+
+    def loader(item: str) -> Callable[[], tuple[Sequence[ImageRecord], Mapping[str, Any]]]:
+        def load() -> tuple[Sequence[ImageRecord], Mapping[str, Any]]:
+            records = load_benchmark(f"{dataset}/{item}", root)
+            return (records, {}) if guard is None else guard.apply(item, records)
+
+        return load
+
+    return Preparation(
+        name,
+        {item: loader(item) for item in splits},
+        image_root=None if drawn else root,
+        inputs={"guard": mode, **inputs_of(None if drawn else root)},
+        about={"guard": {"mode": "drawn"} if guard is None else guard.report()},
+    )
+
+
+def prepare(argv: Sequence[str]) -> int:
+    """`uniresxx data prepare NAME --root DIR --out STORE`; returns the exit code."""
+    parser = _parser("prepare", PREPARE)
+    parser.add_argument("name", metavar="NAME[/SPLIT]")
+    parser.add_argument("--root", type=Path, default=None, metavar="DIR", help="root of the native layouts")
+    parser.add_argument("--out", type=Path, required=True, metavar="STORE", help="folder of the store")
+    parser.add_argument("--guard", choices=MODES, default="on", help="the leak guard (default: on)")
+    parser.add_argument("--fresh", action="store_true", help="start over, whatever is there")
+    words = parser.parse_args(argv)
+    try:
+        with _stoppable():
+            work = preparation(words.name, words.root, words.guard)
+            for line in lines_of_report({**work.about["guard"], "removed": {}}):
+                print(line, file=sys.stderr)
+            store = write_store(words.out, work, words.fresh, _show)
+    except KeyboardInterrupt:
+        print("uniresxx data: stopped; the same command continues", file=sys.stderr)
+        return STOPPED
+    print("\n".join(lines_of_store(store)))
+    return 0
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """SIGTERM stops like Ctrl-C, so that schedulers can stop long work."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def lines_of_store(store: Store) -> list[str]:
+    """What a store says of itself: name, fingerprint, counts, guard."""
+    lines = [f"{store.path}: {store.name}, {len(store)} rows, fingerprint {store.fingerprint[:16]}"]
+    for split, entry in store.meta["splits"].items():
+        counts = ", ".join(f"{count} {what}" for what, count in entry["counts"].items() if count)
+        lines.append(f"  {split}: {counts or 'nothing'}")
+    return lines + lines_of_report(stored_report(store.meta))
+
+
+def verify(argv: Sequence[str]) -> int:
+    """`uniresxx data verify STORE`; returns the exit code."""
+    parser = _parser("verify", VERIFY)
+    parser.add_argument("store", type=Path, metavar="STORE")
+    parser.add_argument("--images", type=Path, default=None, metavar="DIR", help="where the photos lie now")
+    words = parser.parse_args(argv)
+    store, wrong = Store.open(words.store, words.images), 0
+    for done, lines in check_store(store):
+        for line in lines:
+            print(line)
+        wrong += len(lines)
+        _show("verify", done, len(store))
+    print(f"{store.path}: {len(store)} rows checked, {wrong or 'nothing'} wrong")
+    return 1 if wrong else 0

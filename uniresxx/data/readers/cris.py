@@ -1,0 +1,252 @@
+"""CRIS: RefCOCO, RefCOCO+ and RefCOCOg as one list per split with a mask file per referent, or as LMDB.
+
+`anns/<set>/<split>.json` holds {img_name, segment_id, sentences, cat, bbox, …}, `masks/<set>/<segment_id>.png`
+the mask; `lmdb/<set>/<split>.lmdb` holds the same records under the keys 0, 1, … with photo and mask inside.
+Both give the same ids and masks. Masks were made from summed polygons times 255 in 8 bits, so where polygons
+overlap they hold 254 or 253: every value above 0 is foreground. (After CRIS's own data_process.py and
+folder2lmdb.py; training there draws one sentence, its mode `val` scores only the first of each record. Here
+come all.)
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from uniresxx import images, masks
+from uniresxx.data.readers import coco
+from uniresxx.data.readers.pickles import load_records, unpickle
+from uniresxx.errors import InputError
+from uniresxx.types import RLE, Granularity, ImageRecord
+
+if TYPE_CHECKING:
+    import lmdb
+
+# data set -> its folder names
+SETS = {
+    "refcoco": ("refcoco", "refcoco_unc"),
+    "refcoco+": ("refcoco+", "refcocoplus", "refcoco+_unc"),
+    "refcocog_umd": ("refcocog_u", "refcocog_umd"),
+    "refcocog_google": ("refcocog_g", "refcocog_google"),
+}
+PHOTO_FOLDERS = (*coco.PHOTO_FOLDERS, "datasets/images/train2014", "datasets/images")
+MAX_VALUE_BYTES = 64 * 2**20  # one photo and one mask
+SLACK_PAGES = 16  # LMDB leaves a few pages at the end unwritten where a transaction freed them again
+
+
+def read_cris(
+    root: Path, split: str, dataset: str = "refcoco", prefix: str | None = None
+) -> list[ImageRecord]:
+    """Records of one split, ids `<prefix>/<split>/<segment_id>_<idx>`, from the list or else from the LMDB.
+
+    `root` is CRIS's `datasets` folder or the one above it; `dataset` is one of SETS. Every expression points
+    at one object. Raises InputError naming file, record and field, and where neither form is there.
+    """
+    for path in _places(root, "anns", dataset, split, ".json"):
+        folders = _places(root, "masks", dataset, "", "")
+        return _Reading(root, split, prefix or f"cris_{dataset}", path).of_list(folders)
+    for path in _places(root, "lmdb", dataset, split, ".lmdb"):
+        return _Reading(root, split, prefix or f"cris_{dataset}", path).of_lmdb()
+    name = SETS[dataset][0]
+    raise InputError(
+        f"{root}: holds neither anns/{name}/{split}.json nor lmdb/{name}/{split}.lmdb; --data must name the "
+        "folder `datasets` of CRIS or the one above it"
+    )
+
+
+def _places(root: Path, kind: str, dataset: str, split: str, suffix: str) -> list[Path]:
+    """What is there of `<kind>/<set>/<split><suffix>`, under `root/datasets` or `root`."""
+    if re.fullmatch(r"\w{0,60}", split) is None:
+        return []
+    folders = [
+        folder
+        for base in (root / "datasets", root)
+        for folder in coco.data_folders(base / kind, SETS[dataset])
+    ]
+    return [folder / (split + suffix) for folder in folders if (folder / (split + suffix)).exists()]
+
+
+class _Reading:
+    """One split being read."""
+
+    def __init__(self, root: Path, split: str, prefix: str, path: Path) -> None:
+        self.path = path
+        self.start = f"{prefix}/{split}"
+        self.finder = coco.PhotoFinder(root, PHOTO_FOLDERS)
+        self.collector = coco.Collector(str(path))
+
+    def of_list(self, folders: Sequence[Path]) -> list[ImageRecord]:
+        for index, record in enumerate(load_records(self.path)):
+            who = f"{self.path}: record {index}"
+            photo = self.finder.path(coco.file_name_of(record, who, "img_name"), who)
+            self.add(record, mask_of(folders, segment_of(record, who), photo, who), who)
+        return self.collector.records()
+
+    def of_lmdb(self) -> list[ImageRecord]:
+        keys: dict[str, str] = {}
+        for key, value in _values(self.path):
+            who = f"{self.path}: record {key}"
+            record = _record_of(value, who)
+            photo = coco.need(record, "img", who)
+            if not isinstance(photo, bytes):
+                raise InputError(f"{who}: img must be the photo's bytes, not {coco.shown(photo)}")
+            rle = _mask_of_bytes(coco.need(record, "mask", who), images.encoded_size(photo), who)
+            self.add(record, rle, who)
+            keys.setdefault(coco.photo_id(record["img_name"]), key)
+        return [
+            replace(item, source={**item.source, "lmdb": str(self.path), "key": keys[item.image_id]})
+            for item in self.collector.records()
+        ]
+
+    def add(self, record: Mapping[str, Any], rle: RLE, who: str) -> None:
+        name, segment = coco.file_name_of(record, who, "img_name"), segment_of(record, who)
+        source: dict[str, Any] = {"segment_id": segment, "cat": record.get("cat")}
+        for place, sentence in enumerate(coco.sentences(record, "idx", who)):
+            native = f"{segment}_{place if sentence.native_id is None else sentence.native_id}"
+            if not sentence.text:
+                self.collector.leave_out(f"{who}: sentence {native} is blank")
+                continue
+            expression = coco.target_expression(
+                self.collector.unique(f"{self.start}/{native}"), sentence, Granularity.OBJECT, rle, source
+            )
+            size = (rle["size"][0], rle["size"][1])
+            self.collector.add(coco.photo_id(name), self.finder.path(name, who), size, expression)
+
+
+# ---- the mask files, which RefCOCOm shares
+
+
+def segment_of(record: Mapping[str, Any], who: str) -> str:
+    """segment_id as text, whether the file holds a number or text."""
+    value = coco.need(record, "segment_id", who)
+    good = isinstance(value, int | str) and not isinstance(value, bool)
+    if not good or not re.fullmatch(r"[\w-]{1,60}", str(value)):
+        raise InputError(f"{who}: segment_id must be a number or a plain name, not {coco.shown(value)}")
+    return str(value)
+
+
+def mask_of(folders: Sequence[Path], segment: str, photo: Path, who: str) -> RLE:
+    """The mask of a segment, checked against the size of its photo where the photo is there."""
+    for folder in folders:
+        path = folder / f"{segment}.png"
+        if path.is_file():
+            break
+    else:
+        raise InputError(f"{who}: no mask {segment}.png in {' or '.join(str(item) for item in folders)}")
+    return _checked(images.read_mask(path), images.photo_size(photo), str(path), photo.name, who)
+
+
+def _mask_of_bytes(data: Any, size: tuple[int, int] | None, who: str) -> RLE:
+    if not isinstance(data, bytes):
+        raise InputError(f"{who}: mask must be the bytes of a PNG, not {coco.shown(data)}")
+    return _checked(images.decode_mask(data, f"{who}: mask"), size, f"{who}: mask", "beside it", who)
+
+
+def _checked(mask_yx: Any, size: tuple[int, int] | None, name: str, photo: str, who: str) -> RLE:
+    if size is not None and size != mask_yx.shape:
+        raise InputError(
+            f"{name}: the mask is {mask_yx.shape[0]} x {mask_yx.shape[1]} (height x width), "
+            f"but its photo {photo} is {size[0]} x {size[1]}"
+        )
+    rle = masks.encode(mask_yx)
+    if masks.area(rle) == 0:
+        raise InputError(f"{name}: the mask covers no pixel, so it can be no target of {who}")
+    return rle
+
+
+# ---- LMDB
+
+
+def _library() -> ModuleType:
+    """lmdb; InputError where it is not installed."""
+    try:
+        import lmdb
+    except ImportError:
+        raise InputError("CRIS's LMDB files need the package lmdb: pip install 'uniresxx[cris]'") from None
+    return lmdb
+
+
+def _plain(value: bytes, who: str) -> Any:
+    """The data of a value; InputError where it is no pickle of plain data."""
+    if not value.startswith(b"\x80"):
+        raise InputError(
+            f"{who}: is no pickle (older CRIS code wrote pyarrow.serialize, which pyarrow dropped in 16); "
+            "write the LMDB again with pickle, or give the folders anns and masks"
+        )
+    return unpickle(value, who)
+
+
+def _record_of(value: bytes, who: str) -> dict[str, Any]:
+    """A value as a record of the list form; InputError where it is none."""
+    content = _plain(value, who)
+    if not isinstance(content, dict):
+        raise InputError(f"{who}: must be a dict, not {type(content).__name__}")
+    texts = coco.need(content, "sents", who)
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise InputError(f"{who}: sents must be a list of text, not {coco.shown(texts)}")
+    if coco.whole(content.get("num_sents", len(texts)), "num_sents", who) != len(texts):
+        raise InputError(
+            f"{who}: num_sents is {coco.shown(content['num_sents'])}, but sents has {len(texts)}"
+        )
+    return {**content, "segment_id": coco.need(content, "seg_id", who), "sentences": texts}
+
+
+def _values(path: Path) -> Iterator[tuple[str, bytes]]:
+    """Key and value of every record, in order; InputError where the file is damaged or one is missing.
+
+    LMDB maps the file and trusts its pages: one that is cut short is refused before a page is read, but a
+    page that was changed on purpose may still end the process (it runs no code of the file).
+    """
+    lmdb = _library()
+    try:
+        with closing(_opened(path)) as environment, environment.begin(buffers=False) as transaction:
+            size = transaction.get(b"__len__")
+            if size is None:
+                raise InputError(f"{path}: has no key __len__; it is no LMDB of CRIS")
+            count = coco.whole(_plain(size, f"{path}: __len__"), "__len__", str(path))
+            for index in range(count):
+                value = transaction.get(str(index).encode())
+                if value is None:
+                    raise InputError(f"{path}: record {index} of {count} is missing; copy the file again")
+                if len(value) > MAX_VALUE_BYTES:
+                    raise InputError(f"{path}: record {index} is over the cap of {MAX_VALUE_BYTES} bytes")
+                yield str(index), value
+    except (lmdb.Error, OSError) as error:
+        raise InputError(f"{path}: is no readable LMDB ({' '.join(str(error).split())[:120]})") from None
+
+
+def _opened(path: Path) -> lmdb.Environment:
+    lmdb = _library()
+    file = path / "data.mdb" if path.is_dir() else path
+    environment = lmdb.open(
+        str(path), subdir=path.is_dir(), readonly=True, lock=False, create=False, max_dbs=0
+    )
+    pages, page_bytes = environment.info()["last_pgno"] + 1, environment.stat()["psize"]
+    if file.stat().st_size < (pages - SLACK_PAGES) * page_bytes:
+        environment.close()
+        raise InputError(
+            f"{file}: is cut short: {file.stat().st_size} bytes of {pages * page_bytes}; copy it again"
+        )
+    return environment
+
+
+def lmdb_photo(record: ImageRecord) -> bytes | None:
+    """The encoded photo of a record that came from an LMDB; None for any other. InputError as `read_cris`."""
+    if "lmdb" not in record.source:
+        return None
+    lmdb = _library()
+    path, key = Path(record.source["lmdb"]), str(record.source["key"])
+    try:
+        with closing(_opened(path)) as environment, environment.begin(buffers=False) as transaction:
+            value = transaction.get(key.encode())
+    except (lmdb.Error, OSError) as error:
+        raise InputError(f"{path}: is no readable LMDB ({' '.join(str(error).split())[:120]})") from None
+    if value is None:
+        raise InputError(f"{path}: record {key} is missing; copy the file again")
+    photo = _record_of(value, f"{path}: record {key}").get("img")
+    return photo if isinstance(photo, bytes) else None

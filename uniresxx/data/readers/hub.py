@@ -1,0 +1,322 @@
+"""Parquet copies of the RefCOCO family: `jxu124/*` and `lmms-lab/*` as downloaded, and what each lost.
+
+jxu124/refcoco, refcocoplus, refcocog: one row per ref, annotation and image as JSON text, no photos; `bbox`
+is xyxy; the split `test` is testA. jxu124/refcoco-benchmark: one row per photo with all its refs; splits such
+as `refcoco_unc_val`. Both hold the full segmentation.
+
+lmms-lab/RefCOCO, RefCOCOplus, RefCOCOg: one row per ref with the photo inside; `bbox` is xywh. Their
+segmentation is ONE flat list of numbers, so an object of several polygons has lost some: every expression is
+labelled with that, and rows whose polygon does not fill their box are left out (our choice). The split `val`
+of RefCOCO and RefCOCOg mixes the unc (umd) split with Google's, which shares photos with training: it is
+refused under that name and read as `val_mixed`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from uniresxx import images, masks
+from uniresxx.data.readers import coco
+from uniresxx.errors import InputError
+from uniresxx.types import RLE, Granularity, ImageRecord
+
+# data set -> (name on the Hub, our split -> theirs)
+JXU124: dict[str, tuple[str, dict[str, str]]] = {
+    "refcoco": ("refcoco", {"train": "train", "val": "validation", "testA": "test", "testB": "testB"}),
+    "refcoco+": ("refcocoplus", {"train": "train", "val": "validation", "testA": "test", "testB": "testB"}),
+    "refcocog_umd": ("refcocog", {"train": "train", "val": "validation", "test": "test"}),
+}
+LMMS: dict[str, tuple[str, dict[str, str]]] = {
+    "refcoco": ("RefCOCO", {"val_mixed": "val", "testA": "testA", "testB": "testB", "test_google": "test"}),
+    "refcoco+": ("RefCOCOplus", {"val": "val", "testA": "testA", "testB": "testB"}),
+    "refcocog_umd": ("RefCOCOg", {"val_mixed": "val", "test": "test"}),
+}
+LOSSY = "one flat polygon per object: further polygons are lost"
+BOX_PIXELS = 3.0  # a rasterised polygon may differ from its box by about one pixel per side
+MAX_GROUP_BYTES = 8 * 2**30  # of one row group, unpacked
+BATCH_ROWS = 64  # rows in memory at a time; a photo in each
+
+
+def read_jxu124(
+    root: Path, split: str, dataset: str = "refcoco", prefix: str | None = None
+) -> list[ImageRecord]:
+    """Records of one split of jxu124/<set>, ids `<prefix>/<split>/<sent_id>`; masks are exact.
+
+    Raises InputError naming file, row and field, and for a row of another split.
+    """
+    name, splits = JXU124[dataset]
+    reading = _Reading(root, f"{prefix or f'jxu124_{dataset}'}/{split}", f"jxu124/{name} {split}")
+    columns = ("raw_anns", "raw_image_info", "ann_id", "image_id", "split", "sentences", "ref_id", "bbox")
+    for place, row in _rows(root, "jxu124", name, _their_split(splits, split, name), columns):
+        who = str(place)
+        if coco.need(row, "split", who) not in (split, splits[split]):
+            raise InputError(f"{who}: is of split {coco.shown(row['split'])}, not of {split}")
+        box = _box(row, "bbox", who, xywh=False)
+        reading.add(row, _object(row, "raw_anns", who), _object(row, "raw_image_info", who), box, who)
+    return reading.collector.records()
+
+
+def read_jxu124_benchmark(root: Path, split: str, prefix: str | None = None) -> list[ImageRecord]:
+    """Records of one split of jxu124/refcoco-benchmark (`refcoco_unc_val`, …), ids as `read_jxu124`."""
+    reading = _Reading(root, f"{prefix or 'jxu124_benchmark'}/{split}", f"jxu124/refcoco-benchmark {split}")
+    for place, row in _rows(root, "jxu124", "refcoco-benchmark", split, ("ref_list", "image_info")):
+        refs = coco.need(row, "ref_list", str(place))
+        if not isinstance(refs, list):
+            raise InputError(f"{place}: ref_list must be a list, not {coco.shown(refs)}")
+        for index, item in enumerate(refs):
+            name = f"{place}: ref {index}"
+            if not isinstance(item, dict):
+                raise InputError(f"{name}: must be an object, not {coco.shown(item)}")
+            ref, ann = _object(item, "ref_info", name), _object(item, "ann_info", name)
+            box = _box(ann, "bbox", name, xywh=True)
+            reading.add(ref, ann, _object(row, "image_info", str(place)), box, name)
+    return reading.collector.records()
+
+
+def read_lmms(
+    root: Path, split: str, dataset: str = "refcoco", prefix: str | None = None
+) -> list[ImageRecord]:
+    """Records of one split of lmms-lab/<set>, ids `<prefix>/<split>/<question_id>_<place>`; masks are lossy.
+
+    Every expression whose mask came from a flat list says so in `source["truth"]`. Left out and reported:
+    crowd regions, rows without a polygon, and rows whose polygon does not fill their box. Raises InputError
+    naming file, row and field, and for the split `val` that is two splits in one.
+    """
+    name, splits = LMMS[dataset]
+    if split == "val" and "val_mixed" in splits:
+        raise InputError(
+            f"lmms-lab/{name}: its split val is two in one, of unc (umd) and of Google, whose photos are in "
+            "training sets; read val_mixed to have it all the same, or the original files"
+        )
+    reading = _LmmsReading(root, f"{prefix or f'lmms_{dataset}'}/{split}", f"lmms-lab/{name} {split}")
+    columns = ("question_id", "image", "answer", "segmentation", "bbox", "iscrowd", "file_name")
+    for place, row in _rows(root, "lmms-lab", name, _their_split(splits, split, name), columns):
+        reading.add(row, place)
+    coco.logger.warning("lmms-lab/%s: %s; report no numbers on it", name, LOSSY)
+    return reading.records()
+
+
+class _Reading:
+    """One split being read from rows that hold ref, annotation and image."""
+
+    def __init__(self, root: Path, start: str, where: str) -> None:
+        self.start = start
+        self.finder, self.collector = coco.PhotoFinder(root), coco.Collector(where)
+
+    def add(
+        self,
+        ref: Mapping[str, Any],
+        ann: Mapping[str, Any],
+        image: Mapping[str, Any],
+        box: tuple[float, ...],
+        who: str,
+    ) -> None:
+        """Add the sentences of a ref; its ids must be those of its annotation and its image."""
+        ids = [coco.whole(coco.need(ref, name, who), name, who) for name in ("ann_id", "image_id")]
+        for found, name, of in ((ann, "id", ids[0]), (ann, "image_id", ids[1]), (image, "id", ids[1])):
+            if coco.whole(found.get(name, of), name, who) != of:
+                raise InputError(
+                    f"{who}: ann_id or image_id {of} is not {name} {found[name]} of what it holds"
+                )
+        file_name, size = coco.file_name_of(image, who), coco.size_of(image, who)
+        if ann.get("iscrowd"):
+            self.collector.leave_out(f"{who}: its target ann {ids[0]} is a crowd region")
+            return
+        rle = coco.truth(ann, size, f"{who}: ann {ids[0]}", who)
+        source: dict[str, Any] = {"ref_id": ref.get("ref_id"), "ann_id": ids[0], "box_xyxy": box}
+        for sentence in coco.sentences(ref, "sent_id", who):
+            if sentence.native_id is None:
+                coco.need({}, "sent_id", f"{who}: a sentence")
+            if not sentence.text:
+                self.collector.leave_out(f"{who}: sentence {sentence.native_id} is blank")
+                continue
+            expression = coco.target_expression(
+                self.collector.unique(f"{self.start}/{sentence.native_id}"),
+                sentence,
+                Granularity.OBJECT,
+                rle,
+                source,
+            )
+            self.collector.add(str(ids[1]), self.finder.path(file_name, who), size, expression)
+
+
+class _LmmsReading:
+    """One split of lmms-lab being read; remembers in which row each photo lies."""
+
+    def __init__(self, root: Path, start: str, where: str) -> None:
+        self.start = start
+        self.finder, self.collector = coco.PhotoFinder(root), coco.Collector(where)
+        self.rows: dict[str, tuple[str, int]] = {}
+
+    def add(self, row: Mapping[str, Any], place: Place) -> None:
+        """Add the answers of a row, unless its mask is known to be wrong."""
+        who = str(place)
+        file_name = re.sub(r"(_\d{12})_\d+(\.\w+)$", r"\1\2", coco.file_name_of(row, who))
+        size = images.encoded_size(_photo_bytes(row, who))
+        if size is None:
+            raise InputError(f"{who}: image is no photo in {', '.join(images.FORMATS)}, or is over the cap")
+        box = _box(row, "bbox", who, xywh=True)
+        segmentation = row.get("segmentation")
+        if row.get("iscrowd") or not segmentation:
+            self.collector.leave_out(f"{who}: " + ("is a crowd" if row.get("iscrowd") else "has no polygon"))
+            return
+        rle = coco.truth({"segmentation": segmentation}, size, who, who)
+        if not _fills(rle, box):
+            self.collector.leave_out(f"{who}: its polygon does not fill its box, so some of it is lost")
+            return
+        source: dict[str, Any] = {"box_xyxy": box, "file_name": row["file_name"]}
+        if isinstance(segmentation, list) and not isinstance(segmentation[0], list):
+            source["truth"] = LOSSY
+        question, image_id = coco.need(row, "question_id", who), coco.photo_id(file_name)
+        if not isinstance(question, int | str):
+            raise InputError(f"{who}: question_id must be a number or text, not {coco.shown(question)}")
+        for index, sentence in enumerate(coco.sentences({"sentences": row.get("answer")}, "sent_id", who)):
+            if not sentence.text:
+                self.collector.leave_out(f"{who}: answer {index} is blank")
+                continue
+            expression_id = self.collector.unique(f"{self.start}/{question}_{index}")
+            expression = coco.target_expression(expression_id, sentence, Granularity.OBJECT, rle, source)
+            self.collector.add(image_id, self.finder.path(file_name, who), size, expression)
+            self.rows.setdefault(image_id, (str(place.path), place.row))
+
+    def records(self) -> list[ImageRecord]:
+        """The records, each with the place of its photo in `source["parquet"]`."""
+        return [
+            replace(item, source={**item.source, "parquet": self.rows[item.image_id]})
+            for item in self.collector.records()
+        ]
+
+
+def hub_photo(record: ImageRecord) -> bytes | None:
+    """The encoded photo of a record of `read_lmms`; None for any other. InputError as the reader."""
+    if "parquet" not in record.source:
+        return None
+    path, wanted = record.source["parquet"]
+    for place, row in _rows_of(Path(path), ("image",)):
+        if place.row == wanted:
+            return _photo_bytes(row, str(place))
+    raise InputError(f"{path}: has no row {wanted} any more; read the annotations again")
+
+
+# ---- fields
+
+
+def _their_split(splits: Mapping[str, str], split: str, name: str) -> str:
+    if split not in splits:
+        raise InputError(f"{name} has no split {split!r}; it has {', '.join(splits)}")
+    return splits[split]
+
+
+def _object(row: Mapping[str, Any], name: str, who: str) -> dict[str, Any]:
+    """A field that holds an object, as it is, as JSON text, or as a list of one."""
+    value = coco.need(row, name, who)
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            raise InputError(f"{who}: {name} is no readable JSON: {coco.shown(value)}") from None
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    if not isinstance(value, dict):
+        raise InputError(f"{who}: {name} must be an object, not {coco.shown(value)}")
+    return value
+
+
+def _box(row: Mapping[str, Any], name: str, who: str, *, xywh: bool) -> tuple[float, ...]:
+    """A box as xyxy, in pixels; InputError where it is none (an xywh box read as xyxy often is not)."""
+    value = coco.need(row, name, who)
+    good = isinstance(value, list | tuple) and len(value) == 4
+    if not good or not all(isinstance(v, int | float) and abs(v) < masks.MAX_PIXELS for v in value):
+        raise InputError(f"{who}: {name} must be four numbers, not {coco.shown(value)}")
+    x0, y0, x1, y1 = (float(v) for v in value)
+    if xywh:
+        x1, y1 = x0 + x1, y0 + y1
+    if x1 < x0 or y1 < y0:
+        raise InputError(
+            f"{who}: {name} {coco.shown(value)} is no box of the form {'xywh' if xywh else 'xyxy'}"
+        )
+    return x0, y0, x1, y1
+
+
+def _fills(rle: RLE, box: Sequence[float]) -> bool:
+    """Whether the mask reaches every side of its box."""
+    own = masks.box_of(rle)
+    return own is not None and all(abs(a - b) <= BOX_PIXELS for a, b in zip(own, box, strict=True))
+
+
+def _photo_bytes(row: Mapping[str, Any], who: str) -> bytes:
+    image = coco.need(row, "image", who)
+    data = image.get("bytes") if isinstance(image, dict) else image
+    if not isinstance(data, bytes):
+        raise InputError(f"{who}: image must hold the photo's bytes, not {coco.shown(data)}")
+    return data
+
+
+# ---- files
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A row of a file, from 0; as text, the name of the row in errors."""
+
+    path: Path
+    row: int
+
+    def __str__(self) -> str:
+        return f"{self.path}: row {self.row}"
+
+
+def _files(root: Path, owner: str, name: str, split: str) -> list[Path]:
+    """The files of a split in a download: `<owner>/<name>` and the spellings and layouts of the Hub's tools."""
+    if re.fullmatch(r"\w{1,60}", split) is None:
+        raise InputError(f"{owner}/{name} has no split {coco.shown(split)}")
+    flat = (f"{owner}_{name}", f"{owner}--{name}", f"datasets--{owner}--{name}")
+    folders = [
+        found for parent in coco.data_folders(root, (owner,)) for found in coco.data_folders(parent, (name,))
+    ]
+    folders += coco.data_folders(root, flat)
+    for folder in folders:
+        for base in (folder, *sorted(folder.glob("snapshots/*"))):
+            for pattern in (f"data/{split}-*.parquet", f"{split}-*.parquet", f"*/{split}/*.parquet"):
+                if found := sorted(base.glob(pattern)):
+                    return found
+    raise InputError(
+        f"{root}: holds no {owner}/{name}/data/{split}-*.parquet; --data must name the folder above {owner}"
+    )
+
+
+def _rows(
+    root: Path, owner: str, name: str, split: str, columns: Sequence[str]
+) -> Iterator[tuple[Place, dict[str, Any]]]:
+    """Place and content of every row of a split, of the columns that are there."""
+    for path in _files(root, owner, name, split):
+        yield from _rows_of(path, columns)
+
+
+def _rows_of(path: Path, columns: Sequence[str]) -> Iterator[tuple[Place, dict[str, Any]]]:
+    import pyarrow
+    from pyarrow import parquet
+
+    broken = (pyarrow.ArrowException, OSError, ValueError, OverflowError, MemoryError)
+    try:
+        with parquet.ParquetFile(path) as file:
+            for group in range(file.metadata.num_row_groups):
+                size = file.metadata.row_group(group).total_byte_size
+                if not 0 <= size <= MAX_GROUP_BYTES:
+                    raise InputError(
+                        f"{path}: row group {group} of {size} bytes is over the cap {MAX_GROUP_BYTES}"
+                    )
+            wanted = [column for column in columns if column in file.schema_arrow.names]
+            batches = file.iter_batches(batch_size=BATCH_ROWS, columns=wanted, use_threads=False)
+            rows = (row for batch in batches for row in batch.to_pylist())
+            for index, row in enumerate(rows):
+                yield Place(path, index), row
+    except InputError:
+        raise
+    except broken as error:
+        raise InputError(f"{path}: is no readable parquet ({' '.join(str(error).split())[:120]})") from None

@@ -1,0 +1,96 @@
+"""RES lists of the PSALM family (PSALM, HiMTok, ALTo): one json per split, annotations copied into each record.
+
+`<set>/<split>_psalm.json` (as PSALM's build_RefCOCO.py and build_gRefCOCO.py write it) or
+`<set>/<set>_<split>.json`: a list of {image_info {file_name, height, width, id}, anns [COCO annotation],
+instruction [sentence]}. Its field `image` is no file in gRefCOCO (it ends on `_<n>`): `image_info` names the
+photo.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from uniresxx import masks
+from uniresxx.data.readers import coco
+from uniresxx.data.readers.pickles import load_records
+from uniresxx.errors import InputError
+from uniresxx.types import RLE, Granularity, ImageRecord
+
+# data set -> its folder names; RefCOCOg is converted from the umd split only
+SETS = {
+    "refcoco": ("refcoco",),
+    "refcoco+": ("refcoco+", "refcocoplus"),
+    "refcocog_umd": ("refcocog", "refcocog_umd"),
+    "grefcoco": ("grefcoco", "grefs"),
+}
+
+
+def read_psalm(
+    root: Path, split: str, dataset: str = "refcoco", prefix: str | None = None
+) -> list[ImageRecord]:
+    """Records of one split, ids `<prefix>/<split>/<sent_id>`, or `<record>_<place>` where there is no sent_id.
+
+    In gRefCOCO no annotation, or only annotations with an empty segmentation, means no target, and several
+    are united; crowd regions are no targets, and a record that has only those is left out and reported, as is
+    one without a sentence. In the other sets every record has exactly one annotation. Raises InputError
+    naming file, record and field.
+    """
+    names = SETS[dataset]
+    files = (f"{split}_psalm.json", *(f"{name}_{split}.json" for name in names))
+    path = coco.data_file(root, names, files)
+    start = f"{prefix or f'psalm_{dataset}'}/{split}"
+    finder, collector = coco.PhotoFinder(root), coco.Collector(str(path))
+    for index, record in enumerate(load_records(path)):
+        who = f"{path}: record {index}"
+        info = coco.need(record, "image_info", who)
+        if not isinstance(info, dict):
+            raise InputError(f"{who}: image_info must be an object, not {coco.shown(info)}")
+        file_name, size = (
+            coco.file_name_of(info, f"{who}: image_info"),
+            coco.size_of(info, f"{who}: image_info"),
+        )
+        image_id = str(coco.whole(info["id"], "id", who)) if "id" in info else coco.photo_id(file_name)
+        sentences = list(coco.sentences({"sentences": coco.need(record, "instruction", who)}, "sent_id", who))
+        found = _targets(record, size, dataset == "grefcoco", who)
+        if found is None or not sentences:
+            collector.leave_out(
+                f"{who}: " + ("has no sentence" if found else "its only targets are crowd regions")
+            )
+            continue
+        granularity, rle, ann_ids = found
+        for place, sentence in enumerate(sentences):
+            native = f"{index}_{place}" if sentence.native_id is None else sentence.native_id
+            if not sentence.text:
+                collector.leave_out(f"{who}: sentence {native} is blank")
+                continue
+            expression = coco.target_expression(
+                collector.unique(f"{start}/{native}"), sentence, granularity, rle, {"ann_id": ann_ids}
+            )
+            collector.add(image_id, finder.path(file_name, who), size, expression)
+    return collector.records()
+
+
+def _targets(
+    record: Mapping[str, Any], size: tuple[int, int], general: bool, who: str
+) -> tuple[Granularity, RLE | None, list[Any]] | None:
+    """(granularity, mask, annotation ids) of a record; None where every target is a crowd region."""
+    rows = coco.need(record, "anns", who)
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise InputError(f"{who}: anns must be a list of annotations, not {coco.shown(rows)}")
+    if not general and len(rows) != 1:
+        raise InputError(f"{who}: has {len(rows)} annotations; only gRefCOCO may have any number but one")
+    if general and all(coco.need(row, "segmentation", who) in ([], [[]]) for row in rows):
+        return Granularity.NONE, None, []
+    # an annotation that comes twice is one target, as in the gRefCOCO reader
+    single = {
+        coco.shown(row.get("id", f"at {place}")): row
+        for place, row in enumerate(rows)
+        if not row.get("iscrowd", 0)
+    }
+    if not single:
+        return None
+    found = [coco.truth(row, size, f"{who}: annotation {name}", who) for name, row in single.items()]
+    granularity = Granularity.OBJECT if len(found) == 1 else Granularity.MULTI
+    return granularity, masks.union(found, size), [row.get("id") for row in single.values()]
