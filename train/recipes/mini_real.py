@@ -10,7 +10,7 @@ from uniresxx.model.config import LossConfig, UniRESPlusPlusConfig
 def mini_real() -> Recipe:
     """python -m train mini_real --data ../shared/mini_real --out runs/mini_real
 
-    Hardware: 2 CPU cores. Time: 13 minutes on a busy machine, at most 18. An over-fit on 13 photographs, said plainly.
+    Hardware: 2 CPU cores. Time: 13 minutes on a busy machine, at most 18. An over-fit, said plainly.
     Expected on mini_real/train: mIoU 92, part 94, N-acc 100 (docs/results.md).
     """
     return Recipe(
