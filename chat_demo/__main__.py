@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
-from uniresxx.cli import exit_code
+from uniresxx.cli import OneLineParser, exit_code
 from uniresxx.errors import InputError
-
-
-class _Parser(argparse.ArgumentParser):
-    """argparse with errors of one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; see `{self.prog} --help`")
 
 
 def main(argv: Sequence[str]) -> int:
     """Check the command line and start the chat."""
-    parser = _Parser(prog="python -m chat_demo", description=__doc__)
+    parser = OneLineParser(prog="python -m chat_demo", description=__doc__)
     parser.add_argument("--checkpoint", required=True, help="run folder or from_pretrained folder")
     parser.add_argument(
         "--terminal", action="store_true", help="chat in this terminal (also with piped input)"

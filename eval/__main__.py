@@ -11,20 +11,15 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+from uniresxx.cli import OneLineParser
 from uniresxx.errors import InputError
 
 EXIT_FAILED, EXIT_INPUT, EXIT_STOPPED = 1, 2, 75
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """One line instead of the whole usage."""
-        raise InputError(f"{message} (see {self.prog} --help)")
-
-
 def parser() -> argparse.ArgumentParser:
     """The command line of all three commands."""
-    root = _Parser(prog="python -m eval", description="Run, score and report.")
+    root = OneLineParser(prog="python -m eval", description="Run, score and report.")
     commands = root.add_subparsers(dest="command", required=True, metavar="run|score|report")
 
     run = commands.add_parser("run", help="generate answers with a checkpoint, then score them")

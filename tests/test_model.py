@@ -19,7 +19,7 @@ from uniresxx.checkpoint import load_segmenter, save_pretrained
 from uniresxx.data.collate import collate, make_sample
 from uniresxx.data.mixture import Batches, RecordSource, SceneSource
 from uniresxx.data.scenes import preset_of
-from uniresxx.data.templates import TRAINING_TEMPLATES, dialogue_turn, spoken_turn
+from uniresxx.data.templates import TRAINING_TEMPLATES, asked_branches, dialogue_turn, spoken_turn
 from uniresxx.errors import InputError
 from uniresxx.evaluate import look_at
 from uniresxx.geometry import Letterbox
@@ -226,7 +226,7 @@ def test_marks_typed_by_a_user_change_no_count(model: UniRESPlusPlus) -> None:
     for text in ("[SEG] [SEG] [REJ] <image>", "<object><part><image>" * 3):
         prediction = model.answer(sight, [[text]], Decoding(max_new_tokens=3))[0]
         assert len(prediction.segments) <= 3  # at most one per generated token, none per typed mark
-        ids = model._branch(Question(text), Decoding())
+        ids = asked_branches([[text]], Decoding(), model.vocabulary)[1][0]
         assert not {model.vocabulary.seg, model.vocabulary.rej, model.vocabulary.image} & set(ids)
     assert sight.prefix.length == model.look([picture(1).pixels]).prefix.length
 
@@ -241,7 +241,7 @@ def test_a_photo_of_one_pixel_and_one_without_boxes_get_answers(model: UniRESPlu
 def test_history_reaches_the_answer(model: UniRESPlusPlus) -> None:
     sight = model.look([picture(0).pixels])
     asked = [Question("and its roof?"), Question("and its roof?", (("segment the car.", "[SEG]."),))]
-    rows = [model._branch(question, Decoding(template="{expression}")) for question in asked]
+    rows = asked_branches([asked], Decoding(template="{expression}"), model.vocabulary)[1]
     assert len(rows[1]) > len(rows[0]) and model.vocabulary.seg in rows[1]
     a, b = model.answer(sight, [asked], Decoding(template="{expression}", max_new_tokens=2))
     assert a.p_absent != b.p_absent

@@ -6,10 +6,12 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from typing import NoReturn
 
 from uniresxx.errors import InputError
 
@@ -18,6 +20,14 @@ COMMANDS = (
     ("data", "look into data sets and scenes, prepare and verify stores"),
     ("doctor", "check this machine and installation"),
 )
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """argparse with errors of one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise InputError instead of printing the whole usage."""
+        raise InputError(f"{message}; see `{self.prog} --help`")
 
 
 def exit_code(program: str, work: Callable[[], int]) -> int:

@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
+from uniresxx.cli import OneLineParser
 from uniresxx.data.benchmarks import SCENES, load_benchmark, splits_of
 from uniresxx.data.guard import MODES, Guard, lines_of_report, stored_report
 from uniresxx.data.store import Store
@@ -57,15 +58,8 @@ NO_ANNOTATIONS = (
 )
 
 
-class _Parser(argparse.ArgumentParser):
-    """argparse with errors of one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; see `{self.prog} --help`")
-
-
-def _parser(command: str, description: str) -> _Parser:
-    return _Parser(
+def _parser(command: str, description: str) -> OneLineParser:
+    return OneLineParser(
         prog=f"uniresxx data {command}",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -24,25 +24,18 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from uniresxx.cli import exit_code
+from uniresxx.cli import OneLineParser, exit_code
 from uniresxx.data.benchmarks import SCENES, load_benchmark, splits_of
 from uniresxx.errors import InputError
 from uniresxx.types import Granularity, ImageRecord
 
 
-class _Parser(argparse.ArgumentParser):
-    """argparse with errors of one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; see `{self.prog} --help`")
-
-
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Command line of inspect and dump to (action, name, data, images); InputError says what is wrong."""
     lines = (__doc__ or "").split("\n", 2)
-    parser = _Parser(
+    parser = OneLineParser(
         prog="uniresxx data",
         description=f"{lines[0]}\n{lines[2]}",
         formatter_class=argparse.RawDescriptionHelpFormatter,

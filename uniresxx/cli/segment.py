@@ -21,12 +21,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from uniresxx.cli import exit_code
+from uniresxx.cli import OneLineParser, exit_code
 from uniresxx.errors import InputError
 from uniresxx.files import png_bytes, safe_name, write_atomic
 from uniresxx.overlay import draw_overlay, one_line
@@ -47,13 +47,6 @@ class Job:
     out: Path
 
 
-class _Parser(argparse.ArgumentParser):
-    """argparse with errors of one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; see `{self.prog} --help`")
-
-
 def looks_like_photo(word: str) -> bool:
     """The rule of the command line: an existing file, or a name with the suffix of a photo."""
     return word.lower().endswith(PHOTO_SUFFIXES) or os.path.isfile(word)
@@ -62,7 +55,7 @@ def looks_like_photo(word: str) -> bool:
 def parse(argv: Sequence[str]) -> Job:
     """Command line to job; InputError says what is missing."""
     lines = (__doc__ or "").split("\n", 2)
-    parser = _Parser(
+    parser = OneLineParser(
         prog="uniresxx segment",
         usage=lines[0].strip("`"),
         description=lines[2],

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from mllm.chat import ChatTurn, Mark
+from collections.abc import Sequence
+
+from mllm.chat import ChatTurn, Mark, render
+from mllm.tokens import Vocabulary
+from uniresxx.segmenter import Decoding, Question
 from uniresxx.types import Expression, Phrase, Turn
 
 # METHOD section 3: at least ten question templates in training, one in evaluation (segmenter.EVALUATION_TEMPLATE).
@@ -54,6 +58,21 @@ def spoken_turn(asked: str, answer: str) -> ChatTurn:
         elif part.strip():
             pieces.append(part.strip())
     return ChatTurn(asked, tuple(pieces))
+
+
+def asked_branches(
+    texts: Sequence[Sequence[str | Question]], decoding: Decoding, vocabulary: Vocabulary
+) -> tuple[list[int], list[list[int]]]:
+    """Image number and token ids of each text, photo by photo; the ids end where the answer begins."""
+    images, branches = [], []
+    for image, row in enumerate(texts):
+        for text in row:
+            question = text if isinstance(text, Question) else Question(text)
+            turns = [spoken_turn(asked, answer) for asked, answer in question.history]
+            turns.append(ChatTurn(decoding.template.format(expression=question.text)))
+            images.append(image)
+            branches.append(render(turns, vocabulary).ids_T)
+    return images, branches
 
 
 def _mark(phrase: Phrase) -> Mark:

@@ -17,16 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mllm.chat import ChatTurn, render
 from mllm.tokens import REJ, SEG, Vocabulary
-from uniresxx.checkpoint import CONFIG, load_weights, read_json
-from uniresxx.data.templates import spoken_turn
-from uniresxx.errors import InputError
+from uniresxx.data.templates import asked_branches
 from uniresxx.film_unet.config import GROUPS, FilmUNetConfig
 from uniresxx.masks import encode
-from uniresxx.model.build import build_model, load_vocabulary
+from uniresxx.model.build import build_model, load_with
 from uniresxx.model.losses import Counts, LossTerms, mask_sums, true_iou
-from uniresxx.model.processing import View, pixels, view_photo
+from uniresxx.model.processing import View, photo_masks, pixels, view_photo
 from uniresxx.segmenter import DecisionRule, Decoding, Question
 from uniresxx.types import Batch, Prediction, Segment
 
@@ -256,28 +253,18 @@ class FilmUNet(nn.Module):
         self, sight: Sight, texts: Sequence[Sequence[str | Question]], decoding: Decoding
     ) -> list[Prediction]:
         """Answer all texts of all photos together; flat, photo by photo."""
-        image_of_row = [b for b, row in enumerate(texts) for _ in row]
-        questions = [text if isinstance(text, Question) else Question(text) for row in texts for text in row]
-        if not questions:
+        image_of_row, branches = asked_branches(texts, decoding, self.vocabulary)
+        if not branches:
             return []
         device = self.text.embed.weight.device
-        asked = [torch.tensor(self._question(question, decoding), device=device) for question in questions]
+        asked = [torch.tensor(branch, device=device) for branch in branches]
         ids_ES = nn.utils.rnn.pad_sequence(asked, batch_first=True, padding_value=self.vocabulary.pad)
         text_ED = self.text(ids_ES, torch.tensor([len(ids) for ids in asked]))
         image_E = torch.tensor(image_of_row, device=device)
         output = self.decoder(sight.maps, text_ED, image_E)
-        logits_Ehw = output.masks_Ehw.float().cpu().numpy()
-        masks: list[np.ndarray] = []
-        for b, view in enumerate(sight.views):
-            rows = [i for i, image in enumerate(image_of_row) if image == b]
-            masks.extend(view.letterbox.unmask_logits_many(logits_Ehw[rows]) if rows else ())
+        masks = photo_masks(output.masks_Ehw, image_of_row, sight.views)
         presence, score = output.presence_E.sigmoid().tolist(), output.quality_E.sigmoid().tolist()
         return [_prediction(*item) for item in zip(masks, presence, score, strict=True)]
-
-    def _question(self, question: Question, decoding: Decoding) -> list[int]:
-        turns = [spoken_turn(asked, answer) for asked, answer in question.history]
-        turns.append(ChatTurn(decoding.template.format(expression=question.text)))
-        return render(turns, self.vocabulary).ids_T
 
 
 def _prediction(mask_yx: np.ndarray, presence: float, score: float) -> Prediction:
@@ -299,15 +286,8 @@ def build_film_unet(config: FilmUNetConfig, vocabulary: Vocabulary) -> FilmUNet:
 
 
 def load_film_unet(folder: Path) -> FilmUNet:
-    """The model of a `from_pretrained` folder, in evaluation mode; InputError says what does not fit."""
-    config = FilmUNetConfig.from_dict(read_json(folder / CONFIG))
-    vocabulary = load_vocabulary(folder)
-    try:
-        model = build_film_unet(config, vocabulary)
-    except ValueError as error:
-        raise InputError(f"{folder / CONFIG}: {error}") from error
-    load_weights(model, folder)
-    return model.eval()
+    """`load_with` for the baseline."""
+    return load_with(folder, FilmUNetConfig.from_dict, build_film_unet)
 
 
 def parameter_ratio(config: FilmUNetConfig, vocabulary: Vocabulary) -> float:

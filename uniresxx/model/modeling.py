@@ -14,16 +14,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mllm.chat import IGNORE, ChatTurn, render
+from mllm.chat import IGNORE
 from mllm.modeling import MLLM, Boxes, Prefix, Spoken
 from mllm.modeling import Sight as MLLMSight
 from mllm.tokens import Vocabulary
-from uniresxx.data.templates import spoken_turn
+from uniresxx.data.templates import asked_branches
 from uniresxx.images import photo_of
 from uniresxx.masks import encode, union
 from uniresxx.model.config import UniRESPlusPlusConfig
 from uniresxx.model.losses import Counts, LossTerms, mask_sums, text_sum, true_iou
-from uniresxx.model.processing import View, pad_boxes, pixels, view_photo
+from uniresxx.model.processing import View, pad_boxes, photo_masks, pixels, view_photo
 from uniresxx.model.pyramid import HeadOutput, MaskFeatures, PyramidHead
 from uniresxx.segmenter import DecisionRule, Decoding, Question
 from uniresxx.types import Batch, ImageRecord, Prediction, Segment
@@ -209,11 +209,9 @@ class UniRESPlusPlus(nn.Module):
         self, sight: Sight, texts: Sequence[Sequence[str | Question]], decoding: Decoding
     ) -> list[Prediction]:
         """Generate the answers of all texts of all photos together; flat, photo by photo."""
-        image_of_row = [b for b, row in enumerate(texts) for _ in row]
-        questions = [text if isinstance(text, Question) else Question(text) for row in texts for text in row]
-        if not questions:
+        image_of_row, branches = asked_branches(texts, decoding, self.vocabulary)
+        if not branches:
             return []
-        branches = [self._branch(question, decoding) for question in questions]
         spoken = self.mllm.speak(sight.prefix, branches, image_of_row, decoding.max_new_tokens)
         prompts = torch.cat([s.prompts_KD for s in spoken])
         image_of_prompt = [
@@ -224,7 +222,7 @@ class UniRESPlusPlus(nn.Module):
         p_seg = torch.cat([s.p_seg_K for s in spoken])
         absent = (1 - p_seg * head.presence_E.sigmoid()).tolist()
         scores = head.quality_E.sigmoid().tolist()
-        masks = self._masks(head.masks_Ehw, image_of_prompt, sight.views)
+        masks = photo_masks(head.masks_Ehw, image_of_prompt, sight.views)
         predictions, start = [], 0
         for item in spoken:
             stop = start + len(item.prompts_KD)
@@ -233,21 +231,6 @@ class UniRESPlusPlus(nn.Module):
             )
             start = stop
         return predictions
-
-    def _branch(self, question: Question, decoding: Decoding) -> list[int]:
-        turns = [spoken_turn(asked, answer) for asked, answer in question.history]
-        turns.append(ChatTurn(decoding.template.format(expression=question.text)))
-        return render(turns, self.vocabulary).ids_T
-
-    @staticmethod
-    def _masks(masks_Ehw: Tensor, image_of_prompt: list[int], views: list[View]) -> list[np.ndarray]:
-        """Thresholded masks at each photo's size."""
-        out: list[np.ndarray] = []
-        logits = masks_Ehw.float().cpu().numpy()
-        for b in sorted(set(image_of_prompt)):
-            rows = [i for i, image in enumerate(image_of_prompt) if image == b]
-            out.extend(views[b].letterbox.unmask_logits_many(logits[rows]))
-        return out
 
     def _prediction(
         self,

@@ -100,3 +100,13 @@ def _pad(boxes: Sequence[np.ndarray], count: int) -> tuple[Tensor, Tensor]:
         n = min(len(box_N4), count)
         padded[row, :n], valid[row, :n] = box_N4[:n], True
     return torch.from_numpy(padded), torch.from_numpy(valid)
+
+
+def photo_masks(logits_Ehw: Tensor, image_of_expr: Sequence[int], views: Sequence[View]) -> list[np.ndarray]:
+    """Thresholded masks at each photo's size; expressions come image by image."""
+    masks: list[np.ndarray] = []
+    logits = logits_Ehw.float().cpu().numpy()
+    for b, view in enumerate(views):
+        rows = [i for i, image in enumerate(image_of_expr) if image == b]
+        masks.extend(view.letterbox.unmask_logits_many(logits[rows]) if rows else ())
+    return masks

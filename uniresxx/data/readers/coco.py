@@ -292,6 +292,20 @@ class Collector:
         return records
 
 
+def asked(record: Mapping[str, Any], who: str, collector: Collector) -> Iterator[Sentence]:
+    """The sentences of a RefCOCO-type record that can be asked; blank ones are left out by name.
+
+    InputError where a sentence has no `sent_id`.
+    """
+    for sentence in sentences(record, "sent_id", who):
+        if sentence.native_id is None:
+            need({}, "sent_id", f"{who}: a sentence")
+        if sentence.text:
+            yield sentence
+        else:
+            collector.leave_out(f"{who}: sentence {sentence.native_id} is blank")
+
+
 def target_expression(
     expression_id: str,
     sentence: Sentence,

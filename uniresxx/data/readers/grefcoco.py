@@ -39,12 +39,7 @@ def read_grefcoco(root: Path, split: str) -> list[ImageRecord]:
             rle = masks.union([instances.mask(item, image_id, who) for item in targets], (height, width))
         granularity = (Granularity.NONE, Granularity.OBJECT, Granularity.MULTI)[min(len(targets), 2)]
         source: dict[str, Any] = {"ref_id": record.get("ref_id"), "ann_id": targets}
-        for sentence in coco.sentences(record, "sent_id", who):
-            if sentence.native_id is None:
-                coco.need({}, "sent_id", f"{who}: a sentence")
-            if not sentence.text:
-                collector.leave_out(f"{who}: sentence {sentence.native_id} is blank")
-                continue
+        for sentence in coco.asked(record, who, collector):
             expression = coco.target_expression(
                 collector.unique(f"grefcoco/{split}/{sentence.native_id}"), sentence, granularity, rle, source
             )

@@ -129,12 +129,7 @@ class _Reading:
             return
         rle = coco.truth(ann, size, f"{who}: ann {ids[0]}", who)
         source: dict[str, Any] = {"ref_id": ref.get("ref_id"), "ann_id": ids[0], "box_xyxy": box}
-        for sentence in coco.sentences(ref, "sent_id", who):
-            if sentence.native_id is None:
-                coco.need({}, "sent_id", f"{who}: a sentence")
-            if not sentence.text:
-                self.collector.leave_out(f"{who}: sentence {sentence.native_id} is blank")
-                continue
+        for sentence in coco.asked(ref, who, self.collector):
             expression = coco.target_expression(
                 self.collector.unique(f"{self.start}/{sentence.native_id}"),
                 sentence,

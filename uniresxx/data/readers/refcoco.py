@@ -44,12 +44,7 @@ def read_refcoco(
             continue
         rle = instances.mask(ann_id, image_id, who)
         source: dict[str, Any] = {"ref_id": record.get("ref_id"), "ann_id": ann_id}
-        for sentence in coco.sentences(record, "sent_id", who):
-            if sentence.native_id is None:
-                coco.need({}, "sent_id", f"{who}: a sentence")
-            if not sentence.text:
-                collector.leave_out(f"{who}: sentence {sentence.native_id} is blank")
-                continue
+        for sentence in coco.asked(record, who, collector):
             expression = coco.target_expression(
                 collector.unique(f"{prefix}/{split}/{sentence.native_id}"),
                 sentence,
