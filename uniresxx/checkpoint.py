@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from uniresxx.errors import InputError
-from uniresxx.files import write_atomic
+from uniresxx.files import sync_to_disk, write_atomic
 
 if TYPE_CHECKING:
     import torch
@@ -181,11 +181,11 @@ def _write_folder(folder: Path, step: int, files: Files) -> None:
         manifest: dict[str, Any] = {"format": FORMAT, "step": step, "world_size": 1, "files": entries}
         manifest["digest"] = _digest(manifest)
         _write(temporary / MANIFEST, to_json(manifest))
-        _flush_folder(temporary)
+        sync_to_disk(temporary)
         if folder.exists():  # damaged, as checked above: it must not stand in the way
             shutil.rmtree(folder)
         os.rename(temporary, folder)
-        _flush_folder(folder.parent)
+        sync_to_disk(folder.parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -197,15 +197,6 @@ def _write(path: Path, data: bytes) -> None:
         stream.write(data)
         stream.flush()
         os.fsync(stream.fileno())
-
-
-def _flush_folder(folder: Path) -> None:
-    """Make names in a folder survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _digest(manifest: Mapping[str, Any]) -> str:

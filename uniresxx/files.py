@@ -44,6 +44,15 @@ def write_atomic(path: Path, data: bytes) -> None:
         raise
 
 
+def sync_to_disk(path: Path) -> None:
+    """Make a written file, or the names in a folder, survive a power cut."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def _umask() -> int:
     """The process's file mode mask; mkstemp makes private files, results are ordinary ones."""
     mask = os.umask(0)

@@ -22,7 +22,7 @@ import pyarrow as pa
 from uniresxx.data import store as form
 from uniresxx.data.store import INDEX, META, RECORDS, ROWS_PER_BATCH, SCHEMA, Store
 from uniresxx.errors import InputError
-from uniresxx.files import write_atomic
+from uniresxx.files import sync_to_disk, write_atomic
 from uniresxx.types import Granularity, ImageRecord
 
 MANIFEST = "manifest.json"
@@ -205,7 +205,7 @@ def _assemble(partial: Path, work: Preparation, splits: Mapping[str, Any], progr
             content.update(b"".join(batch.column("digest").to_pylist()))
             done += batch.num_rows
             progress("putting together", done, total)
-    _sync(partial / RECORDS)
+    sync_to_disk(partial / RECORDS)
     # a format with no entry would leave an empty file, which cannot be mapped
     packed = b"".join(form.INDEX_ENTRY.pack(*item) for item in entries) or bytes(form.INDEX_ENTRY.size)
     write_atomic(partial / INDEX, packed)
@@ -246,14 +246,6 @@ def _file_entry(path: Path) -> dict[str, Any]:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
 
 
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def _put(partial: Path, out: Path) -> None:
     """The finished folder in its place; what was there (an old store) goes last."""
     old = out.parent / f"{out.name}.old"
@@ -262,7 +254,7 @@ def _put(partial: Path, out: Path) -> None:
     if out.exists():
         out.rename(old)
     partial.rename(out)
-    _sync(out.parent)
+    sync_to_disk(out.parent)
     _clean(out)
     if old.exists():
         shutil.rmtree(old)
