@@ -21,9 +21,10 @@ from PIL import Image
 from uniresxx import masks
 from uniresxx.data.benchmarks import load_benchmark, splits_of
 from uniresxx.data.published_counts import PUBLISHED, published
-from uniresxx.data.readers.cris import lmdb_photo, read_cris
+from uniresxx.data.photos import encoded_photo
+from uniresxx.data.readers.cris import read_cris
 from uniresxx.data.readers.grefcoco import read_grefcoco
-from uniresxx.data.readers.hub import LOSSY, hub_photo
+from uniresxx.data.readers.hub import LOSSY
 from uniresxx.data.readers.pickles import load_pickle
 from uniresxx.data.readers.psalm import read_psalm
 from uniresxx.data.readers.refcoco import read_refcoco
@@ -290,7 +291,8 @@ def test_cris_gives_all_sentences(tmp_path, form):
     ]
     for expression in record.expressions:
         same(expression, BOTH)
-    assert lmdb_photo(record) == (jpeg() if form.startswith("lmdb") else None)
+    assert (record.inside is not None) == (record.path is None) == form.startswith("lmdb")
+    assert record.inside is None or encoded_photo(record.inside) == jpeg()
 
 
 @pytest.mark.parametrize(("name", "folder"), [("refcocog_umd", "refcocog_u"), ("refcoco+", "refcoco+")])
@@ -495,7 +497,7 @@ def test_lmms_is_labelled_and_knows_its_losses(tmp_path):
     first = record.expressions[0]
     same(first, FIRST)
     assert first.source["truth"] == LOSSY and first.source["box_xyxy"] == (2.0, 2.0, 8.0, 8.0)
-    assert len(record.source["left_out"]) == 2 and hub_photo(record) == jpeg()
+    assert len(record.source["left_out"]) == 2 and encoded_photo(record.inside) == jpeg()
 
 
 def test_lmms_val_is_two_splits_in_one(tmp_path):

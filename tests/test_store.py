@@ -34,7 +34,7 @@ from uniresxx.data.store import Store, meta_checksum
 from uniresxx.data.store_check import check_store
 from uniresxx.data.store_write import Preparation, write_store
 from uniresxx.errors import InputError
-from uniresxx.types import Dialogue, Expression, Granularity, ImageRecord, Phrase, Turn
+from uniresxx.types import Dialogue, Expression, Granularity, ImageRecord, PhotoInside, Phrase, Turn
 
 MINI_REAL = Path(__file__).resolve().parents[1].parent / "shared" / "mini_real"
 needs_photos = pytest.mark.skipif(
@@ -77,6 +77,7 @@ def records(draw):
         width,
         tuple(draw(st.lists(expressions, max_size=3))),
         path=draw(st.none() | st.sampled_from(["a.jpg", "b/ü.png"])),
+        inside=draw(st.none() | st.just(PhotoInside("lmdb", "x.lmdb", "3", "ü.jpg", 1, 2, 2**32 - 1))),
         pixels=draw(st.none() | array),
         dialogues=tuple(draw(st.lists(dialogues, max_size=2))),
         boxes=draw(st.dictionaries(st.sampled_from(["object", "part"]), boxes)),
@@ -260,12 +261,12 @@ def change_meta(store, **changes):
     path.write_text(json.dumps({**meta, "checksum": meta_checksum(meta)}))
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None])
+@pytest.mark.parametrize("version", [0, 1, 3, "2", None])
 def test_another_format_version_is_refused(store, version, capsys):
     change_meta(store, version=version)
     assert data_command.run(["inspect", str(store.path)]) == 2
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1 and f"is of store format {version!r}, this program reads 1" in lines[0]
+    assert len(lines) == 1 and f"is of store format {version!r}, this program reads 2" in lines[0]
 
 
 @pytest.mark.parametrize("name", [form.META, form.RECORDS, form.INDEX])

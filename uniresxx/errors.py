@@ -1,7 +1,11 @@
-"""The one error class of wrong input: programs print its line and exit with 2."""
+"""Errors of wrong input: programs print their line and exit with 2."""
 
 from __future__ import annotations
 
 
 class InputError(ValueError):
     """Something the user gave is wrong; the message says what, where, and what to do."""
+
+
+class NotThereError(InputError):
+    """The files or the split asked for are not among the data; other splits may be."""

@@ -46,12 +46,12 @@ def read_photo(path: str | os.PathLike[str]) -> np.ndarray:
 
     Raises InputError naming the file: missing, a folder, empty, another format, over 50 megapixels, damaged.
     """
-    return decode_photo(_read(path), str(path))
+    return decode_photo(read_encoded(path), str(path))
 
 
 def read_mask(path: str | os.PathLike[str]) -> np.ndarray:
     """Bool (y, x) of a PNG mask: pixels whose grey value is above 0. InputError as `read_photo`."""
-    return decode_mask(_read(path), str(path))
+    return decode_mask(read_encoded(path), str(path))
 
 
 def decode_mask(data: bytes, name: str) -> np.ndarray:
@@ -65,7 +65,8 @@ def decode_mask(data: bytes, name: str) -> np.ndarray:
         raise InputError(f"{name}: the mask is no readable PNG ({_reason(error)})") from None
 
 
-def _read(path: str | os.PathLike[str]) -> bytes:
+def read_encoded(path: str | os.PathLike[str]) -> bytes:
+    """The bytes of a photo's file. InputError naming it: missing, no regular file, over the cap, unreadable."""
     place = Path(path)
     try:
         if not place.exists():
@@ -138,10 +139,15 @@ def photo_of(record: ImageRecord) -> np.ndarray:
     """Pixels of a record, uint8 (y, x, 3); InputError where they are missing or of another size."""
     if record.pixels is not None:
         photo, name = record.pixels, f"image {record.image_id}"
+    elif record.inside is not None:
+        from uniresxx.data.photos import encoded_photo
+
+        name = f"{record.inside.file}: {record.inside.name}"
+        photo = decode_photo(encoded_photo(record.inside), name)
     elif record.path is not None:
         photo, name = read_photo(record.path), record.path
     else:
-        raise InputError(f"image {record.image_id}: the record holds neither pixels nor a path")
+        raise InputError(f"image {record.image_id}: the record holds neither pixels nor a photo's place")
     if photo.shape != (record.height, record.width, 3):
         raise InputError(
             f"{name}: the photo is {photo.shape[0]} x {photo.shape[1]} (height x width), "

@@ -75,8 +75,24 @@ class Dialogue:
 
 
 @dataclass(frozen=True, slots=True)
+class PhotoInside:
+    """Where an encoded photo lies inside another file; pickles as these words. `images.photo_of` reads it."""
+
+    kind: str  # "tar" (a shard of a store), "lmdb" or "parquet"
+    file: str  # path of the file it lies in
+    key: str  # member of the tar, record of the LMDB, row of the parquet file
+    name: str  # the photo's own file name, as its data set gives it
+    offset: int = 0  # tar only, as the next two: where the photo begins, in bytes
+    length: int = 0
+    crc: int = 0  # CRC-32
+
+
+@dataclass(frozen=True, slots=True)
 class ImageRecord:
-    """One image with everything said about it. Pixels are either a file (`path`) or an array (`pixels`)."""
+    """One image with everything said about it.
+
+    The photo is a file (`path`), lies in one (`inside`) or is an array (`pixels`): one of the three.
+    """
 
     image_id: str
     height: int
@@ -92,6 +108,7 @@ class ImageRecord:
         None  # scenes only: uint8 (y, x, 3) = kind, colour, part index per pixel, 0 = none
     )
     source: Mapping[str, Any] = field(default_factory=dict)
+    inside: PhotoInside | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from uniresxx.data.readers import cris, hub, psalm
 from uniresxx.data.readers.grefcoco import read_grefcoco
@@ -115,9 +117,15 @@ def merge_records(*sets: list[ImageRecord]) -> list[ImageRecord]:
         merged[record.image_id] = replace(
             known,
             expressions=known.expressions + record.expressions,
-            source={"left_out": left_out} if left_out else known.source,
+            source=_merged(known.source, record.source) | ({"left_out": left_out} if left_out else {}),
         )
     return list(merged.values())
+
+
+def _merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+    """What two sets say of one photo: the first wins, but both licences hold."""
+    licences = dict.fromkeys(str(source["licence"]) for source in (first, second) if "licence" in source)
+    return {**second, **first, **({"licence": " | ".join(licences)} if licences else {})}
 
 
 def splits_of(dataset: str, data: Path | None) -> list[str]:

@@ -62,6 +62,8 @@ def record_coco_id(record: ImageRecord) -> int | None:
             return coco_image_id(told)
     if record.path is not None:
         return _id_in_name(record.path)
+    if record.inside is not None:
+        return _id_in_name(record.inside.name)
     return coco_image_id(record.image_id)
 
 

@@ -2,8 +2,10 @@
 
 A store is a folder: `records.arrow` (Arrow IPC, one row per image and split), `index.bin` (where each record
 batch lies and its CRC-32) and `meta.json` (format version, name, fingerprint, counts, guard report).
-Opening reads `meta.json` and maps the two others; rows are parsed when they are asked for, and a batch is
-checked against its CRC before Arrow sees it. Photos stay where they are: rows hold paths below an image root.
+Opening reads `meta.json` and maps the others; rows are parsed when they are asked for, and a batch is checked
+against its CRC before Arrow sees it. Photos stay where they are: rows hold paths below an image root. Or the
+store has them in tar shards (`shards.py`), found by one entry of `photos.bin` per row; the rows and their
+fingerprint are the same.
 """
 
 from __future__ import annotations
@@ -15,16 +17,18 @@ import struct
 import zlib
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
 import pyarrow as pa
 
+from uniresxx.data import shards
 from uniresxx.errors import InputError
-from uniresxx.types import RLE, Dialogue, Expression, Granularity, ImageRecord, Phrase, Turn
+from uniresxx.types import RLE, Dialogue, Expression, Granularity, ImageRecord, PhotoInside, Phrase, Turn
 
-FORMAT, VERSION = "uniresxx-store", 1
+FORMAT, VERSION = "uniresxx-store", 2
 META, RECORDS, INDEX = "meta.json", "records.arrow", "index.bin"
 ROWS_PER_BATCH = 256  # our choice: about 2 MB of RefCOCO, checked and parsed at one go
 INDEX_ENTRY = struct.Struct("<QQII")  # offset, length, rows, CRC-32 of a record batch message
@@ -32,6 +36,17 @@ INDEX_ENTRY = struct.Struct("<QQII")  # offset, length, rows, CRC-32 of a record
 _TEXT = pa.string()
 _PHRASE = pa.struct([("text", _TEXT), ("granularity", _TEXT), ("counts", _TEXT)])
 _TURN = pa.struct([("question", _TEXT), ("say", _TEXT), ("phrases", pa.list_(_PHRASE))])
+_INSIDE = pa.struct(
+    [
+        ("kind", _TEXT),
+        ("file", _TEXT),  # as a photo's path: below the image root, or absolute
+        ("key", _TEXT),
+        ("name", _TEXT),
+        ("offset", pa.int64()),
+        ("length", pa.int64()),
+        ("crc", pa.int64()),
+    ]
+)
 _EXPRESSION = pa.struct(
     [
         ("expression_id", _TEXT),
@@ -51,6 +66,7 @@ SCHEMA = pa.schema(
         ("height", pa.int32()),
         ("width", pa.int32()),
         ("path", _TEXT),  # below the image root, or absolute where the photo lies elsewhere
+        ("inside", _INSIDE),  # the photo's place in another file; null where it is a file itself
         ("licence", _TEXT),
         ("source", _TEXT),
         ("expressions", pa.list_(_EXPRESSION)),
@@ -77,6 +93,7 @@ def row_of(record: ImageRecord, split: str, image_root: Path | None) -> dict[str
         "height": record.height,
         "width": record.width,
         "path": None if record.path is None else _below(record.path, image_root),
+        "inside": _inside_row(record.inside, image_root),
         "licence": licence,
         "source": _json_of(source, who),
         "expressions": [_expression_row(item, size) for item in record.expressions],
@@ -97,6 +114,10 @@ def _below(path: str, image_root: Path | None) -> str:
     place = Path(path).absolute()
     root = None if image_root is None else image_root.absolute()
     return place.relative_to(root).as_posix() if root and place.is_relative_to(root) else str(place)
+
+
+def _inside_row(inside: PhotoInside | None, image_root: Path | None) -> dict[str, Any] | None:
+    return None if inside is None else {**asdict(inside), "file": _below(inside.file, image_root)}
 
 
 def _expression_row(item: Expression, size: list[int]) -> dict[str, Any]:
@@ -173,10 +194,12 @@ def row_digest(row: Mapping[str, Any]) -> bytes:
 
 def record_of(row: Mapping[str, Any], image_root: Path | None) -> ImageRecord:
     """The record of a row; relative paths get `image_root` before them."""
-    height, width, path = row["height"], row["width"], row["path"]
+    height, width, path, inside = row["height"], row["width"], row["path"], row["inside"]
     size = [height, width]
     if path is not None and image_root is not None:
         path = str(image_root / path)
+    if inside is not None and image_root is not None:
+        inside = {**inside, "file": str(image_root / inside["file"])}
     licence = {} if row["licence"] is None else {"licence": row["licence"]}
     return ImageRecord(
         row["image_id"],
@@ -191,6 +214,7 @@ def record_of(row: Mapping[str, Any], image_root: Path | None) -> ImageRecord:
         },
         dense=_array_of(row["dense"], size),
         source={**_source_of(row["source"]), **licence},
+        inside=None if inside is None else PhotoInside(**inside),
     )
 
 
@@ -293,6 +317,8 @@ class Store:
         self.image_root = images if images is not None or root is None else _photos_of(path, root)
         self._data = pa.memory_map(str(path / RECORDS)).read_buffer()
         self._index = pa.memory_map(str(path / INDEX)).read_buffer()
+        packed = self.meta.get("photos")
+        self.shards = None if packed is None else shards.Shards.open(path, packed, len(self))
         self._checked: set[int] = set()
         self._last: tuple[int, pa.RecordBatch] | None = None
 
@@ -326,7 +352,15 @@ class Store:
         return int(self.meta["rows"])
 
     def __getitem__(self, index: int) -> ImageRecord:
-        return record_of(self.row(index), self.image_root)
+        return self.record_of(index, self.row(index))
+
+    def record_of(self, index: int, row: Mapping[str, Any]) -> ImageRecord:
+        """The record of row `index` (its content is `row`), its photo in the shards where the store has any."""
+        record = record_of(row, self.image_root)
+        if self.shards is None or (record.path is None and record.inside is None):
+            return record
+        name = record.inside.name if record.inside is not None else Path(str(record.path)).name
+        return replace(record, path=None, inside=self.shards.photo(index % len(self), name))
 
     def __iter__(self) -> Iterator[ImageRecord]:
         return (self[index] for index in range(len(self)))

@@ -9,32 +9,35 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from uniresxx import images, masks
-from uniresxx.data.store import Store, record_of, row_digest
+from uniresxx.data.photos import encoded_photo
+from uniresxx.data.store import Store, row_digest
 from uniresxx.errors import InputError
-from uniresxx.types import RLE, Granularity, ImageRecord
+from uniresxx.types import RLE, Granularity, ImageRecord, PhotoInside
 
 Size = tuple[int, int]
+Photo = str | PhotoInside
 
 
 def check_store(store: Store, threads: int | None = None) -> Iterator[tuple[int, list[str]]]:
     """(rows done, what is wrong with them) per record batch; nothing is repaired.
 
     First the files against their sha256, then every row against its digest, every mask (valid code, the
-    photo's size, the area told, no empty target) and every photo (there, decodes, the size told; once per
-    file).
+    photo's size, the area told, no empty target) and every photo, once each: there (in its file, the LMDB,
+    the parquet file or the shard, whose CRC must match), decodes, has the size told.
     """
     yield 0, _check_files(store)
-    seen: dict[str, Size | str] = {}  # photo -> size, or what is wrong with it
+    seen: dict[Photo, Size | str] = {}  # photo -> size, or what is wrong with it
     with ThreadPoolExecutor(threads or min(8, os.cpu_count() or 1)) as pool:
         for number, rows in store.batches():
             try:
                 content = store.batch(number).to_pylist()
-                records = [record_of(row, store.image_root) for row in content]
+                records = [store.record_of(at, row) for at, row in zip(rows, content, strict=True)]
             except (InputError, ValueError, TypeError, KeyError) as error:
                 yield rows.stop, [f"rows {rows.start} to {rows.stop - 1}: {error}"]
                 continue
-            new = sorted({item.path for item in records if item.path is not None} - seen.keys())
-            seen.update(zip(new, pool.map(_photo, new), strict=True))
+            found = dict.fromkeys(_photo_of(item) for item in records)
+            new = [photo for photo in found if photo is not None and photo not in seen]
+            seen.update(zip(new, pool.map(_look_at, new), strict=True))
             pairs = zip(content, records, strict=True)
             yield rows.stop, [line for row, record in pairs for line in _check_row(row, record, seen)]
 
@@ -48,21 +51,36 @@ def _check_files(store: Store) -> list[str]:
     return wrong
 
 
-def _photo(path: str) -> Size | str:
+def _photo_of(record: ImageRecord) -> Photo | None:
+    return record.path if record.inside is None else record.inside
+
+
+def _name_of(photo: Photo) -> str:
+    return photo if isinstance(photo, str) else f"{photo.file}: {photo.name}"
+
+
+def _look_at(photo: Photo) -> Size | str:
+    """The photo's (height, width), or what is wrong with it."""
     try:
-        height, width, _ = images.read_photo(path).shape
+        if isinstance(photo, str):
+            height, width, _ = images.read_photo(photo).shape
+        else:
+            height, width, _ = images.decode_photo(encoded_photo(photo), _name_of(photo)).shape
     except InputError as error:
         return str(error)
     return height, width
 
 
-def _check_row(row: Mapping[str, Any], record: ImageRecord, seen: Mapping[str, Size | str]) -> Iterator[str]:
+def _check_row(
+    row: Mapping[str, Any], record: ImageRecord, seen: Mapping[Photo, Size | str]
+) -> Iterator[str]:
     who, size = f"{row['split']}: image {record.image_id}", (record.height, record.width)
     if row_digest(row) != row["digest"]:
         yield f"{who}: the row differs from what was written"
-    if record.path is not None and (wrong := _wrong_size(seen[record.path], size, record.path)):
+    photo = _photo_of(record)
+    if photo is not None and (wrong := _wrong_size(seen[photo], size, _name_of(photo))):
         yield f"{who}: {wrong}"
-    if record.path is None and record.pixels is None:
+    if photo is None and record.pixels is None:
         yield f"{who}: has neither a photo nor pixels"
     for item in record.expressions:
         for line in _check_mask(item.rle, item.granularity, size, item.area):

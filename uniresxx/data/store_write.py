@@ -1,7 +1,8 @@
 """Writing a store: in pieces beside it, put together at the end, in place by one rename.
 
 `OUT.partial` holds a manifest (what is prepared from what, and the finished splits) and one file per record
-batch, each followed by its sha256. The same preparation continues there; another one is refused with a diff.
+batch, each followed by its sha256, and the shards where photos are packed. The same preparation continues
+there; another one is refused with a diff. A split whose files are not there is noted and left out.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ from typing import Any
 
 import pyarrow as pa
 
+from uniresxx.data import shards
 from uniresxx.data import store as form
 from uniresxx.data.store import INDEX, META, RECORDS, ROWS_PER_BATCH, SCHEMA, Store
-from uniresxx.errors import InputError
+from uniresxx.errors import InputError, NotThereError
 from uniresxx.files import sync_to_disk, write_atomic
 from uniresxx.types import Granularity, ImageRecord
 
@@ -44,6 +46,9 @@ class Preparation:
     image_root: Path | None = None
     inputs: Mapping[str, Any] = field(default_factory=dict)  # JSON: what must be the same to continue
     about: Mapping[str, Any] = field(default_factory=dict)  # JSON, goes into the metadata
+    shard_bytes: int | None = (
+        None  # of the tar shards that photos are packed into; None: they stay where they are
+    )
 
     def identity(self) -> dict[str, Any]:
         """What a store or a partial one is compared with before it is continued."""
@@ -52,6 +57,7 @@ class Preparation:
             "name": self.name,
             "splits": ", ".join(self.splits),
             "rows_per_batch": ROWS_PER_BATCH,
+            "photos": "not packed" if self.shard_bytes is None else f"in shards of {self.shard_bytes} bytes",
             **self.inputs,
         }
 
@@ -76,8 +82,10 @@ def write_store(
 ) -> Store:
     """Make the store `out`, or continue to; returns it opened. A finished store of the same input is kept.
 
-    Raises InputError: `out` or its partial folder is of another input (with the diff), or is no store;
-    and what the readers raise. OSError: the disk. `fresh` starts over.
+    Splits that a reader finds not to be there are left out and told in the metadata (`missing`). Raises
+    InputError: none is there; `out` or its partial folder is of another input (with the diff), or is no
+    store; a photo to be packed is not there; and what the readers raise. OSError: the disk. `fresh` starts
+    over.
     """
     partial = out.parent / f"{out.name}.partial"
     if not fresh and form.is_store(out):
@@ -91,7 +99,15 @@ def write_store(
         if split not in done["splits"]:
             done["splits"][split] = _write_split(partial, work, split, load, progress)
             _write_json(partial / MANIFEST, done)
-    _assemble(partial, work, done["splits"], progress)
+    ordered = {split: done["splits"][split] for split in work.splits}
+    missing = {split: entry["missing"] for split, entry in ordered.items() if "missing" in entry}
+    if missing and len(missing) == len(ordered):
+        shutil.rmtree(partial)
+        raise NotThereError(next(iter(missing.values())))
+    there = {split: entry for split, entry in ordered.items() if split not in missing}
+    packed = _pack(partial, work, there, progress)
+    about = ({"missing": missing} if missing else {}) | ({} if packed is None else {"photos": packed})
+    _assemble(partial, work, there, progress, about)
     _put(partial, out)
     return Store.open(out, images)
 
@@ -138,7 +154,10 @@ def _write_split(
     partial: Path, work: Preparation, split: str, load: Load, progress: Progress
 ) -> dict[str, Any]:
     """Write the batches of a split that are not there yet; returns its entry of the manifest."""
-    records, notes = load()
+    try:
+        records, notes = load()
+    except NotThereError as error:
+        return {"missing": str(error)}
     for number, start in enumerate(range(0, len(records), ROWS_PER_BATCH)):
         path = _chunk_path(partial, work, split, number)
         if not path.is_file():  # written atomically: there means whole
@@ -191,9 +210,26 @@ def _chunks(partial: Path, work: Preparation, splits: Mapping[str, Any]) -> Iter
             yield pa.ipc.read_record_batch(pa.ipc.read_message(message), SCHEMA)
 
 
-def _assemble(partial: Path, work: Preparation, splits: Mapping[str, Any], progress: Progress) -> None:
+def _pack(
+    partial: Path, work: Preparation, splits: Mapping[str, Any], progress: Progress
+) -> dict[str, Any] | None:
+    """Pack the photos of all rows, where that is wanted; returns what the metadata says of them."""
+    if work.shard_bytes is None:
+        return None
+    batches = (batch.select(["path", "inside"]) for batch in _chunks(partial, work, splits))
+    rows = (row for batch in batches for row in batch.to_pylist())
+    count = sum(entry["rows"] for entry in splits.values())
+    return shards.pack_photos(partial, rows, count, work.image_root, work.shard_bytes, progress)
+
+
+def _assemble(
+    partial: Path,
+    work: Preparation,
+    ordered: Mapping[str, Any],
+    progress: Progress,
+    about: Mapping[str, Any],
+) -> None:
     """Put the pieces together: records, index, metadata. Leaves the pieces where they are."""
-    ordered = {split: splits[split] for split in work.splits}
     entries, content = [], hashlib.sha256()
     total = sum(entry["rows"] for entry in ordered.values())
     with pa.OSFile(str(partial / RECORDS), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
@@ -209,12 +245,17 @@ def _assemble(partial: Path, work: Preparation, splits: Mapping[str, Any], progr
     # a format with no entry would leave an empty file, which cannot be mapped
     packed = b"".join(form.INDEX_ENTRY.pack(*item) for item in entries) or bytes(form.INDEX_ENTRY.size)
     write_atomic(partial / INDEX, packed)
-    write_atomic(
-        partial / META, json.dumps(_meta(partial, work, ordered, content.hexdigest()), indent=1).encode()
-    )
+    meta = _meta(partial, work, ordered, content.hexdigest(), about)
+    write_atomic(partial / META, json.dumps(meta, indent=1).encode())
 
 
-def _meta(partial: Path, work: Preparation, splits: Mapping[str, Any], fingerprint: str) -> dict[str, Any]:
+def _meta(
+    partial: Path,
+    work: Preparation,
+    splits: Mapping[str, Any],
+    fingerprint: str,
+    about: Mapping[str, Any],
+) -> dict[str, Any]:
     entries: dict[str, Any] = {}
     start = first_batch = 0
     for split, entry in splits.items():
@@ -222,6 +263,7 @@ def _meta(partial: Path, work: Preparation, splits: Mapping[str, Any], fingerpri
         start += entry["rows"]
         first_batch += -(-entry["rows"] // ROWS_PER_BATCH)
     root = work.image_root
+    files = (RECORDS, INDEX, shards.INDEX) if "photos" in about else (RECORDS, INDEX)
     meta = {
         "format": form.FORMAT,
         "version": form.VERSION,
@@ -234,9 +276,10 @@ def _meta(partial: Path, work: Preparation, splits: Mapping[str, Any], fingerpri
         if root is None
         else os.path.relpath(os.path.realpath(root), os.path.realpath(partial)),
         "splits": entries,
-        "files": {name: _file_entry(partial / name) for name in (RECORDS, INDEX)},
+        "files": {name: _file_entry(partial / name) for name in files},
         "inputs": work.identity(),
         **work.about,
+        **about,
     }
     return {**meta, "checksum": form.meta_checksum(meta)}
 

@@ -16,8 +16,8 @@ from typing import Any
 
 from uniresxx import masks
 from uniresxx.data.readers.pickles import load_json
-from uniresxx.errors import InputError
-from uniresxx.types import RLE, Expression, Granularity, ImageRecord
+from uniresxx.errors import InputError, NotThereError
+from uniresxx.types import RLE, Expression, Granularity, ImageRecord, PhotoInside
 
 logger = logging.getLogger("uniresxx.data")
 
@@ -31,6 +31,18 @@ PHOTO_FOLDERS = (
     "images",
 )
 MAX_NAME = 255  # bytes, of most file systems
+NOT_STATED = "not stated"
+COCO_MASKS = "masks CC BY 4.0 (COCO), expressions not stated"  # no release of the family names a licence
+COCO_LICENCES: dict[Any, str] = {  # of photos, by the numbers of COCO's own files
+    1: "Attribution-NonCommercial-ShareAlike License",
+    2: "Attribution-NonCommercial License",
+    3: "Attribution-NonCommercial-NoDerivs License",
+    4: "Attribution License",
+    5: "Attribution-ShareAlike License",
+    6: "Attribution-NoDerivs License",
+    7: "No known copyright restrictions",
+    8: "United States Government Work",
+}
 _REPR = reprlib.Repr()
 _REPR.maxlevel, _REPR.maxstring, _REPR.maxlong, _REPR.maxother = 2, 60, 60, 60
 
@@ -55,14 +67,12 @@ def data_folders(root: Path, names: Sequence[str]) -> list[Path]:
 def data_file(root: Path, names: Sequence[str], files: Sequence[str]) -> Path:
     """The first of `files` in a folder of the data set; InputError that lists what was looked for."""
     if not root.is_dir():
-        raise InputError(f"{root}: no such data folder; give the root of the native layout with --data DIR")
+        raise NotThereError(f"{root}: no such data folder; give the root of the native layout with --data DIR")
     for folder in data_folders(root, names):
         for name in files:
             if (folder / name).is_file():
                 return folder / name
-    raise InputError(
-        f"{root}: holds no {names[0]}/{' or '.join(files)}; --data must name the folder above it"
-    )
+    raise NotThereError(f"{root}: holds no {names[0]}/{' or '.join(files)}; --data must name the folder above it")
 
 
 class PhotoFinder:
@@ -156,6 +166,7 @@ class Instances:
     path: Path
     images: Mapping[int, Mapping[str, Any]]
     annotations: Mapping[int, Mapping[str, Any]]
+    licences: Mapping[Any, str] = field(default_factory=dict)  # of photos: id -> name
 
     @classmethod
     def load(cls, path: Path) -> Instances:
@@ -172,7 +183,9 @@ class Instances:
                 whole(need(row, "id", f"{path}: {name}[{index}]"), "id", f"{path}: {name}[{index}]"): row
                 for index, row in enumerate(rows)
             }
-        return cls(path, tables["images"], tables["annotations"])
+        return cls(
+            path, tables["images"], tables["annotations"], _licences(content.get("licenses")) or COCO_LICENCES
+        )
 
     def image(self, image_id: int, who: str) -> tuple[str, int, int]:
         """(file name, height, width) of an image."""
@@ -180,6 +193,10 @@ class Instances:
             raise InputError(f"{who}: image_id {image_id} is not in {self.path}")
         row, name = self.images[image_id], f"{self.path}: image {image_id}"
         return file_name_of(row, name), *size_of(row, name)
+
+    def licence(self, image_id: int) -> str:
+        """The licence of a photo by its name, "not stated" where the file has none."""
+        return photo_licence(self.images[image_id], self.licences)
 
     def annotation(self, ann_id: int, image_id: int, who: str) -> Mapping[str, Any]:
         """An annotation, which must belong to the image."""
@@ -198,6 +215,23 @@ class Instances:
         """OR of an annotation's polygons or run lengths at the photo's size; InputError where empty."""
         row = self.annotation(ann_id, image_id, who)
         return truth(row, self.image(image_id, who)[1:], f"{self.path}: ann {ann_id}", who)
+
+
+def photo_licence(row: Mapping[str, Any], names: Mapping[Any, str] = COCO_LICENCES) -> str:
+    """The licence of COCO's image row by its name, "not stated" where the row has none."""
+    told = row.get("license")
+    known = isinstance(told, int | str) and told in names
+    return f"{names[told]} (COCO {told})" if known else NOT_STATED
+
+
+def _licences(rows: Any) -> dict[Any, str]:
+    """The list of photo licences as id -> name; what is not of that form is left aside."""
+    good = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+    return {
+        row["id"]: row["name"]
+        for row in good
+        if isinstance(row.get("id"), int | str) and isinstance(row.get("name"), str)
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,24 +271,42 @@ def sentences(record: Mapping[str, Any], id_field: str, who: str) -> Iterator[Se
 
 @dataclass
 class _Image:
-    path: str
+    path: str | None
+    inside: PhotoInside | None
     height: int
     width: int
+    licence: str
     expressions: list[Expression] = field(default_factory=list)
 
 
 class Collector:
-    """Gathers expressions into one ImageRecord per image and reports what was left out."""
+    """Gathers expressions into one ImageRecord per image and reports what was left out.
 
-    def __init__(self, where: str) -> None:
-        self.where = where
+    `root` is the data folder: what goes into a record names files below it, so that a record does not depend
+    on where the data lies. `licence` is that of the annotations.
+    """
+
+    def __init__(self, where: str, root: Path, licence: str = COCO_MASKS) -> None:
+        self.where, self.root, self.licence = where, root, licence
         self.images: dict[str, _Image] = {}
         self.left_out: list[str] = []
         self._seen: dict[str, int] = {}
 
-    def add(self, image_id: str, path: Path, size: tuple[int, int], expression: Expression) -> None:
-        """Add an expression; `size` is (height, width), one per image, or InputError."""
-        image = self.images.setdefault(image_id, _Image(str(path), *size))
+    def add(
+        self,
+        image_id: str,
+        photo: Path | PhotoInside,
+        size: tuple[int, int],
+        expression: Expression,
+        licence: str = NOT_STATED,
+    ) -> None:
+        """Add an expression; `size` is (height, width), one per image, or InputError.
+
+        `photo` and its `licence` are those of the image's first expression.
+        """
+        inside = photo if isinstance(photo, PhotoInside) else None
+        path = None if inside else str(photo)
+        image = self.images.setdefault(image_id, _Image(path, inside, *size, licence))
         if (image.height, image.width) != size:
             raise InputError(
                 f"{self.where}: {expression.expression_id} says image {image_id} is {size[0]} x {size[1]} "
@@ -284,11 +336,20 @@ class Collector:
         if repeated:
             logger.warning("%s: %d native ids are used more than once; got #2, #3, …", self.where, repeated)
         records = [
-            ImageRecord(name, item.height, item.width, tuple(item.expressions), path=item.path)
+            ImageRecord(
+                name,
+                item.height,
+                item.width,
+                tuple(item.expressions),
+                path=item.path,
+                inside=item.inside,
+                source={"licence": f"photo {item.licence}; annotations: {self.licence}"},
+            )
             for name, item in self.images.items()
         ]
         if self.left_out:  # noted on the first record only, so that counts over records add up
-            records[0] = replace(records[0], source={"left_out": tuple(self.left_out)})
+            lines = tuple(line.replace(f"{self.root}/", "") for line in self.left_out)
+            records[0] = replace(records[0], source={**records[0].source, "left_out": lines})
         return records
 
 
@@ -332,7 +393,7 @@ def records_of_split(
     chosen = [(who, record) for who, record in named if need(record, "split", who) == split]
     if not chosen:
         known = sorted({str(record["split"])[:30] for record in records if isinstance(record["split"], str)})
-        raise InputError(f"{path}: has no split {split!r}; it has {', '.join(known) or 'no records'}")
+        raise NotThereError(f"{path}: has no split {split!r}; it has {', '.join(known) or 'no records'}")
     return chosen
 
 

@@ -13,16 +13,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
+from threading import Lock
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from uniresxx import images, masks
 from uniresxx.data.readers import coco
 from uniresxx.data.readers.pickles import load_records, unpickle
-from uniresxx.errors import InputError
-from uniresxx.types import RLE, Granularity, ImageRecord
+from uniresxx.errors import InputError, NotThereError
+from uniresxx.types import RLE, Granularity, ImageRecord, PhotoInside
 
 if TYPE_CHECKING:
     import lmdb
@@ -36,6 +36,7 @@ SETS = {
 }
 PHOTO_FOLDERS = (*coco.PHOTO_FOLDERS, "datasets/images/train2014", "datasets/images")
 MAX_VALUE_BYTES = 64 * 2**20  # one photo and one mask
+_ONE_AT_A_TIME = Lock()
 SLACK_PAGES = 16  # LMDB leaves a few pages at the end unwritten where a transaction freed them again
 
 
@@ -53,7 +54,7 @@ def read_cris(
     for path in _places(root, "lmdb", dataset, split, ".lmdb"):
         return _Reading(root, split, prefix or f"cris_{dataset}", path).of_lmdb()
     name = SETS[dataset][0]
-    raise InputError(
+    raise NotThereError(
         f"{root}: holds neither anns/{name}/{split}.json nor lmdb/{name}/{split}.lmdb; --data must name the "
         "folder `datasets` of CRIS or the one above it"
     )
@@ -78,17 +79,16 @@ class _Reading:
         self.path = path
         self.start = f"{prefix}/{split}"
         self.finder = coco.PhotoFinder(root, PHOTO_FOLDERS)
-        self.collector = coco.Collector(str(path))
+        self.collector = coco.Collector(str(path), root)
 
     def of_list(self, folders: Sequence[Path]) -> list[ImageRecord]:
         for index, record in enumerate(load_records(self.path)):
             who = f"{self.path}: record {index}"
             photo = self.finder.path(coco.file_name_of(record, who, "img_name"), who)
-            self.add(record, mask_of(folders, segment_of(record, who), photo, who), who)
+            self.add(record, mask_of(folders, segment_of(record, who), photo, who), photo, who)
         return self.collector.records()
 
     def of_lmdb(self) -> list[ImageRecord]:
-        keys: dict[str, str] = {}
         for key, value in _values(self.path):
             who = f"{self.path}: record {key}"
             record = _record_of(value, who)
@@ -96,14 +96,12 @@ class _Reading:
             if not isinstance(photo, bytes):
                 raise InputError(f"{who}: img must be the photo's bytes, not {coco.shown(photo)}")
             rle = _mask_of_bytes(coco.need(record, "mask", who), images.encoded_size(photo), who)
-            self.add(record, rle, who)
-            keys.setdefault(coco.photo_id(record["img_name"]), key)
-        return [
-            replace(item, source={**item.source, "lmdb": str(self.path), "key": keys[item.image_id]})
-            for item in self.collector.records()
-        ]
+            name = coco.file_name_of(record, who, "img_name")
+            self.finder.path(name, who)  # refuses a name that no photo can have
+            self.add(record, rle, PhotoInside("lmdb", str(self.path), key, name), who)
+        return self.collector.records()
 
-    def add(self, record: Mapping[str, Any], rle: RLE, who: str) -> None:
+    def add(self, record: Mapping[str, Any], rle: RLE, photo: Path | PhotoInside, who: str) -> None:
         name, segment = coco.file_name_of(record, who, "img_name"), segment_of(record, who)
         source: dict[str, Any] = {"segment_id": segment, "cat": record.get("cat")}
         for place, sentence in enumerate(coco.sentences(record, "idx", who)):
@@ -115,7 +113,7 @@ class _Reading:
                 self.collector.unique(f"{self.start}/{native}"), sentence, Granularity.OBJECT, rle, source
             )
             size = (rle["size"][0], rle["size"][1])
-            self.collector.add(coco.photo_id(name), self.finder.path(name, who), size, expression)
+            self.collector.add(coco.photo_id(name), photo, size, expression)
 
 
 # ---- the mask files, which RefCOCOm shares
@@ -235,18 +233,21 @@ def _opened(path: Path) -> lmdb.Environment:
     return environment
 
 
-def lmdb_photo(record: ImageRecord) -> bytes | None:
-    """The encoded photo of a record that came from an LMDB; None for any other. InputError as `read_cris`."""
-    if "lmdb" not in record.source:
-        return None
+def lmdb_photo(path: Path, key: str) -> bytes:
+    """The encoded photo of a record of an LMDB; InputError as `read_cris`. Safe to call from threads."""
     lmdb = _library()
-    path, key = Path(record.source["lmdb"]), str(record.source["key"])
     try:
-        with closing(_opened(path)) as environment, environment.begin(buffers=False) as transaction:
+        with (
+            _ONE_AT_A_TIME,  # LMDB may be open only once in a process
+            closing(_opened(path)) as environment,
+            environment.begin(buffers=False) as transaction,
+        ):
             value = transaction.get(key.encode())
     except (lmdb.Error, OSError) as error:
         raise InputError(f"{path}: is no readable LMDB ({' '.join(str(error).split())[:120]})") from None
     if value is None:
         raise InputError(f"{path}: record {key} is missing; copy the file again")
     photo = _record_of(value, f"{path}: record {key}").get("img")
-    return photo if isinstance(photo, bytes) else None
+    if not isinstance(photo, bytes):
+        raise InputError(f"{path}: record {key}: img must be the photo's bytes, not {coco.shown(photo)}")
+    return photo

@@ -25,7 +25,7 @@ def read_grefcoco(root: Path, split: str) -> list[ImageRecord]:
     """
     path = coco.data_file(root, FOLDERS, ("grefs(unc).p", "grefs(unc).json"))
     instances = coco.Instances.load(coco.data_file(root, FOLDERS, ("instances.json",)))
-    finder, collector = coco.PhotoFinder(root), coco.Collector(f"{path}: {split}")
+    finder, collector = coco.PhotoFinder(root), coco.Collector(f"{path}: {split}", root)
     for who, record in coco.records_of_split(load_records(path), split, path):
         image_id = coco.whole(coco.need(record, "image_id", who), "image_id", who)
         file_name, height, width = instances.image(image_id, who)
@@ -43,7 +43,8 @@ def read_grefcoco(root: Path, split: str) -> list[ImageRecord]:
             expression = coco.target_expression(
                 collector.unique(f"grefcoco/{split}/{sentence.native_id}"), sentence, granularity, rle, source
             )
-            collector.add(str(image_id), finder.path(file_name, who), (height, width), expression)
+            photo, licence = finder.path(file_name, who), instances.licence(image_id)
+            collector.add(str(image_id), photo, (height, width), expression, licence)
     return collector.records()
 
 

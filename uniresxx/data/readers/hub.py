@@ -15,15 +15,23 @@ from __future__ import annotations
 
 import json
 import re
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from uniresxx import images, masks
 from uniresxx.data.readers import coco
-from uniresxx.errors import InputError
-from uniresxx.types import RLE, Granularity, ImageRecord
+from uniresxx.errors import InputError, NotThereError
+from uniresxx.types import RLE, Granularity, ImageRecord, PhotoInside
+
+if TYPE_CHECKING:
+    import pyarrow
+    from pyarrow import parquet
 
 # data set -> (name on the Hub, our split -> theirs)
 JXU124: dict[str, tuple[str, dict[str, str]]] = {
@@ -98,7 +106,7 @@ def read_lmms(
     for place, row in _rows(root, "lmms-lab", name, _their_split(splits, split, name), columns):
         reading.add(row, place)
     coco.logger.warning("lmms-lab/%s: %s; report no numbers on it", name, LOSSY)
-    return reading.records()
+    return reading.collector.records()
 
 
 class _Reading:
@@ -106,7 +114,7 @@ class _Reading:
 
     def __init__(self, root: Path, start: str, where: str) -> None:
         self.start = start
-        self.finder, self.collector = coco.PhotoFinder(root), coco.Collector(where)
+        self.finder, self.collector = coco.PhotoFinder(root), coco.Collector(where, root)
 
     def add(
         self,
@@ -137,16 +145,16 @@ class _Reading:
                 rle,
                 source,
             )
-            self.collector.add(str(ids[1]), self.finder.path(file_name, who), size, expression)
+            photo = self.finder.path(file_name, who)
+            self.collector.add(str(ids[1]), photo, size, expression, coco.photo_licence(image))
 
 
 class _LmmsReading:
-    """One split of lmms-lab being read; remembers in which row each photo lies."""
+    """One split of lmms-lab being read; the photos stay in their rows."""
 
     def __init__(self, root: Path, start: str, where: str) -> None:
         self.start = start
-        self.finder, self.collector = coco.PhotoFinder(root), coco.Collector(where)
-        self.rows: dict[str, tuple[str, int]] = {}
+        self.collector = coco.Collector(where, root)
 
     def add(self, row: Mapping[str, Any], place: Place) -> None:
         """Add the answers of a row, unless its mask is known to be wrong."""
@@ -176,26 +184,47 @@ class _LmmsReading:
                 continue
             expression_id = self.collector.unique(f"{self.start}/{question}_{index}")
             expression = coco.target_expression(expression_id, sentence, Granularity.OBJECT, rle, source)
-            self.collector.add(image_id, self.finder.path(file_name, who), size, expression)
-            self.rows.setdefault(image_id, (str(place.path), place.row))
-
-    def records(self) -> list[ImageRecord]:
-        """The records, each with the place of its photo in `source["parquet"]`."""
-        return [
-            replace(item, source={**item.source, "parquet": self.rows[item.image_id]})
-            for item in self.collector.records()
-        ]
+            inside = PhotoInside("parquet", str(place.path), str(place.row), file_name)
+            self.collector.add(image_id, inside, size, expression)
 
 
-def hub_photo(record: ImageRecord) -> bytes | None:
-    """The encoded photo of a record of `read_lmms`; None for any other. InputError as the reader."""
-    if "parquet" not in record.source:
-        return None
-    path, wanted = record.source["parquet"]
-    for place, row in _rows_of(Path(path), ("image",)):
-        if place.row == wanted:
-            return _photo_bytes(row, str(place))
-    raise InputError(f"{path}: has no row {wanted} any more; read the annotations again")
+def parquet_photo(path: Path, row: int) -> bytes:
+    """The encoded photo in a row of an lmms-lab file; InputError as the reader.
+
+    The row group it lies in is read whole and kept, so photos asked for in their order are read once.
+    """
+    group, first = _group_of(path, row)
+    photos = _photos_of_group(path, group)
+    if not 0 <= row - first < len(photos):
+        raise InputError(f"{path}: has no row {row} any more; read the annotations again")
+    return _photo_bytes({"image": photos[row - first].as_py()}, f"{path}: row {row}")
+
+
+@lru_cache(maxsize=1)
+def _row_groups(path: Path) -> tuple[int, ...]:
+    """Number of the first row of every row group, and of rows in all."""
+    from pyarrow import parquet
+
+    with _readable(path), parquet.ParquetFile(path) as file:
+        counts = [_group_rows(file, group, path) for group in range(file.metadata.num_row_groups)]
+    return tuple(accumulate(counts, initial=0))
+
+
+def _group_of(path: Path, row: int) -> tuple[int, int]:
+    """(row group, its first row) of a row; InputError where there is no such row."""
+    starts = _row_groups(path)
+    if not 0 <= row < starts[-1]:
+        raise InputError(f"{path}: has no row {row} any more; read the annotations again")
+    group = bisect_right(starts, row) - 1
+    return group, starts[group]
+
+
+@lru_cache(maxsize=1)
+def _photos_of_group(path: Path, group: int) -> pyarrow.ChunkedArray:
+    from pyarrow import parquet
+
+    with _readable(path), parquet.ParquetFile(path) as file:
+        return file.read_row_group(group, columns=["image"], use_threads=False).column("image")
 
 
 # ---- fields
@@ -203,7 +232,7 @@ def hub_photo(record: ImageRecord) -> bytes | None:
 
 def _their_split(splits: Mapping[str, str], split: str, name: str) -> str:
     if split not in splits:
-        raise InputError(f"{name} has no split {split!r}; it has {', '.join(splits)}")
+        raise NotThereError(f"{name} has no split {split!r}; it has {', '.join(splits)}")
     return splits[split]
 
 
@@ -280,7 +309,7 @@ def _files(root: Path, owner: str, name: str, split: str) -> list[Path]:
             for pattern in (f"data/{split}-*.parquet", f"{split}-*.parquet", f"*/{split}/*.parquet"):
                 if found := sorted(base.glob(pattern)):
                     return found
-    raise InputError(
+    raise NotThereError(
         f"{root}: holds no {owner}/{name}/data/{split}-*.parquet; --data must name the folder above {owner}"
     )
 
@@ -294,24 +323,36 @@ def _rows(
 
 
 def _rows_of(path: Path, columns: Sequence[str]) -> Iterator[tuple[Place, dict[str, Any]]]:
-    import pyarrow
     from pyarrow import parquet
 
-    broken = (pyarrow.ArrowException, OSError, ValueError, OverflowError, MemoryError)
+    with _readable(path), parquet.ParquetFile(path) as file:
+        for group in range(file.metadata.num_row_groups):
+            _group_rows(file, group, path)
+        wanted = [column for column in columns if column in file.schema_arrow.names]
+        batches = file.iter_batches(batch_size=BATCH_ROWS, columns=wanted, use_threads=False)
+        rows = (row for batch in batches for row in batch.to_pylist())
+        for index, row in enumerate(rows):
+            yield Place(path, index), row
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Whatever Arrow raises over a damaged file is an InputError that names it."""
+    import pyarrow
+
     try:
-        with parquet.ParquetFile(path) as file:
-            for group in range(file.metadata.num_row_groups):
-                size = file.metadata.row_group(group).total_byte_size
-                if not 0 <= size <= MAX_GROUP_BYTES:
-                    raise InputError(
-                        f"{path}: row group {group} of {size} bytes is over the cap {MAX_GROUP_BYTES}"
-                    )
-            wanted = [column for column in columns if column in file.schema_arrow.names]
-            batches = file.iter_batches(batch_size=BATCH_ROWS, columns=wanted, use_threads=False)
-            rows = (row for batch in batches for row in batch.to_pylist())
-            for index, row in enumerate(rows):
-                yield Place(path, index), row
+        yield
     except InputError:
         raise
-    except broken as error:
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError, MemoryError) as error:
         raise InputError(f"{path}: is no readable parquet ({' '.join(str(error).split())[:120]})") from None
+
+
+def _group_rows(file: parquet.ParquetFile, group: int, path: Path) -> int:
+    """Rows of a row group; InputError where it is over the cap."""
+    told = file.metadata.row_group(group)
+    if not 0 <= told.total_byte_size <= MAX_GROUP_BYTES:
+        raise InputError(
+            f"{path}: row group {group} of {told.total_byte_size} bytes is over the cap {MAX_GROUP_BYTES}"
+        )
+    return int(told.num_rows)

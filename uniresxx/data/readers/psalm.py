@@ -41,7 +41,7 @@ def read_psalm(
     files = (f"{split}_psalm.json", *(f"{name}_{split}.json" for name in names))
     path = coco.data_file(root, names, files)
     start = f"{prefix or f'psalm_{dataset}'}/{split}"
-    finder, collector = coco.PhotoFinder(root), coco.Collector(str(path))
+    finder, collector = coco.PhotoFinder(root), coco.Collector(str(path), root)
     for index, record in enumerate(load_records(path)):
         who = f"{path}: record {index}"
         info = coco.need(record, "image_info", who)
@@ -68,7 +68,7 @@ def read_psalm(
             expression = coco.target_expression(
                 collector.unique(f"{start}/{native}"), sentence, granularity, rle, {"ann_id": ann_ids}
             )
-            collector.add(image_id, finder.path(file_name, who), size, expression)
+            collector.add(image_id, finder.path(file_name, who), size, expression, coco.photo_licence(info))
     return collector.records()
 
 

@@ -31,7 +31,7 @@ def read_refcoco(
     instances = coco.Instances.load(coco.data_file(root, names, ("instances.json",)))
     clef = dataset == "refclef"
     finder = coco.PhotoFinder(root, CLEF_FOLDERS if clef else coco.PHOTO_FOLDERS)
-    collector = coco.Collector(f"{path}: {split}")
+    collector = coco.Collector(f"{path}: {split}", root, coco.NOT_STATED if clef else coco.COCO_MASKS)
     for who, record in coco.records_of_split(load_records(path), split, path):
         ann_id = coco.whole(coco.need(record, "ann_id", who), "ann_id", who)
         image_id = coco.whole(coco.need(record, "image_id", who), "image_id", who)
@@ -57,5 +57,6 @@ def read_refcoco(
                 finder.path(file_name, who),
                 (height, width),
                 expression,
+                instances.licence(image_id),
             )
     return collector.records()

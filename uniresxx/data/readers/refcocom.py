@@ -13,7 +13,7 @@ from typing import Any
 
 from uniresxx.data.readers import coco, cris
 from uniresxx.data.readers.pickles import load_records
-from uniresxx.errors import InputError
+from uniresxx.errors import InputError, NotThereError
 from uniresxx.types import Granularity, ImageRecord
 
 FOLDERS = ("refcocom", "refcocom_benchmark")
@@ -41,7 +41,7 @@ def read_refcocom(root: Path, stem: str) -> list[ImageRecord]:
     path = _list_path(root, stem)
     records = load_records(path)
     parts = _part_keys(root, stem, records, path)
-    finder, collector = coco.PhotoFinder(root), coco.Collector(str(path))
+    finder, collector = coco.PhotoFinder(root), coco.Collector(str(path), root, coco.NOT_STATED)
     folders = [folder / "masks" for folder in coco.data_folders(root, FOLDERS)]
     for index, record in enumerate(records):
         who = f"{path}: record {index}"
@@ -65,7 +65,7 @@ def read_refcocom(root: Path, stem: str) -> list[ImageRecord]:
 def _list_path(root: Path, stem: str) -> Path:
     known = known_stems(root)
     if known and stem not in known:
-        raise InputError(f"{root}: RefCOCOm has no list {stem!r}; it has {', '.join(known)}")
+        raise NotThereError(f"{root}: RefCOCOm has no list {stem!r}; it has {', '.join(known)}")
     return coco.data_file(root, FOLDERS, (f"annotations/{stem}.json", f"annotations/refcocom_{stem}.json"))
 
 
