@@ -16,8 +16,8 @@ from uniresxx.overlay import (
     PALETTE,
     SMALLEST_SIDE,
     Layer,
-    _resized_mask,
-    _wrapped,
+    resized_mask,
+    wrapped,
     colour_of,
     draw_overlay,
     drawn_size,
@@ -59,7 +59,7 @@ def test_drawn_size_keeps_the_shape(height, width):
 def test_reduced_mask_keeps_every_touched_pixel(seed, y, x, to_y, to_x):
     to_y, to_x = min(y, to_y), min(x, to_x)
     mask = np.random.default_rng(seed).random((y, x)) < 0.2
-    small = _resized_mask(mask, (to_y, to_x))
+    small = resized_mask(mask, (to_y, to_x))
     rows, columns = (np.arange(to_y + 1) * y / to_y).astype(int), (np.arange(to_x + 1) * x / to_x).astype(int)
     for i in range(to_y):
         for j in range(to_x):
@@ -146,7 +146,7 @@ def test_absent_line_has_no_colour():
 def test_any_text_is_wrapped_within_the_room(text, room):
     line = one_line(text)
     font = font_for(line, 13)
-    lines = _wrapped(line, font, room)
+    lines = wrapped(line, font, room)
     assert 1 <= len(lines) <= 3
     assert all(font.getlength(part) <= room or len(part) <= 1 for part in lines[:2])
     if not lines[-1].endswith("…"):

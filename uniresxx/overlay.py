@@ -82,7 +82,7 @@ def draw_overlay(photo: np.ndarray, layers: Iterable[Layer], title: str = "") ->
         if layer.mask.shape != (height, width):
             sizes = f"is {layer.mask.shape}, the photo is {(height, width)} (y, x)"
             raise ValueError(f"mask of {layer.text!r} {sizes}")
-        anchor = _paint(canvas, _resized_mask(layer.mask, size), colour_of(index))
+        anchor = paint_mask(canvas, resized_mask(layer.mask, size), colour_of(index))
         if anchor is not None:
             badges.append((index, *anchor))
     picture = Image.fromarray(canvas)
@@ -105,7 +105,7 @@ def _resized(photo: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.array(picture.resize((size[1], size[0]), way))
 
 
-def _resized_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def resized_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """The mask at the drawn size. Reducing keeps all drawn pixels it touches: small parts stay visible."""
     if mask.shape == size:
         return mask.astype(bool, copy=False)
@@ -117,7 +117,9 @@ def _resized_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.logical_or.reduceat(np.logical_or.reduceat(mask, rows, axis=0), columns, axis=1)
 
 
-def _paint(canvas: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int]) -> tuple[int, int] | None:
+def paint_mask(
+    canvas: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int], opacity: float = OPACITY
+) -> tuple[int, int] | None:
     """Colour and outline one mask in place; returns a point (x, y) inside, None where the mask is empty."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if not rows.size:
@@ -128,12 +130,12 @@ def _paint(canvas: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int]) -
     x0, x1 = max(0, columns[0] - margin), columns[-1] + 1 + margin
     patch, inside = canvas[y0:y1, x0:x1], mask[y0:y1, x0:x1]
     tint = np.array(colour, dtype=np.float32)
-    patch[inside] = (patch[inside] * (1 - OPACITY) + tint * OPACITY).astype(np.uint8)
+    patch[inside] = (patch[inside] * (1 - opacity) + tint * opacity).astype(np.uint8)
     core = inside
     for _ in range(thick):
         core = _eroded(core)
     patch[inside & ~core] = colour
-    patch[_dilated(inside) & ~inside] = _ink_on(colour)  # a contrast line, so that it is seen on any ground
+    patch[_dilated(inside) & ~inside] = ink_on(colour)  # a contrast line, so that it is seen on any ground
     y, x = np.nonzero(core if core.any() else inside)
     nearest = np.argmin((y - y.mean()) ** 2 + (x - x.mean()) ** 2)
     return int(x0 + x[nearest]), int(y0 + y[nearest])
@@ -166,10 +168,10 @@ def _draw_badges(picture: Image.Image, badges: Sequence[tuple[int, int, int]], f
                 x = left + other  # may leave the right edge where very many masks coincide
         drawn.append((x, y, wide))
         draw.rectangle((x, y, x + wide, y + tall), fill=colour_of(index), outline=(0, 0, 0))
-        draw.text((x + wide / 2, y + tall / 2), text, fill=_ink_on(colour_of(index)), font=font, anchor="mm")
+        draw.text((x + wide / 2, y + tall / 2), text, fill=ink_on(colour_of(index)), font=font, anchor="mm")
 
 
-def _ink_on(colour: tuple[int, int, int]) -> tuple[int, int, int]:
+def ink_on(colour: tuple[int, int, int]) -> tuple[int, int, int]:
     """Black or white, whichever reads better on the colour (luma weights of ITU-R BT.601)."""
     return (0, 0, 0) if np.dot(colour, (0.299, 0.587, 0.114)) > 110 else (255, 255, 255)
 
@@ -205,7 +207,7 @@ def legend_text(layer: Layer, number: int | None) -> str:
     return " ".join(part for part in parts if part)
 
 
-def _wrapped(text: str, font: Font, room: int, most: int = 3) -> list[str]:
+def wrapped(text: str, font: Font, room: int, most: int = 3) -> list[str]:
     """Break text into lines of at most `room` pixels, between words where possible, then an ellipsis."""
     lines, line = [], ""
     for word in text.split(" "):
@@ -235,7 +237,7 @@ def _with_legend(picture: Image.Image, entries: Sequence[Layer], title: str, siz
     rows: list[tuple[int | None, bool, str]] = [(None, False, one_line(title))] if title else []
     for index, layer in enumerate(entries[:MOST_LINES]):
         text = legend_text(layer, index + 1 if len(entries) > 1 else None)
-        for number, line in enumerate(_wrapped(text, font_for(text, size), room)):
+        for number, line in enumerate(wrapped(text, font_for(text, size), room)):
             rows.append((index if number == 0 else None, layer.mask is not None, line))
     if len(entries) > MOST_LINES:
         rows.append((None, False, f"… and {len(entries) - MOST_LINES} more"))

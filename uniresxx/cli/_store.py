@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 from uniresxx.cli import OneLineParser
 from uniresxx.data.benchmarks import SCENES, load_benchmark, splits_of
 from uniresxx.data.guard import MODES, Guard, lines_of_report, stored_report
+from uniresxx.data.shards import SHARD_BYTES
 from uniresxx.data.store import Store
 from uniresxx.data.store_check import check_store
 from uniresxx.data.store_write import Preparation, write_store
@@ -24,7 +26,8 @@ from uniresxx.types import ImageRecord
 
 PREPARE = """read NAME (all its splits) or NAME/SPLIT from its native layout and write a store
 
-Photos stay where they are. The guard removes training images that belong to a val or test split of RefCOCO,
+Photos stay where they are, or are packed into tar shards in the store (--pack-images). Splits of NAME that are
+not there are named and left out. The guard removes training images that belong to a val or test split of RefCOCO,
 RefCOCO+, RefCOCOg (umd), gRefCOCO or RefCOCOm, as far as their annotations lie under --root; `strict` wants
 all of them there, `published_data` keeps everything and says so in the store.
 The same command continues after an interruption. Exit codes: 0 done; 1 the disk; 2 wrong input; 75 stopped."""
@@ -32,6 +35,7 @@ VERIFY = """check every photo (there, decodes, its size) and every mask of a sto
 
 Exit codes: 0 all well; 1 something is wrong; 2 no store."""
 STOPPED = 75
+MAX_SHARD_MB = 1_000_000
 # what may hold annotations; photos and mask files are too many to look at one by one
 ANNOTATIONS = (
     ".p",
@@ -129,11 +133,27 @@ def prepare(argv: Sequence[str]) -> int:
     parser.add_argument("--root", type=Path, default=None, metavar="DIR", help="root of the native layouts")
     parser.add_argument("--out", type=Path, required=True, metavar="STORE", help="folder of the store")
     parser.add_argument("--guard", choices=MODES, default="on", help="the leak guard (default: on)")
+    parser.add_argument(
+        "--pack-images",
+        action="store_true",
+        help="copy the photos into the store, as tar shards with an index",
+    )
+    parser.add_argument(
+        "--shard-mb",
+        type=int,
+        default=SHARD_BYTES // 10**6,
+        metavar="MB",
+        help="size of a shard (default: 1000)",
+    )
     parser.add_argument("--fresh", action="store_true", help="start over, whatever is there")
     words = parser.parse_args(argv)
     try:
         with _stoppable():
+            if not 1 <= words.shard_mb <= MAX_SHARD_MB:
+                raise InputError(f"--shard-mb {words.shard_mb} must be 1 to {MAX_SHARD_MB}")
             work = preparation(words.name, words.root, words.guard)
+            if words.pack_images:
+                work = replace(work, shard_bytes=words.shard_mb * 10**6)
             for line in lines_of_report({**work.about["guard"], "removed": {}}):
                 print(line, file=sys.stderr)
             store = write_store(words.out, work, words.fresh, _show)
@@ -168,6 +188,11 @@ def lines_of_store(store: Store) -> list[str]:
     for split, entry in store.meta["splits"].items():
         counts = ", ".join(f"{count} {what}" for what, count in entry["counts"].items() if count)
         lines.append(f"  {split}: {counts or 'nothing'}")
+    lines += [f"  {split}: not there ({why})" for split, why in store.meta.get("missing", {}).items()]
+    packed = store.meta.get("photos")
+    if packed is not None:
+        size = f"{packed['bytes'] / 10**6:,.1f} MB"
+        lines.append(f"photos: {packed['photos']} packed, {size}, {len(packed['shards'])} tar shards")
     return lines + lines_of_report(stored_report(store.meta))
 
 

@@ -67,12 +67,16 @@ def data_folders(root: Path, names: Sequence[str]) -> list[Path]:
 def data_file(root: Path, names: Sequence[str], files: Sequence[str]) -> Path:
     """The first of `files` in a folder of the data set; InputError that lists what was looked for."""
     if not root.is_dir():
-        raise NotThereError(f"{root}: no such data folder; give the root of the native layout with --data DIR")
+        raise NotThereError(
+            f"{root}: no such data folder; give the root of the native layout with --data DIR"
+        )
     for folder in data_folders(root, names):
         for name in files:
             if (folder / name).is_file():
                 return folder / name
-    raise NotThereError(f"{root}: holds no {names[0]}/{' or '.join(files)}; --data must name the folder above it")
+    raise NotThereError(
+        f"{root}: holds no {names[0]}/{' or '.join(files)}; --data must name the folder above it"
+    )
 
 
 class PhotoFinder:

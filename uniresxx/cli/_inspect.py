@@ -1,0 +1,188 @@
+"""`uniresxx data inspect`: what is in a data set or a store, beside what is published of it."""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from uniresxx.data.benchmarks import SCENES, load_benchmark, splits_of
+from uniresxx.data.published_counts import PublishedCount, published_of
+from uniresxx.data.sheet import Sheet
+from uniresxx.errors import InputError
+from uniresxx.files import png_bytes, write_atomic
+from uniresxx.types import Expression, Granularity, ImageRecord
+
+# what we count -> the field of published_counts.py it is held beside
+COMPARED = {"images": "images", "refs": "refs", "expressions": "sentences"}
+
+
+def summary(records: Sequence[ImageRecord]) -> dict[str, Any]:
+    """What `inspect` prints of one split.
+
+    Counts per granularity (and per level where expressions have one, shares in percent), the median share of
+    the photo that a target covers in percent, the median number of words, how much was left out, and how many
+    photos are missing. `refs` are object records by their native ids, where the data set has such.
+    """
+    pairs = [(record, expression) for record in records for expression in record.expressions]
+    kinds = Counter(expression.granularity for _, expression in pairs)
+    levels = Counter(expression.level for _, expression in pairs if expression.level is not None)
+    shares = {
+        kind: [100 * e.area / (r.height * r.width) for r, e in pairs if e.granularity is kind]
+        for kind in Granularity
+        if kind is not Granularity.NONE
+    }
+    refs = {_ref_of(record, expression) for record, expression in pairs} - {None}
+    return {
+        "images": len(records),
+        **({"refs": len(refs)} if refs else {}),
+        "expressions": len(pairs),
+        **{str(kind): kinds[kind] for kind in Granularity},
+        **{
+            f"level {level}, %": round(100 * count / levels.total(), 1)
+            for level, count in sorted(levels.items())
+        },
+        **{f"{kind}, median % of photo": round(statistics.median(s), 2) for kind, s in shares.items() if s},
+        "words, median": statistics.median([len(e.text.split()) for _, e in pairs]) if pairs else None,
+        "left out": sum(len(item.source.get("left_out", ())) for item in records),
+        "photos missing": sum(_is_missing(record) for record in records),
+    }
+
+
+def _ref_of(record: ImageRecord, expression: Expression) -> tuple[str, str, str] | None:
+    for key in ("ref_id", "segment_id"):
+        if expression.source.get(key) is not None:
+            dataset = expression.expression_id.partition("/")[0]
+            return dataset, record.image_id, str(expression.source[key])
+    return None
+
+
+def _is_missing(record: ImageRecord) -> bool:
+    place = record.inside.file if record.inside is not None else record.path
+    return place is not None and not Path(place).exists()
+
+
+def beside(
+    counts: Mapping[str, Any], told: PublishedCount, removed: Mapping[str, int]
+) -> tuple[dict[str, str], list[str]]:
+    """(what is published by the name of what we count, what differs); `removed` is what the guard took away.
+
+    Photos and expressions that the guard removed count as found. Refs are compared only where it removed none:
+    it does not count them.
+    """
+    shown, differ = {}, []
+    for name, source in COMPARED.items():
+        number = getattr(told, source)
+        if number is None or name not in counts:
+            continue
+        said = f"{number:,} (recalled)" if source in told.recalled else f"{number:,}"
+        gone = removed.get(name, 0)
+        shown[name] = f"published {said}" + (f", removed by the guard {gone:,}" if gone else "")
+        if name == "refs" and removed.get("images"):
+            continue
+        if counts[name] + gone != number:
+            found = f"{counts[name]:,}" + (f" (and {gone:,} removed)" if gone else "")
+            differ.append(f"{name} {found}, published {said} ({source})")
+    if told.only_objects and "expressions" in shown:
+        shown["object"] = shown["expressions"]
+    return shown, differ
+
+
+def print_split(
+    name: str, records: Sequence[ImageRecord], told: PublishedCount | None, removed: Mapping[str, int]
+) -> None:
+    """Print the summary of a split beside what is published; a difference is one line on stderr."""
+    counts = summary(records)
+    shown, differ = ({}, list[str]()) if told is None else beside(counts, told, removed)
+    print(name)
+    for key, value in counts.items():
+        print(f"  {key:<26}{value!s:<12}{shown.get(key, '')}".rstrip())
+    if told is not None and told.note:
+        print(f"  {'note on the published':<26}{told.note}")
+    if differ:
+        left = f"; {counts['left out']} were left out" if counts["left out"] else ""
+        print(f"warning: {name}: {'; '.join(differ)}{left}", file=sys.stderr)
+
+
+def print_licences(licences: Counter[str]) -> None:
+    """Print how many images are under which licence."""
+    if licences:
+        print("licences")
+    for licence, count in sorted(licences.items(), key=lambda item: (-item[1], item[0])):
+        print(f"  {count} images: {licence}")
+
+
+def licences_of(records: Sequence[ImageRecord]) -> Counter[str]:
+    """Images by licence, as their readers noted it."""
+    return Counter(str(record.source.get("licence", "not stated")) for record in records)
+
+
+def inspect(name: str, data: Path | None, sheet_path: Path | None = None) -> int:
+    """Print the summary of a split, or of every split of a data set that is there; InputError if none is.
+
+    Drawn scenes have more to say (shares, templates, twins): their own report, of `val` where none is named.
+    """
+    dataset, _, split = name.partition("/")
+    sheet, licences = Sheet(), Counter[str]()
+    if dataset in SCENES:
+        from uniresxx.data.scenes.inspect import report
+
+        print(report(dataset, split or "val"))
+        if sheet_path is not None:
+            sheet.add(load_benchmark(f"{dataset}/{split or 'val'}", data))
+            save_sheet(sheet, f"{dataset}/{split or 'val'}", sheet_path)
+        return 0
+    splits = [split] if split else splits_of(dataset, data)
+    missing: list[str] = []
+    for item in splits:
+        try:
+            records = load_benchmark(f"{dataset}/{item}", data)
+        except InputError as error:
+            missing.append(f"{dataset}/{item}: {error}")
+            continue
+        print_split(f"{dataset}/{item}", records, published_of(dataset, item), {})
+        licences += licences_of(records)
+        if sheet_path is not None:
+            sheet.add(records)
+    if len(missing) == len(splits):
+        raise InputError(missing[0] if missing else f"{name}: no split found")
+    print_licences(licences)
+    for line in missing:
+        print(f"not read: {line}", file=sys.stderr)
+    if sheet_path is not None:
+        save_sheet(sheet, name, sheet_path)
+    return 0
+
+
+def inspect_store(path: Path, split: str | None, images: Path | None, sheet_path: Path | None = None) -> int:
+    """Print what a store says of itself, and the summary of one or all of its splits."""
+    from uniresxx.cli._store import lines_of_store
+    from uniresxx.data.store import Store
+
+    store, sheet, licences = Store.open(path, images), Sheet(), Counter[str]()
+    chosen = store.splits if split is None else [split]
+    for item in chosen:
+        store.rows(item)  # a wrong name is told before anything is printed
+    print("\n".join(lines_of_store(store)))
+    dataset = store.name.partition("/")[0]
+    for item in chosen:
+        records, notes = list(store.records(item)), store.meta["splits"][item].get("notes", {})
+        print_split(f"{path}/{item}", records, published_of(dataset, item), notes)
+        licences += licences_of(records)
+        if sheet_path is not None:
+            sheet.add(records)
+    print_licences(licences)
+    if sheet_path is not None:
+        save_sheet(sheet, store.name if split is None else f"{dataset}/{split}", sheet_path)
+    return 0
+
+
+def save_sheet(sheet: Sheet, title: str, path: Path) -> None:
+    """Draw the sheet and write it as PNG; InputError where its folder is not there."""
+    if not path.parent.is_dir() or path.is_dir():
+        raise InputError(f"{path}: --sheet must be a PNG file in a folder that is there")
+    write_atomic(path, png_bytes(sheet.draw(title)))
+    print(f"{path}: the contact sheet")
