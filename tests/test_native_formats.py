@@ -20,8 +20,8 @@ from PIL import Image
 
 from uniresxx import masks
 from uniresxx.data.benchmarks import load_benchmark, splits_of
-from uniresxx.data.published_counts import PUBLISHED, published
 from uniresxx.data.photos import encoded_photo
+from uniresxx.data.published_counts import PUBLISHED, published
 from uniresxx.data.readers.cris import read_cris
 from uniresxx.data.readers.grefcoco import read_grefcoco
 from uniresxx.data.readers.hub import LOSSY

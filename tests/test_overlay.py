@@ -16,14 +16,14 @@ from uniresxx.overlay import (
     PALETTE,
     SMALLEST_SIDE,
     Layer,
-    resized_mask,
-    wrapped,
     colour_of,
     draw_overlay,
     drawn_size,
     font_for,
     legend_text,
     one_line,
+    resized_mask,
+    wrapped,
 )
 
 
