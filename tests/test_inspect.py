@@ -1,0 +1,271 @@
+"""`uniresxx data inspect`: counts beside the published ones, licences, the contact sheet; absent splits."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from uniresxx import masks
+from uniresxx.cli import data as command
+from uniresxx.cli._inspect import beside
+from uniresxx.data.benchmarks import CONVERTED, load_benchmark, merge_records
+from uniresxx.data.published_counts import PUBLISHED, PublishedCount, published, published_of
+from uniresxx.data.readers.coco import COCO_MASKS, NOT_STATED
+from uniresxx.data.sheet import COLUMNS, ROWS, Sheet
+from uniresxx.data.store import Store
+from uniresxx.types import Expression, Granularity, ImageRecord
+
+H, W = 20, 30
+BOX = [[2, 2, 8, 2, 8, 8, 2, 8]]
+
+
+def refcoco_root(root, splits=("train", "val"), folder="refcoco", file="refs(unc).json", licence=True):
+    """One photo, ref and sentence per split; photo k has COCO's licence k + 3, the last has none."""
+    (root / folder).mkdir(parents=True)
+    photos, anns, refs = [], [], []
+    for at, split in enumerate(splits, 1):
+        name = f"COCO_train2014_{at:012d}.jpg"
+        photos.append({"id": at, "file_name": name, "height": H, "width": W, "license": at + 3})
+        anns.append({"id": at, "image_id": at, "iscrowd": 0, "segmentation": BOX})
+        sentence = {"sent": "it", "raw": "it", "sent_id": at}
+        refs.append({"ref_id": at, "ann_id": at, "image_id": at, "split": split, "sentences": [sentence]})
+    del photos[-1]["license"]
+    content = {"images": photos, "annotations": anns}
+    if licence:
+        content["licenses"] = [{"id": 4, "name": "By", "url": "u"}, {"id": [5]}, "x", {"id": 6, "name": None}]
+    (root / folder / "instances.json").write_text(json.dumps(content))
+    (root / folder / file).write_text(json.dumps(refs))
+    return root
+
+
+# ---- published counts
+
+
+def test_a_difference_is_one_line_with_both_numbers(tmp_path, capsys):
+    root = refcoco_root(tmp_path)
+    assert command.run(["inspect", "refcoco", "--data", str(root)]) == 0
+    printed = capsys.readouterr()
+    assert "  images                    1           published 16,994\n" in printed.out
+    assert "  object                    1           published 10,834\n" in printed.out
+    warnings = [line for line in printed.err.splitlines() if line.startswith("warning")]
+    assert warnings == [
+        "warning: refcoco/train: images 1, published 16,994 (images); refs 1, published 42,404 (refs); "
+        "expressions 1, published 120,624 (sentences)",
+        "warning: refcoco/val: images 1, published 1,500 (images); refs 1, published 3,811 (refs); "
+        "expressions 1, published 10,834 (sentences)",
+    ]
+    assert "not read: refcoco/testA" in printed.err
+
+
+def test_recalled_numbers_are_marked(tmp_path, capsys):
+    root = refcoco_root(tmp_path, folder="refcocog", file="refs(umd).json")
+    assert command.run(["inspect", "refcocog_umd/val", "--data", str(root)]) == 0
+    printed = capsys.readouterr()
+    assert "expressions               1           published 4,896 (recalled)" in printed.out
+    assert "expressions 1, published 4,896 (recalled) (sentences)" in printed.err
+
+
+def test_what_agrees_gives_no_warning_and_the_guard_explains_its_part():
+    told = PublishedCount("refcoco", "train", 10, 30, 60)
+    whole = {"images": 10, "refs": 30, "expressions": 60}
+    assert beside(whole, told, {})[1] == []
+    fewer, removed = {"images": 8, "refs": 25, "expressions": 50}, {"images": 2, "expressions": 10}
+    shown, differ = beside(fewer, told, removed)
+    assert differ == [] and shown["images"] == "published 10, removed by the guard 2"
+    assert beside(fewer, told, {"images": 1, "expressions": 10})[1] == [
+        "images 8 (and 1 removed), published 10 (images)"
+    ]
+    assert beside(whole, replace(told, images=None, refs=31), {})[1] == ["refs 30, published 31 (refs)"]
+
+
+def test_a_store_whose_training_the_guard_cut_says_so(tmp_path, capsys, monkeypatch):
+    root = refcoco_root(tmp_path / "root", ("train", "train", "val"))
+    refcoco_root(root, ("val", "train", "train"), folder="refcoco+")
+    assert command.run(["prepare", "refcoco", "--root", str(root), "--out", str(tmp_path / "s")]) == 0
+    told = PublishedCount("refcoco", "train", 2, 2, 2)
+    monkeypatch.setattr("uniresxx.data.published_counts.PUBLISHED", (told,))
+    capsys.readouterr()
+    assert command.run(["inspect", str(tmp_path / "s")]) == 0
+    printed = capsys.readouterr()
+    assert "  images                    1           published 2, removed by the guard 1\n" in printed.out
+    assert "warning" not in printed.err
+
+
+def test_converted_sets_are_held_beside_their_originals():
+    assert published_of("cris_refcocog_umd", "val") == published("refcocog_umd", "val")
+    assert published_of("psalm_grefcoco", "testB") == published("grefcoco", "testB")
+    assert published_of("jxu124_refcoco+", "train") == published("refcoco+", "train")
+    assert published_of("jxu124_benchmark", "refcoco_plus_unc_testA") == published("refcoco+", "testA")
+    assert published_of("jxu124_benchmark", "refcocog_google_val") == published("refcocog_google", "val")
+    assert published_of("jxu124_benchmark", "other_val") is None
+    for name, splits in CONVERTED.items():
+        for split in splits:
+            assert (published_of(name, split) is None) == name.startswith("lmms_")
+
+
+def test_sets_of_objects_only_are_known_as_such():
+    objects = {count.dataset for count in PUBLISHED if count.only_objects}
+    assert objects == {"refcoco", "refcoco_google", "refcoco+", "refcocog_umd", "refcocog_google"}
+
+
+# ---- licences
+
+
+def test_every_image_has_a_licence_that_the_data_states_or_none(tmp_path, capsys):
+    root = refcoco_root(tmp_path / "root", ("train", "train", "train", "val"))
+    found = [item.source["licence"] for item in load_benchmark("refcoco/train", root)]
+    assert found == [
+        f"photo By (COCO 4); annotations: {COCO_MASKS}",
+        f"photo {NOT_STATED}; annotations: {COCO_MASKS}",  # its list says nothing of 5
+        f"photo {NOT_STATED}; annotations: {COCO_MASKS}",
+    ]
+    assert load_benchmark("refcoco/val", root)[0].source["licence"].startswith(f"photo {NOT_STATED};")
+    assert command.run(["prepare", "refcoco", "--root", str(root), "--out", str(tmp_path / "s")]) == 0
+    assert Store.open(tmp_path / "s").row(0)["licence"] == found[0]
+    capsys.readouterr()
+    assert command.run(["inspect", str(tmp_path / "s")]) == 0
+    shown = capsys.readouterr().out
+    assert f"licences\n  3 images: photo {NOT_STATED}" in shown and "  1 images: photo By (COCO 4)" in shown
+
+
+def test_without_a_list_cocos_own_numbers_serve(tmp_path):
+    root = refcoco_root(tmp_path, ("train", "val"), licence=False)
+    (record,) = load_benchmark("refcoco/train", root)
+    assert record.source["licence"].startswith("photo Attribution License (COCO 4);")
+
+
+def test_records_of_two_sets_are_under_both_licences(tmp_path):
+    (record,) = load_benchmark("refcoco/train", refcoco_root(tmp_path))
+    other = replace(record, source={"licence": "B", "left_out": ("x",)})
+    (merged,) = merge_records([record], [other])
+    assert merged.source == {"licence": f"{record.source['licence']} | B", "left_out": ("x",)}
+    assert merge_records([record], [record])[0].source["licence"] == record.source["licence"]
+
+
+# ---- absent splits
+
+
+def test_prepare_takes_the_splits_that_are_there(tmp_path, capsys):
+    root = refcoco_root(tmp_path / "root", ("val", "testA"))
+    words = ["prepare", "refcoco", "--root", str(root), "--out", str(tmp_path / "s")]
+    assert command.run(words) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for split in ("train", "testB"):
+        (line,) = [item for item in lines if f"{split}: not there" in item]
+        assert "it has testA, val" in line
+    store = Store.open(tmp_path / "s")
+    assert store.splits == ["val", "testA"] and set(store.meta["missing"]) == {"train", "testB"}
+    assert [item.image_id for item in store] == ["1", "2"]
+    assert command.run(words) == 0  # done: kept
+    assert command.run(["verify", str(tmp_path / "s")]) == 1  # its photos are not there
+    refcoco_root(root, ("train", "val", "testA"), folder="refcoco2")
+    (root / "refcoco2" / "refs(unc).json").rename(root / "refcoco" / "refs(unc).json")
+    assert command.run(words) == 2 and "--fresh" in capsys.readouterr().err
+    assert command.run([*words, "--fresh"]) == 2  # instances.json lacks image 3: that is no absent split
+    assert "image_id 3" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["refcoco", "grefcoco", "refcocom", "mini_real", "cris_refcoco",
+                                  "psalm_refcoco", "jxu124_refcoco", "lmms_refcoco", "refcoco/nosplit"])  # fmt: skip
+def test_where_no_split_is_there_prepare_fails_with_one_line(tmp_path, capsys, name):
+    root = refcoco_root(tmp_path / "root", folder="refcoco" if name.endswith("nosplit") else "other")
+    assert command.run(["prepare", name, "--root", str(root), "--out", str(tmp_path / "s")]) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("uniresxx data: ")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["root"]  # nothing is left to trip over
+
+
+def test_a_broken_split_is_no_absent_one(tmp_path, capsys):
+    root = refcoco_root(tmp_path / "root")
+    path = root / "refcoco" / "instances.json"
+    path.write_text(path.read_text().replace('"segmentation": [[2,', '"segmentation": [["x",', 1))
+    assert command.run(["prepare", "refcoco", "--root", str(root), "--out", str(tmp_path / "s")]) == 2
+    assert "ann 1" in capsys.readouterr().err.splitlines()[-1]
+
+
+# ---- the contact sheet
+
+
+def scene(number, kinds=tuple(Granularity), path=None):
+    mask = np.zeros((60, 80), dtype=bool)
+    mask[number % 50 : number % 50 + 9, 5:30] = True
+    pixels = None if path else np.full((60, 80, 3), number * 7 % 256, dtype=np.uint8)
+    said = tuple(
+        Expression(
+            f"d/val/{number}_{kind}",
+            f"the {kind} of photo {number} " + "with many words " * number,
+            kind,
+            None if kind is Granularity.NONE else masks.encode(mask),
+        )
+        for kind in kinds
+    )
+    return ImageRecord(str(number), 60, 80, said, path=path, pixels=pixels)
+
+
+def bytes_of(picture):
+    stream = io.BytesIO()
+    picture.save(stream, "PNG")
+    return stream.getvalue()
+
+
+def test_the_sheet_depends_on_the_data_alone_and_shows_every_kind():
+    records = [scene(number) for number in range(40)]
+    one, two = Sheet(), Sheet()
+    one.add(records)
+    for record in records[::-1]:  # split by split, in another order
+        two.add([record])
+    assert one.counts == two.counts and one.counts[Granularity.PART] == 40
+    for kind in Granularity:
+        chosen = one.chosen(kind)
+        assert chosen == two.chosen(kind) and len(chosen) == COLUMNS * ROWS
+        assert len({record.image_id for record, _ in chosen}) == len(chosen)
+    assert bytes_of(one.draw("d")) == bytes_of(two.draw("d"))
+
+
+def test_the_sheet_holds_few_records():
+    sheet = Sheet()
+    for start in range(0, 600, 50):
+        sheet.add([scene(number % 30) for number in range(start, start + 50)])
+    assert sum(len(pairs) for pairs in sheet.kept.values()) <= 4 * 64 and sheet.counts.total() == 2400
+
+
+def test_odd_photos_have_a_tile_too(tmp_path):
+    sheet = Sheet()
+    Image.new("RGB", (3, 900)).save(tmp_path / "thin.png")
+    thin = np.zeros((900, 3), dtype=bool)
+    thin[7, 1] = True
+    said = (
+        Expression("d/thin", "ein schmaler Strich \u20ac \u6f22\x07\n", Granularity.PART, masks.encode(thin)),
+    )
+    sheet.add([ImageRecord("thin", 900, 3, said, path=str(tmp_path / "thin.png"))])
+    sheet.add([scene(1, (Granularity.OBJECT,), path=str(tmp_path / "none.jpg"))])
+    dot = (Expression("d/dot", "", Granularity.MULTI, masks.encode(np.ones((1, 1), bool))),)
+    sheet.add([ImageRecord("dot", 1, 1, dot, pixels=np.zeros((1, 1, 3), np.uint8))])
+    assert sheet.draw("x" * 500).size[0] > 1000
+    assert Sheet().draw("nothing").size[0] > 1000
+
+
+def test_sheet_is_written_where_asked_and_only_then(tmp_path, capsys, monkeypatch):
+    root = refcoco_root(tmp_path / "root")
+    monkeypatch.chdir(tmp_path)
+    assert command.run(["inspect", "refcoco", "--data", str(root)]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["root"]
+    assert command.run(["inspect", "refcoco", "--data", str(root), "--sheet", "a.png"]) == 0
+    assert command.run(["prepare", "refcoco", "--root", str(root), "--out", "s"]) == 0
+    assert command.run(["inspect", "s", "--sheet", "b.png"]) == 0
+    assert command.run(["inspect", "s/val", "--sheet", "c.png"]) == 0
+    sizes = [Image.open(tmp_path / name).size for name in ("a.png", "b.png", "c.png")]
+    assert sizes[0] == sizes[1] and sizes[0][0] == sizes[2][0]
+    capsys.readouterr()
+    assert command.run(["inspect", "s", "--sheet", "no/where.png"]) == 2
+    assert "--sheet" in capsys.readouterr().err.splitlines()[-1]
+    assert command.run(["dump", "s", "--sheet", "d.png"]) == 2
+
+
+def test_scenes_have_a_sheet(tmp_path):
+    assert command.run(["inspect", "scenes_easy/val", "--sheet", str(tmp_path / "s.png")]) == 0
+    assert Image.open(tmp_path / "s.png").size[0] > 1000
