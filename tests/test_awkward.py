@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from uniresxx import masks
+from uniresxx.cli import data as command
 from uniresxx.data.benchmarks import load_benchmark
 from uniresxx.data.readers.coco import Instances
+from uniresxx.data.store import Store
 from uniresxx.errors import InputError
 from uniresxx.geometry import Letterbox
 from uniresxx.images import photo_of, read_photo
@@ -74,6 +76,23 @@ def test_is_refused_by_name(case):
     assert "\n" not in message
     for word in NAMED[case["case"]]:
         assert word in message, message
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case["case"])
+def test_through_the_store(tmp_path, case):
+    """What must load is the same behind `prepare`; what must be refused stops `prepare`, or `verify` lists it."""
+    name = f"{case['dataset']}/{'val_part_only' if case['dataset'] == 'refcocom' else 'val'}"
+    words = ["prepare", name, "--root", str(ROOT / case["root"]), "--out", str(tmp_path / "s")]
+    prepared = command.run(words)
+    if case["expect"] == "refuse":
+        assert prepared == 2 or command.run(["verify", str(tmp_path / "s")]) == 1
+        return
+    assert prepared == 0 == command.run(["verify", str(tmp_path / "s")])
+    (record,) = Store.open(tmp_path / "s")
+    assert photo_of(record).shape == (case["height"], case["width"], 3)
+    for expression in record.expressions:
+        assert expression.area == case["area"]
+        assert hashlib.sha1(expression.rle["counts"].encode()).hexdigest() == case["rle_sha1"]
 
 
 def test_crowd_codes_of_both_spellings_decode_alike():

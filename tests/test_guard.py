@@ -62,6 +62,34 @@ def test_every_naming_scheme_tells_the_id(number, name):
     assert coco_image_id(number) == number
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        581857,
+        "581857",
+        "0581857",
+        "000000581857",  # with leading zeros
+        "COCO_train2014_000000581857.jpg",
+        "COCO_train2014_000000581857_16.jpg",  # file_name of RefCOCO
+        "coco/train2014/COCO_train2014_000000581857.jpg",  # image_path of jxu124
+        "train2014/COCO_train2014_000000581857.jpg",
+        "train2017/000000581857.jpg",  # the same photo in PACO, MMR
+        "000000581857.jpg",  # LLaVA
+        "http://images.cocodataset.org/train2017/000000581857.jpg",  # LVIS v1
+        "http://images.cocodataset.org/val2017/000000581857.jpg?size=640",
+        "COCO_val2014_000000581857.jpg",  # LVIS v0.5
+        "annotations/train2017/000000581857.png",  # COCO-Stuff
+        "COCO_train2014_000000581857.mat",  # COCO-Stuff 10K
+        "images\\train2014\\COCO_train2014_000000581857.jpg",
+    ],
+)
+def test_spellings_of_one_photo(name):
+    assert coco_image_id(name) == 581857
+    if isinstance(name, str):
+        kept, removed = remove_held_out([record(name if "." in name else None, name)], frozenset({581857}))
+        assert kept == [] and removed.images == 1
+
+
 @pytest.mark.parametrize("name", NOT_COCO)
 def test_other_names_tell_none(name):
     assert coco_image_id(name) is None

@@ -624,6 +624,128 @@ def test_a_list_named_a_million_times_ends_soon(tmp_path):
         load_pickle(tmp_path / "old.p")
 
 
+# ---- every reader, in the form its own tools write
+
+
+READERS = ("refcoco", "grefcoco", "psalm_refcoco", "psalm_grefcoco", "cris_refcoco", "cris_refcocog_umd",
+           "jxu124_refcoco", "jxu124_benchmark", "lmms_refcoco+", "refcocom")  # fmt: skip
+
+
+def native(root, reader, sentence, segmentation=(BOX,), **changes):
+    """A root with one record of one photo and one sentence, in the native form of the reader; its NAME/SPLIT."""
+    said, rows = [{"sent": sentence, "raw": sentence, "sent_id": 11, "tokens": []}], [ann(1, segmentation)]
+    rows[0] |= changes
+    if reader in ("refcoco", "grefcoco"):
+        record = ref([1] if reader == "grefcoco" else 1, sentences=said)
+        refer_root(
+            root, [record], rows, reader, {"refcoco": "refs(unc).p", "grefcoco": "grefs(unc).p"}[reader]
+        )
+    elif reader.startswith("psalm"):
+        psalm_list(root, [psalm_record(rows, said, image=ref()["file_name"])], reader.removeprefix("psalm_"))
+    elif reader == "cris_refcoco":
+        cris_lists(root, [cris_record(sents=(sentence,))], values=summed(FIRST))
+    elif reader == "cris_refcocog_umd":
+        cris_lmdb(root, [cris_value(sents=[sentence], num_sents=1, mask=png(summed(FIRST)))], "refcocog_u")
+    elif reader == "jxu124_refcoco":
+        jxu(root, [jxu_row(segmentation, sentences=said, raw_anns=json.dumps(rows[0]))])
+    elif reader == "jxu124_benchmark":
+        path = root / "jxu124" / "refcoco-benchmark" / "data" / "refcoco_unc_val-0.parquet"
+        item = {"ann_info": rows[0], "ref_info": ref(sentences=said)}
+        write_parquet(path, [{"ref_list": [item], "image_info": IMAGE}])
+        return "jxu124_benchmark/refcoco_unc_val"
+    elif reader == "lmms_refcoco+":
+        lmms(root, [lmms_row(answer=[sentence], **changes)], name="RefCOCOplus")
+    else:
+        folder = root / "RefCOCOm"
+        (folder / "annotations").mkdir(parents=True)
+        (folder / "masks").mkdir()
+        (folder / "annotations" / "val_part_only.json").write_text(
+            json.dumps([cris_record(sents=(sentence,))])
+        )
+        (folder / "masks" / "3.png").write_bytes(png(summed(FIRST)))
+        return "refcocom/val_part_only"
+    return f"{reader}/val"
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize(
+    "sentence", [" the left dog \n", "caf\u00e9 \u2615 na\u00efve ", "\tl&#39;homme \u2014 \u5de6"]
+)
+def test_words_and_photo_names_in_every_reader(tmp_path, reader, sentence):
+    """Blanks at the ends go, letters of any script stay; the photo is no ref's file_name with its _<n>."""
+    (record,) = load_benchmark(native(tmp_path, reader, sentence), tmp_path)
+    (found,) = record.expressions
+    assert found.text == sentence.strip() and found.source["raw"] == sentence
+    assert record.image_id == "7" and (record.height, record.width) == (H, W)
+    assert (Path(record.path).name if record.path else record.inside.name) == NAME
+    assert record.source["licence"].startswith("photo ")
+    same(found, FIRST)
+
+
+@pytest.mark.parametrize("reader", [name for name in READERS if not name.startswith(("cris", "refcocom"))])
+def test_a_crowd_is_no_referent_in_any_reader(tmp_path, reader):
+    with pytest.raises(InputError, match="crowd"):
+        load_benchmark(native(tmp_path, reader, "the crowd", iscrowd=1), tmp_path)
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_truth_without_a_pixel_is_told_in_every_reader(tmp_path, reader):
+    empty = png(np.zeros((H, W), np.uint8))
+    name = native(tmp_path, reader, "it", [[1, 1, 5, 5]])
+    if reader.startswith("lmms"):
+        lmms(tmp_path, [lmms_row([1, 1, 5, 5])], name="RefCOCOplus")
+    for path in tmp_path.rglob("3.png"):
+        path.write_bytes(empty)
+    if reader == "cris_refcocog_umd":
+        (tmp_path / "datasets" / "lmdb" / "refcocog_u" / "val.lmdb").unlink()
+        cris_lmdb(tmp_path / "again", [cris_value(mask=empty)], "refcocog_u")
+        name, tmp_path = "cris_refcocog_umd/val", tmp_path / "again"
+    with pytest.raises(InputError, match="no pixel"):
+        load_benchmark(name, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "mask"),
+    [
+        ([BOX, OVER], BOTH),
+        (coded(BOTH, "bytes"), BOTH),  # as pycocotools gives them: only a binary format can hold them
+        (coded(BOTH, "str"), BOTH),
+        (coded(BOTH, "list"), BOTH),
+        ([coded(FIRST, "bytes"), coded(rect((5, 5, 11, 11)), "bytes")], BOTH),
+    ],
+)
+def test_segmentations_in_parquet(tmp_path, segmentation, mask):
+    (found,) = expressions(load_benchmark(native(tmp_path, "jxu124_benchmark", "it", segmentation), tmp_path))
+    same(found, mask)
+
+
+@pytest.mark.parametrize("protocol", [0, 2])
+@pytest.mark.parametrize(
+    ("ann_id", "granularity", "mask"),
+    [
+        ([1], "object", FIRST), (1, "object", FIRST), ([1, 2], "multi", BOTH), ([1, 3], "object", FIRST),
+        ([-1], "none", None), (-1, "none", None), ([], "none", None),
+    ],
+)  # fmt: skip
+def test_grefs_as_python_2_pickles(tmp_path, protocol, ann_id, granularity, mask):
+    rows = [ann(1, [BOX]), ann(2, [OVER]), ann(3, coded(BOTH, "list"), iscrowd=1)]
+    record = ref(ann_id, no_target=mask is None)
+    root = refer_root(tmp_path, [record], rows, "grefcoco", "grefs(unc).p", protocol)
+    (found,) = expressions(load_benchmark("grefcoco/val", root))
+    assert str(found.granularity) == granularity
+    assert found.rle is None if mask is None else np.array_equal(masks.decode(found.rle), mask)
+
+
+@pytest.mark.parametrize("values", [summed(FIRST, rect((15, 12, 20, 18))), THREE])
+def test_a_part_is_all_its_instances(tmp_path, values):
+    """RefCOCOm: the mask file holds every instance of the part, apart or overlapping (254, 253): all count."""
+    name = native(tmp_path, "refcocom", "the wheel")
+    (tmp_path / "RefCOCOm" / "masks" / "3.png").write_bytes(png(values))
+    (found,) = expressions(load_benchmark(name, tmp_path))
+    assert found.granularity is Granularity.PART
+    same(found, values > 0)
+
+
 # ---- counts
 
 
