@@ -83,6 +83,62 @@ def test_a_command_is_accepted(words: tuple[str, ...], monkeypatch: pytest.Monke
             assert program in OTHER_PROGRAMS, f"nothing checks {program!r}"
 
 
+@pytest.mark.parametrize(
+    "words", [words for words in COMMANDS if words[:2] == ("uniresxx", "data")], ids=" ".join
+)
+def test_a_data_command_parses_with_its_values(words: tuple[str, ...]) -> None:
+    """By the very parsers of the command; the data set and the split are real, or a store's folder."""
+    from uniresxx.cli import _store, data
+    from uniresxx.data.benchmarks import known_benchmarks
+
+    action, *rest = words[2:]
+    parsers = {"prepare": _store.parse_prepare, "verify": _store.parse_verify}
+    found = parsers[action](rest) if action in parsers else data.parse([action, *rest])
+    name = "" if action == "verify" else found.name
+    known = known_benchmarks()
+    if not name.startswith("stores/") and name:
+        assert name in known or name in {item.partition("/")[0] for item in known}
+    if action == "prepare":
+        assert found.root is not None and found.out.parts[0] == "stores"
+
+
+def test_every_native_data_set_has_its_command() -> None:
+    from uniresxx.data.benchmarks import REFCOCO
+
+    names = {words[3].partition("/")[0] for words in COMMANDS if words[:3] == ("uniresxx", "data", "prepare")}
+    assert {*REFCOCO, "grefcoco", "refcocom"} <= names
+    starts = {name.partition("_")[0] for name in names}
+    assert {"cris", "psalm", "jxu124", "lmms"} <= starts
+
+
+def test_the_counts_of_the_data_page_are_those_inspect_compares_with() -> None:
+    from uniresxx.data.published_counts import PUBLISHED
+
+    text = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+    table = text.split("## Counts to expect")[1].split("\n## ")[0]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in table.splitlines()
+        if line[:1] == "|"
+    ]
+    shown = {(row[0], row[1]): row[2:] for row in rows[2:]}
+    unread = ("mmr", "arefcoco")  # sets without a reader
+    told = {
+        (count.dataset, count.split): [
+            "-" if (number := getattr(count, field)) is None
+            else f"{number:,}" + " *recalled*" * (field in count.recalled)
+            for field in ("images", "refs", "sentences")
+        ]
+        for count in PUBLISHED
+        if count.dataset not in unread and (count.dataset, count.split) != ("grefcoco", "all")
+    }  # fmt: skip
+    assert shown == told
+    for number in ("278,232", "259,859", "104,560", "70,000"):  # notes of the same file
+        assert number in table and any(
+            number in count.note or count.sentences == int(number.replace(",", "")) for count in PUBLISHED
+        )
+
+
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 def test_the_demo_runs_commands_that_exist(monkeypatch: pytest.MonkeyPatch) -> None:
     command = ["make", "--no-print-directory", "-n", "demo", "VENV=venv", "RUN=runs/x"]

@@ -13,7 +13,7 @@ from PIL import Image
 from uniresxx import masks
 from uniresxx.cli import data as command
 from uniresxx.cli._inspect import beside
-from uniresxx.data.benchmarks import CONVERTED, load_benchmark, merge_records
+from uniresxx.data.benchmarks import CONVERTED, load_benchmark, merge_records, splits_of
 from uniresxx.data.published_counts import PUBLISHED, PublishedCount, published, published_of
 from uniresxx.data.readers.coco import COCO_MASKS, NOT_STATED
 from uniresxx.data.sheet import COLUMNS, ROWS, Sheet
@@ -177,6 +177,15 @@ def test_where_no_split_is_there_prepare_fails_with_one_line(tmp_path, capsys, n
     assert command.run(["prepare", name, "--root", str(root), "--out", str(tmp_path / "s")]) == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith("uniresxx data: ")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["root"]  # nothing is left to trip over
+
+
+def test_splits_of_the_benchmark_copies_are_looked_for(tmp_path):
+    folder = tmp_path / "jxu124" / "refcoco-benchmark" / "data"
+    folder.mkdir(parents=True)
+    assert splits_of("jxu124_benchmark", tmp_path) == []
+    for name in ("refcocog_umd_val-00000-of-00001-a.parquet", "refcoco_unc_val-0.parquet", "a b-0.parquet"):
+        (folder / name).write_bytes(b"")
+    assert splits_of("jxu124_benchmark", tmp_path) == ["refcoco_unc_val", "refcocog_umd_val"]
 
 
 def test_a_broken_split_is_no_absent_one(tmp_path, capsys):

@@ -30,10 +30,12 @@ from uniresxx.cli import data as data_command
 from uniresxx.data import store as form
 from uniresxx.data import store_write
 from uniresxx.data.benchmarks import load_benchmark
+from uniresxx.data.photos import encoded_photo
 from uniresxx.data.store import Store, meta_checksum
 from uniresxx.data.store_check import check_store
 from uniresxx.data.store_write import Preparation, write_store
 from uniresxx.errors import InputError
+from uniresxx.images import photo_of
 from uniresxx.types import Dialogue, Expression, Granularity, ImageRecord, PhotoInside, Phrase, Turn
 
 MINI_REAL = Path(__file__).resolve().parents[1].parent / "shared" / "mini_real"
@@ -484,7 +486,8 @@ def mini(tmp_path_factory):
     """Every data set of mini_real through `uniresxx data prepare`."""
     folder = tmp_path_factory.mktemp("mini")
     for name in ("refcoco", "grefcoco", "refcocom", "mini_real"):
-        assert command.prepare([name, "--root", str(MINI_REAL), "--out", str(folder / name)]) == 0
+        words = [name, "--root", str(MINI_REAL), "--out", str(folder / name)]
+        assert command.prepare(words + ["--pack-images"] * (name == "refcoco")) == 0
     return {path.name: Store.open(path) for path in folder.iterdir()}
 
 
@@ -518,6 +521,15 @@ def test_segments_are_as_recorded_through_the_store(mini):
             segment = expected["segments"][item.source["segment_id"]]
             assert (str(item.granularity), item.area) == (segment["kind"], segment["area"])
             assert hashlib.sha1(item.rle["counts"].encode()).hexdigest() == segment["rle_sha1"]
+
+
+@needs_photos
+def test_packed_photos_are_the_files(mini):
+    for split in ("train", "val", "testA", "testB"):
+        told = load_benchmark(f"refcoco/{split}", MINI_REAL)
+        for found, item in zip(mini["refcoco"].records(split), told, strict=True):
+            assert encoded_photo(found.inside) == Path(item.path).read_bytes()
+            assert np.array_equal(photo_of(found), photo_of(item))
 
 
 @needs_photos

@@ -126,8 +126,8 @@ def preparation(name: str, root: Path | None, mode: str) -> Preparation:
     )
 
 
-def prepare(argv: Sequence[str]) -> int:
-    """`uniresxx data prepare NAME --root DIR --out STORE`; returns the exit code."""
+def parse_prepare(argv: Sequence[str]) -> argparse.Namespace:
+    """Command line of prepare to (name, root, out, guard, pack_images, shard_mb, fresh)."""
     parser = _parser("prepare", PREPARE)
     parser.add_argument("name", metavar="NAME[/SPLIT]")
     parser.add_argument("--root", type=Path, default=None, metavar="DIR", help="root of the native layouts")
@@ -147,10 +147,16 @@ def prepare(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--fresh", action="store_true", help="start over, whatever is there")
     words = parser.parse_args(argv)
+    if not 1 <= words.shard_mb <= MAX_SHARD_MB:
+        raise InputError(f"--shard-mb {words.shard_mb} must be 1 to {MAX_SHARD_MB}")
+    return words
+
+
+def prepare(argv: Sequence[str]) -> int:
+    """`uniresxx data prepare NAME --root DIR --out STORE`; returns the exit code."""
+    words = parse_prepare(argv)
     try:
         with _stoppable():
-            if not 1 <= words.shard_mb <= MAX_SHARD_MB:
-                raise InputError(f"--shard-mb {words.shard_mb} must be 1 to {MAX_SHARD_MB}")
             work = preparation(words.name, words.root, words.guard)
             if words.pack_images:
                 work = replace(work, shard_bytes=words.shard_mb * 10**6)
@@ -196,12 +202,17 @@ def lines_of_store(store: Store) -> list[str]:
     return lines + lines_of_report(stored_report(store.meta))
 
 
-def verify(argv: Sequence[str]) -> int:
-    """`uniresxx data verify STORE`; returns the exit code."""
+def parse_verify(argv: Sequence[str]) -> argparse.Namespace:
+    """Command line of verify to (store, images)."""
     parser = _parser("verify", VERIFY)
     parser.add_argument("store", type=Path, metavar="STORE")
     parser.add_argument("--images", type=Path, default=None, metavar="DIR", help="where the photos lie now")
-    words = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def verify(argv: Sequence[str]) -> int:
+    """`uniresxx data verify STORE`; returns the exit code."""
+    words = parse_verify(argv)
     store, wrong = Store.open(words.store, words.images), 0
     for done, lines in check_store(store):
         for line in lines:

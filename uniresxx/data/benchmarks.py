@@ -134,6 +134,8 @@ def splits_of(dataset: str, data: Path | None) -> list[str]:
         return scene_splits(dataset)
     if dataset == "refcocom" and data is not None:
         return known_stems(data)
+    if dataset == "jxu124_benchmark" and data is not None:
+        return hub.benchmark_splits(data)
     splits = [name.partition("/")[2] for name in known_benchmarks() if name.partition("/")[0] == dataset]
     if not splits:
         names = list(dict.fromkeys(name.partition("/")[0] for name in known_benchmarks()))

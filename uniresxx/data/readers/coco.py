@@ -24,6 +24,7 @@ logger = logging.getLogger("uniresxx.data")
 PHOTO_FOLDERS = (
     "images/train2014",
     "images/mscoco/images/train2014",
+    "images/mscoco/train2014",
     "refer_seg/images/mscoco/images/train2014",
     "refer_seg/images/train2014",
     "coco/train2014",

@@ -86,6 +86,16 @@ def read_jxu124_benchmark(root: Path, split: str, prefix: str | None = None) -> 
     return reading.collector.records()
 
 
+def benchmark_splits(root: Path) -> list[str]:
+    """Splits of jxu124/refcoco-benchmark that are there (`refcoco_unc_val`, …): looked for, not assumed."""
+    names = [
+        path.name.partition("-")[0]
+        for folder in _folders(root, "jxu124", "refcoco-benchmark")
+        for path in folder.glob("**/*-*.parquet")
+    ]
+    return sorted({name for name in names if re.fullmatch(r"\w{1,60}", name)})
+
+
 def read_lmms(
     root: Path, split: str, dataset: str = "refcoco", prefix: str | None = None
 ) -> list[ImageRecord]:
@@ -299,12 +309,7 @@ def _files(root: Path, owner: str, name: str, split: str) -> list[Path]:
     """The files of a split in a download: `<owner>/<name>` and the spellings and layouts of the Hub's tools."""
     if re.fullmatch(r"\w{1,60}", split) is None:
         raise InputError(f"{owner}/{name} has no split {coco.shown(split)}")
-    flat = (f"{owner}_{name}", f"{owner}--{name}", f"datasets--{owner}--{name}")
-    folders = [
-        found for parent in coco.data_folders(root, (owner,)) for found in coco.data_folders(parent, (name,))
-    ]
-    folders += coco.data_folders(root, flat)
-    for folder in folders:
+    for folder in _folders(root, owner, name):
         for base in (folder, *sorted(folder.glob("snapshots/*"))):
             for pattern in (f"data/{split}-*.parquet", f"{split}-*.parquet", f"*/{split}/*.parquet"):
                 if found := sorted(base.glob(pattern)):
@@ -312,6 +317,15 @@ def _files(root: Path, owner: str, name: str, split: str) -> list[Path]:
     raise NotThereError(
         f"{root}: holds no {owner}/{name}/data/{split}-*.parquet; --data must name the folder above {owner}"
     )
+
+
+def _folders(root: Path, owner: str, name: str) -> list[Path]:
+    """Folders of a data set of the Hub, as its tools write them."""
+    flat = (f"{owner}_{name}", f"{owner}--{name}", f"datasets--{owner}--{name}")
+    found = [
+        item for parent in coco.data_folders(root, (owner,)) for item in coco.data_folders(parent, (name,))
+    ]
+    return found + coco.data_folders(root, flat)
 
 
 def _rows(
