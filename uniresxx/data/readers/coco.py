@@ -76,7 +76,8 @@ def data_file(root: Path, names: Sequence[str], files: Sequence[str]) -> Path:
             if (folder / name).is_file():
                 return folder / name
     raise NotThereError(
-        f"{root}: holds no {names[0]}/{' or '.join(files)}; --data must name the folder above it"
+        f"{root}: holds no {names[0]}/{' or '.join(files)}; "
+        "--data (in prepare: --root) must name the folder above it"
     )
 
 

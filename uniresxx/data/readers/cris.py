@@ -55,8 +55,8 @@ def read_cris(
         return _Reading(root, split, prefix or f"cris_{dataset}", path).of_lmdb()
     name = SETS[dataset][0]
     raise NotThereError(
-        f"{root}: holds neither anns/{name}/{split}.json nor lmdb/{name}/{split}.lmdb; --data must name the "
-        "folder `datasets` of CRIS or the one above it"
+        f"{root}: holds neither anns/{name}/{split}.json nor lmdb/{name}/{split}.lmdb; "
+        "--data (in prepare: --root) must name the folder `datasets` of CRIS or the one above it"
     )
 
 

@@ -315,7 +315,8 @@ def _files(root: Path, owner: str, name: str, split: str) -> list[Path]:
                 if found := sorted(base.glob(pattern)):
                     return found
     raise NotThereError(
-        f"{root}: holds no {owner}/{name}/data/{split}-*.parquet; --data must name the folder above {owner}"
+        f"{root}: holds no {owner}/{name}/data/{split}-*.parquet; "
+        f"--data (in prepare: --root) must name the folder above {owner}"
     )
 
 
