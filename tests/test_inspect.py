@@ -270,8 +270,10 @@ def test_sheet_is_written_where_asked_and_only_then(tmp_path, capsys, monkeypatc
     sizes = [Image.open(tmp_path / name).size for name in ("a.png", "b.png", "c.png")]
     assert sizes[0] == sizes[1] and sizes[0][0] == sizes[2][0]
     capsys.readouterr()
-    assert command.run(["inspect", "s", "--sheet", "no/where.png"]) == 2
-    assert "--sheet" in capsys.readouterr().err.splitlines()[-1]
+    for wrong in ("no/where.png", "root"):
+        assert command.run(["inspect", "s", "--sheet", wrong]) == 2
+        printed = capsys.readouterr()
+        assert "--sheet" in printed.err.splitlines()[-1] and printed.out == ""  # before any work
     assert command.run(["dump", "s", "--sheet", "d.png"]) == 2
 
 

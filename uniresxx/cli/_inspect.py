@@ -181,8 +181,6 @@ def inspect_store(path: Path, split: str | None, images: Path | None, sheet_path
 
 
 def save_sheet(sheet: Sheet, title: str, path: Path) -> None:
-    """Draw the sheet and write it as PNG; InputError where its folder is not there."""
-    if not path.parent.is_dir() or path.is_dir():
-        raise InputError(f"{path}: --sheet must be a PNG file in a folder that is there")
+    """Draw the sheet and write it as PNG; OSError where it cannot be written."""
     write_atomic(path, png_bytes(sheet.draw(title)))
     print(f"{path}: the contact sheet")

@@ -50,6 +50,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     words = parser.parse_args(argv)
     if words.sheet is not None and words.action != "inspect":
         raise InputError(f"--sheet is of inspect, not of {words.action}")
+    if words.sheet is not None and (not words.sheet.parent.is_dir() or words.sheet.is_dir()):
+        raise InputError(f"{words.sheet}: --sheet must name a PNG file in a folder that is there")
     return words
 
 
