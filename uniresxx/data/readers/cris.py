@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from uniresxx import images, masks
 from uniresxx.data.readers import coco
-from uniresxx.data.readers.pickles import load_records, unpickle
+from uniresxx.data.readers.pickles import PickleChild, load_records
 from uniresxx.errors import InputError
 from uniresxx.types import RLE, Granularity, ImageRecord
 
@@ -89,15 +89,16 @@ class _Reading:
 
     def of_lmdb(self) -> list[ImageRecord]:
         keys: dict[str, str] = {}
-        for key, value in _values(self.path):
-            who = f"{self.path}: record {key}"
-            record = _record_of(value, who)
-            photo = coco.need(record, "img", who)
-            if not isinstance(photo, bytes):
-                raise InputError(f"{who}: img must be the photo's bytes, not {coco.shown(photo)}")
-            rle = _mask_of_bytes(coco.need(record, "mask", who), images.encoded_size(photo), who)
-            self.add(record, rle, who)
-            keys.setdefault(coco.photo_id(record["img_name"]), key)
+        with PickleChild() as parser:
+            for key, value in _values(self.path, parser):
+                who = f"{self.path}: record {key}"
+                record = _record_of(value, who, parser)
+                photo = coco.need(record, "img", who)
+                if not isinstance(photo, bytes):
+                    raise InputError(f"{who}: img must be the photo's bytes, not {coco.shown(photo)}")
+                rle = _mask_of_bytes(coco.need(record, "mask", who), images.encoded_size(photo), who)
+                self.add(record, rle, who)
+                keys.setdefault(coco.photo_id(record["img_name"]), key)
         return [
             replace(item, source={**item.source, "lmdb": str(self.path), "key": keys[item.image_id]})
             for item in self.collector.records()
@@ -171,19 +172,19 @@ def _library() -> ModuleType:
     return lmdb
 
 
-def _plain(value: bytes, who: str) -> Any:
+def _plain(value: bytes, who: str, parser: PickleChild) -> Any:
     """The data of a value; InputError where it is no pickle of plain data."""
     if not value.startswith(b"\x80"):
         raise InputError(
             f"{who}: is no pickle (older CRIS code wrote pyarrow.serialize, which pyarrow dropped in 16); "
             "write the LMDB again with pickle, or give the folders anns and masks"
         )
-    return unpickle(value, who)
+    return parser.load(value, who)
 
 
-def _record_of(value: bytes, who: str) -> dict[str, Any]:
+def _record_of(value: bytes, who: str, parser: PickleChild) -> dict[str, Any]:
     """A value as a record of the list form; InputError where it is none."""
-    content = _plain(value, who)
+    content = _plain(value, who, parser)
     if not isinstance(content, dict):
         raise InputError(f"{who}: must be a dict, not {type(content).__name__}")
     texts = coco.need(content, "sents", who)
@@ -196,7 +197,7 @@ def _record_of(value: bytes, who: str) -> dict[str, Any]:
     return {**content, "segment_id": coco.need(content, "seg_id", who), "sentences": texts}
 
 
-def _values(path: Path) -> Iterator[tuple[str, bytes]]:
+def _values(path: Path, parser: PickleChild) -> Iterator[tuple[str, bytes]]:
     """Key and value of every record, in order; InputError where the file is damaged or one is missing.
 
     LMDB maps the file and trusts its pages: one that is cut short is refused before a page is read, but a
@@ -208,7 +209,7 @@ def _values(path: Path) -> Iterator[tuple[str, bytes]]:
             size = transaction.get(b"__len__")
             if size is None:
                 raise InputError(f"{path}: has no key __len__; it is no LMDB of CRIS")
-            count = coco.whole(_plain(size, f"{path}: __len__"), "__len__", str(path))
+            count = coco.whole(_plain(size, f"{path}: __len__", parser), "__len__", str(path))
             for index in range(count):
                 value = transaction.get(str(index).encode())
                 if value is None:
@@ -248,5 +249,6 @@ def lmdb_photo(record: ImageRecord) -> bytes | None:
         raise InputError(f"{path}: is no readable LMDB ({' '.join(str(error).split())[:120]})") from None
     if value is None:
         raise InputError(f"{path}: record {key} is missing; copy the file again")
-    photo = _record_of(value, f"{path}: record {key}").get("img")
+    with PickleChild() as parser:
+        photo = _record_of(value, f"{path}: record {key}", parser).get("img")
     return photo if isinstance(photo, bytes) else None
