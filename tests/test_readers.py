@@ -136,7 +136,7 @@ def test_a_high_memo_place_takes_no_memory(tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(InputError, match="memory"):
         load_pickle(path)
-    assert pickle_child.as_json(content, fast=False) == ("[]", [])  # where no memory can be capped
+    assert pickle_child.as_json(content, 100, fast=False) == ("[]", [])  # where no memory can be capped
 
 
 def test_python_2_strings(tmp_path):

@@ -118,10 +118,25 @@ def _as_text(value: Any, done: dict[int, Any], depth: int = 0) -> Any:
     return done[id(value)]
 
 
-def as_json(data: bytes, fast: bool) -> tuple[str, list[bytes]]:
+def _length(value: Any, done: dict[int, int], depth: int = 0) -> int:
+    """About how many characters of JSON the data unfolds to, every list and dict walked once."""
+    if isinstance(value, str | bytes):
+        return 2 + len(value)
+    if not isinstance(value, list | tuple | dict):
+        return 8
+    if depth > DEEPEST:
+        raise RecursionError("lists inside one another too deep, or inside themselves")
+    if id(value) not in done:
+        items = (item for pair in value.items() for item in pair) if isinstance(value, dict) else value
+        done[id(value)] = 2 + sum(_length(item, done, depth + 1) for item in items)
+    return done[id(value)]
+
+
+def as_json(data: bytes, longest: int, fast: bool) -> tuple[str, list[bytes]]:
     """The data of a pickle as JSON and its byte strings. Raises GlobalError, MemoryError, one of _BROKEN.
 
-    Python-2 strings are read as ASCII or, where one of them is not, as UTF-8 or latin-1.
+    Python-2 strings are read as ASCII or, where one of them is not, as UTF-8 or latin-1. `fast` leaves it to
+    the cap on memory to end what unfolds to more than `longest` characters.
     """
     places: dict[int, int] = {}
     blobs: list[bytes] = []
@@ -138,13 +153,15 @@ def as_json(data: bytes, fast: bool) -> tuple[str, list[bytes]]:
         value = _load(data, "ASCII", fast)
     except UnicodeDecodeError:
         value = _as_text(_load(data, "bytes", fast), {})
+    if not fast and _length(value, {}) > 4 * longest:
+        raise MemoryError
     return json.dumps(value, default=place_of, separators=(",", ":")), blobs
 
 
 def answer(data: bytes, longest: int, fast: bool = CAPS_MEMORY) -> list[bytes]:
     """The answer to a request, in pieces. Raises nothing that a pickle can cause."""
     try:
-        text, blobs = as_json(data, fast)
+        text, blobs = as_json(data, longest, fast)
         if len(text) + sum(map(len, blobs)) > longest:
             return _wrong(TOO_BIG, f"unfolds to more than {longest} bytes")
     except GlobalError as error:
