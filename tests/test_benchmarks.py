@@ -36,6 +36,45 @@ def test_every_benchmark_has_a_help_and_a_record_switch(name):
     assert "--record" in done.stdout and f"benchmarks.{name}" in done.stdout
 
 
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").is_file(), reason="measures Linux's private memory")
+def test_the_startup_benchmark_runs_small(tmp_path):
+    python_2 = (
+        tmp_path / "refer.py"
+    )  # in the shape of the public one: old prints, cPickle, drawing at the top
+    python_2.write_text(
+        "import cPickle as pickle, json, os.path as osp\n"
+        "import skimage.io as io\nfrom matplotlib.patches import Polygon, Rectangle\nfrom external import mask\n"
+        "class REFER:\n"
+        "\tdef __init__(self, data_root, dataset='refcoco', splitBy='unc'):\n"
+        "\t\tprint 'loading %s' % dataset\n"
+        "\t\tself.refs = pickle.load(open(osp.join(data_root, dataset, 'refs('+splitBy+').p'), 'r'))\n"
+        "\t\tself.rows = json.load(open(osp.join(data_root, dataset, 'instances.json'), 'r'))\n"
+        "\t\tassert len(self.refs) == 57 and len(self.rows['annotations']) == 100\n"
+    )
+    for words in ((), ("--refer", str(python_2))):
+        done = run("data_startup", "--small", "--work", str(tmp_path / "work"), *words)
+        assert done.returncode == 0, done.stderr
+        headline = json.loads(done.stdout.splitlines()[-1])
+        assert set(headline) == {"time_ratio", "memory_ratio", "growth_100x"}
+        assert all(value > 0 for value in headline.values())
+        assert f"classic_is: {'refer.py' if words else 'built in'}" in done.stdout
+    wrong = run(
+        "data_startup", "--small", "--work", str(tmp_path / "work"), "--refer", str(tmp_path / "none.py")
+    )
+    assert wrong.returncode == 2 and "none.py" in wrong.stderr
+
+
+def test_the_native_set_has_the_published_counts():
+    from benchmarks.data_startup import ANNOTATIONS, SMALL, SPLITS, _refs
+
+    assert [sum(counts) for counts in zip(*SPLITS.values(), strict=True)] == [19_994, 50_000, 142_210]
+    assert ANNOTATIONS == 196_771
+    refs = list(_refs(SMALL.splits, 36))
+    assert len(refs) == len({item["ann_id"] for item in refs}) == 57
+    assert sum(len(item["sentences"]) for item in refs) == 110
+    assert max(item["ann_id"] for item in refs) <= SMALL.annotations
+
+
 def test_arms_take_turns_and_start_in_turn():
     seen = []
     arms = {name: (lambda name=name: seen.append(name) or name.upper()) for name in "ab"}
