@@ -151,6 +151,100 @@ def test_size_is_capped_from_the_header(data):
             decode_photo(data, "big")
 
 
+def png(*chunks):
+    """A PNG of 8 x 8 pixels with more chunks after its header."""
+
+    def packed(kind, body):
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    rows = zlib.compress((b"\0" + b"\x80" * 24) * 8)
+    extra = b"".join(packed(kind, body) for kind, body in chunks)
+    return png_header(8, 8) + extra + packed(b"IDAT", rows) + packed(b"IEND", b"")
+
+
+def jpeg(**options):
+    return saved(Image.fromarray(two_halves()), "JPEG", **options)
+
+
+def frame_header(data, width, height):
+    """The SOF segment of a JPEG, with another size."""
+    at = next(data.index(b"\xff" + bytes([kind])) for kind in (0xC0, 0xC2) if b"\xff" + bytes([kind]) in data)
+    length = 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return at, data[at : at + 5] + struct.pack(">HH", height, width) + data[at + 9 : at + length]
+
+
+DEFLATED = zlib.compress(b"a" * 2**27, 9)  # 130 kB that unfold to 128 MiB
+
+
+@pytest.mark.parametrize(
+    "chunk",
+    [
+        (b"zTXt", b"k\0\0" + DEFLATED),
+        (b"iTXt", b"k\0\1\0\0\0" + DEFLATED),
+        (b"iCCP", b"k\0\0" + DEFLATED),
+        (b"IHDR", struct.pack(">IIBBBBB", 13_000, 13_000, 8, 2, 0, 0, 0)),
+        (b"IHDR", struct.pack(">IIBBBBB", 9, 8, 8, 2, 0, 0, 0)),
+    ],
+)
+def test_chunks_that_unfold_and_second_headers_are_refused(chunk, tmp_path):
+    data = png(chunk)
+    assert len(data) < 200_000
+    with pytest.raises(InputError, match="damaged"):
+        decode_photo(data, "x")
+    (tmp_path / "m.png").write_bytes(data)
+    with pytest.raises(InputError, match="PNG"):
+        read_mask(tmp_path / "m.png")
+    assert photo_size(tmp_path / "m.png") is None
+
+
+def test_many_text_chunks_are_refused_and_a_few_are_not():
+    packed = (b"zTXt", b"k\0\0" + zlib.compress(b"a" * 900_000))
+    assert decode_photo(png(packed, packed), "x").shape == (8, 8, 3)
+    with pytest.raises(InputError, match="damaged"):
+        decode_photo(png(*[packed] * 100), "x")
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_second_frame_header_is_refused(progressive):
+    data = jpeg(progressive=progressive)
+    at, _ = frame_header(data, 1, 1)
+    for size in ((11_000, 11_000), (60_000, 60_000), (41, 24)):
+        with pytest.raises(InputError, match=r"damaged|megapixels"):
+            decode_photo(
+                data[:at] + frame_header(data, 40, 24)[1] + frame_header(data, *size)[1] + data[at:], "x"
+            )
+
+
+def test_scans_are_counted_up_to_the_end_of_the_picture():
+    data = jpeg(progressive=True)
+    at = data.rindex(b"\xff\xda")
+    scan, end = data[at:-2], data[-2:]
+    assert decode_photo(data[:at] + scan * 20 + end, "x").shape == (24, 40, 3)
+    with pytest.raises(InputError, match="scans"):  # a kilobyte could keep a processor for minutes
+        decode_photo(data[:at] + scan * 100 + end, "x")
+    assert np.array_equal(decode_photo(data + b"\xff\xda" * 1000, "x"), decode_photo(data, "x"))
+    comment = b"\xff\xfe" + struct.pack(">H", 2002) + b"\xff\xda" * 1000
+    assert np.array_equal(decode_photo(data[:2] + comment + data[2:], "x"), decode_photo(data, "x"))
+
+
+def test_exif_that_points_at_itself_or_lies_about_its_length():
+    loop = b"MM\0*\0\0\0\x08\0\1\x87\x69\0\4\0\0\0\1\0\0\0\x08\0\0\0\x08"
+    lies = b"MM\0*\0\0\0\x08\xff\xff" + b"\1\x12\0\1\xff\xff\xff\xff\0\0\0\0" * 5000
+    for exif in (loop, lies, b"II*\0\xff\xff\xff\xff"):
+        assert decode_photo(png((b"eXIf", exif)), "x").shape == (8, 8, 3)
+        segment = b"Exif\0\0" + exif
+        data = jpeg()
+        data = data[:2] + b"\xff\xe1" + struct.pack(">H", len(segment) + 2) + segment + data[2:]
+        assert decode_photo(data, "x").shape == (24, 40, 3)
+
+
+def test_only_the_first_of_many_frames_is_decoded():
+    frames = [Image.new("L", (64, 64), shade % 256) for shade in range(300)]
+    for kind, options in (("PNG", {}), ("WEBP", {"lossless": True})):
+        data = saved(frames[0], kind, save_all=True, append_images=frames[1:], **options)
+        assert (decode_photo(data, "x") == 0).all()
+
+
 @pytest.mark.parametrize("lossless", [True, False])
 @pytest.mark.parametrize("alpha", [True, False])
 def test_header_sizes_agree_with_the_decoder(tmp_path, lossless, alpha):

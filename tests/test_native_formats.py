@@ -586,7 +586,7 @@ def test_mutated_json_raises_input_error_only(tmp_path_factory, data, which, new
             assert all((e.rle is None) == (e.granularity is Granularity.NONE) for e in expressions(read))
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=40)  # a process each; many more in test_fuzz_inputs.py
 @given(data=st.data(), form=st.sampled_from(["python 2, 0", "python 2, 2", "2", "5"]))
 def test_mutated_pickles_raise_input_error_only(tmp_path_factory, data, form):
     good = (
@@ -617,7 +617,7 @@ def test_a_list_named_a_million_times_ends_soon(tmp_path):
         (tmp_path / folder / file).write_bytes(old)
         (tmp_path / folder / "instances.json").write_text(json.dumps(GOOD["instances"]))
     for read in (read_refcoco, read_grefcoco):
-        with pytest.raises(InputError, match="ann_id"):
+        with pytest.raises(InputError, match="more memory"):
             read(tmp_path, "val")
     (tmp_path / "old.p").write_bytes(b"(lp0\n" + b"(l" + b"g0\na" * 2 + b"a" + b"S'\\xe9'\na.")
     with pytest.raises(InputError, match="pickle"):  # a list that holds itself and a Python-2 string

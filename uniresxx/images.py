@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import struct
 import warnings
 import zlib
@@ -24,8 +25,10 @@ from uniresxx.types import ImageRecord
 FORMATS = ("JPEG", "PNG", "WEBP")
 MAX_PIXELS = 50_000_000
 MAX_BYTES = 256 * 2**20
+MAX_SCANS = 64  # our choice: encoders write 10 to 20; every scan of a few bytes costs a walk over all pixels
 _JPEG_SIZES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # SOF markers
 _JPEG_ALONE = frozenset(range(0xD0, 0xD9)) | {0x01}  # markers without a length
+_JPEG_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]", re.DOTALL)  # within a scan: not a byte of the picture
 _DECODER_ERRORS = (
     OSError,
     SyntaxError,
@@ -56,9 +59,10 @@ def read_mask(path: str | os.PathLike[str]) -> np.ndarray:
 
 def decode_mask(data: bytes, name: str) -> np.ndarray:
     """Decode the bytes of a mask, as `read_mask` does; `name` is what an error calls it."""
-    _checked_size(data, name)
+    size = _checked_size(data, name)
     try:
-        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+        with _quiet(), Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+            _refuse_two_sizes(image, size)
             plain = image if image.mode in ("1", "L", "I", "I;16", "I;16B") else image.convert("L")
             return np.asarray(plain) > 0
     except _DECODER_ERRORS as error:
@@ -87,8 +91,9 @@ def read_encoded(path: str | os.PathLike[str]) -> bytes:
 
 def decode_photo(data: bytes, name: str) -> np.ndarray:
     """Decode the bytes of a photo, as `read_photo` does; `name` is what an error calls it."""
-    _checked_size(data, name)
+    size = _checked_size(data, name)
     with _decoding(name), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        _refuse_two_sizes(image, size)
         return _to_rgb(image)
 
 
@@ -104,11 +109,18 @@ def rgb_of(picture: Image.Image, name: str = "the picture") -> np.ndarray:
 
 
 @contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Pillow's warnings: about harmless oddities such as EXIF it cannot parse, or what we refuse."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextmanager
 def _decoding(name: str) -> Iterator[None]:
     """Whatever Pillow raises is an InputError about `name`."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of Pillow, about harmless oddities such as EXIF it cannot parse
+        with _quiet():
             yield
     except _DECODER_ERRORS as error:
         raise InputError(f"{name}: the photo is damaged ({_reason(error)}); replace it") from None
@@ -132,7 +144,15 @@ def _checked_size(data: bytes, name: str) -> tuple[int, int]:
     width, height = size
     if width * height > MAX_PIXELS:
         raise InputError(_over_the_cap(name, width, height))
+    if data.count(b"\xff\xda") > MAX_SCANS and _scans(data) > MAX_SCANS:
+        raise InputError(f"{name}: a JPEG of more than {MAX_SCANS} scans; save it anew")
     return width, height
+
+
+def _refuse_two_sizes(image: Image.Image, size: tuple[int, int]) -> None:
+    """ValueError where Pillow found another size than the first header, which was checked against the cap."""
+    if image.size != size:
+        raise ValueError(f"it says {size[0]} x {size[1]} pixels and {image.width} x {image.height}")
 
 
 def photo_of(record: ImageRecord) -> np.ndarray:
@@ -171,10 +191,9 @@ def encoded_size(data: bytes) -> tuple[int, int] | None:
         size = _header_size(data)
         if size is None or size[0] * size[1] > MAX_PIXELS:
             return None
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+        with _quiet(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            _refuse_two_sizes(image, size)
+            turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
     except _DECODER_ERRORS:
         return None
     return size if turned else (size[1], size[0])
@@ -221,6 +240,19 @@ def _jpeg_size(data: bytes) -> tuple[int, int]:
         else:
             at += 2 + max(2, int.from_bytes(data[at + 2 : at + 4], "big"))
     return 0, 0
+
+
+def _scans(data: bytes) -> int:
+    """Scans of a JPEG up to its end; what follows (a film, say) is not looked at."""
+    count, at = 0, 2
+    while found := _JPEG_MARKER.search(data, at):
+        marker, at = found[0][1], found.end()
+        if marker == 0xD9 or count > MAX_SCANS:
+            break
+        count += marker == 0xDA
+        if marker not in _JPEG_ALONE:
+            at += int.from_bytes(data[at : at + 2], "big")
+    return count
 
 
 def _webp_size(data: bytes) -> tuple[int, int]:

@@ -158,7 +158,14 @@ def union(rles: Sequence[RLE], size: Sequence[int]) -> RLE:
     """Pixels of any of the masks (never a sum), all of `size` (height, width); empty where there is none."""
     if not rles:
         return empty(int(size[0]), int(size[1]))
-    return _own(coco.merge([_theirs(rle, size) for rle in rles]))
+    return _own(_merged([_theirs(rle, size) for rle in rles]))
+
+
+def _merged(coded: list[dict[str, Any]]) -> dict[str, Any]:
+    """OR of codes in pairs of pairs: one after another would walk what is merged already every time."""
+    while len(coded) > 1:
+        coded = [coco.merge(coded[place : place + 8]) for place in range(0, len(coded), 8)]
+    return coded[0]
 
 
 def box_of(rle: RLE) -> tuple[int, int, int, int] | None:
@@ -204,7 +211,7 @@ def from_polygons(polygons: Sequence[Sequence[float]], height: int, width: int) 
         if numbers.size < 6:
             continue
         points = numbers.reshape(-1, 2)
-        steps += float(5 * np.abs(np.diff(points, axis=0, append=points[:1])).max(axis=1).sum())
+        steps += len(points) + float(5 * np.abs(np.diff(points, axis=0, append=points[:1])).max(axis=1).sum())
         solid.append(numbers.tolist())
     if steps > MAX_POLYGON_STEPS:
         raise InputError(
@@ -212,14 +219,17 @@ def from_polygons(polygons: Sequence[Sequence[float]], height: int, width: int) 
         )
     if not solid:
         return empty(height, width)
-    return _own(coco.merge(coco.frPyObjects(solid, height, width)))
+    return _own(_merged(coco.frPyObjects(solid, height, width)))
 
 
 def _corners(polygon: Any, height: int, width: int) -> np.ndarray:
     try:
-        numbers = np.asarray(polygon, dtype=np.float64)
+        given = np.asarray(polygon)
     except (TypeError, ValueError, OverflowError):
         raise InputError(f"a polygon must be a list of numbers, not {_short(polygon)}") from None
+    if given.dtype.kind not in "iuf":  # text of digits too
+        raise InputError(f"a polygon must be a list of numbers, not {_short(polygon)}")
+    numbers = given.astype(np.float64)
     if numbers.ndim != 1 or numbers.size % 2:
         raise InputError(f"a polygon must be an even list of numbers x, y, …, not {_short(polygon)}")
     margin = float(max(height, width))

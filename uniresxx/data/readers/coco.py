@@ -141,7 +141,16 @@ def file_name_of(row: Mapping[str, Any], who: str, field_name: str = "file_name"
     value = need(row, field_name, who)
     if not isinstance(value, str) or not value:
         raise InputError(f"{who}: {field_name} must be a file name, not {shown(value)}")
-    return value
+    return _unicode(value, who)
+
+
+def _unicode(text: str, who: str) -> str:
+    """The text; InputError where it holds half a character (JSON can), which no file or tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{who}: {shown(text)} holds half a character; correct the file") from None
+    return text
 
 
 def photo_id(file_name: str) -> str:
@@ -261,7 +270,7 @@ def sentences(record: Mapping[str, Any], id_field: str, who: str) -> Iterator[Se
         raise InputError(f"{who}: sentences must be a list, not {type(items).__name__}")
     for index, item in enumerate(items):
         if isinstance(item, str):
-            yield Sentence(item.strip(), item, None)
+            yield Sentence(_unicode(item, f"{who}: sentence {index}").strip(), item, None)
             continue
         if not isinstance(item, dict):
             raise InputError(f"{who}: sentence {index} must be a dict or text, not {type(item).__name__}")
@@ -272,6 +281,7 @@ def sentences(record: Mapping[str, Any], id_field: str, who: str) -> Iterator[Se
         native = item.get(id_field)
         if native is not None and (not isinstance(native, int | str) or isinstance(native, bool)):
             raise InputError(f"{who}: sentence {index}: {id_field} must be a number, not {shown(native)}")
+        _unicode(f"{sent}{raw}{native}", f"{who}: sentence {index}")
         yield Sentence(sent.strip() or raw.strip(), raw, None if native is None else str(native))
 
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from uniresxx import images, masks
 from uniresxx.data.readers import coco
-from uniresxx.data.readers.pickles import load_records, unpickle
+from uniresxx.data.readers.pickles import PickleChild, load_records
 from uniresxx.errors import InputError, NotThereError
 from uniresxx.types import RLE, Granularity, ImageRecord, PhotoInside
 
@@ -89,16 +89,17 @@ class _Reading:
         return self.collector.records()
 
     def of_lmdb(self) -> list[ImageRecord]:
-        for key, value in _values(self.path):
-            who = f"{self.path}: record {key}"
-            record = _record_of(value, who)
-            photo = coco.need(record, "img", who)
-            if not isinstance(photo, bytes):
-                raise InputError(f"{who}: img must be the photo's bytes, not {coco.shown(photo)}")
-            rle = _mask_of_bytes(coco.need(record, "mask", who), images.encoded_size(photo), who)
-            name = coco.file_name_of(record, who, "img_name")
-            self.finder.path(name, who)  # refuses a name that no photo can have
-            self.add(record, rle, PhotoInside("lmdb", str(self.path), key, name), who)
+        with PickleChild() as parser:
+            for key, value in _values(self.path, parser):
+                who = f"{self.path}: record {key}"
+                record = _record_of(value, who, parser)
+                photo = coco.need(record, "img", who)
+                if not isinstance(photo, bytes):
+                    raise InputError(f"{who}: img must be the photo's bytes, not {coco.shown(photo)}")
+                rle = _mask_of_bytes(coco.need(record, "mask", who), images.encoded_size(photo), who)
+                name = coco.file_name_of(record, who, "img_name")
+                self.finder.path(name, who)  # refuses a name that no photo can have
+                self.add(record, rle, PhotoInside("lmdb", str(self.path), key, name), who)
         return self.collector.records()
 
     def add(self, record: Mapping[str, Any], rle: RLE, photo: Path | PhotoInside, who: str) -> None:
@@ -169,19 +170,19 @@ def _library() -> ModuleType:
     return lmdb
 
 
-def _plain(value: bytes, who: str) -> Any:
+def _plain(value: bytes, who: str, parser: PickleChild) -> Any:
     """The data of a value; InputError where it is no pickle of plain data."""
     if not value.startswith(b"\x80"):
         raise InputError(
             f"{who}: is no pickle (older CRIS code wrote pyarrow.serialize, which pyarrow dropped in 16); "
             "write the LMDB again with pickle, or give the folders anns and masks"
         )
-    return unpickle(value, who)
+    return parser.load(value, who)
 
 
-def _record_of(value: bytes, who: str) -> dict[str, Any]:
+def _record_of(value: bytes, who: str, parser: PickleChild) -> dict[str, Any]:
     """A value as a record of the list form; InputError where it is none."""
-    content = _plain(value, who)
+    content = _plain(value, who, parser)
     if not isinstance(content, dict):
         raise InputError(f"{who}: must be a dict, not {type(content).__name__}")
     texts = coco.need(content, "sents", who)
@@ -194,7 +195,7 @@ def _record_of(value: bytes, who: str) -> dict[str, Any]:
     return {**content, "segment_id": coco.need(content, "seg_id", who), "sentences": texts}
 
 
-def _values(path: Path) -> Iterator[tuple[str, bytes]]:
+def _values(path: Path, parser: PickleChild) -> Iterator[tuple[str, bytes]]:
     """Key and value of every record, in order; InputError where the file is damaged or one is missing.
 
     LMDB maps the file and trusts its pages: one that is cut short is refused before a page is read, but a
@@ -206,7 +207,7 @@ def _values(path: Path) -> Iterator[tuple[str, bytes]]:
             size = transaction.get(b"__len__")
             if size is None:
                 raise InputError(f"{path}: has no key __len__; it is no LMDB of CRIS")
-            count = coco.whole(_plain(size, f"{path}: __len__"), "__len__", str(path))
+            count = coco.whole(_plain(size, f"{path}: __len__", parser), "__len__", str(path))
             for index in range(count):
                 value = transaction.get(str(index).encode())
                 if value is None:
@@ -247,7 +248,8 @@ def lmdb_photo(path: Path, key: str) -> bytes:
         raise InputError(f"{path}: is no readable LMDB ({' '.join(str(error).split())[:120]})") from None
     if value is None:
         raise InputError(f"{path}: record {key} is missing; copy the file again")
-    photo = _record_of(value, f"{path}: record {key}").get("img")
+    with PickleChild() as parser:
+        photo = _record_of(value, f"{path}: record {key}", parser).get("img")
     if not isinstance(photo, bytes):
         raise InputError(f"{path}: record {key}: img must be the photo's bytes, not {coco.shown(photo)}")
     return photo
