@@ -14,6 +14,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
+
 from uniresxx import masks
 from uniresxx.data.readers.pickles import load_json
 from uniresxx.errors import InputError
@@ -149,6 +151,49 @@ def truth(row: Mapping[str, Any], size: tuple[int, int], name: str, who: str) ->
     return rle
 
 
+def overlap_source(
+    rows: Sequence[Mapping[str, Any]], rles: Sequence[RLE], size: tuple[int, int]
+) -> dict[str, RLE]:
+    """{"overlap": pixels that more than one polygon or code of `rows` covers}, empty where there is none.
+
+    `rles` are the masks of the rows (`truth`). LISA sums polygons, so these pixels are no truth in its scores;
+    our masks are ORs and do not know them. Only polygons whose boxes meet are drawn a second time.
+    """
+    layers = [
+        layer
+        for row, rle in zip(rows, rles, strict=True)
+        for layer in _layers(row["segmentation"], rle, size)
+    ]
+    if len(layers) < 2 or sum(map(masks.area, layers)) == masks.area(masks.union(layers, size)):
+        return {}
+    counts = np.zeros(size, dtype=np.int32)
+    for layer in layers:
+        counts += masks.decode(layer)
+    return {"overlap": masks.encode(counts > 1)}
+
+
+def _layers(segmentation: Any, rle: RLE, size: tuple[int, int]) -> list[RLE]:
+    """The masks whose sum is an annotation's; `rle` itself where its pieces cannot meet."""
+    pieces = segmentation if isinstance(segmentation, list | tuple) else []
+    if all(isinstance(piece, list | tuple) for piece in pieces):
+        pieces = [piece for piece in pieces if len(piece) >= 6]
+        if len(pieces) < 2 or not _boxes_meet(pieces):
+            return [rle]
+    elif not all(isinstance(piece, Mapping) for piece in pieces):
+        return [rle]  # one flat polygon
+    return [masks.from_coco([piece], *size) for piece in pieces] or [rle]
+
+
+def _boxes_meet(polygons: Sequence[Sequence[float]]) -> bool:
+    """Whether the boxes of two polygons share a pixel; one pixel is left for how edges are drawn."""
+    points = [np.asarray(polygon, dtype=np.float64).reshape(-1, 2) for polygon in polygons]
+    low = np.array([item.min(axis=0) for item in points]) - 1
+    high = np.array([item.max(axis=0) for item in points]) + 1
+    apart = (low[:, None] > high[None]) | (high[:, None] < low[None])
+    meet = ~apart.any(axis=-1)
+    return bool(meet.sum() > len(points))  # each meets itself
+
+
 @dataclass(frozen=True)
 class Instances:
     """COCO images and annotations by id."""
@@ -198,6 +243,13 @@ class Instances:
         """OR of an annotation's polygons or run lengths at the photo's size; InputError where empty."""
         row = self.annotation(ann_id, image_id, who)
         return truth(row, self.image(image_id, who)[1:], f"{self.path}: ann {ann_id}", who)
+
+    def overlap_source(
+        self, ann_ids: Sequence[int], rles: Sequence[RLE], image_id: int, who: str
+    ) -> dict[str, RLE]:
+        """`overlap_source` of annotations and their masks."""
+        rows = [self.annotation(ann_id, image_id, who) for ann_id in ann_ids]
+        return overlap_source(rows, rles, self.image(image_id, who)[1:])
 
 
 @dataclass(frozen=True, slots=True)
