@@ -314,6 +314,14 @@ def test_the_overlap_is_what_a_sum_of_layers_shows(anns):
         json.dumps(found)
 
 
+def test_boxes_that_barely_meet_are_looked_at():
+    left, right = [2, 2, 12, 2, 12, 12, 2, 12], [11, 2, 20, 2, 20, 12, 11, 12]
+    for anns in ([[left, right]], [[left], [right]]):
+        assert masks.area(expression_of(anns, (H, W)).source["overlap"]) == 10
+    apart = [25, 2, 29, 2, 29, 12, 25, 12]
+    assert "overlap" not in expression_of([[left, apart]], (H, W)).source
+
+
 def test_overlap_of_run_lengths_and_flat_polygons():
     codes = [bar(0, 60), bar(50, 90)]
     assert masks.area(overlap_source([{"segmentation": codes}], [bar(0, 90)], (H, W))["overlap"]) == 10

@@ -159,12 +159,13 @@ def overlap_source(
     `rles` are the masks of the rows (`truth`). LISA sums polygons, so these pixels are no truth in its scores;
     our masks are ORs and do not know them. Only polygons whose boxes meet are drawn a second time.
     """
-    layers = [
-        layer
-        for row, rle in zip(rows, rles, strict=True)
-        for layer in _layers(row["segmentation"], rle, size)
-    ]
-    if len(layers) < 2 or sum(map(masks.area, layers)) == masks.area(masks.union(layers, size)):
+    pieces = [_pieces(row["segmentation"]) for row in rows]
+    if not _may_meet([piece for some in pieces for piece in some]):
+        return {}
+    layers: list[RLE] = []
+    for some, rle in zip(pieces, rles, strict=True):
+        layers += [masks.from_coco([piece], *size) for piece in some] if _may_meet(some) else [rle]
+    if sum(map(masks.area, layers)) == masks.area(masks.union(layers, size)):
         return {}
     counts = np.zeros(size, dtype=np.int32)
     for layer in layers:
@@ -172,16 +173,20 @@ def overlap_source(
     return {"overlap": masks.encode(counts > 1)}
 
 
-def _layers(segmentation: Any, rle: RLE, size: tuple[int, int]) -> list[RLE]:
-    """The masks whose sum is an annotation's; `rle` itself where its pieces cannot meet."""
-    pieces = segmentation if isinstance(segmentation, list | tuple) else []
-    if all(isinstance(piece, list | tuple) for piece in pieces):
-        pieces = [piece for piece in pieces if len(piece) >= 6]
-        if len(pieces) < 2 or not _boxes_meet(pieces):
-            return [rle]
-    elif not all(isinstance(piece, Mapping) for piece in pieces):
-        return [rle]  # one flat polygon
-    return [masks.from_coco([piece], *size) for piece in pieces] or [rle]
+def _pieces(segmentation: Any) -> list[Any]:
+    """What is summed where public code sums: the solid polygons, or the run-length codes."""
+    if not isinstance(segmentation, list | tuple):
+        return [segmentation]
+    if segmentation and isinstance(segmentation[0], int | float):
+        return [segmentation]  # one flat polygon
+    return [piece for piece in segmentation if isinstance(piece, Mapping) or len(piece) >= 6]
+
+
+def _may_meet(pieces: Sequence[Any]) -> bool:
+    """Whether two pieces may share a pixel: their boxes do, or one is no polygon."""
+    if len(pieces) < 2 or any(isinstance(piece, Mapping) for piece in pieces):
+        return len(pieces) >= 2
+    return _boxes_meet(pieces)
 
 
 def _boxes_meet(polygons: Sequence[Sequence[float]]) -> bool:
