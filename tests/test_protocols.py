@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import runpy
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -246,7 +247,24 @@ def test_cris_knows_no_expression_without_a_target():
     for name in ("cris", "cris-validate"):
         with pytest.raises(InputError, match="not defined on grefcoco/val: use --protocol strict"):
             protocol_of(name).check("grefcoco/val")
+        for benchmark in ("psalm_grefcoco/val", "mini_real/val"):  # which hold gRefCOCO too
+            with pytest.raises(InputError, match=benchmark):
+                protocol_of(name).check(benchmark)
         protocol_of(name).check("refcoco/val")
+
+
+@pytest.mark.parametrize("key", ["ref_id", "segment_id", "ann_id"])
+def test_a_referent_is_known_by_what_its_format_calls_it(key):
+    every = [
+        Expression(f"{place}/val/{k}", "it", Granularity.OBJECT, bar(0, 9), source={key: k // 2})
+        for place in ("refcoco", "refcoco+")
+        for k in range(4)
+    ]
+    record = ImageRecord("7", H, W, tuple(every))
+    kept = [e.expression_id for e in protocol_of("cris-validate").counted(record)]
+    assert kept == ["refcoco/val/0", "refcoco/val/2", "refcoco+/val/0", "refcoco+/val/2"]
+    plain = ImageRecord("7", H, W, tuple(replace(e, source={}) for e in every))
+    assert protocol_of("cris-validate").counted(plain) == list(plain.expressions)
 
 
 def test_empty_is_none_asks_the_mask_and_not_the_flag():

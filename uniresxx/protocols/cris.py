@@ -12,7 +12,8 @@ EPS = 1e-6  # added to the union of every IoU
 # torch.arange(0.5, 1.0, 0.1) in float32, against which IoU is compared in float64: an IoU of exactly 0.7 or
 # 0.9 passes where the union is large enough for EPS not to matter, one of 0.5, 0.6 or 0.8 never does.
 THRESHOLDS_32 = (0.5, 0.6000000238418579, 0.699999988079071, 0.800000011920929, 0.8999999761581421)
-_REFUSES = ("grefcoco",)
+_REFUSES = ("grefcoco", "psalm_grefcoco", "mini_real")  # all that hold gRefCOCO
+_REFERENT = ("ref_id", "segment_id", "ann_id")
 _UNDEFINED = ("gIoU", "cIoU", "N-acc", "T-acc")
 
 
@@ -40,14 +41,17 @@ def judge(expression: Expression, prediction: Prediction) -> Outcome:
 def first_sentences(record: ImageRecord) -> Sequence[Expression]:
     """The first sentence of each referent, as CRIS's data set gives in mode `val` (utils/dataset.py).
 
-    A referent is a `ref_id` (or `segment_id` of its own lists) of one data set; an expression without either
-    stands for itself.
+    A referent is a `ref_id`, a `segment_id` (its own lists) or else an `ann_id` of one data set; an expression
+    without any of them stands for itself.
     """
     first: dict[tuple[str, str], Expression] = {}
     for expression in record.expressions:
-        native = expression.source.get("ref_id", expression.source.get("segment_id"))
+        known = [expression.source.get(key) for key in _REFERENT]
+        native = next(
+            (f"{key} {of}" for key, of in zip(_REFERENT, known, strict=True) if of is not None), None
+        )
         place, _, last = expression.expression_id.rpartition("/")
-        first.setdefault((place, f"{last}" if native is None else f"ref {native}"), expression)
+        first.setdefault((place, native or last), expression)
     return list(first.values())
 
 
