@@ -14,6 +14,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
+
 from uniresxx import masks
 from uniresxx.data.readers.pickles import load_json
 from uniresxx.errors import InputError, NotThereError
@@ -174,6 +176,54 @@ def truth(row: Mapping[str, Any], size: tuple[int, int], name: str, who: str) ->
     return rle
 
 
+def overlap_source(
+    rows: Sequence[Mapping[str, Any]], rles: Sequence[RLE], size: tuple[int, int]
+) -> dict[str, RLE]:
+    """{"overlap": pixels that more than one polygon or code of `rows` covers}, empty where there is none.
+
+    `rles` are the masks of the rows (`truth`). LISA sums polygons, so these pixels are no truth in its scores;
+    our masks are ORs and do not know them. Only polygons whose boxes meet are drawn a second time.
+    """
+    pieces = [_pieces(row["segmentation"]) for row in rows]
+    if not _may_meet([piece for some in pieces for piece in some]):
+        return {}
+    layers: list[RLE] = []
+    for some, rle in zip(pieces, rles, strict=True):
+        layers += [masks.from_coco([piece], *size) for piece in some] if _may_meet(some) else [rle]
+    if sum(map(masks.area, layers)) == masks.area(masks.union(layers, size)):
+        return {}
+    counts = np.zeros(size, dtype=np.int32)
+    for layer in layers:
+        counts += masks.decode(layer)
+    return {"overlap": masks.encode(counts > 1)}
+
+
+def _pieces(segmentation: Any) -> list[Any]:
+    """What is summed where public code sums: the solid polygons, or the run-length codes."""
+    if not isinstance(segmentation, list | tuple):
+        return [segmentation]
+    if segmentation and isinstance(segmentation[0], int | float):
+        return [segmentation]  # one flat polygon
+    return [piece for piece in segmentation if isinstance(piece, Mapping) or len(piece) >= 6]
+
+
+def _may_meet(pieces: Sequence[Any]) -> bool:
+    """Whether two pieces may share a pixel: their boxes do, or one is no polygon."""
+    if len(pieces) < 2 or any(isinstance(piece, Mapping) for piece in pieces):
+        return len(pieces) >= 2
+    return _boxes_meet(pieces)
+
+
+def _boxes_meet(polygons: Sequence[Sequence[float]]) -> bool:
+    """Whether the boxes of two polygons share a pixel; one pixel is left for how edges are drawn."""
+    points = [np.asarray(polygon, dtype=np.float64).reshape(-1, 2) for polygon in polygons]
+    low = np.array([item.min(axis=0) for item in points]) - 1
+    high = np.array([item.max(axis=0) for item in points]) + 1
+    apart = (low[:, None] > high[None]) | (high[:, None] < low[None])
+    meet = ~apart.any(axis=-1)
+    return bool(meet.sum() > len(points))  # each meets itself
+
+
 @dataclass(frozen=True)
 class Instances:
     """COCO images and annotations by id."""
@@ -230,6 +280,13 @@ class Instances:
         """OR of an annotation's polygons or run lengths at the photo's size; InputError where empty."""
         row = self.annotation(ann_id, image_id, who)
         return truth(row, self.image(image_id, who)[1:], f"{self.path}: ann {ann_id}", who)
+
+    def overlap_source(
+        self, ann_ids: Sequence[int], rles: Sequence[RLE], image_id: int, who: str
+    ) -> dict[str, RLE]:
+        """`overlap_source` of annotations and their masks."""
+        rows = [self.annotation(ann_id, image_id, who) for ann_id in ann_ids]
+        return overlap_source(rows, rles, self.image(image_id, who)[1:])
 
 
 def photo_licence(row: Mapping[str, Any], names: Mapping[Any, str] = COCO_LICENCES) -> str:

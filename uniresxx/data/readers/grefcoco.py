@@ -34,11 +34,11 @@ def read_grefcoco(root: Path, split: str) -> list[ImageRecord]:
         if ann_ids and not targets:
             collector.leave_out(f"{who}: its only target, ann {ann_ids[0]}, is a crowd region")
             continue
-        rle: RLE | None = None
-        if targets:
-            rle = masks.union([instances.mask(item, image_id, who) for item in targets], (height, width))
+        parts = [instances.mask(item, image_id, who) for item in targets]
+        rle: RLE | None = masks.union(parts, (height, width)) if parts else None
         granularity = (Granularity.NONE, Granularity.OBJECT, Granularity.MULTI)[min(len(targets), 2)]
         source: dict[str, Any] = {"ref_id": record.get("ref_id"), "ann_id": targets}
+        source |= instances.overlap_source(targets, parts, image_id, who)
         for sentence in coco.asked(record, who, collector):
             expression = coco.target_expression(
                 collector.unique(f"grefcoco/{split}/{sentence.native_id}"), sentence, granularity, rle, source

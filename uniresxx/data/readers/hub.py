@@ -147,6 +147,7 @@ class _Reading:
             return
         rle = coco.truth(ann, size, f"{who}: ann {ids[0]}", who)
         source: dict[str, Any] = {"ref_id": ref.get("ref_id"), "ann_id": ids[0], "box_xyxy": box}
+        source |= coco.overlap_source([ann], [rle], size)
         for sentence in coco.asked(ref, who, self.collector):
             expression = coco.target_expression(
                 self.collector.unique(f"{self.start}/{sentence.native_id}"),

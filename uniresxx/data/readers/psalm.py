@@ -59,14 +59,14 @@ def read_psalm(
                 f"{who}: " + ("has no sentence" if found else "its only targets are crowd regions")
             )
             continue
-        granularity, rle, ann_ids = found
+        granularity, rle, source = found
         for place, sentence in enumerate(sentences):
             native = f"{index}_{place}" if sentence.native_id is None else sentence.native_id
             if not sentence.text:
                 collector.leave_out(f"{who}: sentence {native} is blank")
                 continue
             expression = coco.target_expression(
-                collector.unique(f"{start}/{native}"), sentence, granularity, rle, {"ann_id": ann_ids}
+                collector.unique(f"{start}/{native}"), sentence, granularity, rle, source
             )
             collector.add(image_id, finder.path(file_name, who), size, expression, coco.photo_licence(info))
     return collector.records()
@@ -74,15 +74,15 @@ def read_psalm(
 
 def _targets(
     record: Mapping[str, Any], size: tuple[int, int], general: bool, who: str
-) -> tuple[Granularity, RLE | None, list[Any]] | None:
-    """(granularity, mask, annotation ids) of a record; None where every target is a crowd region."""
+) -> tuple[Granularity, RLE | None, dict[str, Any]] | None:
+    """(granularity, mask, source with the annotation ids) of a record; None where every target is a crowd region."""
     rows = coco.need(record, "anns", who)
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise InputError(f"{who}: anns must be a list of annotations, not {coco.shown(rows)}")
     if not general and len(rows) != 1:
         raise InputError(f"{who}: has {len(rows)} annotations; only gRefCOCO may have any number but one")
     if general and all(coco.need(row, "segmentation", who) in ([], [[]]) for row in rows):
-        return Granularity.NONE, None, []
+        return Granularity.NONE, None, {"ann_id": []}
     # an annotation that comes twice is one target, as in the gRefCOCO reader
     single = {
         coco.shown(row.get("id", f"at {place}")): row
@@ -93,4 +93,6 @@ def _targets(
         return None
     found = [coco.truth(row, size, f"{who}: annotation {name}", who) for name, row in single.items()]
     granularity = Granularity.OBJECT if len(found) == 1 else Granularity.MULTI
-    return granularity, masks.union(found, size), [row.get("id") for row in single.values()]
+    source: dict[str, Any] = {"ann_id": [row.get("id") for row in single.values()]}
+    source |= coco.overlap_source(list(single.values()), found, size)
+    return granularity, masks.union(found, size), source

@@ -44,6 +44,7 @@ def read_refcoco(
             continue
         rle = instances.mask(ann_id, image_id, who)
         source: dict[str, Any] = {"ref_id": record.get("ref_id"), "ann_id": ann_id}
+        source |= instances.overlap_source([ann_id], [rle], image_id, who)
         for sentence in coco.asked(record, who, collector):
             expression = coco.target_expression(
                 collector.unique(f"{prefix}/{split}/{sentence.native_id}"),
