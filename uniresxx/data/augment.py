@@ -25,26 +25,32 @@ _BEFORE = "(?:far|top|bottom|upper|lower|middle|mid|center|front|back)?"
 _AFTER = "(?:most|hand|handed|hander|side|ward|wards|er|y|ie|ies)?"
 _SIDE = re.compile(rf"(?<![a-z])({_BEFORE})(left|right)({_AFTER})(?![a-z])", re.IGNORECASE)
 _SHORT = {"lhs": "rhs", "rhs": "lhs"}
+_HAND_SIDE = re.compile(r"\b[lr]hs\b", re.IGNORECASE)
 _WORD = re.compile(r"[a-z]+", re.IGNORECASE)
 _COUNT = re.compile(r"\b\d{1,2}(?:st|nd|rd|th)\b", re.IGNORECASE)
 
 # words beside which nothing is mirrored
 _REFUSED = frozenset(
-    # clock faces, ways of turning, sides that are not the picture's
-    "clock oclock clockwise counterclockwise anticlockwise facing faces port starboard driver drivers passenger "
-    "passengers stage southpaw east west eastern western northeast northwest southeast southwest "
-    # what is read in the picture
-    "says say saying read reads reading letter letters word words text number numbers numbered numeral digit "
-    "digits written writing spelled spelling initials logo reversed mirrored backwards backward "
-    # shortened or misspelt sides
-    "l r lt rt lft rgt lef leff letf lfet leftt rite rigth rihgt rigt riht rght righ ritgh rignt righr "
-    # other languages
-    "links rechts linke rechte gauche droite sinistra destra izquierda derecha izquierdo derecho esquerda direita "
-    "esquerdo direito lewa lewy prawa prawy vlevo vpravo"
-    .split()
-)  # fmt: skip
+    re.findall(
+        r"\w+",
+        # clock faces, ways of turning, sides that are not the picture's
+        "clock oclock clockwise counterclockwise anticlockwise facing faces port starboard driver drivers "
+        "passenger passengers stage southpaw east west eastern western northeast northwest southeast southwest "
+        # what is read in the picture
+        "says say saying read reads reading letter letters word words text number numbers numbered numeral "
+        "digit digits written writing spelled spelling initials logo reversed mirrored backwards backward "
+        # shortened or misspelt sides
+        "l r lt rt lft rgt lef leff letf lfet leftt rite rigth rihgt rigt riht rght righ ritgh rignt righr "
+        # other languages
+        "links rechts linke rechte gauche droite sinistra destra izquierda derecha izquierdo derecho "
+        "esquerda direita esquerdo direito lewa lewy prawa prawy vlevo vpravo",
+    )
+)
 _PLACES = frozenset(
-    "first second third fourth fifth sixth seventh eighth ninth tenth last next previous outer inner".split()
+    re.findall(
+        r"\w+",
+        "first second third fourth fifth sixth seventh eighth ninth tenth last next previous outer inner",
+    )
 )
 # "left" of leaving and remaining, "right" of correct and exactly
 _OTHER_SENSE = re.compile(
