@@ -351,11 +351,8 @@ def test_opening_a_mixture_refuses_what_means_nothing(tmp_path):
             open_mixture(parts, 4, 0, tmp_path)
     with pytest.raises(InputError, match="was not prepared with a guard"):
         open_mixture((MixturePart("free"),), 4, 0, tmp_path, guard="strict")
-    parts = (
-        MixturePart("toy", granularities=("none",)),
-        MixturePart("held", "val"),
-        MixturePart(str(tmp_path / "free")),
-    )
+    free = MixturePart(str(tmp_path / "free"))
+    parts = (MixturePart("toy", granularities=("none",)), MixturePart("held", "val"), free)
     with pytest.raises(InputError, match="twice"):  # both stores say they are toy/train
         open_mixture((MixturePart("toy"), free), 4, 0, tmp_path)
     mixture = open_mixture(parts, 4, 0, tmp_path, guard="published_data")
