@@ -36,11 +36,11 @@ from uniresxx.masks import area, decode, from_polygons
 from uniresxx.types import Expression, Granularity, ImageRecord
 
 NAME = "data_throughput"
-PHOTOS, SMALL_PHOTOS = 240, 12
+PHOTOS, SMALL_PHOTOS = 120, 12
 HEIGHT, WIDTH = 480, 640
 EXPRESSIONS = 7  # of one photo; RefCOCO has 7.1
 BATCH_IMAGES, SHOWN = 8, 8  # images of a batch, expressions of an image
-BATCHES, SMALL_BATCHES = 24, 3  # measured, after WARM_UP
+BATCHES, SMALL_BATCHES = 12, 3  # measured, after WARM_UP
 WARM_UP = 4
 REPEATS, SMALL_REPEATS = 5, 2
 STEPS = 8  # of training, for what a step takes
