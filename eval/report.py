@@ -75,7 +75,7 @@ def _cases(home: Path, entry: Mapping[str, Any], data: Path | None) -> dict[str,
     if not path.is_file():
         raise InputError(f"{path} is not there any more")
     root = data or (Path(entry["data"]) if entry.get("data") else None)
-    records = load_records(benchmark, root, entry.get("limit"))
+    records = load_records(entry.get("store") or benchmark, root, entry.get("limit"))
     return choose_cases(records, read_predictions(path, records))
 
 

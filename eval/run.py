@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from eval.score import load_records, origin, print_entry
+from eval.score import load_records, name_of, origin, print_entry
 from uniresxx.errors import InputError
 from uniresxx.evaluate import evaluate, evaluate_dialogues, read_about, score_file, write_metrics
 from uniresxx.protocols import protocol_of
@@ -35,19 +35,23 @@ def run(
     The same command continues where it stopped. InputError for wrong names, folders, or an OUT that holds the
     evaluation of another checkpoint or another way of decoding.
     """
-    for name in benchmarks:
+    names = {benchmark: name_of(benchmark, data) for benchmark in dict.fromkeys(benchmarks)}
+    for name in names.values():
         protocol_of(protocol).check(name)
+    if len(set(names.values())) < len(names):
+        raise InputError(f"{', '.join(names)}: two of them are the same benchmark; measure it once")
     from uniresxx.checkpoint import load_segmenter, resolve  # late: torch comes with the weights
 
     console = Console(stderr=True)
     # Once: a run that still trains may save, and thin out, between two looks.
     folder = resolve(checkpoint, lambda line: console.print(line, markup=False, highlight=False))
     identity = checkpoint_identity(folder)
-    loaded = {name: load_records(name, data, limit) for name in dict.fromkeys(benchmarks)}
+    loaded = {benchmark: load_records(benchmark, data, limit) for benchmark in names}
     segmenter = load_segmenter(folder)
-    _refuse_mixing(out, identity, rule or segmenter.decision_rule, anew=benchmarks if fresh else ())
+    _refuse_mixing(out, identity, rule or segmenter.decision_rule, anew=[*names.values()] if fresh else ())
     entries = []
-    for name, records in loaded.items():
+    for benchmark, records in loaded.items():
+        name = names[benchmark]
         entry = run_one(
             segmenter,
             records,
@@ -60,7 +64,8 @@ def run(
             fresh=fresh,
             console=console,
         )
-        entry |= origin(out / name / "predictions.jsonl", out, data, limit)
+        entry |= origin(out / name / "predictions.jsonl", out, data, limit, benchmark)
+        entry["training_data"] = trained_on(folder)
         write_metrics(out / "metrics.json", [entry])
         entries.append(entry)
     for entry in entries:
@@ -118,6 +123,14 @@ def checkpoint_identity(folder: Path) -> str:
             while block := file.read(1 << 20):
                 digest.update(block)
     return f"{folder.resolve().name}:{digest.hexdigest()[:16]}"
+
+
+def trained_on(folder: Path) -> list[dict[str, Any]] | None:
+    """What a checkpoint learned from and what the leak guard did, by data set; None where it does not say."""
+    from uniresxx.checkpoint import RECIPE, read_json
+
+    about = read_json(folder / RECIPE) if (folder / RECIPE).is_file() else {}
+    return about.get("training_data")
 
 
 def _refuse_mixing(out: Path, identity: str, rule: DecisionRule, anew: Sequence[str]) -> None:

@@ -33,29 +33,46 @@ def score(
     limit: int | None = None,
 ) -> list[dict[str, Any]]:
     """Score a predictions.jsonl, add it to OUT/metrics.json, print tables. InputError for bad files."""
-    protocol_of(protocol).check(benchmark)
+    name = name_of(benchmark, data)
+    protocol_of(protocol).check(name)
     if not predictions.is_file():
         raise InputError(f"{predictions} is no file: give a predictions.jsonl")
     records = load_records(benchmark, data, limit)
-    entry = score_file(predictions, records, benchmark, protocol) | origin(predictions, out, data, limit)
+    entry = score_file(predictions, records, name, protocol)
+    entry |= origin(predictions, out, data, limit, benchmark)
     write_metrics(out / "metrics.json", [entry])
     print_entry(entry)
     return [entry]
 
 
-def load_records(benchmark: str, data: Path | None, limit: int | None = None) -> list[ImageRecord]:
-    """Records of NAME/SPLIT, the first `limit` pictures; InputError for unknown names and missing files."""
-    from uniresxx.data.benchmarks import load_benchmark
+def name_of(benchmark: str, data: Path | None) -> str:
+    """NAME/SPLIT under which results are kept: of a prepared store, its data set and split."""
+    from uniresxx.data.benchmarks import benchmark_name
 
-    records = list(load_benchmark(benchmark, data))
+    return benchmark_name(benchmark, data)
+
+
+def load_records(benchmark: str, data: Path | None, limit: int | None = None) -> Sequence[ImageRecord]:
+    """Records of NAME/SPLIT or STORE/SPLIT, the first `limit` pictures; InputError for unknown names and
+    missing files."""
+    from uniresxx.data.benchmarks import open_benchmark
+
+    records = open_benchmark(benchmark, data)
     if not any(record.expressions for record in records):
         raise InputError(f"{benchmark} holds no expression: check --data {data}")
     return records if limit is None else records[:limit]
 
 
-def origin(predictions: Path, out: Path, data: Path | None, limit: int | None) -> dict[str, Any]:
-    """Where an entry's predictions and photographs lie, for the report."""
+def origin(
+    predictions: Path, out: Path, data: Path | None, limit: int | None, benchmark: str | None = None
+) -> dict[str, Any]:
+    """Where an entry's predictions, records and photographs lie, for the report."""
+    from uniresxx.data.benchmarks import find_store
+
+    store = None if benchmark is None else find_store(benchmark, data)
+    place = None if store is None else "/".join([str(store[0].resolve()), *filter(None, store[1:])])
     return {
+        "store": place,
         "predictions": os.path.relpath(predictions.resolve(), out.resolve()),
         "data": str(data.resolve()) if data else None,
         "limit": limit,
@@ -112,9 +129,17 @@ def notes(entry: Mapping[str, Any]) -> list[str]:
             f"two-turn follow-ups: mIoU {number(follow['mIoU'])} (N {follow['n_target']}), "
             f"N-acc {number(follow['N-acc'])} (N {follow['n_none']}), T-acc {number(follow['T-acc'])}"
         )
+    trained = [item["data"] for item in entry.get("training_data") or () if unguarded(item)]
+    if trained:
+        lines.append(f"published_data: trained without the leak guard on {', '.join(trained)}")
     if entry["benchmark"].startswith("scenes"):
         lines.append(SCENES_NOTE)
     return lines
+
+
+def unguarded(item: Mapping[str, Any]) -> bool:
+    """Whether a data set of a run was read with the leak guard off, or by nobody knows what."""
+    return item.get("guard", {}).get("mode") in ("published_data", "none")
 
 
 def print_entry(entry: Mapping[str, Any], console: Console | None = None) -> None:

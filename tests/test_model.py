@@ -16,8 +16,9 @@ from train.job import open_job
 from train.recipes import KNOWN
 from uniresxx import masks
 from uniresxx.checkpoint import load_segmenter, save_pretrained
+from uniresxx.data.batches import Batches, SceneSource
 from uniresxx.data.collate import collate, make_sample
-from uniresxx.data.mixture import Batches, RecordSource, SceneSource
+from uniresxx.data.mixture import Mixture, Pool
 from uniresxx.data.scenes import preset_of
 from uniresxx.data.templates import TRAINING_TEMPLATES, asked_branches, dialogue_turn, spoken_turn
 from uniresxx.errors import InputError
@@ -370,7 +371,7 @@ def test_options_a_source_would_ignore_are_refused() -> None:
 
 
 def test_batches_are_a_pure_function_of_step_and_micro(vocabulary: Vocabulary) -> None:
-    source = RecordSource([picture(i) for i in range(5)], seed=3)
+    source = Mixture((Pool.of("pictures", [picture(i) for i in range(5)], 3),), seed=3)
     whole = Batches(source, CONFIG, vocabulary, 7, 6, 1, 3, 0.5)
     halves = Batches(source, CONFIG, vocabulary, 7, 3, 2, 3, 0.5)
     late_first = [whole(2, 0), whole(0, 0)]
@@ -384,7 +385,7 @@ def test_batches_are_a_pure_function_of_step_and_micro(vocabulary: Vocabulary) -
 
 
 def test_an_epoch_shows_every_record_once() -> None:
-    source = RecordSource([picture(i) for i in range(5)], seed=3)
+    source = Mixture((Pool.of("pictures", [picture(i) for i in range(5)], 3),), seed=3)
     for epoch in range(3):
         assert sorted(source(slot).image_id for slot in range(5 * epoch, 5 * epoch + 5)) == list("01234")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,12 @@ from PIL import Image
 
 from mllm.tokens import Vocabulary
 from train.loop import Job
-from train.recipe import DataConfig, Recipe
-from uniresxx.data.benchmarks import load_benchmark
-from uniresxx.data.mixture import Batches, RecordSource, SceneSource, Source
+from train.recipe import Recipe, check
+from uniresxx.data.batches import Batches, SceneSource, Source
+from uniresxx.data.benchmarks import SCENES
+from uniresxx.data.census import texts_of
+from uniresxx.data.ledger import Ledger
+from uniresxx.data.mixture import Mixture, MixturePart, mixture_named, open_mixture
 from uniresxx.data.scenes import scene_record, text_corpus
 from uniresxx.data.scenes.lessons import COLOUR_FORMS, SIDE_FORMS
 from uniresxx.data.templates import TRAINING_TEMPLATES
@@ -30,8 +34,8 @@ from uniresxx.overlay import Layer, draw_overlay
 from uniresxx.segmenter import EVALUATION_TEMPLATE, Decoding, Segmenter
 from uniresxx.types import ImageRecord
 
-SCENES = ("scenes_easy", "scenes")
 CORPUS_LINES = 4_000
+CORPUS_TEXTS = 200_000  # of one data set, for the vocabulary
 SHOWN = 3  # pictures in an overlay
 
 # What `recipe.model` may be, and who builds it from a vocabulary.
@@ -43,54 +47,87 @@ BUILDERS: dict[type, Callable[[Any, Vocabulary], Any]] = {
 
 def open_job(recipe: Recipe, data: Path | None) -> Job:
     """Everything `train` needs. Raises InputError where the data cannot be read."""
-    source, shown, corpus, fingerprint = _open_data(recipe, data)
+    check(recipe)
+    found = _open_data(recipe, data)
     inputs = recipe.model.view if isinstance(recipe.model, FilmUNetConfig) else recipe.model
-    vocabulary = Vocabulary.train([*corpus, *TRAINING_TEMPLATES], inputs.mllm.vocabulary)
+    vocabulary = Vocabulary.train([*found.texts, *TRAINING_TEMPLATES], inputs.mllm.vocabulary)
     torch.manual_seed(recipe.seed)
     model = BUILDERS[type(recipe.model)](recipe.model, vocabulary)
     d = recipe.data
     batches = Batches(
-        source, inputs, vocabulary, recipe.seed,
-        d.batch_images, d.accumulate, d.expressions_per_image, d.dialogue_share,
+        found.source, inputs, vocabulary, recipe.seed,
+        d.batch_images, d.accumulate, d.expressions_per_image, d.dialogue_share, d.flip,
     )  # fmt: skip
-    extra = {"templates": {"training": list(TRAINING_TEMPLATES), "evaluation": EVALUATION_TEMPLATE}}
-    return Job(model, batches, lambda step: overlay(model, shown, step), fingerprint, extra)
+    extra = {
+        "templates": {"training": list(TRAINING_TEMPLATES), "evaluation": EVALUATION_TEMPLATE},
+        "training_data": found.about,
+    }
+    picture = (lambda step: overlay(model, found.shown, step)) if found.shown else None
+    ledger = Ledger(found.source.wanted, d.batch_images * d.accumulate, d.bad_share)
+    return Job(model, batches, picture, found.fingerprint, extra, ledger)
 
 
-def _open_data(recipe: Recipe, data: Path | None) -> tuple[Source, list[ImageRecord], list[str], str]:
-    """Source of training images, pictures for the overlay, text for the vocabulary, fingerprint of the data."""
+@dataclass(frozen=True)
+class _Data:
+    """Training images, pictures for the overlay, text for the vocabulary, what a run must find again."""
+
+    source: Source
+    shown: list[ImageRecord]
+    texts: list[str]
+    fingerprint: str
+    about: list[
+        dict[str, Any]
+    ]  # JSON, by data set: share of the expressions, fingerprint, what the guard did
+
+
+def _open_data(recipe: Recipe, data: Path | None) -> _Data:
     d, seed = recipe.data, recipe.seed
-    _check_source(d)
-    if d.source in SCENES:
+    parts = mixture_named(d.mixture) if d.mixture else d.parts
+    if not parts and d.source in SCENES:
         shown = [scene_record(d.source, "val", index) for index in range(SHOWN)]
         source = SceneSource(d.source, seed, d.first_preset, d.first_images, d.lesson_images)
-        return (
-            source,
-            shown,
-            [*text_corpus(d.source, CORPUS_LINES), *COLOUR_FORMS, *SIDE_FORMS],
-            f"{d.source}/{d.split}, seed {seed}",
-        )
-    records = load_benchmark(f"{d.source}/{d.split}", data)
+        texts = [*text_corpus(d.source, CORPUS_LINES), *COLOUR_FORMS, *SIDE_FORMS]
+        about = [{"data": f"{d.source}/train", "share": 1.0, "guard": {"mode": "drawn"}}]
+        return _Data(source, shown, texts, f"{d.source}/{d.split}, seed {seed}", about)
+    images = None if d.images is None else Path(d.images)
+    mixture = open_mixture(
+        parts or (MixturePart(d.source, d.split),), d.expressions_per_image, seed, data, images, d.guard
+    )
+    pools = {id(pool.records): pool for pool in mixture.pools}.values()  # parts may share a data set
+    texts = [text for pool in pools for text in texts_of(pool.records, CORPUS_TEXTS)]
+    about = [
+        {"data": pool.label, "share": mixture.wanted[pool.label], **pool.about} for pool in mixture.pools
+    ]
+    return _Data(mixture, _readable(mixture), texts, _fingerprint(mixture), about)
+
+
+def _fingerprint(mixture: Mixture) -> str:
+    """Of the content of every part: that of its store, else over its expressions."""
+    found = [str(p.about.get("fingerprint") or _digest(p.records)) for p in mixture.pools]
+    return found[0] if len(found) == 1 else sha256("\n".join(found).encode()).hexdigest()
+
+
+def _digest(records: Sequence[ImageRecord]) -> str:
     digest = sha256()
     for record in records:
         for e in record.expressions:
             digest.update(f"{e.expression_id}\0{e.text}\0{e.granularity}\0{e.rle}\n".encode())
-    corpus = [e.text for record in records for e in record.expressions]
-    return RecordSource(records, seed), records[:SHOWN], corpus, digest.hexdigest()
+    return digest.hexdigest()
 
 
-def _check_source(d: DataConfig) -> None:
-    """Raise InputError for options that this source would silently ignore."""
-    if d.source in SCENES and d.split != "train":
-        raise InputError(
-            f"--data.split {d.split}: scenes are trained on train only, the other splits measure"
-        )
-    if d.source not in SCENES and (d.first_preset or d.first_images or d.lesson_images):
-        raise InputError(
-            f"data.first_preset, first_images and lesson_images are for scenes, not for {d.source}"
-        )
-    if bool(d.first_preset) != bool(d.first_images):
-        raise InputError("data.first_preset and data.first_images go together: give both or neither")
+def _readable(mixture: Mixture) -> list[ImageRecord]:
+    """A few records of the first part whose photograph can be shown."""
+    pool, shown = mixture.pools[0], []
+    for row in pool.rows_N[: 10 * SHOWN]:
+        try:
+            record = pool.record(int(row))
+            photo_of(record)
+        except InputError:
+            continue
+        shown.append(record)
+        if len(shown) == SHOWN:
+            break
+    return shown
 
 
 def overlay(model: Segmenter, records: Sequence[ImageRecord], step: int) -> Image.Image:

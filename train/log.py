@@ -22,6 +22,7 @@ from uniresxx.files import write_atomic
 # Keys of a log line that are no loss term.
 FIXED = (
     "step", "loss", "loss_hex", "lr", "grad_norm", "expressions", "expressions_per_s", "seconds", "skipped",
+    "drawn",
 )  # fmt: skip
 _RATE_WINDOW = 20  # steps
 _CURVE_POINTS = 2000

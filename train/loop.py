@@ -27,9 +27,10 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from train.engine import Engine
-from train.log import Display, RunLog, draw_curve, print_line, trim_log
+from train.log import Display, RunLog, draw_curve, print_line, read_log, trim_log
 from train.recipe import Recipe, check, differences
 from uniresxx import checkpoint
+from uniresxx.data.ledger import DATA, QUARANTINE, DataError, Ledger
 from uniresxx.errors import InputError
 from uniresxx.files import png_bytes, write_atomic
 
@@ -57,6 +58,7 @@ class Job:
     overlay: (step) -> picture of what the model sees now; called in eval mode without gradients.
     fingerprint: identifies the data by content; a run continues only on the same data.
     extra: saved in recipe.json and not compared (prompt templates, …).
+    ledger: counts what was drawn, and keeps the samples that could not be prepared within their budget.
     """
 
     model: Any
@@ -64,6 +66,7 @@ class Job:
     overlay: Callable[[int], Image.Image] | None = None
     fingerprint: str = ""
     extra: Mapping[str, Any] = field(default_factory=dict)
+    ledger: Ledger | None = None
 
 
 @dataclass
@@ -111,7 +114,7 @@ class _Numbered(Dataset[Any]):
     def __getitem__(self, index: int) -> Any:
         try:
             return self.batches(index // self.accumulate, index % self.accumulate)
-        except InputError as error:
+        except (InputError, DataError) as error:
             return error  # raised again outside: a worker would wrap it into a page of traceback
 
 
@@ -141,6 +144,8 @@ def prefetch(
             for batch in micro:
                 if isinstance(batch, InputError):
                     raise batch
+                if isinstance(batch, DataError):
+                    raise TrainingError(str(batch))
             yield micro
     finally:
         del stream  # ends the workers now: an exception that holds this frame must not keep them
@@ -253,6 +258,7 @@ class _Run:
         if not state.finished:
             print_line(f"stopped and saved at step {state.step} of {steps}; continue with: {command}")
             return STOPPED
+        self._report()
         early = "" if state.step >= steps else " (optim.max_minutes)"
         print_line(f"trained {state.step} steps{early} in {state.seconds / 60:.1f} min: {self.out}")
         return DONE
@@ -265,6 +271,7 @@ class _Run:
         """One update, its log line and its guard."""
         state, engine = self.state, self.engine
         clip = self.recipe.optim.clip_norm
+        drawn = self._note(micro)
         result = do_step(engine, self.job.model, micro, state.step, clip, min(self._time_used(), 1.0))
         state.step += 1
         state.seconds = time.monotonic() - self.started
@@ -280,6 +287,8 @@ class _Run:
             "seconds": round(state.seconds, 3),
             "skipped": result.skipped,
         }
+        if drawn:
+            record["drawn"] = {key: count for key, count in drawn.items() if count}
         self.log.write(record)
         self.display.show(record)
         if result.skipped:
@@ -292,6 +301,22 @@ class _Run:
                     f"{GIVE_UP_AFTER} steps in a row were not finite; the last is {what}. "
                     "Look at these samples, or lower --optim.lr"
                 )
+
+    def _note(self, micro: Sequence[Any]) -> dict[str, int]:
+        """What the step draws, over all ranks. TrainingError where too much of it had to be replaced."""
+        if self.job.ledger is None:
+            return {}
+        try:
+            return self.engine.reduce(self.job.ledger.note(self.out, self.state.step, micro))
+        except DataError as error:
+            raise TrainingError(str(error)) from None
+
+    def _report(self) -> None:
+        """What the run was given, when it is done."""
+        if self.job.ledger is not None:
+            lines = (record.get("drawn", {}) for record in read_log(self.out / LOG))
+            for line in self.job.ledger.report(self.out, lines):
+                print_line(line)
 
     def _picture(self) -> None:
         """The overlay, where one is due; the training's random numbers and mode stay as they are."""
@@ -360,7 +385,7 @@ def _start_over(out: Path) -> None:
         (out / checkpoint.CHECKPOINTS / checkpoint.BEST).unlink(missing_ok=True)
     for path in (out / OVERLAYS).glob("step_*.png"):
         path.unlink()
-    for name in (LOG, CURVE, checkpoint.RECIPE):
+    for name in (LOG, CURVE, QUARANTINE, DATA, checkpoint.RECIPE):
         (out / name).unlink(missing_ok=True)
 
 

@@ -9,17 +9,19 @@ from typing import Any, Literal
 
 import tyro
 
+from uniresxx.data.benchmarks import SCENES
+from uniresxx.data.mixture import MixturePart, mixture_named
 from uniresxx.errors import InputError
 
 # Sections that change no weight: they may differ when a run is continued.
-FREE = ("log.", "eval.", "data.workers")
+FREE = ("log.", "eval.", "data.workers", "data.images", "data.bad_share")
 
 
 @dataclass(frozen=True)
 class DataConfig:
     """What is learned from. A step sees `batch_images * accumulate` images."""
 
-    source: str = "scenes_easy"  # "scenes_easy" | "scenes" | "mini_real" | …
+    source: str = "scenes_easy"  # "scenes_easy" | "scenes" | NAME of a data set | STORE[/SPLIT]
     split: str = "train"
     batch_images: int = 8  # images of one micro-batch
     accumulate: int = 1  # micro-batches of one step; losses do not depend on how a step is cut
@@ -29,6 +31,12 @@ class DataConfig:
     first_preset: str | None = None  # curriculum of the scenes: these pictures first …
     first_images: int = 0  # … for so many images
     lesson_images: int = 0  # curriculum of the scenes: so many images also ask for colours and sides alone
+    mixture: str = ""  # NAME of several data sets by weight, instead of `source`
+    parts: tyro.conf.Fixed[tuple[MixturePart, ...]] = ()  # the same, given by a recipe
+    guard: Literal["on", "strict", "published_data"] = "on"  # no training on photos of the benchmarks
+    images: str | None = None  # where the photographs of prepared stores lie now
+    flip: float = 0.0  # share of pictures mirrored with their words, where the words allow it
+    bad_share: float = 0.001  # of samples that may be replaced because they cannot be prepared
 
 
 @dataclass(frozen=True)
@@ -125,15 +133,44 @@ def check(recipe: Recipe) -> None:
     for name, number in above_zero.items():
         if number is not None and not number > 0:
             raise InputError(f"--{name} {number}: must be above 0")
-    fractions = {"optim.final_lr": recipe.optim.final_lr, "data.dialogue_share": recipe.data.dialogue_share}
+    fractions = {
+        "optim.final_lr": recipe.optim.final_lr,
+        "data.dialogue_share": recipe.data.dialogue_share,
+        "data.flip": recipe.data.flip,
+        "data.bad_share": recipe.data.bad_share,
+    }
     for name, fraction in fractions.items():
         if not 0 <= fraction <= 1:
             raise InputError(f"--{name} {fraction}: must be from 0 to 1")
+    _check_data(recipe.data)
     if not all(0 <= beta < 1 for beta in recipe.optim.betas):
         first, second = recipe.optim.betas
         raise InputError(f"--optim.betas {first} {second}: each must be at least 0 and below 1")
     if recipe.engine.zero_stage != 0:
         raise InputError(f"--engine.zero_stage {recipe.engine.zero_stage}: only 0 (one process) is built")
+
+
+def _check_data(d: DataConfig) -> None:
+    """Raise InputError for options of the data that contradict one another, or that it would silently ignore."""
+    if d.dialogue_share == 1:
+        raise InputError("--data.dialogue_share 1: leave room for expressions, at most 0.9 makes sense")
+    if d.mixture and d.parts:
+        raise InputError(f"--data.mixture {d.mixture}: this recipe brings its own parts")
+    if d.mixture:
+        mixture_named(d.mixture)
+    drawn = d.source in SCENES and not (d.mixture or d.parts)
+    if drawn and d.split != "train":
+        raise InputError(
+            f"--data.split {d.split}: scenes are trained on train only, the other splits measure"
+        )
+    if drawn and (d.flip or d.images):
+        raise InputError("data.flip and data.images are for photographs, not for scenes")
+    if not drawn and (d.first_preset or d.first_images or d.lesson_images):
+        raise InputError(
+            f"data.first_preset, first_images and lesson_images are for scenes, not for {d.mixture or d.source}"
+        )
+    if bool(d.first_preset) != bool(d.first_images):
+        raise InputError("data.first_preset and data.first_images go together: give both or neither")
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

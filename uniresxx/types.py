@@ -159,12 +159,14 @@ class Batch:
     dense_BHW3: torch.Tensor | None = None
     expression_ids: list[str] = field(default_factory=list)
     granularities: list[Granularity] = field(default_factory=list)
+    drawn: dict[str, int] = field(default_factory=dict)  # images and expressions, "<data set> <what>"
+    bad: list[Any] = field(default_factory=list)  # ledger.BadSample: what could not be prepared
 
     def to(self, device: Any) -> Batch:
         """The same batch on another device (the only device move in the project)."""
         moved = {}
         for item in fields(self):
             value = getattr(self, item.name)
-            if item.name not in ("expression_ids", "granularities") and value is not None:
+            if item.name not in ("expression_ids", "granularities", "drawn", "bad") and value is not None:
                 moved[item.name] = value.to(device)
         return replace(self, **moved)

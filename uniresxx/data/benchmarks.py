@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from uniresxx.data.readers import cris, hub, psalm
 from uniresxx.data.readers.grefcoco import read_grefcoco
@@ -13,6 +13,9 @@ from uniresxx.data.readers.refcoco import read_refcoco
 from uniresxx.data.readers.refcocom import known_stems, read_refcocom
 from uniresxx.errors import InputError
 from uniresxx.types import ImageRecord
+
+if TYPE_CHECKING:
+    from uniresxx.data.store import Store
 
 UNC_SPLITS = ("train", "val", "testA", "testB")
 SCENES = ("scenes", "scenes_easy")
@@ -56,8 +59,59 @@ def scene_splits(preset: str) -> list[str]:
     return [split for split in preset_of(preset).splits if split != "train"]
 
 
-def load_benchmark(name: str, data: Path | None) -> list[ImageRecord]:
-    """Records of NAME/SPLIT from the native layouts under `data` (not needed for scenes).
+def find_store(name: str, data: Path | None) -> tuple[Path, str | None] | None:
+    """(folder, split or None) of the prepared store that a name means; None where it means none.
+
+    A name is the path of a store, or of one below `data` or `data/stores`, with /SPLIT behind it or not. A
+    store is taken before a native layout of that name; names of scenes always mean the drawn ones.
+    """
+    if name.partition("/")[0] in SCENES:
+        return None
+    from uniresxx.data.store import store_named
+
+    below = () if data is None else (data / "stores", data)
+    for place in (Path(), *below):
+        found = store_named(str(place / name))
+        if found is not None:
+            return found
+    return None
+
+
+def benchmark_name(name: str, data: Path | None) -> str:
+    """NAME/SPLIT under which results of a benchmark are kept; for a store, its data set and split."""
+    found = find_store(name, data)
+    if found is None:
+        return name
+    from uniresxx.data.store import Store
+
+    store = Store.open(found[0])
+    return f"{store.name.partition('/')[0]}/{_split_of(store, found[1])}"
+
+
+def _split_of(store: Store, split: str | None) -> str:
+    """The split that was named, else the only one; InputError lists them."""
+    if split is None and len(store.splits) != 1:
+        raise InputError(f"{store.path}: name a split, as in {store.path}/{store.splits[0]}; it has "
+                         f"{', '.join(store.splits)}")  # fmt: skip
+    return split or store.splits[0]
+
+
+def open_benchmark(name: str, data: Path | None, images: Path | None = None) -> Sequence[ImageRecord]:
+    """Records of NAME/SPLIT, from its prepared store where there is one (find_store), else as load_benchmark.
+
+    Records of a store are parsed one by one as they are asked for; `images` is where its photographs lie now.
+    """
+    found = find_store(name, data)
+    if found is None:
+        return load_benchmark(name, data)
+    from uniresxx.data.store import Store
+
+    store = Store.open(found[0], images)
+    return store.records(_split_of(store, found[1]))
+
+
+def load_benchmark(name: str, data: Path | None) -> Sequence[ImageRecord]:
+    """Records of NAME/SPLIT from the native layouts under `data` (not needed for scenes), or of a store's path.
 
     Raises InputError: an unknown name (lists the known ones), no data folder, and all that the readers
     refuse.
@@ -67,8 +121,14 @@ def load_benchmark(name: str, data: Path | None) -> list[ImageRecord]:
         from uniresxx.data.scenes import benchmark_records
 
         return benchmark_records(dataset, split)
-    if not split or dataset not in (*REFCOCO, *CONVERTED, "grefcoco", "refcocom", "mini_real"):
-        raise InputError(f"unknown benchmark {name!r}; known: {', '.join(known_benchmarks())}")
+    if dataset not in (*REFCOCO, *CONVERTED, "grefcoco", "refcocom", "mini_real"):
+        if find_store(name, None) is not None:
+            return open_benchmark(name, None)
+        split = ""
+    if not split:
+        raise InputError(
+            f"unknown benchmark {name!r}: no prepared store, and none of {', '.join(known_benchmarks())}"
+        )
     if data is None:
         raise InputError(f"{name} is read from disk: give the root of the native layout with --data DIR")
     if not data.is_dir():

@@ -5,15 +5,18 @@ Shapes as in uniresxx.types.Batch.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
 from mllm.chat import IGNORE, Row, render
 from mllm.tokens import Vocabulary
+from uniresxx.data.ledger import BadSample
 from uniresxx.data.templates import dialogue_turn, expression_turn
+from uniresxx.errors import InputError
 from uniresxx.geometry import Letterbox
 from uniresxx.images import photo_of
 from uniresxx.masks import decode
@@ -28,10 +31,13 @@ class Sample:
 
     view: View
     row: Row
-    masks: list[RLE | None]
+    masks: list[np.ndarray | None]  # bool (H, W), high frame; None where there is no target
     granularities: list[Granularity]
     expression_ids: list[str]
     dense_HW3: np.ndarray | None
+    drawn: dict[str, int] = field(default_factory=dict)  # 1 image, expressions by granularity, dialogues
+    label: str = ""  # the data set it is of
+    bad: tuple[BadSample, ...] = ()  # samples it stands in for
 
 
 def make_sample(
@@ -42,7 +48,10 @@ def make_sample(
     config: UniRESPlusPlusConfig,
     vocabulary: Vocabulary,
 ) -> Sample:
-    """Render expressions (with template `choices[i]`) and dialogues of one image into one row."""
+    """Render expressions (with template `choices[i]`) and dialogues of one image into one row.
+
+    Raises InputError: its photo or a mask is not there, damaged, or not of the record's size.
+    """
     row = Row()
     masks: list[RLE | None] = []
     kinds: list[Granularity] = []
@@ -60,7 +69,9 @@ def make_sample(
             ids.append(dialogue.dialogue_id)
     assert len(row.decisions) == len(masks), (len(row.decisions), len(masks))
     view = view_photo(photo_of(record), config, record)
-    return Sample(view, row, masks, kinds, ids, _dense(record, view.letterbox))
+    framed = [None if rle is None else _framed(rle, record, view.letterbox) for rle in masks]
+    drawn = {"images": 1, "dialogues": len(dialogues)} | Counter(str(e.granularity) for e in expressions)
+    return Sample(view, row, framed, kinds, ids, _dense(record, view.letterbox), drawn)
 
 
 def _dense(record: ImageRecord, letterbox: Letterbox) -> np.ndarray | None:
@@ -88,11 +99,8 @@ def collate(samples: Sequence[Sample], config: UniRESPlusPlusConfig, vocabulary:
         )
 
     side = config.mllm.high_size
-    masks = [
-        np.zeros((side, side), dtype=bool) if rle is None else _frame(decode(rle), s.view.letterbox)
-        for s in samples
-        for rle in s.masks
-    ]
+    nothing = np.zeros((side, side), dtype=bool)
+    masks = [nothing if mask is None else mask for s in samples for mask in s.masks]
     boxes = pad_boxes([s.view for s in samples], config)
     dense = [s.dense_HW3 for s in samples]
     known = [d for d in dense if d is not None]
@@ -109,7 +117,7 @@ def collate(samples: Sequence[Sample], config: UniRESPlusPlusConfig, vocabulary:
         position_BT=rows("position_T", 0),
         image_of_expr_E=torch.tensor([b for b, s in enumerate(samples) for _ in s.masks], dtype=torch.long),
         seg_position_E=torch.tensor([p for s in samples for p in s.row.decisions], dtype=torch.long),
-        present_E=torch.tensor([rle is not None for s in samples for rle in s.masks], dtype=torch.bool),
+        present_E=torch.tensor([mask is not None for s in samples for mask in s.masks], dtype=torch.bool),
         masks_EHW=torch.from_numpy(np.stack(masks))
         if masks
         else torch.zeros(0, side, side, dtype=torch.bool),
@@ -120,7 +128,12 @@ def collate(samples: Sequence[Sample], config: UniRESPlusPlusConfig, vocabulary:
     )
 
 
-def _frame(mask_yx: np.ndarray, letterbox: Letterbox) -> np.ndarray:
-    if mask_yx.shape == (letterbox.side, letterbox.side):
-        return mask_yx
-    return letterbox.mask(mask_yx)
+def _framed(rle: RLE, record: ImageRecord, letterbox: Letterbox) -> np.ndarray:
+    """Bool mask (S, S) of a mask of the photo."""
+    if list(rle["size"]) != [record.height, record.width]:
+        raise InputError(
+            f"image {record.image_id}: a mask is {rle['size']} (height, width), its photo "
+            f"{[record.height, record.width]}"
+        )
+    mask_yx = decode(rle)
+    return mask_yx if mask_yx.shape == (letterbox.side, letterbox.side) else letterbox.mask(mask_yx)
