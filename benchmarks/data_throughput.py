@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,7 @@ def opened(folder: Path, photos: int) -> Bench:
     recipe = replace(recipe, data=data, model=model)
     job = open_job(recipe, None)
     mixture = open_mixture((MixturePart(data.source),), SHOWN, recipe.seed)
+    assert isinstance(job.batches, Batches)
     return Bench(recipe, replace(job.batches, source=mixture), job.model)
 
 
@@ -179,8 +181,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         bench = opened(Path(folder), photos)
         found = interleaved(
-            {str(n): lambda n=n: bench.samples_per_s(n, batches) for n in (1, 2)},
-            repeats,  # type: ignore[misc]
+            {str(n): partial(bench.samples_per_s, n, batches) for n in (1, 2)},
+            repeats,
         )
         details = {
             "percent_of_a_sample": shares(bench, photos // 4),
