@@ -12,7 +12,8 @@ alone takes (its memory is below a page) and how long one pass over all rows is.
 Memory is private: Private_Clean + Private_Dirty of /proc/self/smaps_rollup, after less before, in the process
 itself. growth_100x: time to open a store of 100 times the rows over that of the small one, the same records
 repeated and written as rows of their own. Medians. On a busy machine a long arm is interrupted more often than
-a short one: processor_time_ratio in the details is free of that. The set takes 0.5 GB of disk, in --work DIR or for a while.
+a short one: processor_time_ratio in the details is free of that. The set takes 0.6 GB of disk, in --work DIR or
+for as long as this runs.
 """
 
 from __future__ import annotations
