@@ -71,4 +71,4 @@ def seeds() -> list[bytes]:
 if __name__ == "__main__":
     from _fuzz import run
 
-    run(check, seeds())
+    run(__file__)
