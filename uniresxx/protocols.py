@@ -27,11 +27,20 @@ class Protocol:
     judge: Callable[[Expression, Prediction], Outcome]
     counted: Callable[[ImageRecord], Sequence[Expression]]
     refuses: tuple[str, ...] = ()  # names of benchmarks, without the split
+    undefined: tuple[str, ...] = ()  # keys of scores that this way of scoring does not know
 
     def check(self, benchmark: str) -> None:
         """Raise InputError where the protocol is not defined for the benchmark (NAME/SPLIT)."""
         if benchmark.split("/")[0] in self.refuses:
             raise InputError(f"protocol {self.name!r} is not defined on {benchmark}: use --protocol strict")
+
+    def padded(self, records: Sequence[ImageRecord], world_size: int) -> Sequence[str]:
+        """Ids of the expressions that count again where a sampler pads the pictures to a multiple of
+        `world_size` by repeating the first ones."""
+        if not records:
+            return []
+        repeated = (records[k % len(records)] for k in range(-len(records) % world_size))
+        return [e.expression_id for record in repeated for e in self.counted(record)]
 
     def tally_image(self, record: ImageRecord, predictions: Mapping[str, Prediction]) -> Tally:
         """Judge every counted expression of one picture; a missing prediction is a KeyError (check files
