@@ -37,7 +37,7 @@ from uniresxx.predictions import (
 )
 from uniresxx.protocols import STRICT, has_target, protocol_of
 from uniresxx.rejection import FLAG, Rejection
-from uniresxx.scoring import entry_of, tally_answers
+from uniresxx.scoring import Scored, entry_of, tally_answers
 from uniresxx.segmenter import Decoding, Question, Segmenter
 from uniresxx.types import Dialogue, Expression, Granularity, ImageRecord, Phrase, Prediction, Segment
 
@@ -294,10 +294,7 @@ def score_file(
     """
     way = protocol_of(protocol)
     way.check(benchmark)
-    problems = Problems()
-    answers = stream_predictions(path, sizes_of(records), problems, rejection.apply)
-    scored = tally_answers(answers, records, way, padded_world_size)
-    problems.add_missing(scored.missing, scored.expressions)
+    scored, problems = tally_file(path, records, protocol, rejection, padded_world_size)
     if problems and not allow_partial:
         raise InputError(f"{path}: {problems}; --allow-partial scores the rest")
     if len(scored.missing) == scored.expressions:
@@ -313,6 +310,21 @@ def score_file(
     if about is not None and images.exists():
         entry |= _image_summary(images, {r.image_id for r in records})
     return entry
+
+
+def tally_file(
+    path: Path,
+    records: Sequence[ImageRecord],
+    protocol: str = STRICT.name,
+    rejection: Rejection = FLAG,
+    padded_world_size: int | None = None,
+) -> tuple[Scored, Problems]:
+    """The counters of everything that fits in a predictions.jsonl or a folder of PNGs, and what does not."""
+    problems = Problems()
+    answers = stream_predictions(path, sizes_of(records), problems, rejection.apply)
+    scored = tally_answers(answers, records, protocol_of(protocol), padded_world_size)
+    problems.add_missing(scored.missing, scored.expressions)
+    return scored, problems
 
 
 def score_predictions(

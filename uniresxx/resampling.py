@@ -39,7 +39,9 @@ def bootstrap(
     used = images_IGK[:, :, 0].sum(axis=1) > 0
     images_IGK, twins_I2 = images_IGK[used], twins_I2[used]
     count, kinds, columns = images_IGK.shape
-    rows_IS = np.concatenate([images_IGK.reshape(count, kinds * columns), twins_I2], axis=1).astype(np.float64)
+    rows_IS = np.concatenate([images_IGK.reshape(count, kinds * columns), twins_I2], axis=1).astype(
+        np.float64
+    )
     sums_RS = _resampled(rows_IS, resamples) if count > 1 else np.zeros((0, rows_IS.shape[1]))
     parts_RGK = sums_RS[:, : kinds * columns].reshape(-1, kinds, columns)
     by_kind = scores_of_rows(parts_RGK)
