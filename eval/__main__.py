@@ -100,7 +100,6 @@ def _stop(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def _run(args: argparse.Namespace) -> None:
-    signal.signal(signal.SIGTERM, _stop)  # as Ctrl-C: what is answered is on disk
     from eval.run import run
 
     run(
@@ -158,14 +157,18 @@ COMMANDS = {"run": _run, "score": _score, "compare": _compare, "report": _report
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
+    command = ""
     try:
         args = parser().parse_args(argv)
+        command = args.command
+        signal.signal(signal.SIGTERM, _stop)  # as Ctrl-C
         out = getattr(args, "out", None)
         if out is not None and out.exists() and not out.is_dir():
             raise InputError(f"--out {out} is a file: give a folder")
-        COMMANDS[args.command](args)
+        COMMANDS[command](args)
     except KeyboardInterrupt:
-        print("stopped: what was answered is kept; the same command continues", file=sys.stderr)
+        kept = "what was answered is kept; the same command continues"
+        print(f"stopped: {kept if command == 'run' else 'nothing was changed'}", file=sys.stderr)
         return EXIT_STOPPED
     except InputError as error:
         print(f"eval: {_one_line(error)}", file=sys.stderr)
