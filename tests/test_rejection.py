@@ -125,5 +125,5 @@ def test_only_a_val_split_may_tune(tmp_path, name):
 
 def test_bad_files_tune_nothing(tmp_path):
     path = write(tmp_path / "val.jsonl", "val", lambda k, there: 0.5, p_absent=None)
-    with pytest.raises(InputError, match="line 1: rule p_absent needs `p_absent`.*40 missing"):
+    with pytest.raises(InputError, match=r"line 1: rule p_absent needs `p_absent`.*40 missing"):
         tune(path, records("val"), "m/val")

@@ -87,8 +87,16 @@ def test_the_order_of_the_file_changes_nothing(tmp_path, seed):
 
 
 def test_sizes_and_lengths_have_the_edges_they_say():
-    assert [size_name(n) for n in (1, 1023, 1024, 9215, 9216)] == "small small medium medium large".split()
-    assert [length_name(n) for n in (1, 2, 3, 5, 6, 10, 11)] == ("1-2 1-2 3-5 3-5 6-10 6-10 11+".split())
+    assert [size_name(n) for n in (1, 1023, 1024, 9215, 9216)] == [
+        "small",
+        "small",
+        "medium",
+        "medium",
+        "large",
+    ]
+    assert [length_name(n) for n in (1, 2, 3, 5, 6, 10, 11)] == (
+        ["1-2", "1-2", "3-5", "3-5", "6-10", "6-10", "11+"]
+    )
 
 
 def test_breakdowns_are_the_scores_of_their_expressions():
@@ -219,7 +227,7 @@ def test_numbers_of_hundreds_of_digits_and_odd_segments_are_refused_not_raised(t
     name = NAMES[0]
     path = tmp_path / "p.jsonl"
     for text in ('"score":1' + "0" * 400, '"segments":5', '"segments":{"a":1}', '"p_absent":-1e999'):
-        path.write_text('{"expression_id":"%s","rejected":true,%s}\n' % (name, text))
+        path.write_text(f'{{"expression_id":"{name}","rejected":true,{text}}}\n')
         problems = Problems()
         assert list(stream_predictions(path, sizes_of(RECORDS), problems)) == []
         assert problems.kinds == {"wrong values": 1} and len(str(problems)) < 300
