@@ -128,7 +128,9 @@ def by_runs(made: Sequence[Pair], *, check: bool) -> Callable[[], tuple[float, A
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure; the last line is one JSON object."""
     options = parser("evaluation_loop", __doc__)
-    options.add_argument("--metrics-only", action="store_true", help="only metric_ratio (all there is so far)")
+    options.add_argument(
+        "--metrics-only", action="store_true", help="only metric_ratio (all there is so far)"
+    )
     args = options.parse_args(argv)
     if not args.metrics_only:
         print("expressions_ratio and llm_ratio are not yet measured; what follows is metric_ratio alone")

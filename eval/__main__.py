@@ -13,6 +13,7 @@ from typing import NoReturn
 
 from uniresxx.cli import OneLineParser
 from uniresxx.errors import InputError
+from uniresxx.protocols import PROTOCOLS
 from uniresxx.rejection import CRITERION, RULE_NAMES, RULES
 
 EXIT_FAILED, EXIT_INPUT, EXIT_STOPPED = 1, 2, 75
@@ -70,9 +71,10 @@ def parser() -> argparse.ArgumentParser:
             help="what counts as rejected: " + "; ".join(f"{k} = {v}" for k, v in RULE_NAMES.items()),
         )  # fmt: skip
         command.add_argument("--threshold", type=float, metavar="X", help="of p_absent")
+    ways = ", ".join(protocol.name for protocol in PROTOCOLS)
     for command in (run, score, compare):
         command.add_argument("--data", type=Path, metavar="DIR", help="root of the native layouts")
-        command.add_argument("--protocol", default="strict", help="default: strict")
+        command.add_argument("--protocol", default="strict", help=f"one of {ways}; default: strict")
         command.add_argument("--limit", type=_positive, metavar="N", help="only the first N pictures")
     for command in (run, score):
         command.add_argument("--out", type=Path, required=True, metavar="DIR")

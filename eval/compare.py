@@ -71,7 +71,7 @@ def _print(
         rows.append(
             [key, f"{values['a']:.1f}", f"{values['b']:.1f}", f"{values['difference']:+.1f}", limits, p]
         )
-    header = ["score", "A", "B", "A - B", f"{CONFIDENCE:.0%} interval", "p"]
+    header = ["score", "A", "B", "A - B", f"{100 * CONFIDENCE:.0f} % interval", "p"]
     print_table(console, header, rows, f"{benchmark}, protocol {protocol}, {pictures} pictures")
     for line in (
         f"A {a}",

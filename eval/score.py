@@ -178,13 +178,14 @@ def notes(entry: Mapping[str, Any]) -> list[str]:
         lines.append(f"left out: {entry['problems']}")
     if entry.get("padded_world_size"):
         lines.append(
-            f"padded as for {entry['padded_world_size']} processes: repeated expressions count again"
+            f"padded as for {entry['padded_world_size']} processes: {entry['padded_expressions']} expressions "
+            "count again" + ("" if entry["padded_expressions"] else " (this protocol pads nothing here)")
         )
     if entry.get("intervals"):
+        how = entry["intervals"]
         lines.append(
-            "{level:.0%} intervals: {resamples} bootstrap resamples of the pictures, seed {seed}".format(
-                **entry["intervals"]
-            )
+            f"{100 * how['level']:.0f} % intervals: {how['resamples']} bootstrap resamples of {how['images']} "
+            f"pictures, seed {how['seed']}"
         )
     lines += [f"{name.replace('_', ' ')}: {what}" for name, what in TRIVIAL_NAMES.items()]
     if entry.get("proposal_recall"):

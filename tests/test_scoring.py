@@ -6,6 +6,7 @@ import json
 import random
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -115,8 +116,6 @@ def test_breakdowns_are_the_scores_of_their_expressions():
 
 
 def test_what_a_protocol_does_not_know_is_null_everywhere(monkeypatch):
-    from dataclasses import replace
-
     way = replace(STRICT, name="odd", undefined=("gIoU", "N-acc"))
     monkeypatch.setattr("uniresxx.protocols.PROTOCOLS", (way,))
     entry = score_predictions(answers(), RECORDS, "made/val", "odd")
@@ -128,23 +127,33 @@ def test_what_a_protocol_does_not_know_is_null_everywhere(monkeypatch):
     assert entry["overall"]["mIoU"] is not None
 
 
-def test_padding_counts_the_first_pictures_again():
-    """12 pictures on 5 processes are padded to 15, on 24 every picture comes twice."""
-    found = answers(2)
-    given = list(found.items())
-    padded = tally_answers(given, RECORDS, STRICT, 5).tallies["model"]
-    twice = tally_answers([p for p in given if p[0] in sizes_of(RECORDS[:3])], RECORDS[:3], STRICT)
-    once = tally_answers(given, RECORDS, STRICT)
-    assert padded.overall == once.tallies["model"].overall.merge(twice.tallies["model"].overall)
-    assert padded.twins == once.tallies["model"].twins
-    assert tally_answers(given, RECORDS, STRICT, 6).tallies == once.tallies
-    doubled = tally_answers(given, RECORDS, STRICT, 24).tallies["model"].overall
-    assert doubled == once.tallies["model"].overall.merge(once.tallies["model"].overall)
+def repeat_first(records, world_size):
+    """What a sampler does that pads with the first pictures, from the start again where they do not suffice."""
+    numbers = (k % len(records) for k in range(-len(records) % world_size))
+    return [e.expression_id for k in numbers for e in records[k].expressions]
+
+
+def test_padding_counts_what_the_protocol_says_again():
+    """12 pictures on 5 processes are padded to 15, on 24 each comes twice, on 36 three times."""
+    way = replace(STRICT, padded=repeat_first)
+    given = list(answers(2).items())
+    once = tally_answers(given, RECORDS, way)
+    padded = tally_answers(given, RECORDS, way, 5)
+    twice = tally_answers([p for p in given if p[0] in sizes_of(RECORDS[:3])], RECORDS[:3], way)
+    for name, tally in once.tallies.items():
+        both = tally.overall.merge(twice.tallies[name].overall)
+        assert padded.tallies[name].overall == both
+        assert padded.tallies[name].twins == tally.twins
+    assert (once.repeated, padded.repeated) == (0, 12)
+    assert tally_answers(given, RECORDS, way, 6).tallies == once.tallies
+    model = once.tallies["model"].overall
+    assert tally_answers(given, RECORDS, way, 24).tallies["model"].overall == model.merge(model)
+    thrice = tally_answers(given, RECORDS, way, 36).tallies["model"].overall
+    assert thrice == model.merge(model).merge(model)
+    assert tally_answers(given, RECORDS, STRICT, 36).tallies == once.tallies  # strict never pads
 
 
 def test_expressions_that_are_not_counted_need_no_answer(tmp_path, monkeypatch):
-    from dataclasses import replace
-
     way = replace(STRICT, name="first", counted=lambda record: record.expressions[:1])
     monkeypatch.setattr("uniresxx.protocols.PROTOCOLS", (way,))
     found = answers()

@@ -18,6 +18,11 @@ from uniresxx.types import Expression, ImageRecord, Prediction
 _ANSWER_MARKS = ("[SEG]", "[REJ]")
 
 
+def no_padding(records: Sequence[ImageRecord], world_size: int) -> Sequence[str]:
+    """Nothing counts twice, on however many processes."""
+    return ()
+
+
 @dataclass(frozen=True, slots=True)
 class Protocol:
     """One way of scoring, as a value."""
@@ -27,20 +32,14 @@ class Protocol:
     judge: Callable[[Expression, Prediction], Outcome]
     counted: Callable[[ImageRecord], Sequence[Expression]]
     refuses: tuple[str, ...] = ()  # names of benchmarks, without the split
-    undefined: tuple[str, ...] = ()  # keys of scores that this way of scoring does not know
+    undefined: tuple[str, ...] = ()  # score keys that this way of scoring does not have
+    # (records, world size) -> ids of the expressions that sampler padding counts once more, each as often
+    padded: Callable[[Sequence[ImageRecord], int], Sequence[str]] = no_padding
 
     def check(self, benchmark: str) -> None:
         """Raise InputError where the protocol is not defined for the benchmark (NAME/SPLIT)."""
         if benchmark.split("/")[0] in self.refuses:
             raise InputError(f"protocol {self.name!r} is not defined on {benchmark}: use --protocol strict")
-
-    def padded(self, records: Sequence[ImageRecord], world_size: int) -> Sequence[str]:
-        """Ids of the expressions that count again where a sampler pads the pictures to a multiple of
-        `world_size` by repeating the first ones."""
-        if not records:
-            return []
-        repeated = (records[k % len(records)] for k in range(-len(records) % world_size))
-        return [e.expression_id for record in repeated for e in self.counted(record)]
 
     def tally_image(self, record: ImageRecord, predictions: Mapping[str, Prediction]) -> Tally:
         """Judge every counted expression of one picture; a missing prediction is a KeyError (check files

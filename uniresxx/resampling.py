@@ -48,6 +48,7 @@ def bootstrap(
     return {
         "level": CONFIDENCE,
         "resamples": resamples,
+        "images": count,
         "seed": SEED,
         "overall": _intervals(scores_of_rows(parts_RGK.sum(axis=1)), undefined),
         "by_granularity": {

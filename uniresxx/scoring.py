@@ -31,6 +31,7 @@ class Scored:
     images_IGK: np.ndarray  # int64, the model's counters per picture
     twins_I2: np.ndarray  # int64: complete twin groups per picture, answered ones
     expressions: int  # that the protocol counts
+    repeated: int = 0  # expressions that padding counted again
     missing: list[str] = field(default_factory=list)  # of these, the ones without an answer
     tallies: dict[str, Tally] = field(
         default_factory=lambda: {name: Tally() for name in (MODEL, *TRIVIAL_NAMES)}
@@ -80,6 +81,7 @@ def tally_answers(
         picture = open_pictures[number]
         expression = picture.waiting.pop(name)
         picture.answered.append(expression)
+        scored.repeated += again[name]
         for answer, given in ((MODEL, prediction), ("never_reject", never_reject(prediction))):
             picture.outcomes[answer] += [_judge(way, expression, given)] * (1 + again[name])
         if not picture.waiting:
@@ -142,6 +144,7 @@ def entry_of(
         "n_expressions": model.overall.n,
         "partial": partial if scored.missing else None,
         "padded_world_size": padded_world_size,
+        "padded_expressions": scored.repeated,
         **_scores(model, way),
         **{
             key: {part: _defined(c.scores(), way) for part, c in counts.items()}
