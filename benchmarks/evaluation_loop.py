@@ -2,7 +2,8 @@
 
 The usual way (LISA-like evaluations, see docs/eval.md): prediction and truth as dense masks in memory, pixels
 that agree gathered, then three histograms of two bins. Ours: run-length codes in memory, judged by the strict
-protocol and added to the counters. Both on one thread, in CPU time, which other programs do not stretch; both must find the same areas, pixel by pixel.
+protocol and added to the counters. Both on one thread, in CPU time, which other programs hardly stretch; both
+must find the same areas.
 The histograms get float masks, as the CPU wants them, so no conversion is charged to them; on a GPU the usual
 way is faster, and the copy to it comes on top.
 
