@@ -686,6 +686,15 @@ def test_scoring_leaves_the_files_beside_the_predictions_alone(cli, tmp_path):
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
 
 
+def test_another_file_in_an_evaluation_folder_is_not_its_answer(cli, tmp_path):
+    cli("run", "--checkpoint", "c", "--benchmark", "made/val", "--out", tmp_path / "o")
+    folder = tmp_path / "o/made/val"
+    (folder / "other.jsonl").write_text((folder / "predictions.jsonl").read_text())
+    for name, checkpoint in (("predictions", "c"), ("other", None)):
+        entry = score_file(folder / f"{name}.jsonl", RECORDS, "made/val")
+        assert entry["checkpoint"] == checkpoint and (entry["decoding"] is None) == (checkpoint is None)
+
+
 def test_a_file_that_is_no_metrics_file_is_refused_before_the_work(cli, tmp_path):
     path, out = scored(cli, tmp_path)
     (out / "metrics.json").write_text('{"mine": 1}')

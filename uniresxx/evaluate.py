@@ -296,19 +296,19 @@ def score_file(
     way.check(benchmark)
     scored, problems = tally_file(path, records, protocol, rejection, padded_world_size)
     if problems and not allow_partial:
-        raise InputError(f"{path}: {problems}; --allow-partial scores the rest")
+        raise InputError(f"{path}: {problems}; `python -m eval score … --allow-partial` scores the rest")
     if len(scored.missing) == scored.expressions:
         raise InputError(f"{path}: no expression of {benchmark} is answered: {problems}")
     entry = entry_of(scored, benchmark, way, rejection, padded_world_size) | {"versions": versions()}
     if problems:
         entry["problems"] = str(problems)
-    about = read_about(path.parent)
+    files = EvaluationFiles(path.parent)
+    about = read_about(path.parent) if path.name == files.predictions.name else None
     if about is not None:
         entry["decoding"], entry["template"] = about["decoding"], about["decoding"]["template"]
         entry["checkpoint"] = about["checkpoint"]
-    images = EvaluationFiles(path.parent).images
-    if about is not None and images.exists():
-        entry |= _image_summary(images, {r.image_id for r in records})
+    if about is not None and files.images.exists():
+        entry |= _image_summary(files.images, {r.image_id for r in records})
     return entry
 
 
