@@ -6,12 +6,20 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from uniresxx import masks
 from uniresxx.errors import InputError
-from uniresxx.predictions import JsonlWriter, from_json, read_predictions, to_json
+from uniresxx.predictions import (
+    JsonlWriter,
+    Problems,
+    from_json,
+    read_predictions,
+    sizes_of,
+    stream_predictions,
+    to_json,
+)
 from uniresxx.types import Expression, Granularity, ImageRecord, Prediction, Segment
 
 H, W = 5, 8
@@ -142,3 +150,34 @@ def test_all_problems_are_listed_and_long_lists_are_cut(tmp_path):
 def test_a_missing_file_is_a_clear_line(tmp_path):
     with pytest.raises(InputError, match="cannot be read"):
         read_predictions(tmp_path / "nope.jsonl", [record()])
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=6),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3),
+    max_leaves=6,
+)
+keys = ("expression_id", "rejected", "mask", "mask_if_forced", "score", "p_absent", "text", "segments")
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from(["a", "b", "c"]), st.dictionaries(st.sampled_from(keys), anything)))
+)
+def test_any_json_is_read_or_listed_and_nothing_is_raised(tmp_path_factory, lines):
+    path = tmp_path_factory.getbasetemp() / "any.jsonl"
+    path.write_text("".join(json.dumps(good(name) | changes) + "\n" for name, changes in lines))
+    problems = Problems()
+    found = list(stream_predictions(path, sizes_of([record()]), problems))
+    assert len(found) + problems.entries == len(lines)
+    assert len({name for name, _ in found}) == len(found)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.binary(max_size=200))
+def test_any_bytes_are_listed_and_nothing_is_raised(tmp_path_factory, data):
+    path = tmp_path_factory.getbasetemp() / "bytes.jsonl"
+    path.write_bytes(data)
+    problems = Problems()
+    assert list(stream_predictions(path, sizes_of([record()]), problems)) == []
+    assert bool(problems) == bool(data.replace(b"\n", b"").strip())
