@@ -1,0 +1,138 @@
+"""What a report is about: evaluated folders, their scores, and every answer judged again from its file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from eval.cases import Case, judge_all
+from eval.score import load_records
+from uniresxx import masks
+from uniresxx.errors import InputError
+from uniresxx.evaluate import read_metrics
+from uniresxx.predictions import read_predictions
+from uniresxx.protocols import protocol_of
+from uniresxx.types import ImageRecord, Prediction
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One entry of one folder's metrics.json: its scores, and its answers or the reason why there are
+    none."""
+
+    label: str
+    folder: Path
+    entry: Mapping[str, Any]
+    cases: Sequence[Case]
+    missing: str | None
+
+    @property
+    def title(self) -> str:
+        """NAME/SPLIT."""
+        return f"{self.entry['benchmark']}/{self.entry['split']}"
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """All runs of one benchmark, side by side; labels are unique."""
+
+    title: str
+    runs: Sequence[Run]
+
+    @property
+    def answered(self) -> list[Run]:
+        """Runs whose single answers are known, once per set of answers however many protocols scored it."""
+        found: dict[tuple[Any, ...], Run] = {}
+        for run in self.runs:
+            rule = (run.entry.get("rejection") or {}).get("rule")
+            if run.cases:
+                found.setdefault((run.folder, run.entry.get("predictions"), rule), run)
+        return list(found.values())
+
+
+def read_runs(folders: Sequence[Path], data: Path | None) -> list[Run]:
+    """Every entry of every folder's metrics.json. InputError where a folder holds no scores."""
+    found = []
+    for folder in dict.fromkeys(folders):
+        home = next((f for f in (folder, folder / "eval") if (f / "metrics.json").is_file()), None)
+        if home is None:
+            raise InputError(
+                f"{folder} holds no metrics.json: run `python -m eval run … --out {folder}` first"
+            )
+        entries = read_metrics(home / "metrics.json")
+        several = len({entry.get("protocol") for entry in entries}) > 1
+        for entry in entries:
+            if "counts" not in entry or "trivial" not in entry:
+                raise InputError(
+                    f"{home / 'metrics.json'} was not written by `python -m eval`: score it again"
+                )
+            label = (folder.name or str(folder)) + (f" ({entry['protocol']})" if several else "")
+            found.append(_run(label, folder, home, entry, data))
+    return found
+
+
+def _run(label: str, folder: Path, home: Path, entry: Mapping[str, Any], data: Path | None) -> Run:
+    try:
+        return Run(label, folder, entry, _cases(home, entry, data), None)
+    except InputError as error:  # the numbers are still worth a page
+        return Run(label, folder, entry, (), str(error))
+
+
+def group_runs(runs: Sequence[Run]) -> list[Group]:
+    """Runs by benchmark, in order of appearance; equal labels are numbered."""
+    groups = []
+    for title in dict.fromkeys(run.title for run in runs):
+        labels: dict[str, int] = {}
+        members = []
+        for run in (r for r in runs if r.title == title):
+            labels[run.label] = count = labels.get(run.label, 0) + 1
+            members.append(run if count == 1 else replace(run, label=f"{run.label} #{count}"))
+        groups.append(Group(title, members))
+    return groups
+
+
+def _cases(home: Path, entry: Mapping[str, Any], data: Path | None) -> list[Case]:
+    benchmark = f"{entry['benchmark']}/{entry['split']}"
+    path = home / (entry.get("predictions") or f"{benchmark}/predictions.jsonl")
+    if not path.is_file():
+        what = "is a folder of pictures: single answers are shown for a predictions.jsonl only"
+        raise InputError(f"{path} {what if path.is_dir() else 'is not there any more'}")
+    root = data or (Path(entry["data"]) if entry.get("data") else None)
+    records = load_records(benchmark, root, entry.get("limit"))
+    if entry.get("partial"):
+        records = _answered_only(path, records)
+    predictions = read_predictions(path, records)
+    rejection = entry.get("rejection") or {}
+    decided = {name: _decided(given, rejection) for name, given in predictions.items()}
+    return judge_all(records, decided, protocol_of(entry["protocol"]))
+
+
+def _answered_only(path: Path, records: Sequence[ImageRecord]) -> list[ImageRecord]:
+    """The records with only those expressions that a partial file answers."""
+    known = set()
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            known.add(json.loads(line)["expression_id"])
+        except (ValueError, KeyError, TypeError):
+            continue  # what is wrong with it is said when the file is read
+    kept = [
+        replace(r, expressions=tuple(e for e in r.expressions if e.expression_id in known)) for r in records
+    ]
+    return [record for record in kept if record.expressions]
+
+
+def _decided(prediction: Prediction, rejection: Mapping[str, Any]) -> Prediction:
+    """The prediction with `rejected` as the entry's rule decides it, so that cases agree with the scores."""
+    rule, text = rejection.get("rule"), prediction.text
+    if rule == "no_seg":
+        rejected = text is not None and "[SEG]" not in text
+    elif rule == "empty_mask":
+        rejected = prediction.mask is None or not masks.area(prediction.mask)
+    elif rule == "p_absent" and prediction.p_absent is not None and rejection.get("threshold") is not None:
+        rejected = prediction.p_absent > rejection["threshold"]
+    else:
+        return prediction
+    return replace(prediction, rejected=rejected)
