@@ -97,6 +97,7 @@
     const hay = data.id.map((id, k) => (data.text[k] + " " + id).toLowerCase());
     let shown = [], chosen = -1, waiting = false;
     const space = make("div", "space");
+    space.setAttribute("role", "presentation");
     list.append(space);
     if (data.runs.length < 2) form.elements.order.querySelector("[value=apart]").remove();
 

@@ -191,7 +191,8 @@ def browser(group: Group, number: int, budget: int) -> str:
         f"<button type=reset>Show all</button></form>"
         f"<p class=found role=status></p>"
         f'<div class=split><div class=list role=listbox tabindex=0 aria-labelledby="{key}-h"></div>'
-        f"<div class=detail aria-live=polite></div></div></div>" + json_block(key, data)
+        '<div class=detail role=region aria-label="Chosen expression"></div></div></div>'
+        + json_block(key, data)
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
 
-WIDTH, HEIGHT = 360, 232
+WIDTH, BARS_WIDTH, HEIGHT = 360, 264, 232  # of the drawing; several bar charts stand in one row
 LEFT, RIGHT, TOP, BOTTOM = 44, 12, 26, 40
 PLOT_W, PLOT_H = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
 MOST_POINTS = 240  # of one drawn line; more would not be seen
@@ -30,9 +30,11 @@ def bars(title: str, counts: Sequence[int], names: Sequence[str], label: str, fi
     """Bars of counts over named classes; with `first_apart` the first one stands in another colour."""
     top = max(max(counts), 1)
     total = max(sum(counts), 1)
-    step = PLOT_W / len(counts)
-    parts = [_open(title, f"{title}: " + ", ".join(f"{n} {c}" for n, c in zip(names, counts, strict=True)))]
-    parts += _grid_y([0, top / 2, top], top, lambda v: f"{v:,.0f}")
+    wide = BARS_WIDTH - LEFT - RIGHT
+    step = wide / len(counts)
+    spoken = ", ".join(f"{n} {c}" for n, c in zip(names, counts, strict=True))
+    parts = [_open(title, f"{title}: {spoken}", BARS_WIDTH)]
+    parts += _grid_y([0, top / 2, top] if top > 1 else [0, 1], top, "", wide)
     for k, (count, name) in enumerate(zip(counts, names, strict=True)):
         tall = PLOT_H * count / top
         x, y = LEFT + k * step, TOP + PLOT_H - tall
@@ -42,9 +44,9 @@ def bars(title: str, counts: Sequence[int], names: Sequence[str], label: str, fi
             f'<rect class="f {kind}" x="{x + 1.5:.1f}" y="{y:.1f}" width="{step - 3:.1f}" height="{tall:.1f}">'
             f"{tip}</rect>"
         )
-        if k == 0 or k % 2:  # every second name: they would touch on a phone
+        if k == 0 or k % 2:  # every second name: more would touch
             parts.append(_text(x + step / 2, TOP + PLOT_H + 14, name, "middle"))
-    parts.append(_text(LEFT + PLOT_W / 2, HEIGHT - 6, label, "middle", "axis"))
+    parts.append(_text(LEFT + wide / 2, HEIGHT - 6, label, "middle", "axis"))
     return "".join(parts) + "</svg>"
 
 
@@ -52,9 +54,9 @@ def lines(
     title: str, series: Sequence[Line], x_label: str, y_label: str, *, diagonal: tuple[Point, Point] | None
 ) -> str:
     """Series over a square of 0..100 percent; `diagonal` is a thin line to compare with."""
-    parts = [_open(title, f"{title}: {y_label} over {x_label}; numbers in the table below")]
+    parts = [_open(title, f"{title}: {y_label} over {x_label}; numbers in the table below", WIDTH)]
     ticks = [0, 0.25, 0.5, 0.75, 1]
-    parts += _grid_y(ticks, 1, lambda v: f"{100 * v:.0f}")
+    parts += _grid_y(ticks, 1, "%", PLOT_W)
     for t in ticks:
         parts.append(_text(LEFT + t * PLOT_W, TOP + PLOT_H + 14, f"{100 * t:.0f}", "middle"))
     if diagonal:
@@ -81,20 +83,21 @@ def _legend(series: Sequence[Line]) -> str:
     return f"<ul class=legend>{''.join(items)}</ul>"
 
 
-def _open(title: str, description: str) -> str:
+def _open(title: str, description: str, width: int) -> str:
     return (
-        f'<svg class=chart viewBox="0 0 {WIDTH} {HEIGHT}" role=img aria-label="{escape(description)}">'
+        f'<svg class=chart viewBox="0 0 {width} {HEIGHT}" role=img aria-label="{escape(description)}">'
         f"<title>{escape(title)}</title>"
     )
 
 
-def _grid_y(values: Sequence[float], top: float, shown: object) -> list[str]:
-    assert callable(shown)
+def _grid_y(values: Sequence[float], top: float, unit: str, wide: float) -> list[str]:
+    """Thin lines across at some values, numbered at the left (as percent of 1 where the unit is %)."""
     parts = []
     for value in values:
         y = TOP + PLOT_H * (1 - value / top)
-        parts.append(f'<line class=grid x1="{LEFT}" y1="{y:.1f}" x2="{LEFT + PLOT_W}" y2="{y:.1f}"/>')
-        parts.append(_text(LEFT - 6, y + 3.5, shown(value), "end"))
+        parts.append(f'<line class=grid x1="{LEFT}" y1="{y:.1f}" x2="{LEFT + wide}" y2="{y:.1f}"/>')
+        shown = f"{100 * value:.0f}" if unit == "%" else f"{value:,.0f}"
+        parts.append(_text(LEFT - 6, y + 3.5, shown, "end"))
     return parts
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from html import escape
 
-from eval.cases import Case, choose_cases
+from eval.cases import PER_GROUP, Case, choose_cases
 from eval.pictures import ANSWER, SMALL, TRUTH, mask_uri, photo_uri
 from eval.runs import Group, Run
 from eval.tables import NAMES
@@ -66,7 +66,7 @@ def _galleries(title: str, runs: list[Run], photos: Photos) -> str:
         "<b class=answer>answer</b>. Chosen by their numbers alone; "
         f"of decisions, those the model was surest about.{chosen}</p>"
     ]
-    for granularity, groups in choose_cases(runs[0].cases).items():
+    for granularity, groups in choose_cases(runs[0].cases, 4 if len(runs) > 1 else PER_GROUP).items():
         parts.append(f"<h4>{NAMES[granularity]}</h4>")
         for name, cases in groups.items():
             good = "good" if name in ("best", "rightly rejected") else "bad" if name != "median" else "mid"
@@ -100,8 +100,10 @@ def _row(
     title: str,
     photos: Photos,
 ) -> str:
-    figures = "".join(_figure(columns(case), photos.name(title, case)) for case in cases)
-    cards = "cards" if all(map(_is_small, cases)) else "cards large"
+    shown = [columns(case) for case in cases]
+    figures = "".join(_figure(c, photos.name(title, case)) for c, case in zip(shown, cases, strict=True))
+    narrow = all(map(_is_small, cases)) and max(map(len, shown)) == 1
+    cards = "cards" if narrow else "cards large"
     return f"<h5 class={kind}>{escape(name)}</h5><div class='{cards}'>{figures}</div>"
 
 
@@ -124,7 +126,7 @@ def _figure(columns: list[Column], photo: str) -> str:
     if expression.level is not None:
         line += f"{' · ' if line else ''}level {expression.level}"
     return (
-        f"<figure><div class=panels>{''.join(panels)}</div>"
+        f'<figure><div class=panels style="--n:{min(4, len(panels))}">{"".join(panels)}</div>'
         f"<figcaption><q>{escape(expression.text)}</q><span>{line}</span>"
         f"<small>{escape(expression.expression_id)}</small></figcaption></figure>"
     )

@@ -84,7 +84,11 @@ def _section(group: Group, number: int, photos: Photos, budget: int) -> str:
     parts = [f'<section><h2 id="g{number}">{escape(group.title)}</h2>']
     if group.runs[0].entry["benchmark"].startswith("scenes"):
         parts.append(f"<p class=warn>{escape(SCENES_NOTE[0].upper() + SCENES_NOTE[1:])}.</p>")
-    parts += [_numbers(run, named=len(group.runs) > 1) for run in group.runs]
+    told = {SCENES_NOTE}
+    for run in group.runs:
+        new = [line for line in notes(run.entry) if line not in told]
+        told |= set(new)
+        parts.append(_numbers(run, new, named=len(group.runs) > 1))
     if intervals := interval_table(group.runs):
         parts += ["<h3>95 % intervals</h3>", _interval_note(group.runs), html_table(intervals, dense=True)]
     parts += [_published(group.runs), _charts(group)]
@@ -94,7 +98,7 @@ def _section(group: Group, number: int, photos: Photos, budget: int) -> str:
     return "".join(parts) + "</section>"
 
 
-def _numbers(run: Run, named: bool) -> str:
+def _numbers(run: Run, remarks: Sequence[str], named: bool) -> str:
     entry = run.entry
     parts = [f"<h3>{escape(run.label)}</h3>" if named else "", _facts(run)]
     if partial := entry.get("partial"):
@@ -107,7 +111,7 @@ def _numbers(run: Run, named: bool) -> str:
         "<p class=small>Percent. The twin score asks for a part, its object and its group all at once.</p>"
     )
     parts += [f"<h{level}>All scores</h{level}>", html_table(score_table(entry))]
-    parts.append("<ul class=small>" + "".join(f"<li>{escape(line)}</li>" for line in notes(entry)) + "</ul>")
+    parts.append("<ul class=small>" + "".join(f"<li>{escape(line)}</li>" for line in remarks) + "</ul>")
     return "".join(parts)
 
 
@@ -209,11 +213,11 @@ def _rejection(runs: Sequence[Run]) -> str:
     left_out = f" {unknown:,} answers without p_absent are left out." if unknown else ""
     drawing = lines("Rejection", series, "T-acc", "N-acc", diagonal=((0, 1), (1, 0)))
     return (
-        "<h3>Saying that something is not there</h3><p class=small>N-acc against T-acc for every threshold "
-        "of p_absent; up and right is better, the thin line is chance. The large dot is what the model "
-        "decided; it may lie off the line where something else than p_absent decides. The area is how often "
-        f"an absent thing gets the higher p_absent of a random pair.{left_out}</p>"
-        f"<div class=charts><figure>{drawing}</figure></div>{html_table(rejection_table(found), dense=True)}"
+        f"<h3>Saying that something is not there</h3><div class=beside><figure>{drawing}</figure>"
+        "<p class=small>N-acc against T-acc for every threshold of p_absent; up and right is better, the "
+        "dotted line is chance. The large dot is what the model decided; it may lie off the curve where "
+        "something else than p_absent decides. The area is how often an absent thing gets the higher "
+        f"p_absent of a random pair.{left_out}</p></div>{html_table(rejection_table(found), dense=True)}"
     )
 
 
@@ -233,10 +237,10 @@ def _reliability(runs: Sequence[Run]) -> str:
     left_out = f" {unknown:,} answers without a score are left out." if unknown else ""
     drawing = lines("Reliability", series, "predicted IoU", "real IoU", diagonal=((0, 0), (1, 1)))
     return (
-        "<h3>Whether the model knows how good it is</h3><p class=small>Mean real IoU of answers by their "
-        "predicted IoU; on the thin line both agree, below it the model is too sure. A mask where nothing is "
-        f"counts 0. Error = expected calibration error in points.{left_out}</p>"
-        f"<div class=charts><figure>{drawing}</figure></div>{html_table(reliability_table(found), dense=True)}"
+        f"<h3>Whether the model knows how good it is</h3><div class=beside><figure>{drawing}</figure>"
+        "<p class=small>Mean real IoU of answers by their predicted IoU; on the dotted line both agree, "
+        "below it the model is too sure. A mask where nothing is counts 0. Error = expected calibration "
+        f"error in points.{left_out}</p></div>{html_table(reliability_table(found), dense=True)}"
     )
 
 
