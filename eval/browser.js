@@ -153,7 +153,7 @@
       node.setAttribute("aria-selected", String(at === chosen));
       node.style.top = at * ROW + "px";
       const name = data.decisions[run.decision[k]];
-      const mark = make("span", "iou", name === "answered" ? percent(run.iou[k]) : name.split(" ").pop());
+      const mark = make("span", "iou", name === "answered" ? percent(run.iou[k]) : name);
       mark.dataset.kind = name;
       const words = make("span", "words", data.text[k] || "(no words)");
       const under = make("small", "", data.granularities[data.granularity[k]] + " · " + data.id[k]);

@@ -63,15 +63,28 @@ def read_runs(folders: Sequence[Path], data: Path | None) -> list[Run]:
                 f"{folder} holds no metrics.json: run `python -m eval run … --out {folder}` first"
             )
         entries = read_metrics(home / "metrics.json")
-        several = len({entry.get("protocol") for entry in entries}) > 1
         for entry in entries:
             if "counts" not in entry or "trivial" not in entry:
                 raise InputError(
                     f"{home / 'metrics.json'} was not written by `python -m eval`: score it again"
                 )
-            label = (folder.name or str(folder)) + (f" ({entry['protocol']})" if several else "")
-            found.append(_run(label, folder, home, entry, data))
+            found.append(_run(_label(folder, entry, entries), folder, home, entry, data))
     return found
+
+
+def _label(folder: Path, entry: Mapping[str, Any], entries: Sequence[Mapping[str, Any]]) -> str:
+    """The folder's name, with what tells this entry from the others of the same benchmark there."""
+    rivals = [
+        e for e in entries if (e["benchmark"], e.get("split")) == (entry["benchmark"], entry.get("split"))
+    ]
+
+    def asked(e: Mapping[str, Any]) -> tuple[str, str, str]:
+        rule, padded = (e.get("rejection") or {}).get("rule"), e.get("padded_world_size")
+        return str(e["protocol"]), f"rejected by {rule or 'flag'}", f"padded to {padded}" if padded else ""
+
+    differing = zip(asked(entry), *map(asked, rivals), strict=True)
+    apart = [own for own, *others in differing if own and len(set(others)) > 1]
+    return (folder.name or str(folder)) + (f" ({', '.join(apart)})" if apart else "")
 
 
 def _run(label: str, folder: Path, home: Path, entry: Mapping[str, Any], data: Path | None) -> Run:

@@ -97,11 +97,13 @@ def interval_table(runs: Sequence[Run]) -> Table | None:
         kinds = {"overall": (run.entry["overall"], found.get("overall") or {})}
         for name, values in (found.get("by_granularity") or {}).items():
             kinds[name] = (run.entry["by_granularity"][name], values)
+        twins = found.get("twin_score")
         for name, (scores, values) in kinds.items():
             if any(values.get(key) for key in keys):
                 cells = [_between(scores.get(key), values.get(key)) for key in keys]
-                rows.append([run.label, name, *cells])
-    return Table(("run", "asked for", *keys), rows, 2) if rows else None
+                twin = _between(run.entry.get("twin_score"), twins) if name == "overall" else ""
+                rows.append([run.label, name, *cells, twin])
+    return Table(("run", "asked for", *keys, "twin"), rows, 2) if rows else None
 
 
 def _between(value: float | None, interval: Sequence[float] | None) -> str:
