@@ -182,7 +182,7 @@ def browser(group: Group, number: int, budget: int) -> str:
     decisions = "".join(f"<option value={k}>{escape(name)}</option>" for k, name in enumerate(DECISIONS))
     orders = "".join(f"<option value={value}>{label}</option>" for value, label in ORDERS)
     return (
-        f'<h3 id="{key}-h">Every expression</h3><p class=small>{escape(photos.note)}</p>'
+        f'<div class=browser-part><h3 id="{key}-h">Every expression</h3><p class=small>{escape(photos.note)}</p>'
         f'<div class=browser data-source="{key}"><noscript><p class=warn>The browser needs its script; '
         "everything else on this page does not.</p></noscript>"
         f'<form class=filters aria-label="Filter expressions">'

@@ -125,8 +125,9 @@ def _figure(columns: list[Column], photo: str) -> str:
     line = _facts(columns[0][1]) if len(columns) == 1 else ""
     if expression.level is not None:
         line += f"{' · ' if line else ''}level {expression.level}"
+    wide = 2 if len(panels) > 3 and not _is_small(columns[0][1]) else min(4, len(panels))
     return (
-        f'<figure><div class=panels style="--n:{min(4, len(panels))}">{"".join(panels)}</div>'
+        f'<figure><div class=panels style="--n:{wide}">{"".join(panels)}</div>'
         f"<figcaption><q>{escape(expression.text)}</q><span>{line}</span>"
         f"<small>{escape(expression.expression_id)}</small></figcaption></figure>"
     )
