@@ -197,7 +197,7 @@ def browser(group: Group, number: int, budget: int) -> str:
         f"<button type=reset>Show all</button></form>"
         f"<p class=found role=status></p>"
         f'<div class=split><div class=list role=listbox tabindex=0 aria-labelledby="{key}-h"></div>'
-        '<div class=detail role=region aria-label="Chosen expression"></div></div></div>'
+        '<div class=detail role=region aria-label="Chosen expression"></div></div></div></div>'
         + json_block(key, data)
     )
 
