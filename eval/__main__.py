@@ -1,4 +1,4 @@
-"""`python -m eval run | score | report`. Exit codes: 0 done, 1 failed, 2 wrong input, 75 stopped."""
+"""`python -m eval run | score | compare | report`. Exit codes: 0 done, 1 failed, 2 wrong input, 75 stopped."""
 
 from __future__ import annotations
 
@@ -13,14 +13,16 @@ from typing import NoReturn
 
 from uniresxx.cli import OneLineParser
 from uniresxx.errors import InputError
+from uniresxx.protocols import PROTOCOLS
+from uniresxx.rejection import CRITERION, RULE_NAMES, RULES
 
 EXIT_FAILED, EXIT_INPUT, EXIT_STOPPED = 1, 2, 75
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line of all three commands."""
-    root = OneLineParser(prog="python -m eval", description="Run, score and report.")
-    commands = root.add_subparsers(dest="command", required=True, metavar="run|score|report")
+    """The command line of all commands."""
+    root = OneLineParser(prog="python -m eval", description="Run, score, compare and report.")
+    commands = root.add_subparsers(dest="command", required=True, metavar="run|score|compare|report")
 
     run = commands.add_parser("run", help="generate answers with a checkpoint, then score them")
     run.add_argument(
@@ -31,15 +33,51 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--batch-images", type=_positive, default=8, metavar="N")
     run.add_argument("--fresh", action="store_true", help="forget an evaluation of these benchmarks in --out")
 
-    score = commands.add_parser("score", help="score a predictions file of any model")
-    score.add_argument("predictions", type=Path, metavar="PREDICTIONS")
-    score.add_argument("--benchmark", required=True, metavar="NAME/SPLIT")
+    score = commands.add_parser(
+        "score",
+        help="score a predictions file, or a folder of PNG masks, of any model",
+        description="Score any model's predictions against a benchmark and add the scores to OUT/metrics.json. "
+        "Nothing but that file is written; an entry there is replaced only by the same question asked again.",
+    )
+    score.add_argument(
+        "predictions", type=Path, metavar="PREDICTIONS",
+        help="a predictions.jsonl, or a folder of <expression_id>.png, nested or with __ for / (0 = background)",
+    )  # fmt: skip
+    score.add_argument(
+        "--tune-on", nargs=2, metavar=("PREDICTIONS", "NAME/val"),
+        help=f"tune the threshold of p_absent on the same model's answers to a val split (best {CRITERION})",
+    )  # fmt: skip
+    score.add_argument(
+        "--allow-partial", action="store_true", help="score what fits of a bad file, and say how much"
+    )
+    score.add_argument(
+        "--padded-world-size", type=_positive, metavar="N",
+        help="count again what a sampler padding to N processes would repeat (shows the effect)",
+    )  # fmt: skip
 
-    for command in (run, score):
+    compare = commands.add_parser(
+        "compare",
+        help="do two predictions differ? paired by picture",
+        description="Differences A - B with 95 % intervals (paired bootstrap) and p-values (random swaps of "
+        "whole pictures). Writes nothing.",
+    )
+    compare.add_argument("a", type=Path, metavar="A", help="a predictions.jsonl or a folder of PNGs")
+    compare.add_argument("b", type=Path, metavar="B")
+
+    for command in (score, compare):
+        command.add_argument("--benchmark", required=True, metavar="NAME/SPLIT")
+        command.add_argument(
+            "--rejected", choices=RULES, default="flag",
+            help="what counts as rejected: " + "; ".join(f"{k} = {v}" for k, v in RULE_NAMES.items()),
+        )  # fmt: skip
+        command.add_argument("--threshold", type=float, metavar="X", help="of p_absent")
+    ways = ", ".join(protocol.name for protocol in PROTOCOLS)
+    for command in (run, score, compare):
         command.add_argument("--data", type=Path, metavar="DIR", help="root of the native layouts")
-        command.add_argument("--out", type=Path, required=True, metavar="DIR")
-        command.add_argument("--protocol", default="strict", help="default: strict")
+        command.add_argument("--protocol", default="strict", help=f"one of {ways}; default: strict")
         command.add_argument("--limit", type=_positive, metavar="N", help="only the first N pictures")
+    for command in (run, score):
+        command.add_argument("--out", type=Path, required=True, metavar="DIR")
 
     report = commands.add_parser("report", help="write DIR/report/index.html")
     report.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="run or evaluation folders")
@@ -63,38 +101,76 @@ def _stop(number: int, frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt
 
 
+def _run(args: argparse.Namespace) -> None:
+    from eval.run import run
+
+    run(
+        args.checkpoint,
+        args.benchmark,
+        args.out,
+        data=args.data,
+        rule=args.rule,
+        protocol=args.protocol,
+        limit=args.limit,
+        batch_images=args.batch_images,
+        fresh=args.fresh,
+    )
+
+
+def _score(args: argparse.Namespace) -> None:
+    from eval.score import rejection_of, score
+
+    score(
+        args.predictions,
+        args.benchmark,
+        args.out,
+        data=args.data,
+        protocol=args.protocol,
+        limit=args.limit,
+        rejection=rejection_of(args.rejected, args.threshold, args.tune_on, args.data),
+        allow_partial=args.allow_partial,
+        padded_world_size=args.padded_world_size,
+    )
+
+
+def _compare(args: argparse.Namespace) -> None:
+    from eval.compare import compare
+    from eval.score import rejection_of
+
+    compare(
+        args.a,
+        args.b,
+        args.benchmark,
+        data=args.data,
+        protocol=args.protocol,
+        limit=args.limit,
+        rejection=rejection_of(args.rejected, args.threshold),
+    )
+
+
+def _report(args: argparse.Namespace) -> None:
+    from eval.report import report
+
+    print(f"report: {report(args.folders, args.data)}")
+
+
+COMMANDS = {"run": _run, "score": _score, "compare": _compare, "report": _report}
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
+    command = ""
     try:
         args = parser().parse_args(argv)
-        if args.command != "report" and args.out.exists() and not args.out.is_dir():
-            raise InputError(f"--out {args.out} is a file: give a folder")
-        if args.command == "run":
-            signal.signal(signal.SIGTERM, _stop)  # as Ctrl-C: what is answered is on disk
-            from eval.run import run
-
-            run(
-                args.checkpoint,
-                args.benchmark,
-                args.out,
-                data=args.data,
-                rule=args.rule,
-                protocol=args.protocol,
-                limit=args.limit,
-                batch_images=args.batch_images,
-                fresh=args.fresh,
-            )
-        elif args.command == "score":
-            from eval.score import score
-
-            score(args.predictions, args.benchmark, args.out, data=args.data, protocol=args.protocol,
-                  limit=args.limit)  # fmt: skip
-        else:
-            from eval.report import report
-
-            print(f"report: {report(args.folders, args.data)}")
+        command = args.command
+        signal.signal(signal.SIGTERM, _stop)  # as Ctrl-C
+        out = getattr(args, "out", None)
+        if out is not None and out.exists() and not out.is_dir():
+            raise InputError(f"--out {out} is a file: give a folder")
+        COMMANDS[command](args)
     except KeyboardInterrupt:
-        print("stopped: what was answered is kept; the same command continues", file=sys.stderr)
+        kept = "what was answered is kept; the same command continues"
+        print(f"stopped: {kept if command == 'run' else 'nothing was changed'}", file=sys.stderr)
         return EXIT_STOPPED
     except InputError as error:
         print(f"eval: {_one_line(error)}", file=sys.stderr)

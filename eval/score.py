@@ -12,9 +12,18 @@ from rich.console import Console
 from rich.table import Table
 
 from uniresxx.errors import InputError
-from uniresxx.evaluate import score_file, write_metrics
+from uniresxx.evaluate import read_metrics, score_file, write_metrics
 from uniresxx.metrics import SCORE_KEYS
 from uniresxx.protocols import protocol_of
+from uniresxx.rejection import (
+    CRITERION,
+    FLAG,
+    RULE_NAMES,
+    RULES,
+    Rejection,
+    check_is_val,
+    tune,
+)
 from uniresxx.trivial import TRIVIAL_NAMES
 from uniresxx.types import Granularity, ImageRecord
 
@@ -31,16 +40,52 @@ def score(
     data: Path | None = None,
     protocol: str = "strict",
     limit: int | None = None,
+    rejection: Rejection = FLAG,
+    allow_partial: bool = False,
+    padded_world_size: int | None = None,
 ) -> list[dict[str, Any]]:
-    """Score a predictions.jsonl, add it to OUT/metrics.json, print tables. InputError for bad files."""
+    """Score a predictions.jsonl or a folder of PNGs, add it to OUT/metrics.json, print tables. InputError for
+    bad files."""
     protocol_of(protocol).check(benchmark)
-    if not predictions.is_file():
-        raise InputError(f"{predictions} is no file: give a predictions.jsonl")
+    if not predictions.exists():
+        raise InputError(f"{predictions} is no file: give a predictions.jsonl or a folder of PNGs")
+    metrics = out / "metrics.json"
+    if metrics.exists():
+        read_metrics(metrics)  # refuse another file of this name before the work, not after it
     records = load_records(benchmark, data, limit)
-    entry = score_file(predictions, records, benchmark, protocol) | origin(predictions, out, data, limit)
-    write_metrics(out / "metrics.json", [entry])
+    entry = score_file(
+        predictions,
+        records,
+        benchmark,
+        protocol,
+        rejection=rejection,
+        allow_partial=allow_partial,
+        padded_world_size=padded_world_size,
+    )
+    entry |= origin(predictions, out, data, limit)
+    write_metrics(metrics, [entry])
     print_entry(entry)
     return [entry]
+
+
+def rejection_of(
+    rule: str,
+    threshold: float | None = None,
+    tune_on: Sequence[str] | None = None,
+    data: Path | None = None,
+) -> Rejection:
+    """The rule named on the command line; `tune_on` is (predictions, NAME/val). InputError where they do not
+    go together."""
+    chosen = next((known for known in RULES if known == rule), None)
+    if chosen is None:
+        raise InputError(f"--rejected {rule}: unknown rule; known: {', '.join(RULES)}")
+    if tune_on is None:
+        return Rejection(chosen, threshold)
+    if chosen != "p_absent" or threshold is not None:
+        raise InputError("--tune-on goes with --rejected p_absent, and without --threshold")
+    path, benchmark = tune_on
+    check_is_val(benchmark)
+    return tune(Path(path), load_records(benchmark, data), benchmark)
 
 
 def load_records(benchmark: str, data: Path | None, limit: int | None = None) -> list[ImageRecord]:
@@ -98,10 +143,50 @@ def detail_rows(
     return header, rows
 
 
+def interval_rows(entry: Mapping[str, Any], keys: Sequence[str] = SCORE_KEYS) -> list[list[str]]:
+    """The two rows under `overall`: lower and upper limit of its intervals; none in entries without."""
+    found = entry.get("intervals")
+    if not found:
+        return []
+    percent = f"{100 * found['level']:.0f} %"
+    limits = [found["overall"][key] or (None, None) for key in keys]
+    return [
+        [f"  {percent} {name}", "", *(number(limit[k]) for limit in limits)]
+        for k, name in enumerate(("from", "to"))
+    ]
+
+
+def breakdown_rows(
+    entry: Mapping[str, Any], keys: Sequence[str] = SCORE_KEYS
+) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: the scores by size of the truth (targets only) and by words of the expression."""
+    rows = []
+    for key, prefix in (("by_size", ""), ("by_length", "words ")):
+        for name, scores in entry.get(key, {}).items():
+            size = entry["counts"][key][name]["n"]
+            if size:
+                rows.append([prefix + name, str(size), *(number(scores[k]) for k in keys)])
+    return ["size, length", "N", *keys], rows
+
+
 def notes(entry: Mapping[str, Any]) -> list[str]:
     """Lines that belong under the tables of one benchmark."""
-    rule = (entry.get("decoding") or {}).get("rule", "as given in the file")
-    lines = [f"protocol {entry['protocol']}, rejected = {rule}, no answer {entry['no_answer']}"]
+    lines = [f"protocol {entry['protocol']}, {_rejected_by(entry)}, no answer {entry['no_answer']}"]
+    if entry.get("partial"):
+        lines.append("PARTIAL: {scored} of {expressions} expressions scored".format(**entry["partial"]))
+    if entry.get("problems"):
+        lines.append(f"left out: {entry['problems']}")
+    if entry.get("padded_world_size"):
+        lines.append(
+            f"padded as for {entry['padded_world_size']} processes: {entry['padded_expressions']} expressions "
+            "count again" + ("" if entry["padded_expressions"] else " (this protocol pads nothing here)")
+        )
+    if entry.get("intervals"):
+        how = entry["intervals"]
+        lines.append(
+            f"{100 * how['level']:.0f} % intervals: {how['resamples']} bootstrap resamples of {how['images']} "
+            f"pictures, seed {how['seed']}"
+        )
     lines += [f"{name.replace('_', ' ')}: {what}" for name, what in TRIVIAL_NAMES.items()]
     if entry.get("proposal_recall"):
         recall = ", ".join(f"{stream} {number(value)}" for stream, value in entry["proposal_recall"].items())
@@ -117,24 +202,42 @@ def notes(entry: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def _rejected_by(entry: Mapping[str, Any]) -> str:
+    """What counted as rejected: the model's own rule of decoding, or the rule it was scored with."""
+    rejection = entry.get("rejection") or FLAG.describe()
+    if rejection["rule"] == "flag":
+        return f"rejected = {(entry.get('decoding') or {}).get('rule', 'as given in the file')}"
+    text = f"rejected = {rejection['rule']}: {RULE_NAMES[rejection['rule']]}"
+    if rejection["threshold"] is not None:
+        text += f" {rejection['threshold']:.6g}"
+    if rejection["tuned_on"]:
+        text += f" (best {CRITERION} on {rejection['tuned_on']})"
+    return text
+
+
 def print_entry(entry: Mapping[str, Any], console: Console | None = None) -> None:
     """The tables of one benchmark on the terminal."""
     console = console or Console()
     title = f"{entry['benchmark']}/{entry['split']}: {entry['n_expressions']} expressions"
-    for (header, rows), heading in ((overview_rows(entry), title), (detail_rows(entry, TERMINAL_KEYS), None)):
-        _print_table(console, header, rows, heading)
+    print_table(console, *overview_rows(entry), title)
+    header, (overall, *others) = detail_rows(entry, TERMINAL_KEYS)
+    print_table(console, header, [overall, *interval_rows(entry, TERMINAL_KEYS), *others])
+    header, rows = breakdown_rows(entry, TERMINAL_KEYS)
+    if rows:
+        print_table(console, header, rows)
     for line in notes(entry):
         console.print(line, style="dim", highlight=False, markup=False)
 
 
-def _print_table(
-    console: Console, header: Sequence[str], rows: Sequence[Sequence[str]], title: str | None
+def print_table(
+    console: Console, header: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None
 ) -> None:
+    """One table; rows that start with a blank or with `N ` are dim."""
     table = Table(
         *header, title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
     )
     for column in table.columns[1:]:
         column.justify, column.no_wrap = "right", True
     for row in rows:
-        table.add_row(*row, style="dim" if row[0].startswith("N ") else None)
+        table.add_row(*row, style="dim" if row[0].startswith(("N ", " ")) else None)
     console.print(table)

@@ -637,6 +637,110 @@ def test_score_any_file_gives_what_run_gave(cli, tmp_path):
     assert code == 2 and "truncated last line" in said.err
 
 
+def scored(cli, tmp_path):
+    """A predictions file and a folder with its scores."""
+    cli("run", "--checkpoint", "c", "--benchmark", "made/val", "--out", tmp_path / "o")
+    path = tmp_path / "theirs.jsonl"
+    path.write_text((tmp_path / "o/made/val/predictions.jsonl").read_text())
+    assert cli("score", path, "--benchmark", "made/val", "--out", tmp_path / "s")[0] == 0
+    return path, tmp_path / "s"
+
+
+def test_bad_files_change_nothing_and_partial_ones_say_how_much(cli, tmp_path):
+    path, out = scored(cli, tmp_path)
+    metrics = (out / "metrics.json").read_bytes()
+    path.write_text(path.read_text()[:-30])
+    before = path.read_bytes()
+    words = ("score", path, "--benchmark", "made/val", "--out", out)
+    code, said = cli(*words)
+    assert code == 2 and "1 of 20 expressions missing" in said.err and "--allow-partial" in said.err
+    assert (out / "metrics.json").read_bytes() == metrics
+    code, said = cli(*words, "--allow-partial")
+    assert code == 0 and "PARTIAL: 19 of 20 expressions scored" in said.out
+    assert "truncated last line" in said.out
+    whole, partial = read_metrics(out / "metrics.json")
+    assert whole["partial"] is None and partial["partial"] == {"scored": 19, "expressions": 20}
+    assert path.read_bytes() == before and sorted(p.name for p in out.iterdir()) == ["metrics.json"]
+
+
+def test_another_file_or_rule_stands_beside_the_first(cli, tmp_path):
+    path, out = scored(cli, tmp_path)
+    other = tmp_path / "others.jsonl"
+    other.write_text(path.read_text())
+    words = ("--benchmark", "made/val", "--out", out)
+    assert cli("score", other, *words)[0] == 0
+    assert cli("score", path, *words, "--rejected", "empty_mask")[0] == 0
+    assert cli("score", path, *words)[0] == 0  # the same question again
+    entries = read_metrics(out / "metrics.json")
+    assert [e["rejection"]["rule"] for e in entries] == ["flag", "empty_mask", "flag"]
+    assert len({e["predictions"] for e in entries}) == 2
+
+
+def test_scoring_leaves_the_files_beside_the_predictions_alone(cli, tmp_path):
+    cli("run", "--checkpoint", "c", "--benchmark", "made/val", "--out", tmp_path / "o")
+    folder = tmp_path / "o/made/val"
+    (folder / "images.jsonl").write_bytes((folder / "images.jsonl").read_bytes()[:-5])
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    words = ("score", folder / "predictions.jsonl", "--benchmark", "made/val", "--out", tmp_path / "s")
+    assert cli(*words)[0] == 0
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+
+
+def test_a_file_that_is_no_metrics_file_is_refused_before_the_work(cli, tmp_path):
+    path, out = scored(cli, tmp_path)
+    (out / "metrics.json").write_text('{"mine": 1}')
+    code, said = cli("score", path, "--benchmark", "made/val", "--out", out)
+    assert code == 2 and "use another --out" in said.err
+    assert (out / "metrics.json").read_text() == '{"mine": 1}'
+
+
+def test_the_terminal_shows_intervals_and_the_rule(cli, tmp_path):
+    path, out = scored(cli, tmp_path)
+    words = ("--benchmark", "made/val", "--out", out, "--rejected", "p_absent")
+    code, said = cli("score", path, *words, "--threshold", "0.25")
+    assert code == 0
+    for word in ("95 % from", "95 % to", "words 1-2", "small", "above the threshold 0.25", "of 5 pictures"):
+        assert word in said.out, word
+    code, said = cli("score", path, *words, "--tune-on", path, "made/val")
+    assert code == 0 and "best mean of N-acc and T-acc on made/val" in " ".join(said.out.split())
+    for more, message in (
+        (("--tune-on", path, "made/test"), "named val only"),
+        ((), "--threshold X, or --tune-on"),
+        (("--threshold", "1", "--tune-on", path, "made/val"), "without --threshold"),
+    ):
+        code, said = cli("score", path, *words, *more)
+        assert code == 2 and message in said.err and len(said.err.strip().splitlines()) == 1
+
+
+def test_compare_pairs_two_files_and_writes_nothing(cli, tmp_path):
+    path, _ = scored(cli, tmp_path)
+    other = tmp_path / "worse.jsonl"
+    lines = [json.loads(line) | {"rejected": True} for line in path.read_text().splitlines()]
+    other.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    before = sorted(p.name for p in tmp_path.rglob("*"))
+    code, said = cli("compare", path, other, "--benchmark", "made/val")
+    assert code == 0 and "p" in said.out and "+100.0" in said.out and "5 pictures" in said.out
+    assert sorted(p.name for p in tmp_path.rglob("*")) == before
+    other.write_text(other.read_text()[:-30])
+    code, said = cli("compare", path, other, "--benchmark", "made/val")
+    assert code == 2 and "truncated last line" in said.err
+    code, said = cli("compare", path, tmp_path / "nope", "--benchmark", "made/val")
+    assert code == 2 and "is no file" in said.err
+
+
+def test_a_stopped_score_changes_nothing(cli, tmp_path, monkeypatch):
+    path, out = scored(cli, tmp_path)
+    before = (out / "metrics.json").read_bytes()
+
+    def stop(*args, **changes):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(score_module, "score_file", stop)
+    code, said = cli("score", path, "--benchmark", "made/val", "--out", out)
+    assert code == 75 and said.err == "stopped: nothing was changed\n"
+    assert (out / "metrics.json").read_bytes() == before
+
+
 def test_full_disk_is_exit_1(cli, tmp_path, monkeypatch):
     def full(*args):
         raise OSError(28, "No space left on device", "metrics.json")

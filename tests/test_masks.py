@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import json
+import pickle
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -203,3 +207,32 @@ def test_polygon_bombs_are_refused_before_they_are_walked():
     zigzag = [value for _ in range(20_000) for value in (0, 0, 999, 999)]
     with pytest.raises(InputError, match="over"):
         masks.from_polygons([zigzag], 1000, 1000)
+
+
+def test_a_checked_mask_is_parsed_once_and_a_changed_one_again(monkeypatch):
+    rle = masks.validate({"size": [2, 3], "counts": masks.encode(np.eye(2, 3, dtype=bool))["counts"]})
+    parse, seen = masks._parse, []
+    monkeypatch.setattr(masks, "_parse", lambda text: seen.append(text) or parse(text))
+    assert masks.area(rle) == 2 and masks.validate(rle, (2, 3)) is rle
+    assert masks.intersection_area(rle, rle) == 2 and masks.union([rle], (2, 3)) == rle
+    assert masks.box_of(rle) == (0, 0, 2, 2) and seen == []
+    assert masks.area(dict(rle)) == 2 and len(seen) == 1  # a plain dict has no proof
+    rle["counts"] = "5"
+    for work in (masks.validate, masks.area, masks.box_of, lambda r: masks.intersection_area(r, r)):
+        with pytest.raises(InputError, match="covers 5"):
+            work(rle)
+    grown = masks.empty(2, 3)
+    grown["size"][0] = 3
+    with pytest.raises(InputError, match="covers 6"):
+        masks.area(grown)
+    cleared = masks.empty(2, 3)
+    del cleared["size"]
+    with pytest.raises(InputError, match="size and counts"):
+        masks.area(cleared)
+
+
+def test_a_checked_mask_is_a_plain_dict_to_everyone_else():
+    rle = masks.encode(np.ones((2, 3), bool))
+    assert json.loads(json.dumps(rle)) == rle == {"size": [2, 3], "counts": rle["counts"]}
+    for copied in (pickle.loads(pickle.dumps(rle)), copy.copy(rle), copy.deepcopy(rle)):
+        assert type(copied) is dict and copied == rle

@@ -25,11 +25,20 @@ from uniresxx.errors import InputError
 from uniresxx.files import write_atomic
 from uniresxx.geometry import box_iou
 from uniresxx.images import photo_of
-from uniresxx.metrics import Counts, Outcome, RecallCounts, Tally
-from uniresxx.predictions import JsonlWriter, from_json, read_predictions, to_json
+from uniresxx.metrics import Counts, Outcome, RecallCounts
+from uniresxx.predictions import (
+    JsonlWriter,
+    Problems,
+    from_json,
+    sizes_of,
+    stream_predictions,
+    to_json,
+    whole_lines,
+)
 from uniresxx.protocols import STRICT, has_target, protocol_of
+from uniresxx.rejection import FLAG, Rejection
+from uniresxx.scoring import Scored, entry_of, tally_answers
 from uniresxx.segmenter import Decoding, Question, Segmenter
-from uniresxx.trivial import all_objects, always_reject, never_reject
 from uniresxx.types import Dialogue, Expression, Granularity, ImageRecord, Phrase, Prediction, Segment
 
 FORMAT = 1
@@ -268,12 +277,31 @@ def _box(expression: Expression) -> tuple[float, float, float, float]:
 
 
 def score_file(
-    path: Path, records: Sequence[ImageRecord], benchmark: str, protocol: str = STRICT.name
+    path: Path,
+    records: Sequence[ImageRecord],
+    benchmark: str,
+    protocol: str = STRICT.name,
+    *,
+    rejection: Rejection = FLAG,
+    allow_partial: bool = False,
+    padded_world_size: int | None = None,
 ) -> dict[str, Any]:
-    """Score a predictions file against a benchmark: one entry of metrics.json. InputError lists what does not
-    fit."""
-    protocol_of(protocol).check(benchmark)
-    entry = score_predictions(read_predictions(path, records), records, benchmark, protocol)
+    """Score a predictions.jsonl or a folder of PNGs against a benchmark: one entry of metrics.json.
+
+    Streams: memory holds counters, never the file. InputError lists what does not fit; with `allow_partial`
+    what fits is scored, `partial` says how much that was and `problems` what was left out. The file is only
+    read.
+    """
+    way = protocol_of(protocol)
+    way.check(benchmark)
+    scored, problems = tally_file(path, records, protocol, rejection, padded_world_size)
+    if problems and not allow_partial:
+        raise InputError(f"{path}: {problems}; --allow-partial scores the rest")
+    if len(scored.missing) == scored.expressions:
+        raise InputError(f"{path}: no expression of {benchmark} is answered: {problems}")
+    entry = entry_of(scored, benchmark, way, rejection, padded_world_size) | {"versions": versions()}
+    if problems:
+        entry["problems"] = str(problems)
     about = read_about(path.parent)
     if about is not None:
         entry["decoding"], entry["template"] = about["decoding"], about["decoding"]["template"]
@@ -284,6 +312,21 @@ def score_file(
     return entry
 
 
+def tally_file(
+    path: Path,
+    records: Sequence[ImageRecord],
+    protocol: str = STRICT.name,
+    rejection: Rejection = FLAG,
+    padded_world_size: int | None = None,
+) -> tuple[Scored, Problems]:
+    """The counters of everything that fits in a predictions.jsonl or a folder of PNGs, and what does not."""
+    problems = Problems()
+    answers = stream_predictions(path, sizes_of(records), problems, rejection.apply)
+    scored = tally_answers(answers, records, protocol_of(protocol), padded_world_size)
+    problems.add_missing(scored.missing, scored.expressions)
+    return scored, problems
+
+
 def score_predictions(
     predictions: Mapping[str, Prediction],
     records: Sequence[ImageRecord],
@@ -291,57 +334,17 @@ def score_predictions(
     protocol: str = STRICT.name,
 ) -> dict[str, Any]:
     """Scores of predictions that cover every expression, with the trivial answers beside: an entry of
-    metrics.json."""
+    metrics.json. KeyError where one is missing."""
     way = protocol_of(protocol)
-    tallies = {name: Tally() for name in ("model", "all_objects", "never_reject", "always_reject")}
-    for record in records:
-        answers = {
-            "model": predictions,
-            "all_objects": all_objects(record),
-            "never_reject": never_reject(record, predictions),
-            "always_reject": always_reject(record),
-        }
-        for name, given in answers.items():
-            tallies[name] = tallies[name].merge(way.tally_image(record, given))
-    model = tallies.pop("model")
-    name, _, split = benchmark.partition("/")
-    return {
-        "benchmark": name,
-        "split": split,
-        "protocol": protocol,
-        "decoding": None,  # unknown where only a predictions file is given
-        "template": None,
-        "checkpoint": None,
-        "n_expressions": model.overall.n,
-        **_scores(model),
-        "by_level": {str(level): counts.scores() for level, counts in sorted(model.by_level.items())},
-        "twin_score": model.twin_score,
-        "twin_groups": model.twins,
-        "no_answer": model.overall.no_answer,
-        "proposal_recall": None,
-        "counts": {
-            "overall": model.overall.sizes(),
-            "by_granularity": {g.value: c.sizes() for g, c in model.by_granularity.items()},
-            "by_level": {str(level): c.sizes() for level, c in sorted(model.by_level.items())},
-        },
-        "trivial": {
-            key: {**_scores(tally), "twin_score": tally.twin_score} for key, tally in tallies.items()
-        },
-        "versions": versions(),
-    }
-
-
-def _scores(tally: Tally) -> dict[str, Any]:
-    return {
-        "overall": tally.overall.scores(),
-        "by_granularity": {g.value: counts.scores() for g, counts in tally.by_granularity.items()},
-    }
+    asked = (e.expression_id for record in records for e in way.counted(record))
+    scored = tally_answers(((name, predictions[name]) for name in asked), records, way)
+    return entry_of(scored, benchmark, way) | {"versions": versions()}
 
 
 def _image_summary(path: Path, image_ids: set[str]) -> dict[str, Any]:
     """Proposal recall and time per picture, from the last line of each picture."""
-    with JsonlWriter(path) as file:  # repairs a cut last line
-        lines = {line["image_id"]: line for line in file.kept if line["image_id"] in image_ids}
+    kept, _ = whole_lines(path)
+    lines = {line["image_id"]: line for line in kept if line["image_id"] in image_ids}
     recall = RecallCounts()
     for line in lines.values():
         recall.add(line.get("found", {}), line.get("total", {}))
@@ -354,11 +357,14 @@ def _image_summary(path: Path, image_ids: set[str]) -> dict[str, Any]:
 
 
 def write_metrics(path: Path, entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Put entries into a metrics.json, replacing those of the same benchmark, split and protocol; returns
-    all."""
+    """Put entries into a metrics.json; returns all.
+
+    An entry replaces only one that answers the same question: same benchmark, split, protocol, rule of
+    rejection, padding, pictures, predictions file, and whole or partial alike. Everything else is kept.
+    """
     kept = read_metrics(path) if path.exists() else []
-    fresh = {_entry_key(e) for e in entries}
-    merged = [e for e in kept if _entry_key(e) not in fresh] + [dict(e) for e in entries]
+    fresh = [_question(e) for e in entries]
+    merged = [e for e in kept if _question(e) not in fresh] + [dict(e) for e in entries]
     write_json(path, merged)
     return merged
 
@@ -374,8 +380,11 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return entries
 
 
-def _entry_key(entry: Mapping[str, Any]) -> tuple[Any, Any, Any]:
-    return entry["benchmark"], entry.get("split"), entry.get("protocol")
+def _question(entry: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What an entry is the answer to; two with equal ones may replace each other."""
+    keys = ("benchmark", "split", "protocol", "padded_world_size", "limit", "predictions")
+    rejection = entry.get("rejection") or FLAG.describe()  # older entries say nothing else
+    return (*(entry.get(key) for key in keys), rejection, entry.get("partial") is None)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -454,8 +463,7 @@ def score_dialogues(path: Path, records: Sequence[ImageRecord]) -> dict[str, Any
     The k-th phrase of the truth is compared with the k-th segment of the answer; a missing one counts as
     rejected.
     """
-    with JsonlWriter(path) as file:
-        given = {line["dialogue_id"]: line["turns"] for line in file.kept}
+    given = {line["dialogue_id"]: line["turns"] for line in whole_lines(path)[0]}
     first, later = Counts(), Counts()
     held = 0
     for record in records:

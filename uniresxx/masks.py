@@ -1,16 +1,17 @@
 """Binary masks as COCO run-length codes; the one place that touches pycocotools.
 
 An RLE here is canonical: `counts` is ASCII text, no run after the first is empty, the runs add up to y * x.
-Codes from outside go through `validate` or `from_coco` first, and every function checks its input again
-before pycocotools sees it, because its C code trusts the sizes it is given. All areas are Python ints (those
-of pycocotools are uint32). Shapes: y x pixels of the photo. Errors: InputError with the offending value.
+pycocotools' C code trusts the sizes it is given, so every function checks its input first. What this file
+makes or has checked is a `CheckedRLE`, a plain dict that remembers its proof: it is checked once, however
+often it is measured. All areas are Python ints (those of pycocotools are uint32). Shapes: y x pixels of the
+photo. Errors: InputError with the offending value.
 """
 
 from __future__ import annotations
 
 import reprlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from pycocotools import mask as coco
@@ -21,6 +22,35 @@ from uniresxx.types import RLE
 MAX_PIXELS = 50_000_000  # the same cap as for photos (images.py)
 MAX_CHARS_PER_RUN = 6  # 6 * 5 bits hold any signed run difference below MAX_PIXELS
 MAX_POLYGON_STEPS = 20_000_000  # pycocotools walks a polygon's outline in steps of a fifth of a pixel
+
+
+class CheckedRLE(dict[str, Any]):
+    """An RLE that passed the checks, equal to and written as the plain dict; one that is changed later, or
+    copied, loses its proof and is checked again."""
+
+    __slots__ = ("_counts", "_pixels", "_shape")
+
+    def __init__(self, counts: str, height: int, width: int, pixels: int) -> None:
+        super().__init__(size=[height, width], counts=counts)
+        self._counts, self._shape, self._pixels = counts, (height, width), pixels
+
+    def __reduce__(self) -> tuple[type[dict[str, Any]], tuple[dict[str, Any]]]:
+        return dict, (dict(self),)  # a proof does not travel
+
+    def proof(self) -> tuple[str, int, int, int] | None:
+        """(counts, height, width, foreground pixels), or None where the dict is not what was checked."""
+        if self.get("counts") is not self._counts or self.get("size") != [*self._shape]:
+            return None
+        return self._counts, *self._shape, self._pixels
+
+
+def _proof(rle: Any) -> tuple[str, int, int, int]:
+    """(counts, height, width, foreground pixels) of an RLE, checked now unless it was before."""
+    known = rle.proof() if isinstance(rle, CheckedRLE) else None
+    if known is not None:
+        return known
+    counts, runs, height, width = _checked(rle)
+    return counts.decode("ascii"), height, width, int(runs[1::2].sum())
 
 
 def _size(value: Any) -> tuple[int, int]:
@@ -89,8 +119,8 @@ def _checked(rle: Any, size: Sequence[int] | None = None) -> tuple[bytes, np.nda
     if not isinstance(rle, Mapping) or "size" not in rle or "counts" not in rle:
         raise InputError(f"a mask must be an object with size and counts, not {_short(rle)}")
     height, width = _size(rle["size"])
-    if size is not None and (height, width) != (int(size[0]), int(size[1])):
-        raise InputError(f"mask is {height} x {width} (height x width), the photo is {size[0]} x {size[1]}")
+    if size is not None:
+        _same_size((height, width), size)
     counts = rle["counts"]
     if isinstance(counts, str):
         if not counts.isascii():
@@ -106,22 +136,41 @@ def _checked(rle: Any, size: Sequence[int] | None = None) -> tuple[bytes, np.nda
 
 
 def validate(rle: Any, size: Sequence[int] | None = None) -> RLE:
-    """Check a compressed RLE from outside, and that it has `size` (height, width); returns it.
+    """Check a compressed RLE from outside, and that it has `size` (height, width); returns it as a
+    `CheckedRLE`.
 
     Raises InputError: not an RLE, another size, broken code, runs that do not add up, more than MAX_PIXELS.
     """
-    counts, _, height, width = _checked(rle, size)
-    return RLE(size=[height, width], counts=counts.decode("ascii"))
+    if isinstance(rle, CheckedRLE) and (known := rle.proof()) is not None:
+        if size is not None:
+            _same_size(known[1:3], size)
+        return _typed(rle)
+    counts, runs, height, width = _checked(rle, size)
+    return _typed(CheckedRLE(counts.decode("ascii"), height, width, int(runs[1::2].sum())))
+
+
+def _typed(rle: CheckedRLE) -> RLE:
+    return cast(RLE, rle)  # a TypedDict has no subclasses
+
+
+def _same_size(found: tuple[int, int], wanted: Sequence[int]) -> None:
+    if found != (int(wanted[0]), int(wanted[1])):
+        raise InputError(
+            f"mask is {found[0]} x {found[1]} (height x width), the photo is {wanted[0]} x {wanted[1]}"
+        )
 
 
 def _own(coded: Mapping[str, Any]) -> RLE:
     """An RLE of pycocotools (counts are bytes) as ours."""
-    return RLE(size=[int(coded["size"][0]), int(coded["size"][1])], counts=coded["counts"].decode("ascii"))
+    height, width = int(coded["size"][0]), int(coded["size"][1])
+    return _typed(CheckedRLE(coded["counts"].decode("ascii"), height, width, int(coco.area(coded))))
 
 
 def _theirs(rle: Any, size: Sequence[int] | None = None) -> dict[str, Any]:
-    counts, _, height, width = _checked(rle, size)
-    return {"size": [height, width], "counts": counts}
+    counts, height, width, _ = _proof(rle)
+    if size is not None:
+        _same_size((height, width), size)
+    return {"size": [height, width], "counts": counts.encode()}
 
 
 def encode(mask_yx: np.ndarray) -> RLE:
@@ -145,13 +194,13 @@ def empty(height: int, width: int) -> RLE:
 
 def area(rle: RLE) -> int:
     """Foreground pixels."""
-    return int(_checked(rle)[1][1::2].sum())
+    return _proof(rle)[3]
 
 
 def intersection_area(a: RLE, b: RLE) -> int:
     """Pixels in both masks; the sizes must be equal."""
     first = _theirs(a)
-    return area(_own(coco.merge([first, _theirs(b, first["size"])], intersect=True)))
+    return int(coco.area(coco.merge([first, _theirs(b, first["size"])], intersect=True)))
 
 
 def union(rles: Sequence[RLE], size: Sequence[int]) -> RLE:

@@ -10,6 +10,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import numpy as np
 
 from uniresxx.types import Granularity
 
@@ -17,9 +20,28 @@ THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
 SCORE_KEYS = ("gIoU", "cIoU", "mIoU", *(f"Pr@{x}" for x in THRESHOLDS), "N-acc", "T-acc")
 TWIN_THRESHOLD = 0.5
 TWIN_MEMBERS = frozenset((Granularity.PART, Granularity.OBJECT, Granularity.MULTI))
+SIZES = {"small": 32**2, "medium": 96**2, "large": None}  # pixels of the truth below the number (COCO areas)
+LENGTHS = {"1-2": 2, "3-5": 5, "6-10": 10, "11+": None}  # words up to the number
+ROW = (
+    *("n", "n_target", "intersection", "union", "iou_units", "iou_units_target"),
+    *(f"above_{x}" for x in THRESHOLDS),
+    *("target_answered", "none_rejected", "no_answer"),
+)  # one `Counts` as a row of int64
 _ONE = 1 << 40
 
 Scores = dict[str, float | None]
+Key = TypeVar("Key", int, str)
+
+
+def size_name(pixels: int) -> str:
+    """Key of SIZES for a truth mask; our choice: the edges 32^2 and 96^2 belong to the larger class (COCO's
+    own ranges hold them twice)."""
+    return next(name for name, edge in SIZES.items() if edge is None or pixels < edge)
+
+
+def length_name(words: int) -> str:
+    """Key of LENGTHS for an expression."""
+    return next(name for name, edge in LENGTHS.items() if edge is None or words <= edge)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +58,8 @@ class Outcome:
     level: int | None = None
     twin: str | None = None
     no_answer: bool = False  # the model produced neither [SEG] nor [REJ]
+    pixels: int | None = None  # of the truth; None: not counted by size
+    words: int | None = None  # of the expression; None: not counted by length
 
 
 @dataclass(slots=True)
@@ -74,6 +98,11 @@ class Counts:
         else:
             self.none_rejected += outcome.rejected
 
+    def row(self) -> tuple[int, ...]:
+        """The counters in the order of ROW."""
+        first = (self.n, self.n_target, self.intersection, self.union, self.iou_units, self.iou_units_target)
+        return (*first, *self.above, self.target_answered, self.none_rejected, self.no_answer)
+
     def merge(self, other: Counts) -> Counts:
         """The counts of both sets of expressions together."""
         return Counts(
@@ -91,17 +120,8 @@ class Counts:
 
     def scores(self) -> Scores:
         """All scores in percent by SCORE_KEYS; None where there is nothing to divide by."""
-        precision = {
-            f"Pr@{x}": _percent(count, self.n_target) for x, count in zip(THRESHOLDS, self.above, strict=True)
-        }
-        return {
-            "gIoU": _percent(self.iou_units, self.n * _ONE),
-            "cIoU": _percent(self.intersection, self.union),
-            "mIoU": _percent(self.iou_units_target, self.n_target * _ONE),
-            **precision,
-            "N-acc": _percent(self.none_rejected, self.n_none),
-            "T-acc": _percent(self.target_answered, self.n_target),
-        }
+        ratios = _ratios(dict(zip(ROW, self.row(), strict=True)))
+        return {key: _percent(part, whole) for key, (part, whole) in ratios.items()}
 
     def sizes(self) -> dict[str, int]:
         """How many expressions stand behind the scores: all (gIoU, cIoU), targeted (mIoU, Pr, T-acc), none
@@ -113,15 +133,42 @@ def _percent(part: int, whole: int) -> float | None:
     return 100 * part / whole if whole else None
 
 
+def _ratios(of: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """(part, whole) of every score, from counters by the names of ROW: numbers or arrays."""
+    targets = of["n_target"]
+    return {
+        "gIoU": (of["iou_units"], of["n"] * _ONE),
+        "cIoU": (of["intersection"], of["union"]),
+        "mIoU": (of["iou_units_target"], targets * _ONE),
+        **{f"Pr@{x}": (of[f"above_{x}"], targets) for x in THRESHOLDS},
+        "N-acc": (of["none_rejected"], of["n"] - targets),
+        "T-acc": (of["target_answered"], targets),
+    }
+
+
+def scores_of_rows(rows: np.ndarray) -> dict[str, np.ndarray]:
+    """Every score in percent of many sums at once: float64 (…, len(ROW)) to (…) per key, NaN where there is
+    nothing to divide by."""
+    ratios = _ratios({name: rows[..., k] for k, name in enumerate(ROW)})
+    return {key: percent_of(part, whole) for key, (part, whole) in ratios.items()}
+
+
+def percent_of(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """100 part / whole in float64, NaN where `whole` is 0."""
+    return np.divide(100.0 * part, whole, out=np.full(np.shape(whole), np.nan), where=np.asarray(whole) != 0)
+
+
 @dataclass(slots=True)
 class Tally:
-    """All counters of one benchmark: overall, per granularity, per level, twins."""
+    """All counters of one benchmark: overall, by granularity, level, size and length, twins."""
 
     overall: Counts = field(default_factory=Counts)
     by_granularity: dict[Granularity, Counts] = field(
         default_factory=lambda: {g: Counts() for g in Granularity}
     )
     by_level: dict[int, Counts] = field(default_factory=dict)
+    by_size: dict[str, Counts] = field(default_factory=dict)  # targets only
+    by_length: dict[str, Counts] = field(default_factory=dict)
     twins: int = 0
     twins_answered: int = 0
 
@@ -135,6 +182,10 @@ class Tally:
             tally.by_granularity[outcome.granularity].add(outcome)
             if outcome.level is not None:
                 tally.by_level.setdefault(outcome.level, Counts()).add(outcome)
+            if outcome.pixels is not None and outcome.targeted:
+                tally.by_size.setdefault(size_name(outcome.pixels), Counts()).add(outcome)
+            if outcome.words is not None:
+                tally.by_length.setdefault(length_name(outcome.words), Counts()).add(outcome)
             if outcome.twin is not None and outcome.targeted:
                 groups[outcome.twin].append(outcome)
         for members in groups.values():
@@ -146,13 +197,12 @@ class Tally:
 
     def merge(self, other: Tally) -> Tally:
         """The counters of two disjoint sets of pictures together."""
-        levels = sorted(self.by_level.keys() | other.by_level.keys())
         return Tally(
             overall=self.overall.merge(other.overall),
             by_granularity={g: self.by_granularity[g].merge(other.by_granularity[g]) for g in Granularity},
-            by_level={
-                k: self.by_level.get(k, Counts()).merge(other.by_level.get(k, Counts())) for k in levels
-            },
+            by_level=_merged(self.by_level, other.by_level),
+            by_size=_merged(self.by_size, other.by_size),
+            by_length=_merged(self.by_length, other.by_length),
             twins=self.twins + other.twins,
             twins_answered=self.twins_answered + other.twins_answered,
         )
@@ -161,6 +211,12 @@ class Tally:
     def twin_score(self) -> float | None:
         """Percent of complete twin groups of which every member has IoU > 0.5."""
         return _percent(self.twins_answered, self.twins)
+
+
+def _merged(one: Mapping[Key, Counts], other: Mapping[Key, Counts]) -> dict[Key, Counts]:
+    """Counts by key of both; a key of one side only keeps its counts."""
+    both = {key: counts.merge(other[key]) if key in other else counts for key, counts in one.items()}
+    return both | {key: counts for key, counts in other.items() if key not in one}
 
 
 @dataclass(slots=True)

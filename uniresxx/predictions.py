@@ -1,21 +1,30 @@
-"""predictions.jsonl: one line per expression, appended and flushed line by line, read back with every doubt
-listed.
+"""Answers of any model on disk, read one by one with every doubt listed.
 
-Keys: `expression_id`, `rejected`, `mask` (COCO RLE at the photo's size, or null), `mask_if_forced`
-(optional), `score`, `p_absent` (numbers or null), `text` (or null). Unknown keys are ignored, so the format can grow.
+predictions.jsonl, one line per expression, appended and flushed line by line: `expression_id`, `rejected`,
+`mask` (COCO RLE at the photo's size, or null), `mask_if_forced` (optional), `score`, `p_absent` (numbers or
+null), `text` (or null). Unknown keys are ignored, so the format can grow.
+
+Or a folder of PNG masks at the photos' sizes, `<expression_id>.png`: nested as the id is
+(`refcoco/val/17.png`), or with `__` for `/` (`refcoco__val__17.png`). Grey value 0 is background, anything
+above is foreground; a mask without foreground is an empty mask, not a rejection (score it with `--rejected
+empty_mask` where it means one); other files are ignored.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+import os
+import reprlib
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from io import BufferedWriter
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from uniresxx import masks
+from uniresxx import images, masks
 from uniresxx.errors import InputError
 from uniresxx.types import RLE, ImageRecord, Prediction, Segment
 
@@ -27,8 +36,11 @@ def _no_constants(text: str) -> float:
 
 
 def _parse(line: bytes) -> Any:
-    """One JSON value; NaN and Infinity, which Python would take, are errors as in JSON itself."""
-    return json.loads(line, parse_constant=_no_constants)
+    """One JSON value; NaN and Infinity, which Python would take, are errors as in JSON itself. ValueError."""
+    try:
+        return json.loads(line, parse_constant=_no_constants)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 class JsonlWriter:
@@ -45,7 +57,7 @@ class JsonlWriter:
         self.kept: list[dict[str, Any]] = []
         end = 0
         if path.exists():
-            self.kept, end = _whole_lines(path)
+            self.kept, end = whole_lines(path)
             with path.open("r+b") as file:
                 file.truncate(end)
         self._file: BufferedWriter = path.open("ab")
@@ -69,8 +81,9 @@ class JsonlWriter:
         self.close()
 
 
-def _whole_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """The objects of a JSONL file and the byte where they end; InputError for damage before the last line."""
+def whole_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """The objects of a JSONL file and the byte where they end, which is before a last line that was cut off;
+    InputError for damage before that. The file is only read."""
     kept: list[dict[str, Any]] = []
     end = 0
     with path.open("rb") as file:
@@ -117,13 +130,15 @@ def from_json(line: Any, size: tuple[int, int] | None = None) -> Prediction:
         raise InputError("expected a JSON object per line")
     rejected = line.get("rejected")
     if not isinstance(rejected, bool):
-        raise InputError(f"`rejected` must be true or false, not {rejected!r}")
+        raise InputError(f"`rejected` must be true or false, not {reprlib.repr(rejected)}")
     if "mask" not in line and not rejected:
         raise InputError("`mask` is missing although `rejected` is false")
     text = line.get("text")
     if text is not None and not isinstance(text, str):
         raise InputError(f"`text` must be a string, not {type(text).__name__}")
-    segments = line.get("segments") or ()
+    segments = line.get("segments") or []
+    if not isinstance(segments, list):
+        raise InputError("`segments` must be a list of {phrase, mask, score}")
     return Prediction(
         rejected=rejected,
         mask=_mask(line.get("mask"), "mask", size),
@@ -146,29 +161,96 @@ def _mask(value: Any, key: str, size: tuple[int, int] | None) -> RLE | None:
     if value is None:
         return None
     try:
-        masks.validate(value, size)
+        return masks.validate(value, size)
     except InputError as error:
         raise InputError(f"`{key}`: {error}") from None
-    return value
 
 
 def _number(value: Any, key: str) -> float | None:
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise InputError(f"`{key}` must be a finite number or null, not {value!r}")
-    return float(value)
+    if not isinstance(value, bool) and isinstance(value, int | float) and abs(value) < math.inf:
+        try:
+            return float(value)
+        except OverflowError:  # a whole number of hundreds of digits
+            pass
+    raise InputError(f"`{key}` must be a finite number or null, not {reprlib.repr(value)}")
 
 
-def read_predictions(path: Path, records: Iterable[ImageRecord]) -> dict[str, Prediction]:
-    """Predictions by expression id for exactly the expressions of `records`.
+@dataclass(slots=True)
+class Problems:
+    """What does not fit in somebody's predictions: how many of each kind, the first few in words."""
 
-    InputError lists what is wrong: unreadable or truncated lines, unknown, duplicate and missing ids, masks
-    that do not fit their photo, numbers that are none. Nothing is guessed and nothing is left out silently.
+    kinds: Counter[str] = field(default_factory=Counter)
+    first: list[str] = field(default_factory=list)
+    entries: int = 0
+
+    def add(self, kind: str, text: str, count: int = 1) -> None:
+        """Note one problem that stands for `count` expressions or lines."""
+        self.kinds[kind] += count
+        self.entries += 1
+        if len(self.first) < _SHOWN_PROBLEMS:
+            self.first.append(text)
+
+    def add_missing(self, missing: Collection[str], total: int) -> None:
+        """Note the expressions that nothing was said about, if any."""
+        if missing:
+            first = reprlib.repr(next(iter(missing)))
+            self.add("missing", f"{len(missing)} of {total} expressions missing, first {first}", len(missing))
+
+    def __bool__(self) -> bool:
+        return self.entries > 0
+
+    def __str__(self) -> str:
+        more = f"; and {self.entries - len(self.first)} more" if self.entries > len(self.first) else ""
+        counts = ", ".join(f"{count} {kind}" for kind, count in self.kinds.items())
+        return f"{'; '.join(self.first)}{more} (in all: {counts})"
+
+
+def sizes_of(records: Iterable[ImageRecord]) -> dict[str, tuple[int, int]]:
+    """The photo's (height, width) by expression id."""
+    sizes: dict[str, tuple[int, int]] = {}
+    for record in records:
+        size = (record.height, record.width)
+        sizes.update((e.expression_id, size) for e in record.expressions)
+    return sizes
+
+
+def _as_given(prediction: Prediction) -> Prediction:
+    return prediction
+
+
+def stream_predictions(
+    path: Path,
+    sizes: Mapping[str, tuple[int, int]],
+    problems: Problems,
+    prepare: Callable[[Prediction], Prediction] = _as_given,
+) -> Iterator[tuple[str, Prediction]]:
+    """(expression id, answer) for every sound line or PNG about an expression of `sizes`, in the file's order.
+
+    Each is parsed and checked once and then forgotten. What does not fit is left out and noted in `problems`:
+    unreadable or truncated lines, unknown ids, ids that came before, masks that do not fit their photo,
+    numbers that are none, what `prepare` refuses. InputError where nothing can be read at all.
     """
-    sizes = {e.expression_id: (r.height, r.width) for r in records for e in r.expressions}
-    found: dict[str, Prediction] = {}
-    problems: list[str] = []
+    seen: set[str] = set()
+    for place, name, content in _png_files(path, sizes) if path.is_dir() else _lines(path, problems):
+        if name not in sizes:
+            problems.add("unknown ids", f"{place}: unknown expression_id {name[:100]!r}")
+        elif name in seen:
+            problems.add("duplicate ids", f"{place}: duplicate expression_id {name!r}")
+        else:
+            try:
+                read = _from_png if isinstance(content, Path) else from_json
+                answer = prepare(read(content, sizes[name]))
+            except InputError as error:
+                problems.add("wrong values", f"{place}: {error}")
+            else:
+                seen.add(name)
+                yield name, answer
+
+
+def _lines(path: Path, problems: Problems) -> Iterator[tuple[str, str, Any]]:
+    """(place, expression id, object) per line of a predictions.jsonl; what has no id is a problem."""
     try:
         file = path.open("rb")
     except OSError as error:
@@ -177,25 +259,56 @@ def read_predictions(path: Path, records: Iterable[ImageRecord]) -> dict[str, Pr
         for number, raw in enumerate(file, start=1):
             if not raw.strip():
                 continue
+            place = f"line {number}"
             try:
                 line = _parse(raw)
-                name = line.get("expression_id") if isinstance(line, dict) else None
-                if not isinstance(name, str):
-                    raise InputError("`expression_id` is missing")
-                if name not in sizes:
-                    raise InputError(f"unknown expression_id {name!r}")
-                if name in found:
-                    raise InputError(f"duplicate expression_id {name!r}")
-                found[name] = from_json(line, sizes[name])
-            except InputError as error:
-                problems.append(f"line {number}: {error}")
             except ValueError:
                 cut = "" if raw.endswith(b"\n") else " (truncated last line)"
-                problems.append(f"line {number}: not JSON{cut}")
-    missing = [name for name in sizes if name not in found]
-    if missing:
-        problems.append(f"{len(missing)} of {len(sizes)} expressions missing, first {missing[0]!r}")
+                problems.add("not JSON", f"{place}: not JSON{cut}")
+                continue
+            name = line.get("expression_id") if isinstance(line, dict) else None
+            if isinstance(name, str):
+                yield place, name, line
+            else:
+                problems.add("without id", f"{place}: `expression_id` is missing")
+
+
+def _png_files(folder: Path, sizes: Mapping[str, tuple[int, int]]) -> Iterator[tuple[str, str, Path]]:
+    """(place, expression id, file) per PNG of a folder; InputError where it holds none."""
+    found = False
+    for root, folders, files in os.walk(folder):
+        folders.sort()
+        for file in sorted(files):
+            if file.startswith(".") or not file.lower().endswith(".png"):
+                continue
+            found = True
+            path = Path(root, file)
+            place = path.relative_to(folder).as_posix()
+            name = place[: -len(".png")]
+            yield place, name if name in sizes else name.replace("__", "/"), path
+    if not found:
+        raise InputError(
+            f"{folder} holds no PNG: give a predictions.jsonl, or a folder of <expression_id>.png"
+        )
+
+
+def _from_png(path: Path, size: tuple[int, int]) -> Prediction:
+    mask = images.read_mask(path)
+    if mask.shape != size:
+        raise InputError(
+            f"mask is {mask.shape[0]} x {mask.shape[1]} (height x width), the photo is {size[0]} x {size[1]}"
+        )
+    return Prediction(rejected=False, mask=masks.encode(mask), text=None)
+
+
+def read_predictions(path: Path, records: Iterable[ImageRecord]) -> dict[str, Prediction]:
+    """Predictions by expression id for exactly the expressions of `records`, all in memory.
+
+    InputError lists what is wrong; nothing is guessed and nothing is left out silently.
+    """
+    sizes, problems = sizes_of(records), Problems()
+    found = dict(stream_predictions(path, sizes, problems))
+    problems.add_missing([name for name in sizes if name not in found], len(sizes))
     if problems:
-        more = f"; and {len(problems) - _SHOWN_PROBLEMS} more" if len(problems) > _SHOWN_PROBLEMS else ""
-        raise InputError(f"{path}: {'; '.join(problems[:_SHOWN_PROBLEMS])}{more}")
+        raise InputError(f"{path}: {problems}")
     return found

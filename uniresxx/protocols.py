@@ -18,6 +18,11 @@ from uniresxx.types import Expression, ImageRecord, Prediction
 _ANSWER_MARKS = ("[SEG]", "[REJ]")
 
 
+def no_padding(records: Sequence[ImageRecord], world_size: int) -> Sequence[str]:
+    """Nothing counts twice, on however many processes."""
+    return ()
+
+
 @dataclass(frozen=True, slots=True)
 class Protocol:
     """One way of scoring, as a value."""
@@ -27,6 +32,9 @@ class Protocol:
     judge: Callable[[Expression, Prediction], Outcome]
     counted: Callable[[ImageRecord], Sequence[Expression]]
     refuses: tuple[str, ...] = ()  # names of benchmarks, without the split
+    undefined: tuple[str, ...] = ()  # score keys that this way of scoring does not have
+    # (records, world size) -> ids of the expressions that sampler padding counts once more, each as often
+    padded: Callable[[Sequence[ImageRecord], int], Sequence[str]] = no_padding
 
     def check(self, benchmark: str) -> None:
         """Raise InputError where the protocol is not defined for the benchmark (NAME/SPLIT)."""

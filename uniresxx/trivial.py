@@ -3,8 +3,6 @@ gets."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 
 from uniresxx import masks
@@ -44,12 +42,7 @@ def always_reject(record: ImageRecord) -> dict[str, Prediction]:
     return {e.expression_id: answer for e in record.expressions}
 
 
-def never_reject(record: ImageRecord, predictions: Mapping[str, Prediction]) -> dict[str, Prediction]:
-    """The given answers with every rejection replaced by the forced mask (else the mask it carries, else
-    empty)."""
-    answers = {}
-    for expression in record.expressions:
-        given = predictions[expression.expression_id]
-        mask = (given.mask_if_forced or given.mask) if given.rejected else given.mask
-        answers[expression.expression_id] = Prediction(rejected=False, mask=mask, text=None)
-    return answers
+def never_reject(given: Prediction) -> Prediction:
+    """The given answer; where it rejects, the forced mask instead (else the mask it carries, else empty)."""
+    mask = (given.mask_if_forced or given.mask) if given.rejected else given.mask
+    return Prediction(rejected=False, mask=mask, text=None)

@@ -1,0 +1,83 @@
+"""`python -m eval compare`: two predictions of the same benchmark, paired by picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from eval.score import load_records, print_table
+from uniresxx.errors import InputError
+from uniresxx.evaluate import tally_file
+from uniresxx.protocols import protocol_of
+from uniresxx.rejection import FLAG, Rejection
+from uniresxx.resampling import CONFIDENCE, PERMUTATIONS, RESAMPLES, SEED, compare_pairs
+from uniresxx.types import ImageRecord
+
+
+def compare(
+    a: Path,
+    b: Path,
+    benchmark: str,
+    *,
+    data: Path | None = None,
+    protocol: str = "strict",
+    limit: int | None = None,
+    rejection: Rejection = FLAG,
+) -> dict[str, dict[str, Any]]:
+    """Print and return what `resampling.compare_pairs` finds. InputError for bad or incomplete files: a paired
+    test needs an answer of both to everything."""
+    way = protocol_of(protocol)
+    way.check(benchmark)
+    for path in (a, b):
+        if not path.exists():
+            raise InputError(f"{path} is no file: give a predictions.jsonl or a folder of PNGs")
+    records = load_records(benchmark, data, limit)
+    found = compare_pairs(*(_rows(path, records, protocol, rejection) for path in (a, b)))
+    _print(Console(), a, b, benchmark, protocol, len(records), {
+        key: values for key, values in found.items() if key not in way.undefined
+    })  # fmt: skip
+    return found
+
+
+def _rows(path: Path, records: Sequence[ImageRecord], protocol: str, rejection: Rejection) -> np.ndarray:
+    """Counters per picture, int64 (pictures, counters)."""
+    scored, problems = tally_file(path, records, protocol, rejection)
+    if problems:
+        raise InputError(f"{path}: {problems}")
+    return np.asarray(scored.images_IGK.sum(axis=1))
+
+
+def _print(
+    console: Console,
+    a: Path,
+    b: Path,
+    benchmark: str,
+    protocol: str,
+    pictures: int,
+    found: dict[str, dict[str, Any]],
+) -> None:
+    rows = []
+    for key, values in found.items():
+        if values["difference"] is None:
+            rows.append([key, *["–"] * 5])
+            continue
+        low, high = values["interval"] or (None, None)
+        limits = "–" if low is None or high is None else f"{low:+.1f} to {high:+.1f}"
+        p = f"{values['p']:.4f}"
+        rows.append(
+            [key, f"{values['a']:.1f}", f"{values['b']:.1f}", f"{values['difference']:+.1f}", limits, p]
+        )
+    header = ["score", "A", "B", "A - B", f"{100 * CONFIDENCE:.0f} % interval", "p"]
+    print_table(console, header, rows, f"{benchmark}, protocol {protocol}, {pictures} pictures")
+    for line in (
+        f"A {a}",
+        f"B {b}",
+        f"p: share of {PERMUTATIONS} random swaps of whole pictures with a difference as large; "
+        f"interval: {RESAMPLES} paired bootstrap resamples; seed {SEED}",
+        f"{len(rows)} scores are tested at once: below {0.05 / len(rows):.2g} one differs whatever the others do",
+    ):
+        console.print(line, style="dim", highlight=False, markup=False, soft_wrap=True)
