@@ -27,7 +27,7 @@ from eval.score import origin, score
 from eval.tables import published_tables
 from uniresxx import masks
 from uniresxx.errors import InputError
-from uniresxx.evaluate import evaluate, score_file, write_metrics
+from uniresxx.evaluate import evaluate, score_file, write_json, write_metrics
 from uniresxx.predictions import read_predictions
 from uniresxx.protocols import STRICT
 from uniresxx.segmenter import Decoding
@@ -190,7 +190,7 @@ def test_cases_are_judged_as_the_entry_says(folder):
         ("no_seg", None, lambda p: False),
     ):
         entry["rejection"] = {"rule": rule, "threshold": threshold, "tuned_on": "val"}
-        write_metrics(folder / "metrics.json", [entry])
+        write_json(folder / "metrics.json", [entry])
         (run,) = read_runs([folder], None)
         assert {c.name for c in run.cases if c.rejected} == {name for name, p in given.items() if keep(p)}
 
@@ -201,7 +201,7 @@ def test_partial_answers_are_shown_as_far_as_they_go(folder):
     path.write_text("".join(lines[: len(lines) // 2]))
     assert "No single answers" in report([folder]).read_text()
     entry = json.loads((folder / "metrics.json").read_text())[0]
-    write_metrics(folder / "metrics.json", [entry | {"partial": {"scored": 32, "expressions": 64}}])
+    write_json(folder / "metrics.json", [entry | {"partial": {"scored": 32, "expressions": 64}}])
     text = report([folder]).read_text()
     assert "No single answers" not in text and "32 of 64 expressions were answered" in text
 
@@ -432,11 +432,15 @@ def test_what_later_scorers_add_is_shown(folder):
     entry |= {
         "by_size": {"small": entry["overall"], "large": entry["overall"]},
         "by_length": {"1-2": entry["overall"]},
-        "intervals": {"level": 95, "resamples": 1000, "seed": 0, "overall": between, "by_granularity": {}},
+        "intervals": {
+            **{"level": 0.95, "resamples": 1000, "seed": 0, "images": 16},
+            **{"overall": between, "by_granularity": {}, "twin_score": None},
+        },
         "padded_world_size": 8,
+        "padded_expressions": 3,
     }
     entry["counts"] |= {"by_size": {"small": {"n": 7}, "large": {"n": 0}}, "by_length": {"1-2": {"n": 5}}}
-    write_metrics(folder / "metrics.json", [entry])
+    write_json(folder / "metrics.json", [entry])
     page = report([folder])
     for text in (page.read_text(), (page.parent / "report.md").read_text()):
         assert "size small" in text and "size large" not in text and "words 1-2" in text
