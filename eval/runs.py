@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,12 +9,11 @@ from typing import Any
 
 from eval.cases import Case, judge_all
 from eval.score import load_records
-from uniresxx import masks
 from uniresxx.errors import InputError
 from uniresxx.evaluate import read_metrics
-from uniresxx.predictions import read_predictions
+from uniresxx.predictions import Problems, sizes_of, stream_predictions
 from uniresxx.protocols import protocol_of
-from uniresxx.types import ImageRecord, Prediction
+from uniresxx.rejection import Rejection
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,42 +108,14 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
 def _cases(home: Path, entry: Mapping[str, Any], data: Path | None) -> list[Case]:
     benchmark = f"{entry['benchmark']}/{entry['split']}"
     path = home / (entry.get("predictions") or f"{benchmark}/predictions.jsonl")
-    if not path.is_file():
-        what = "is a folder of pictures: single answers are shown for a predictions.jsonl only"
-        raise InputError(f"{path} {what if path.is_dir() else 'is not there any more'}")
+    if not path.exists():
+        raise InputError(f"{path} is not there any more")
     root = data or (Path(entry["data"]) if entry.get("data") else None)
     records = load_records(benchmark, root, entry.get("limit"))
-    if entry.get("partial"):
-        records = _answered_only(path, records)
-    predictions = read_predictions(path, records)
-    rejection = entry.get("rejection") or {}
-    decided = {name: _decided(given, rejection) for name, given in predictions.items()}
-    return judge_all(records, decided, protocol_of(entry["protocol"]))
-
-
-def _answered_only(path: Path, records: Sequence[ImageRecord]) -> list[ImageRecord]:
-    """The records with only those expressions that a partial file answers."""
-    known = set()
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            known.add(json.loads(line)["expression_id"])
-        except (ValueError, KeyError, TypeError):
-            continue  # what is wrong with it is said when the file is read
-    kept = [
-        replace(r, expressions=tuple(e for e in r.expressions if e.expression_id in known)) for r in records
-    ]
-    return [record for record in kept if record.expressions]
-
-
-def _decided(prediction: Prediction, rejection: Mapping[str, Any]) -> Prediction:
-    """The prediction with `rejected` as the entry's rule decides it, so that cases agree with the scores."""
-    rule, text = rejection.get("rule"), prediction.text
-    if rule == "no_seg":
-        rejected = text is not None and "[SEG]" not in text
-    elif rule == "empty_mask":
-        rejected = prediction.mask is None or not masks.area(prediction.mask)
-    elif rule == "p_absent" and prediction.p_absent is not None and rejection.get("threshold") is not None:
-        rejected = prediction.p_absent > rejection["threshold"]
-    else:
-        return prediction
-    return replace(prediction, rejected=rejected)
+    rejection, sizes, problems = Rejection(**(entry.get("rejection") or {})), sizes_of(records), Problems()
+    answers = dict(stream_predictions(path, sizes, problems, rejection.apply))
+    if not entry.get("partial") and not entry.get("problems"):  # else it was scored as far as it goes
+        problems.add_missing([name for name in sizes if name not in answers], len(sizes))
+        if problems:
+            raise InputError(f"{path}: {problems}")
+    return judge_all(records, answers, protocol_of(entry["protocol"]))

@@ -30,6 +30,7 @@ from uniresxx.errors import InputError
 from uniresxx.evaluate import evaluate, score_file, write_json, write_metrics
 from uniresxx.predictions import read_predictions
 from uniresxx.protocols import STRICT
+from uniresxx.rejection import Rejection
 from uniresxx.segmenter import Decoding
 from uniresxx.types import Expression, Granularity, ImageRecord, Prediction
 
@@ -187,12 +188,28 @@ def test_cases_are_judged_as_the_entry_says(folder):
         ("p_absent", 0.45, lambda p: p.p_absent > 0.45),
         ("empty_mask", None, lambda p: p.mask is None or not masks.area(p.mask)),
         ("flag", None, lambda p: p.rejected),
-        ("no_seg", None, lambda p: False),
+        ("no_seg", None, lambda p: "[SEG]" not in p.text),
     ):
-        entry["rejection"] = {"rule": rule, "threshold": threshold, "tuned_on": "val"}
+        entry["rejection"] = {"rule": rule, "threshold": threshold, "tuned_on": None}
         write_json(folder / "metrics.json", [entry])
         (run,) = read_runs([folder], None)
         assert {c.name for c in run.cases if c.rejected} == {name for name, p in given.items() if keep(p)}
+
+
+def test_a_folder_of_masks_is_shown_like_a_file(folder, tmp_path):
+    pngs, other = tmp_path / "pngs", tmp_path / "other"
+    given = read_predictions(folder / "scenes_easy/val/predictions.jsonl", RECORDS)
+    for name, prediction in given.items():
+        path = pngs / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        mask = np.zeros((H, W), bool) if prediction.mask is None else masks.decode(prediction.mask)
+        Image.fromarray(mask.astype(np.uint8) * 255).save(path)
+    score(pngs, "scenes_easy/val", other, rejection=Rejection("empty_mask"))
+    (run,) = read_runs([other], None)
+    assert run.missing is None and {c.name for c in run.cases} == set(given)
+    assert [c.iou for c in run.cases if c.targeted] == [
+        c.iou for c in read_runs([folder], None)[0].cases if c.targeted
+    ]
 
 
 def test_partial_answers_are_shown_as_far_as_they_go(folder):
