@@ -148,10 +148,9 @@ def interval_rows(entry: Mapping[str, Any], keys: Sequence[str] = SCORE_KEYS) ->
     found = entry.get("intervals")
     if not found:
         return []
-    percent = f"{100 * found['level']:.0f} %"
     limits = [found["overall"][key] or (None, None) for key in keys]
     return [
-        [f"  {percent} {name}", "", *(number(limit[k]) for limit in limits)]
+        [f"  95 % {name}", "", *(number(limit[k]) for limit in limits)]
         for k, name in enumerate(("from", "to"))
     ]
 
@@ -177,15 +176,16 @@ def notes(entry: Mapping[str, Any]) -> list[str]:
     if entry.get("problems"):
         lines.append(f"left out: {entry['problems']}")
     if entry.get("padded_world_size"):
+        again = entry.get("padded_expressions")
+        none = " (this protocol pads nothing here)" if again == 0 else ""
         lines.append(
-            f"padded as for {entry['padded_world_size']} processes: {entry['padded_expressions']} expressions "
-            "count again" + ("" if entry["padded_expressions"] else " (this protocol pads nothing here)")
+            f"padded as for {entry['padded_world_size']} processes: {again} expressions count again{none}"
         )
     if entry.get("intervals"):
         how = entry["intervals"]
         lines.append(
-            f"{100 * how['level']:.0f} % intervals: {how['resamples']} bootstrap resamples of {how['images']} "
-            f"pictures, seed {how['seed']}"
+            f"95 % intervals: {how['resamples']} bootstrap resamples of {how.get('images', 'the')} pictures, "
+            f"seed {how['seed']}"
         )
     lines += [f"{name.replace('_', ' ')}: {what}" for name, what in TRIVIAL_NAMES.items()]
     if entry.get("proposal_recall"):

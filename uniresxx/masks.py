@@ -85,21 +85,26 @@ def _parse(text: bytes) -> np.ndarray:
     """
     if not text:
         raise InputError("mask code is empty: expected COCO run lengths")
-    codes = np.frombuffer(text, dtype=np.uint8).astype(np.int64) - 48
-    if int(codes.min()) < 0 or int(codes.max()) > 63:
+    codes = np.frombuffer(text, dtype=np.uint8) - 48  # what lies before '0' wraps round to over 63
+    if codes.max() > 63:
         raise InputError(f"mask code {_short(text)} holds a character that is not of a COCO run-length code")
-    ends = np.flatnonzero(codes < 32)
-    if ends.size == 0 or int(ends[-1]) != codes.size - 1:
+    if codes[-1] >= 32:
         raise InputError(f"mask code {_short(text)} breaks off in the middle of a run")
-    starts = np.concatenate(([0], ends[:-1] + 1))
-    length = ends - starts + 1
-    if int(length.max()) > MAX_CHARS_PER_RUN:
+    ends = np.flatnonzero(codes < 32)
+    length = ends.copy()
+    length[0] += 1
+    length[1:] -= ends[:-1]
+    longest = int(length.max())
+    if longest > MAX_CHARS_PER_RUN:
         raise InputError(f"mask code {_short(text)} holds a run longer than any photo")
-    place = np.arange(codes.size) - np.repeat(starts, length)
-    runs = np.add.reduceat((codes & 31) << (5 * place), starts)
-    runs = np.where(codes[ends] & 16, runs - (np.int64(1) << (5 * length)), runs)
-    runs[1::2] = np.cumsum(runs[1::2])
-    runs[2::2] = np.cumsum(runs[2::2])
+    values = (codes & 31).astype(np.int64)
+    runs = values[ends]
+    runs -= (runs & 16) << 1  # the highest digit carries the sign
+    for place in range(1, longest):
+        more = np.flatnonzero(length > place)
+        runs[more] = (runs[more] << 5) + values[ends[more] - place]
+    for later in (runs[1::2], runs[2::2]):
+        np.add.accumulate(later, out=later)
     return runs
 
 
@@ -107,11 +112,12 @@ def _check_runs(runs: np.ndarray, height: int, width: int) -> None:
     """InputError unless the runs are lengths, none inside is empty, and they cover height * width."""
     if runs.size == 0 or int(runs.min()) < 0:
         raise InputError("mask code holds a run of negative length, or none")
-    if int(runs.max()) > MAX_PIXELS or int(runs.sum()) != height * width:
+    # before the sum, which many large runs could overflow
+    if (runs.size > 1 << 16 and int(runs.max()) > MAX_PIXELS) or int(runs.sum()) != height * width:
         raise InputError(
             f"mask code covers {int(runs.sum())} pixels, but its size {height} x {width} has {height * width}"
         )
-    if runs.size > 1 and int(runs[1:].min()) == 0:
+    if runs.size > 1 and not runs[1:].all():
         raise InputError("mask code holds an empty run: encode the mask again (masks.from_coco does)")
 
 
