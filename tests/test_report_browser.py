@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -169,21 +170,28 @@ def answer(number: int, k: int) -> Prediction:
     return Prediction(rejected, mask, None, None if number % 3 else 0.75, (number % 10) / 10)
 
 
-@pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The report on 10,000 expressions of 1,000 pictures."""
-    records = [made(k) for k in range(IMAGES)]
-    out = tmp_path_factory.mktemp("run")
+def scored(out: Path, records: list[ImageRecord], moved: int = 0) -> Path:
+    """A scored folder; the answers of picture 0 are moved by `moved` columns."""
     path = out / "refcoco/val/predictions.jsonl"
     with JsonlWriter(path) as lines:
         for n, record in enumerate(records):
             for k, expression in enumerate(record.expressions):
-                lines.write(to_json(expression.expression_id, answer(n, k)))
+                given = answer(n, k)
+                if not n and given.mask:
+                    given = replace(given, mask=masks.encode(box(k + moved, 8)))
+                lines.write(to_json(expression.expression_id, given))
     entry = score_file(path, records, "refcoco/val") | origin(path, out, None, None)
     write_metrics(out / "metrics.json", [entry])
+    return out
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The report on 10,000 expressions of 1,000 pictures."""
+    records = [made(k) for k in range(IMAGES)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("eval.runs.load_records", lambda name, data, limit=None: records)
-        yield report([out])
+        yield report([scored(tmp_path_factory.mktemp("run"), records)])
 
 
 @pytest.fixture
@@ -322,3 +330,28 @@ def test_fields_have_labels_and_the_page_fits_a_phone(chromium: Browser) -> None
     )
     chromium.frame()
     assert chromium.run("document.documentElement.scrollWidth") <= 360
+
+
+def test_two_runs_and_photos_that_are_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    records = [replace(made(k), pixels=None, path=str(tmp_path / "gone.jpg")) for k in range(3)]
+    monkeypatch.setattr("eval.runs.load_records", lambda name, data, limit=None: records)
+    runs = [scored(tmp_path / "first", records), scored(tmp_path / "second", records, moved=6)]
+    browser = Browser(tmp_path / "profile")
+    try:
+        browser.open(report(runs))
+        assert put(browser, "order", "apart") == 30
+        assert chosen(browser).startswith("refcoco/val/0_"), "only picture 0 was answered differently"
+        heads = browser.run("[...document.querySelectorAll('.panel b')].map(b => b.textContent)")
+        assert heads == ["Picture", "Truth", "first", "second"]
+        lines = browser.run("[...document.querySelectorAll('.panel span')].map(b => b.textContent)")
+        assert lines[0] == "not embedded" and "IoU 1.00" in lines[2] and "IoU 0.14" in lines[3]
+        colour = (
+            "document.querySelector('.detail canvas').getContext('2d').getImageData(9, 9, 1, 1).data.join()"
+        )
+        assert browser.run(colour) == "136,136,136,255"
+        put(browser, "low", "0.99")
+        both = [shown(browser), put(browser, "run", "1")]
+        assert both[0] > both[1], "filters look at the chosen run"
+        assert browser.complaints() == []
+    finally:
+        browser.close()
