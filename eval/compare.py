@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from eval.score import load_records, print_table
+from eval.score import load_records, name_of, print_table
 from uniresxx.errors import InputError
 from uniresxx.evaluate import tally_file
 from uniresxx.protocols import protocol_of
@@ -31,13 +31,14 @@ def compare(
     """Print and return what `resampling.compare_pairs` finds. InputError for bad or incomplete files: a paired
     test needs an answer of both to everything."""
     way = protocol_of(protocol)
-    way.check(benchmark)
+    name = name_of(benchmark, data)
+    way.check(name)
     for path in (a, b):
         if not path.exists():
             raise InputError(f"{path} is no file: give a predictions.jsonl or a folder of PNGs")
     records = load_records(benchmark, data, limit)
     found = compare_pairs(*(_rows(path, records, protocol, rejection) for path in (a, b)))
-    _print(Console(), a, b, benchmark, protocol, len(records), {
+    _print(Console(), a, b, name, protocol, len(records), {
         key: values for key, values in found.items() if key not in way.undefined
     })  # fmt: skip
     return found

@@ -37,6 +37,17 @@ def photo_uri(photo: np.ndarray) -> str:
     return _uri(picture, "jpeg")
 
 
+def thumbnail_uri(photo: np.ndarray, side: int) -> str:
+    """Data URI of a photo for a list of many: its longest side at most `side`; PNG when it is small
+    anyway."""
+    height, width = photo.shape[:2]
+    picture = Image.fromarray(np.ascontiguousarray(photo))
+    if max(height, width) <= SMALL:
+        return _uri(picture, "png")
+    picture.thumbnail((side, side), Image.Resampling.BOX, reducing_gap=2.0)
+    return _uri(picture, "jpeg", quality=70)
+
+
 def mask_uri(mask: np.ndarray, colour: tuple[int, int, int]) -> str:
     """Data URI of a mask (bool (y, x)) as a layer: clear inside, a bright edge, a dark veil outside."""
     shown = shown_size(*mask.shape)
@@ -61,10 +72,10 @@ def _shrunk(mask: np.ndarray, steps: int) -> np.ndarray:
     return mask
 
 
-def _uri(picture: Image.Image, kind: str) -> str:
+def _uri(picture: Image.Image, kind: str, quality: int = 80) -> str:
     stream = BytesIO()
     if kind == "jpeg":
-        picture.save(stream, format="JPEG", quality=80)
+        picture.save(stream, format="JPEG", quality=quality)
     else:
         transparency = picture.info.get("transparency")
         more = {} if transparency is None else {"transparency": transparency}

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import base64
+import csv
 import io
+import json
 import re
 from dataclasses import replace
+from hashlib import sha256
 from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
@@ -14,15 +17,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import eval.report as report_module
-from eval.cases import choose_cases
+from eval import browser
+from eval.cases import choose_cases, judge_all
 from eval.pictures import TRUTH, mask_uri, photo_uri, shown_size
-from eval.published import Kind, published_for, split_and_setting
+from eval.published import Kind, Made, published_for, split_and_setting
 from eval.report import report
+from eval.runs import group_runs, read_runs
 from eval.score import origin, score
+from eval.tables import published_tables
 from uniresxx import masks
 from uniresxx.errors import InputError
-from uniresxx.evaluate import evaluate, score_file, write_metrics
+from uniresxx.evaluate import evaluate, score_file, write_json, write_metrics
+from uniresxx.predictions import read_predictions
+from uniresxx.protocols import STRICT
+from uniresxx.rejection import Rejection
 from uniresxx.segmenter import Decoding
 from uniresxx.types import Expression, Granularity, ImageRecord, Prediction
 
@@ -79,7 +87,7 @@ class Varied:
 def folder(tmp_path, monkeypatch):
     """An evaluated run folder with a curve."""
     out = tmp_path / "run"
-    for module in ("eval.report", "eval.score"):
+    for module in ("eval.runs", "eval.score"):
         monkeypatch.setattr(f"{module}.load_records", lambda name, data, limit=None: RECORDS[:limit])
     path = evaluate(
         Varied(), RECORDS, "scenes_easy/val", Decoding(), out / "scenes_easy/val", checkpoint="step:12"
@@ -93,13 +101,17 @@ def folder(tmp_path, monkeypatch):
 class Parser(HTMLParser):
     def __init__(self):
         super().__init__()
-        self.open, self.links, self.tags = [], [], []
+        self.open, self.links, self.tags, self.scripts = [], [], [], []
 
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
         self.links += [value for key, value in attrs if key in ("src", "href", "srcset", "action", "data")]
-        if tag not in ("meta", "img"):
+        self.scripts += [dict(attrs).get("type", "")] if tag == "script" else []
+        if tag not in ("meta", "img", "input") and not (tag == "line" and "x1" in dict(attrs)):
             self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
@@ -112,26 +124,36 @@ def test_the_page_is_whole_and_loads_nothing(folder):
     parser = Parser()
     parser.feed(text)
     assert parser.open == [], "every tag is closed"
-    assert not {"script", "link", "iframe", "object", "base"} & set(parser.tags)
+    assert not {"link", "iframe", "object", "base"} & set(parser.tags)
+    assert parser.scripts == ["application/json", ""], "one block of data, one script"
     assert parser.links and all(link.startswith("data:image/") for link in parser.links)
     assert all(url.startswith("data:image/") for url in re.findall(r"url\(([^)]*)\)", text))
     assert "://" not in text and "@import" not in text
     assert "default-src 'none'" in text and 'name="viewport"' in text
-    assert "<script" not in text and NASTY in unescape(text)
+    script = re.search(r"<script>(.*)</script>", text, re.S)[1]
+    digest = base64.b64encode(sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}';" in text and "unsafe-eval" not in text
+    assert not re.search(r"innerHTML|insertAdjacent|document\.write|eval\(|fetch\(|XMLHttp", script)
+    assert "<script>alert" not in text and NASTY in unescape(text)
     assert "say nothing about photographs" in text
     assert "Published numbers" not in text  # never beside scenes
     assert "class=curve" in text
 
 
+def cases_of(folder, per_group=3):
+    (run,) = read_runs([folder], None)
+    return choose_cases(run.cases, per_group)
+
+
 def test_the_page_shows_every_chosen_case(folder):
     text = unescape(report([folder]).read_text())
-    (section,) = report_module._sections(folder, None)
-    shown = [case for groups in section.cases.values() for cases in groups.values() for case in cases]
-    assert set(section.cases) == {"part", "object", "multi", "none"}
+    chosen = cases_of(folder)
+    shown = [case for groups in chosen.values() for cases in groups.values() for case in cases]
+    assert set(chosen) == {"part", "object", "multi", "none"}
     for name in ("part", "object", "multi"):
-        assert list(section.cases[name]) == ["best", "median", "worst", "false reject"]
-    assert list(section.cases["none"]) == ["false accept", "rightly rejected"]
-    assert text.count("<figure>") == len(shown) >= 30
+        assert list(chosen[name]) == ["best", "median", "worst", "false reject"]
+    assert list(chosen["none"]) == ["false accept", "rightly rejected"]
+    assert text.count("<figcaption><q>") == len(shown) >= 30
     for case in shown:
         assert case.expression.expression_id in text
         if case.targeted:
@@ -141,50 +163,97 @@ def test_the_page_shows_every_chosen_case(folder):
 
 
 def test_cases_are_the_extremes(folder):
-    (section,) = report_module._sections(folder, None)
-    everything = choose_cases(
-        RECORDS, {c.expression.expression_id: c.prediction for c in _all(section, folder)}, 99
-    )
+    chosen, everything = cases_of(folder), cases_of(folder, 99)
     for name in ("part", "object", "multi"):
         ious = sorted(c.iou for g in ("best", "median", "worst") for c in everything[name].get(g, []))
-        best = [c.iou for c in section.cases[name]["best"]]
+        best = [c.iou for c in chosen[name]["best"]]
         assert best == sorted(ious)[::-1][: len(best)]
-        assert min(c.iou for c in section.cases[name]["worst"]) == ious[0]
+        assert min(c.iou for c in chosen[name]["worst"]) == ious[0]
         middle = ious[len(ious) // 2]
-        assert abs(section.cases[name]["median"][0].iou - middle) < 0.15
-
-
-def _all(section, folder):
-    from uniresxx.predictions import read_predictions
-
-    given = read_predictions(folder / "scenes_easy/val/predictions.jsonl", RECORDS)
-    return [
-        type(section.cases["part"]["best"][0])(r, e, given[e.expression_id], 0.0, True)
-        for r in RECORDS
-        for e in r.expressions
-    ]
+        assert abs(chosen[name]["median"][0].iou - middle) < 0.15
 
 
 def test_no_expression_is_shown_twice(folder):
-    (section,) = report_module._sections(folder, None)
-    shown = [
-        c.expression.expression_id for groups in section.cases.values() for cs in groups.values() for c in cs
-    ]
+    shown = [c.name for groups in cases_of(folder).values() for cs in groups.values() for c in cs]
     assert len(shown) == len(set(shown))
+
+
+def test_cases_are_judged_as_the_entry_says(folder):
+    """The protocol and the rule of rejection of the entry decide, not the file's flag alone."""
+    (run,) = read_runs([folder], None)
+    given = read_predictions(folder / "scenes_easy/val/predictions.jsonl", RECORDS)
+    assert run.cases == judge_all(RECORDS, given, STRICT)
+    entry = json.loads((folder / "metrics.json").read_text())[0]
+    for rule, threshold, keep in (
+        ("p_absent", 0.45, lambda p: p.p_absent > 0.45),
+        ("empty_mask", None, lambda p: p.mask is None or not masks.area(p.mask)),
+        ("flag", None, lambda p: p.rejected),
+        ("no_seg", None, lambda p: "[SEG]" not in p.text),
+    ):
+        entry["rejection"] = {"rule": rule, "threshold": threshold, "tuned_on": None}
+        write_json(folder / "metrics.json", [entry])
+        (run,) = read_runs([folder], None)
+        assert {c.name for c in run.cases if c.rejected} == {name for name, p in given.items() if keep(p)}
+
+
+def test_a_folder_of_masks_is_shown_like_a_file(folder, tmp_path):
+    pngs, other = tmp_path / "pngs", tmp_path / "other"
+    given = read_predictions(folder / "scenes_easy/val/predictions.jsonl", RECORDS)
+    for name, prediction in given.items():
+        path = pngs / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        mask = np.zeros((H, W), bool) if prediction.mask is None else masks.decode(prediction.mask)
+        Image.fromarray(mask.astype(np.uint8) * 255).save(path)
+    score(pngs, "scenes_easy/val", other, rejection=Rejection("empty_mask"))
+    (run,) = read_runs([other], None)
+    assert run.missing is None and {c.name for c in run.cases} == set(given)
+    assert [c.iou for c in run.cases if c.targeted] == [
+        c.iou for c in read_runs([folder], None)[0].cases if c.targeted
+    ]
+
+
+def test_partial_answers_are_shown_as_far_as_they_go(folder):
+    path = folder / "scenes_easy/val/predictions.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[: len(lines) // 2]))
+    assert "No single answers" in report([folder]).read_text()
+    entry = json.loads((folder / "metrics.json").read_text())[0]
+    write_json(folder / "metrics.json", [entry | {"partial": {"scored": 32, "expressions": 64}}])
+    text = report([folder]).read_text()
+    assert "No single answers" not in text and "32 of 64 expressions were answered" in text
 
 
 def test_several_folders_stand_side_by_side(folder, tmp_path):
     other = tmp_path / "other"
     score(folder / "scenes_easy/val/predictions.jsonl", "scenes_easy/val", other)
     text = report([folder, other]).read_text()
-    assert "Side by side" in text and text.count("<h2>scenes_easy/val</h2>") == 2
-    assert text.count("<figure>") % 2 == 0 and (folder / "report/index.html").exists()
+    assert "Side by side" in text and text.count(">scenes_easy/val</h2>") == 1
+    assert "<small>run: IoU" in text and "<small>other: IoU" in text
+    assert "where the runs differ" not in text.lower(), "equal answers differ nowhere"
+    moved = [json.loads(line) for line in (folder / "scenes_easy/val/predictions.jsonl").open()]
+    moved[5] |= {"rejected": False, "mask": masks.encode(bar(10))}
+    changed = tmp_path / "changed.jsonl"
+    changed.write_text("".join(json.dumps(line) + "\n" for line in moved))
+    score(changed, "scenes_easy/val", other)
+    assert "Where the runs differ" in report([folder, other]).read_text()
+
+
+def test_equal_names_of_folders_are_told_apart(folder, tmp_path):
+    other = tmp_path / "elsewhere" / "run"
+    score(folder / "scenes_easy/val/predictions.jsonl", "scenes_easy/val", other)
+    (group,) = group_runs(read_runs([folder, other], None))
+    assert [run.label for run in group.runs] == ["run", "run #2"]
+    assert [r["run"] for r in csv.DictReader((report([folder, other]).parent / "summary.csv").open())] == [
+        "run",
+        "run #2",
+    ]
 
 
 def test_numbers_without_their_pictures_still_make_a_page(folder):
     (folder / "scenes_easy/val/predictions.jsonl").unlink()
     text = report([folder]).read_text()
-    assert "No pictures" in text and "Beside the trivial answers" in text
+    assert "No single answers" in text and "Beside the trivial answers" in text
+    assert "<script" not in text and "script-src" not in text, "no script where nothing needs one"
 
 
 def test_a_deleted_photo_costs_the_pictures_and_not_the_numbers(folder, tmp_path, monkeypatch):
@@ -193,14 +262,15 @@ def test_a_deleted_photo_costs_the_pictures_and_not_the_numbers(folder, tmp_path
         path = tmp_path / f"{record.image_id}.png"
         Image.fromarray(record.pixels).save(path)
         records.append(replace(record, pixels=None, path=str(path)))
-    monkeypatch.setattr("eval.report.load_records", lambda name, data, limit=None: records[:limit])
+    monkeypatch.setattr("eval.runs.load_records", lambda name, data, limit=None: records[:limit])
     assert "No pictures" not in report([folder]).read_text()
     for record in records[1:]:  # the first one stays: no half of a gallery may be left
         Path(record.path).unlink()
     text = unescape(report([folder]).read_text())
     assert re.search(r"No pictures: \S+im\d+\.png: no such photo", text)
     assert "Beside the trivial answers" in text and "All scores" in text and "class=curve" in text
-    assert "<figure>" not in text
+    assert "<figcaption><q>" not in text
+    assert f"{len(records) - 1} of {len(records)} could not be read" in text, "the browser still works"
 
 
 def test_folders_without_scores_are_refused(tmp_path):
@@ -253,20 +323,154 @@ def test_published_rows_are_typed_and_plausible():
     assert split_and_setting("val") == ("val", None)
 
 
-def test_kinds_of_systems_are_never_in_one_table():
-    entry = {
-        "benchmark": "refcocom",
-        "split": "val_part_only",
-        "protocol": "strict",
-        "overall": {"mIoU": 12.3},
+def test_no_class_of_systems_is_mixed():
+    rows = [
+        r for b in ("refcocom", "grefcoco", "refcoco", "refcoco+", "refcocog_umd") for r in published_for(b)
+    ]
+    for row in rows:
+        assert (row.kind is Kind.TEACHER_FORCED) == (row.decoding is Made.TEACHER_FORCED), row
+        assert row.protocol and row.source
+    kinds = {}
+    for row in rows:
+        kinds.setdefault(row.method, set()).add(row.kind)
+    assert all(len(found) == 1 for found in kinds.values()), "a method is of one class"
+    run = fake_run("refcocom", "val_part_only", mIoU=12.3)
+    tables = published_tables([run])
+    assert [kind for kind, _ in tables] == list(Kind)
+    for kind, table in tables:
+        assert table.header == ("method", "setting", "metric", "decoding", "protocol", "source", "value")
+        methods = {row[0] for row in table.rows}
+        own = {r.method for r in rows if r.kind is kind and r.benchmark == "refcocom" and r.setting == "part"}
+        assert methods - {"fake (this report)"} == {m for m in own if m in methods} != set()
+        assert not methods & {r.method for r in rows if r.kind is not kind}
+        assert ("fake (this report)" in methods) == (kind is Kind.TRAINED)
+        assert any("12.3" in row for row in table.rows) == (kind is Kind.TRAINED)
+    assert published_tables([fake_run("scenes", "val")]) == []
+
+
+def fake_run(benchmark, split, **overall):
+    from eval.runs import Run
+
+    entry = {"benchmark": benchmark, "split": split, "protocol": "strict", "overall": overall}
+    return Run("fake", Path("fake"), entry, (), None)
+
+
+def blocks(text):
+    """JSON data of a page, as a browser reads it: everything to the first end of a script."""
+    return [
+        json.loads(m) for m in re.findall(r'<script type="application/json"[^>]*>(.*?)</script', text, re.S)
+    ]
+
+
+def test_the_data_of_the_browser_is_what_was_scored(folder):
+    (data,) = blocks(report([folder]).read_text())
+    (run,) = read_runs([folder], None)
+    assert data["id"] == [c.name for c in run.cases] and data["text"] == [
+        c.expression.text for c in run.cases
+    ]
+    column = data["runs"][0]
+    for k, case in enumerate(run.cases):
+        assert column["iou"][k] == round(case.iou, 4)
+        assert data["decisions"][column["decision"][k]] == case.decision
+        assert column["absent"][k] == case.prediction.p_absent
+        assert data["images"][data["image"][k]][:2] == [H, W]
+        for index, rle in (
+            (data["truth"][k], case.expression.rle),
+            (column["mask"][k], None if case.rejected else case.prediction.mask),
+        ):
+            if rle is None or not masks.area(rle):
+                assert index == -1
+            else:
+                code = {"size": [H, W], "counts": data["masks"][index]}
+                assert (masks.decode(code) == masks.decode(rle)).all()
+    assert len(data["masks"]) == len(set(data["masks"])), "each mask once"
+
+
+@pytest.mark.parametrize(
+    "text", ["</script>", "<!--", "<SCRIPT>", "<script", "</ScRiPt ", "<s", "\u2028", "\\u003c/"]
+)
+def test_no_text_ends_a_data_block(text):
+    block = browser.json_block("x", {"t": [text], text: 1})
+    inside = block.partition(">")[2].removesuffix("</script>")
+    assert not re.search("</script|<!--|<script", inside, re.I)
+    assert json.loads(inside) == {"t": [text], text: 1}
+
+
+def test_masks_of_large_photos_are_reduced_and_small_things_stay():
+    found = browser._Masks(256)
+    dot = np.zeros((480, 640), bool)
+    dot[100, 200] = True
+    half = np.zeros((480, 640), bool)
+    half[:, :320] = True
+    assert found.index(masks.encode(dot)) == 0 and found.index(masks.encode(half)) == 1
+    assert found.index(masks.encode(dot)) == 0 and found.index(None) == -1
+    assert found.index(masks.empty(480, 640)) == -1
+    small = [masks.decode({"size": [192, 256], "counts": code}) for code in found.codes]
+    assert small[0].sum() == 1 and small[0][40, 80]
+    assert (small[1] == (np.arange(256) < 128)).all()
+
+
+def test_photos_keep_to_their_budget():
+    rng = np.random.default_rng(0)
+    records = [
+        ImageRecord(f"p{k}", 300, 400, (), pixels=rng.integers(0, 255, (300, 400, 3), dtype=np.uint8))
+        for k in range(6)
+    ]
+    large, small, none = (browser.thumbnails(records, size) for size in (10**7, 120_000, 10_000))
+    assert (large.side, small.side) == browser.SIDES
+    assert sum(map(len, small.uris.values())) <= 120_000 < sum(map(len, large.uris.values()))
+    assert none.uris == {} and "left out" in none.note
+
+
+def test_markdown_has_the_tables_and_no_markup_of_others(folder):
+    text = (report([folder]).parent / "report.md").read_text()
+    assert "<script>" not in text and "&lt;script&gt;" in text
+    assert "| scenes\\_easy/val |" in text and "say nothing about photographs" in text
+    tables = re.findall(r"(?:^\|.*\n)+", text, re.M)
+    assert len(tables) >= 6
+    for table in tables:
+        columns = {len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}
+        assert len(columns) == 1, table
+
+
+def test_the_summary_holds_one_row_per_score(folder):
+    (row,) = csv.DictReader((report([folder]).parent / "summary.csv").open())
+    (entry,) = json.loads((folder / "metrics.json").read_text())
+    assert row["benchmark"] == "scenes_easy" and row["split"] == "val" and row["protocol"] == "strict"
+    assert float(row["gIoU"]) == pytest.approx(entry["overall"]["gIoU"], abs=1e-4)
+    assert float(row["mIoU part"]) == pytest.approx(entry["by_granularity"]["part"]["mIoU"], abs=1e-4)
+    assert row["checkpoint"] == "step:12" and row["numpy"] == np.__version__ and row["commit"]
+    assert row["twin_score"] == ""
+
+
+def test_what_later_scorers_add_is_shown(folder):
+    (entry,) = json.loads((folder / "metrics.json").read_text())
+    between = {"gIoU": [30.0, 41.5], "cIoU": None}
+    entry |= {
+        "by_size": {"small": entry["overall"], "large": entry["overall"]},
+        "by_length": {"1-2": entry["overall"]},
+        "intervals": {
+            **{"level": 0.95, "resamples": 1000, "seed": 0, "images": 16},
+            **{"overall": between, "by_granularity": {}, "twin_score": None},
+        },
+        "padded_world_size": 8,
+        "padded_expressions": 3,
     }
-    parts = report_module._published(entry).split("<h4>")[1:]
-    assert [part.split("<")[0] for part in parts] == [kind.value for kind in Kind]
-    methods = {k: {r.method for r in published_for("refcocom") if r.kind is k} for k in Kind}
-    for kind, part in zip(Kind, parts, strict=True):
-        for other in Kind:
-            assert all((f">{name}<" in part) == (other is kind) for name in methods[other])
-        assert ("12.3" in part) == (kind is Kind.TRAINED)
+    entry["counts"] |= {"by_size": {"small": {"n": 7}, "large": {"n": 0}}, "by_length": {"1-2": {"n": 5}}}
+    write_json(folder / "metrics.json", [entry])
+    page = report([folder])
+    for text in (page.read_text(), (page.parent / "report.md").read_text()):
+        assert "size small" in text and "size large" not in text and "words 1-2" in text
+        assert re.search(r"\[30\.0, 41\.5\\?\]", text) and "8 processes" in text
+
+
+def test_two_protocols_of_the_same_answers_are_two_rows_and_one_gallery(folder):
+    (entry,) = json.loads((folder / "metrics.json").read_text())
+    write_metrics(folder / "metrics.json", [entry | {"protocol": "unheard-of"}])
+    (group,) = group_runs(read_runs([folder], None))
+    assert [run.label for run in group.runs] == ["run (strict)", "run (unheard-of)"]
+    assert len(group.answered) == 1 and "unknown protocol" in group.runs[1].missing
+    assert report([folder]).read_text().count("<h3 id=") == 1
 
 
 @pytest.mark.skipif(not MINI_REAL.is_dir(), reason="the shared photographs are not on this machine")
@@ -280,7 +484,7 @@ def test_report_on_real_photographs(tmp_path):
     page = report([tmp_path])
     assert page.stat().st_size < 3_000_000
     text = page.read_text()
-    assert "://" not in text and text.count("<figure>") >= 12
+    assert "://" not in text and text.count("<figcaption><q>") >= 12
 
 
 class Halves(Varied):
