@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -167,17 +168,15 @@ def measure(sizes: Sizes) -> tuple[dict[str, float], dict[str, float]]:
         )
         torch.testing.assert_close(loss, loss_rows, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(gradient, gradient_rows, rtol=1e-3, atol=1e-5)
-        arms = {
-            "shared": lambda case=case: train_step(case, packed_states),
-            "rows": lambda case=case: train_step(case, row_states),
-        }
+        ways = {"shared": packed_states, "rows": row_states}
+        arms = {arm: partial(train_step, case, way) for arm, way in ways.items()}
         times = median_seconds(arms, sizes.repeats)
         headline[f"train_ratio_k{count}"] = times["rows"] / times["shared"]
         seconds |= {f"train_{arm}_k{count}": value for arm, value in times.items()}
     case = make_case(sizes, sizes.generate_k)
     assert torch.equal(speak_shared(case), speak_rows(case)), "the arms generate different tokens"
-    arms = {"shared": lambda: speak_shared(case), "rows": lambda: speak_rows(case)}
-    times = median_seconds(arms, sizes.repeats)
+    speakers = {"shared": partial(speak_shared, case), "rows": partial(speak_rows, case)}
+    times = median_seconds(speakers, sizes.repeats)
     headline[f"generate_ratio_k{sizes.generate_k}"] = times["rows"] / times["shared"]
     seconds |= {f"generate_{arm}_k{sizes.generate_k}": value for arm, value in times.items()}
     assert error < 1e-4, f"states differ by {error}"
