@@ -70,11 +70,18 @@ class Batches:
     accumulate: int
     expressions_per_image: int
     dialogue_share: float = 0.2  # of an image's branches, where it offers enough conversations
+    rank: int = 0
+    world_size: int = 1  # processes that divide each micro-batch among them
+
+    def for_rank(self, rank: int, world_size: int) -> Batches:
+        """The share of one process: every `world_size`-th image of each micro-batch."""
+        return replace(self, rank=rank, world_size=world_size)
 
     def __call__(self, step: int, micro: int) -> Batch:
-        """The prepared micro-batch."""
+        """The prepared micro-batch, or this rank's share of it."""
         first = (step * self.accumulate + micro) * self.batch_images
-        samples = [self.sample(slot) for slot in range(first, first + self.batch_images)]
+        slots = range(first, first + self.batch_images)[self.rank :: self.world_size]
+        samples = [self.sample(slot) for slot in slots]
         return collate(samples, self.config, self.vocabulary)
 
     def sample(self, slot: int) -> Sample:
