@@ -145,6 +145,37 @@ def save_pretrained(folder: Path, model: Saveable) -> None:
         write_atomic(folder / name, make())
 
 
+def export(source: Path, out: Path) -> list[str]:
+    """Copy the `from_pretrained` files of a folder to `out`, verified; returns their names.
+
+    Raises InputError where one is missing, holds no model of this project or is `out` itself, and OSError where
+    the disk refuses or gives back something else than was written.
+    """
+    names = [
+        WEIGHTS,
+        *([TOKENIZER] if (source / TOKENIZER).exists() else []),
+        CONFIG,
+    ]  # the config completes it
+    for name in names:
+        if not (source / name).is_file():
+            raise InputError(f"{source / name} is missing: give a complete checkpoint folder")
+    if out.resolve() == source.resolve():
+        raise InputError(f"{out} is the checkpoint itself: name another folder")
+    out.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        temporary = out / f".writing-{name}"
+        try:
+            shutil.copyfile(source / name, temporary)
+            sync_to_disk(temporary)
+            if _sha256_of(temporary) != _sha256_of(source / name):
+                raise OSError(errno.EIO, "the copy differs from the checkpoint", str(out / name))
+            os.replace(temporary, out / name)
+        finally:
+            temporary.unlink(missing_ok=True)
+    sync_to_disk(out)
+    return names
+
+
 def step_folder(run: Path, step: int) -> Path:
     """Where the checkpoint of a step lies."""
     return run / CHECKPOINTS / f"step_{step:08d}"
