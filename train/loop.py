@@ -450,6 +450,8 @@ def _open_folder(out: Path, about: Mapping[str, Any], tokenizer: Any, fresh: boo
     """The checkpoint to continue from; notes the recipe. InputError with a diff for another recipe or vocabulary."""
     if fresh:
         _start_over(out)
+    if (out / checkpoint.CHECKPOINTS).is_dir():
+        checkpoint.remove_leftovers(out / checkpoint.CHECKPOINTS)
     folder = checkpoint.newest_verified(out, print_line)
     known = folder / checkpoint.RECIPE if folder else out / checkpoint.RECIPE
     if known.exists():
