@@ -150,10 +150,20 @@ class Zero(Engine):
         for name in names:
             parameter = self.trained[name]
             for moment in _MOMENTS:
-                value = tensors[f"{name}/{moment}"].to(self.device)
-                self.tools.utils.safe_set_full_optimizer_state(parameter, value, moment)
+                self._scatter(parameter, moment, tensors[f"{name}/{moment}"].to(self.device))
         for state in self.optimizer.state.values():
             state["step"].fill_(next(iter(counts), 0.0))
+
+    def _scatter(self, parameter: Any, moment: str, value: torch.Tensor) -> None:
+        """This rank's part of a moment. Stage 3 pads each parameter at its end, which DeepSpeed's setter of whole
+        values forgets where the size does not divide over the ranks."""
+        if self.stage < 3:
+            self.tools.utils.safe_set_full_optimizer_state(parameter, value, moment)
+            return
+        size = parameter.ds_tensor.ds_numel
+        padded = nn.functional.pad(value.flatten(), (0, size * self.ranks.world_size - value.numel()))
+        mine = padded[size * self.ranks.rank :][:size]
+        self.tools.utils.safe_set_local_optimizer_state(parameter, mine, moment)
 
     def answer(self, work: Callable[[], Value]) -> Value:
         """Stage 3 gathers parameters around a module's forward pass, so `work` runs inside the model's."""
