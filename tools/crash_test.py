@@ -26,12 +26,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
 from train.job import open_job
 from train.log import RunLog, read_log
-from train.loop import Job
+from train.loop import Job, train
 from train.recipe import EngineConfig, LogConfig, Recipe
 from train.recipes import KNOWN
 from uniresxx import checkpoint
@@ -117,9 +118,7 @@ class Laboratory:
             os._exit(code)
 
     def _work(self, out: Path, counter: Counter | None, report: Path | None) -> int:
-        import train.loop
-
-        train.loop.draw_curve = lambda log, picture: write_atomic(picture, b"a curve")
+        patch("train.loop.draw_curve", lambda log, picture: write_atomic(picture, b"a curve")).start()
         saved = checkpoint.save
         if report is not None:
             stream = os.open(report, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -129,11 +128,11 @@ class Laboratory:
                 os.write(stream, f"{step}\n".encode())
                 return path
 
-            checkpoint.save = save
+            patch.object(checkpoint, "save", save).start()
         if counter is not None:
             counter.install()
         try:
-            return train.loop.train(self.recipe, self.job, out)
+            return train(self.recipe, self.job, out)
         except (checkpoint.SaveError, OSError):
             return FULL
         finally:
