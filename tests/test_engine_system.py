@@ -239,7 +239,8 @@ def continued(runs, tmp_path_factory):
     for name, stage in ENGINES.items():
         lines.append(f"poisoned --engine.zero_stage {stage} --out {folder}/poisoned_{name}")
     lines.append(f"lora --engine.zero_stage 3 --engine.precision bf16 --out {folder}/bf16_zero3")
-    lines.append(f"lora --engine.zero_stage 2 --engine.offload optimizer --out {folder}/offload")
+    lines.append(f"lora --engine.zero_stage 2 --engine.offload optimizer --out {folder}/offload_optimizer")
+    lines.append(f"lora --engine.zero_stage 3 --engine.offload all --out {folder}/offload_all")
     ended(launched(*with_torchrun(__file__, plan_of(folder, lines))))
     return folder
 
@@ -285,7 +286,8 @@ def test_all_ranks_skip_what_is_not_finite_on_one(continued, name):
 def test_bf16_and_offload_stay_near(runs, continued):
     assert losses(continued / "bf16_zero3") == pytest.approx(losses(runs / "one"), abs=0.2)
     assert {value.dtype for value in tensors(continued / "bf16_zero3").values()} == {torch.float32}
-    assert_close(continued / "offload", runs / "one")
+    assert_close(continued / "offload_optimizer", runs / "one")
+    assert_close(continued / "offload_all", runs / "one")
 
 
 # ---- the command line itself, signals, deaths
@@ -324,7 +326,8 @@ def children(process):
 
 def test_sigterm_to_one_rank_saves_on_all_and_the_same_command_continues(tmp_path):
     out = tmp_path / "run"
-    process = launched(*with_deepspeed("--module", *SMALL, "--engine.zero_stage", "2", "--out", out))
+    stage = ("--engine.zero_stage", "2", "--data.workers", "1")
+    process = launched(*with_deepspeed("--module", *SMALL, *stage, "--out", out))
     wait_for_step(out, 7, process)
     os.kill(children(process)[1], signal.SIGTERM)
     said = ended(process, 75)
@@ -332,37 +335,60 @@ def test_sigterm_to_one_rank_saves_on_all_and_the_same_command_continues(tmp_pat
     assert 7 <= step < 60 and f"stopped and saved at step {step} of 60" in said
     assert said.count("stopped and saved") == 1
     assert checkpoint.newest_verified(out, print).name == f"step_{step:08d}"
-    again = ended(launched(*with_torchrun("-m", *SMALL, "--engine.zero_stage", "2", "--out", out)))
+    again = ended(launched(*with_torchrun("-m", *SMALL, *stage, "--out", out)))
     assert f"continuing {out} after step {step}" in again
     assert len(read_log(out / "log.jsonl")) == 60
     assert checkpoint.load_segmenter(out) is not None
 
 
-def test_a_dead_rank_ends_the_job_with_one_line(tmp_path):
-    out, port = tmp_path / "run", free_port()
-    both = [
+def two_ranks(*words, more=()):
+    """Two processes without a launcher; `more` goes to the second alone."""
+    port = free_port()
+    return [
         launched(
-            sys.executable, "-m", *SMALL, "--out", out,
+            sys.executable, "-m", *words, *(more if rank else ()),
             env=environment(
                 RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port
             ),
         )
         for rank in (0, 1)
     ]  # fmt: skip
-    wait_for_step(out, 7, both[0])
-    both[1].kill()
-    both[1].communicate()
-    said = ended(both[0], 1)
-    lines = [line for line in said.splitlines() if line.startswith("error:")]
-    assert len(lines) == 1 and "another process of the job is gone or silent" in lines[0]
+
+
+def errors(said):
+    return [line for line in said.splitlines() if line.startswith("error:")]
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_rank_that_is_dead_or_silent_ends_the_job_with_one_line(tmp_path, number):
+    out = tmp_path / "run"
+    patience = "0.5" if number == signal.SIGSTOP else "30"
+    one, other = two_ranks(*SMALL, "--engine.timeout_minutes", patience, "--out", out)
+    wait_for_step(out, 7, one)
+    other.send_signal(number)
+    said = ended(one, 1)
+    other.kill()
+    other.communicate()
+    assert len(errors(said)) == 1 and "another process of the job is gone or silent" in errors(said)[0]
     assert "Traceback" not in said
-    ended(launched(sys.executable, "-m", *SMALL, "--optim.steps", "60", "--out", out))  # on one rank
-    assert len(read_log(out / "log.jsonl")) == 60
+    if number == signal.SIGKILL:
+        ended(launched(sys.executable, "-m", *SMALL, "--out", out))  # goes on, on one rank
+        assert len(read_log(out / "log.jsonl")) == 60
+
+
+def test_data_that_only_one_machine_lacks_ends_all_with_its_words(tmp_path):
+    words = ("train", "mini_real", "--engine.device", "cpu", "--out", tmp_path / "run")
+    one, other = two_ranks(
+        *words, "--data", ROOT.parent / "shared/mini_real", more=("--data", tmp_path / "nowhere")
+    )
+    said = ended(one, 2), ended(other, 2)
+    assert len(errors(said[0])) == 1 and errors(said[0])[0].startswith("error: process 1: ")
+    assert "nowhere" in errors(said[0])[0] and errors(said[1]) == []
 
 
 def test_wrong_input_is_one_line_for_the_whole_job(tmp_path):
     command = with_deepspeed("--module", *SMALL, "--data.batch_images", "5", "--out", tmp_path / "run")
-    lines = [line for line in ended(launched(*command), 2).splitlines() if line.startswith("error:")]
+    lines = errors(ended(launched(*command), 2))
     assert len(lines) == 1 and "5 does not divide over 2 processes: start 1, 5 processes" in lines[0]
     assert "--data.batch_images 4 or 6" in lines[0]
 

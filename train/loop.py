@@ -31,7 +31,7 @@ from torch.utils.data import DataLoader, Dataset
 from train.engine import Engine, build_engine, join_ranks
 from train.guards import Background, Stop, is_spike, remember
 from train.log import Display, RunLog, draw_curve, print_line, trim_log
-from train.ranks import Ranks
+from train.ranks import FAILED, FollowedError, Ranks
 from train.recipe import Recipe, check, differences, share_of
 from uniresxx import checkpoint
 from uniresxx.errors import InputError
@@ -340,6 +340,8 @@ class _Run:
         what = f"step {step}: {numbers}; expressions: {shown}"
         self.display.say(f"skipped {what}")
         if self.state.skipped_in_a_row >= GIVE_UP_AFTER:
+            if not self.ranks.chief:
+                raise FollowedError(FAILED)
             raise TrainingError(
                 f"{GIVE_UP_AFTER} steps in a row were not finite; the last is {what}. "
                 "Look at these samples, or lower --optim.lr"
