@@ -1,6 +1,6 @@
 """`python -m tools.crash_test [--every N] [--random N]`: a run that is killed, robbed of its disk or damaged.
 
-The tiny model trains a few steps with a checkpoint every other one. Then the same training is
+A very small model trains a few steps with a checkpoint every other one. Then the same training is
   * killed at its N-th write, fsync, rename and removal (every N-th of them in turn; half a write is on the disk),
   * met by a full disk at each of these,
   * killed at random moments,
@@ -30,6 +30,7 @@ from unittest.mock import patch
 
 import torch
 
+from mllm.config import MLLMConfig
 from train.job import open_job
 from train.log import RunLog, read_log
 from train.loop import Job, train
@@ -37,18 +38,24 @@ from train.recipe import EngineConfig, LogConfig, Recipe
 from train.recipes import KNOWN
 from uniresxx import checkpoint
 from uniresxx.files import write_atomic
+from uniresxx.model.config import PyramidHeadConfig
 
-STEPS, SAVE_EVERY, KEEP = 6, 2, 2
+STEPS, SAVE_EVERY, KEEP = 4, 2, 1
 KILLED, FULL, DONE = 9, 1, 0
 MANNERS = ("truncate", "empty", "flip", "remove")
 Blow = Callable[..., None]
 
 
 def small_recipe(background: bool) -> Recipe:
-    """tiny_scenes, a few steps of it."""
+    """A few steps of tiny_scenes with a model of half a megabyte."""
     full = KNOWN["tiny_scenes"]()
+    mllm = MLLMConfig(
+        low_width=16, low_layers=1, low_heads=2, high_widths=(8, 8, 16, 16), high_depths=(1, 1, 1, 1),
+        llm_width=32, llm_layers=1, llm_heads=2, llm_mlp=64, vocabulary=400, mgfe_blocks=1, mgfe_heads=2,
+    )  # fmt: skip
     return replace(
         full,
+        model=replace(full.model, mllm=mllm, head=PyramidHeadConfig(width=16, heads=2)),
         data=replace(full.data, batch_images=2, expressions_per_image=2),
         optim=replace(full.optim, steps=STEPS, warmup_steps=2, max_minutes=None),
         engine=EngineConfig(device="cpu", threads=1),
