@@ -21,7 +21,7 @@ from contextlib import ExitStack, closing, contextmanager, redirect_stdout
 from dataclasses import asdict, dataclass, field, fields
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 from PIL import Image
@@ -49,6 +49,12 @@ Value = TypeVar("Value")
 
 class TrainingError(RuntimeError):
     """Training cannot go on; programs exit with 1."""
+
+
+class Divisible(Protocol):
+    """Batches that several ranks can share."""
+
+    def for_rank(self, rank: int, world_size: int) -> Callable[[int, int], Any]: ...
 
 
 @dataclass(frozen=True)
@@ -226,10 +232,10 @@ def train(
         about = {"format": 1, "recipe": recipe.to_dict(), "data": job.fingerprint} | dict(job.extra)
         folder = ranks.decide(lambda: _open_folder(out, about, job.model.tokenizer, fresh))
         if folder is not None:
-            checkpoint.load_weights(job.model, folder)
+            ranks.together(lambda: checkpoint.load_weights(job.model, folder))
         torch.manual_seed(recipe.seed + _RANK_STRIDE * ranks.rank)
         engine = build_engine(job.model, recipe, ranks)
-        state = State() if folder is None else _restore(folder, engine)
+        state = State() if folder is None else ranks.together(lambda: _restore(folder, engine))
         if state.finished:
             print_line(
                 f"{out} is finished ({state.step} steps, {state.seconds / 60:.1f} min); --fresh starts over"
@@ -263,7 +269,7 @@ class _Run:
         state, steps = self.state, self.recipe.optim.steps
         batches = self.job.batches
         if self.ranks.world_size > 1:
-            batches = batches.for_rank(self.ranks.rank, self.ranks.world_size)  # type: ignore[attr-defined]
+            batches = cast(Divisible, batches).for_rank(self.ranks.rank, self.ranks.world_size)
         stream = prefetch(batches, self.recipe, state.step)
         with self.display, Stop() as stop, closing(stream):
             try:
