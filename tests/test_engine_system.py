@@ -307,7 +307,7 @@ def test_bf16_and_offload_stay_near(runs, continued):
 
 SMALL = (
     "train", "tiny_scenes", "--data.batch_images", "2", "--data.expressions_per_image", "2",
-    "--optim.steps", "60", "--log.save_every", "5", "--log.overlay_every", "1000",
+    "--optim.steps", "30", "--log.save_every", "5", "--log.overlay_every", "1000",
     "--log.overlay_first_seconds", "100000", "--engine.device", "cpu",
 )  # fmt: skip
 
@@ -345,12 +345,12 @@ def test_sigterm_to_one_rank_saves_on_all_and_the_same_command_continues(tmp_pat
     os.kill(children(process)[1], signal.SIGTERM)
     said = ended(process, 75)
     step = len(read_log(out / "log.jsonl"))
-    assert 7 <= step < 60 and f"stopped and saved at step {step} of 60" in said
+    assert 7 <= step < 30 and f"stopped and saved at step {step} of 30" in said
     assert said.count("stopped and saved") == 1
     assert checkpoint.newest_verified(out, print).name == f"step_{step:08d}"
     again = ended(launched(*with_torchrun("-m", *SMALL, *stage, "--out", out)))
     assert f"continuing {out} after step {step}" in again
-    assert len(read_log(out / "log.jsonl")) == 60
+    assert len(read_log(out / "log.jsonl")) == 30
     assert checkpoint.load_segmenter(out) is not None
 
 
@@ -386,7 +386,7 @@ def test_a_rank_that_is_dead_or_silent_ends_the_job_with_one_line(tmp_path, numb
     assert "Traceback" not in said
     if number == signal.SIGKILL:
         ended(launched(sys.executable, "-m", *SMALL, "--out", out))  # goes on, on one rank
-        assert len(read_log(out / "log.jsonl")) == 60
+        assert len(read_log(out / "log.jsonl")) == 30
 
 
 def test_data_that_only_one_machine_lacks_ends_all_with_its_words(tmp_path):
