@@ -333,8 +333,8 @@ def children(process):
             continue
         mine = os.getpgid(int(path.name)) == process.pid if path.exists() else False
         if mine and b"train" in words and b"RANK" in values:
-            found[int(values[b"RANK"])] = int(path.name)
-    return found
+            found.setdefault(int(values[b"RANK"]), []).append(int(path.name))
+    return {rank: min(numbers) for rank, numbers in found.items()}  # the others are its data workers
 
 
 def test_sigterm_to_one_rank_saves_on_all_and_the_same_command_continues(tmp_path):

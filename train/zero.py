@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -197,6 +198,7 @@ def _import_deepspeed(device: str) -> Any:
             f"--engine.zero_stage needs deepspeed ({error}): pip install -e '.[engine]', or use stage 0"
         ) from None
     logger.setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # of its calls
     __compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_init_required=None)
     return deepspeed
