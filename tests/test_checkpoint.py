@@ -88,7 +88,7 @@ def test_tensors_round_trip(tmp_path, dtype):
 
 def test_keeps_the_last_and_the_best(tmp_path):
     save(tmp_path, 1)
-    checkpoint.mark_best(tmp_path, 1, "mIoU", 40.0)
+    checkpoint.mark_best(tmp_path, {"step": 1, "metric": "mIoU", "value": 40.0})
     for step in (2, 3, 4):
         save(tmp_path, step, keep_last=2)
     assert names(tmp_path) == ["best.json", "step_00000001", "step_00000003", "step_00000004"]

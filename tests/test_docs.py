@@ -23,6 +23,17 @@ PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.M | re.S)
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 PATH = re.compile(r"`((?:mllm|uniresxx|train|eval|chat_demo|tests|tools|docs)/[\w./-]*)`")
+LAUNCHER_OPTIONS = {
+    "torchrun": {
+        "--nproc_per_node",
+        "--nnodes",
+        "--node_rank",
+        "--master_addr",
+        "--master_port",
+        "--rdzv_endpoint",
+    },
+    "deepspeed": {"--num_gpus", "--num_nodes", "--hostfile", "--master_addr", "--master_port"},
+}
 OTHER_PROGRAMS = ("bash", "source", "git", "cd")
 
 
@@ -75,6 +86,11 @@ def test_a_command_is_accepted(words: tuple[str, ...], monkeypatch: pytest.Monke
         case ("python", "-m", module, *rest):
             assert find_spec(module) is not None, f"no module {module}"
             check_program(module, rest, monkeypatch)
+        case ("torchrun" | "deepspeed" as launcher, *rest):
+            at = rest.index("-m" if launcher == "torchrun" else "--module")
+            options = {word for word in rest[:at] if word.startswith("-")}
+            assert options <= LAUNCHER_OPTIONS[launcher]
+            check_program(rest[at + 1], rest[at + 2 :], monkeypatch)
         case ("uniresxx", *rest):
             check_program("uniresxx", rest, monkeypatch)
         case ("bash", script, *_):

@@ -341,8 +341,8 @@ def test_losses_are_summed_in_fp32_whatever_the_logits_are(
         output = model(batch)
         head = output.head
         rounded = [t.bfloat16() for t in (head.masks_Ehw, head.quality_E, head.presence_E)]
-        low = replace(output, head=HeadOutput(*rounded))
-        same = replace(output, head=HeadOutput(*(t.float() for t in rounded)))
+        low = output._replace(head=HeadOutput(*rounded))
+        same = output._replace(head=HeadOutput(*(t.float() for t in rounded)))
         a, b = (model.loss(o, batch).total(model.counts(batch)) for o in (low, same))
     assert float(a) == pytest.approx(float(b), rel=1e-6)
 

@@ -94,7 +94,15 @@ def test_other_arguments_are_left_alone(arguments):
         (["toy", "--out", "x", "--optim.final_lr", "-1"], "--optim.final_lr -1.0: must be from 0 to 1"),
         (["toy", "--out", "x", "--data.dialogue_share", "1.5"], "--data.dialogue_share 1.5: must be from"),
         (["toy", "--out", "x", "--data.dialogue_share", "nan"], "--data.dialogue_share nan: must be from"),
-        (["toy", "--out", "x", "--engine.zero_stage", "2"], "--engine.zero_stage 2: only 0"),
+        (["toy", "--out", "x", "--engine.zero_stage", "4"], "--engine.zero_stage 4: must be 0, 1, 2 or 3"),
+        (
+            ["toy", "--out", "x", "--engine.offload", "optimizer"],
+            "--engine.offload optimizer: needs --engine",
+        ),
+        (
+            ["toy", "--out", "x", "--engine.timeout_minutes", "0"],
+            "--engine.timeout_minutes 0.0: must be above",
+        ),
         (["toy", "--out", "x", "stray"], "stray"),
     ],
 )

@@ -215,10 +215,10 @@ def test_accumulation_does_not_change_a_step(images, accumulate):
     for size, parts in ((8, 1), (images, accumulate)):
         recipe = recipe_of(images=size, accumulate=parts)
         model = Stub(dropout=0.0)
-        engine = Engine(model, recipe.engine, recipe.optim)
+        engine = Engine(model, recipe)
         get = batches(size, parts)
         for step in range(5):
-            result = do_step(engine, model, [get(step, m) for m in range(parts)], step, 1.0)
+            result = do_step(engine, model, [get(step, m) for m in range(parts)], step)
         results.append((result, model.state_dict()))
     (whole, weights), (cut, cut_weights) = results
     assert whole.loss == pytest.approx(cut.loss, abs=1e-6)
@@ -235,7 +235,7 @@ def test_terms_are_means_over_the_whole_step():
     micro = [batches(3, 2)(0, m) for m in range(2)]
     with torch.no_grad():
         sums = [model.loss(model(batch), batch).sums for batch in micro]
-    result = do_step(Engine(model, recipe.engine, recipe.optim), model, micro, 0, 1.0)
+    result = do_step(Engine(model, recipe), model, micro, 0)
     # indices 0..5: 2 of 6 are present, 3 words each
     assert result.terms["text"] == pytest.approx(sum(float(s["text"]) for s in sums) / 18)
     assert result.terms["mask"] == pytest.approx(sum(float(s["mask"]) for s in sums) / 2)
@@ -245,8 +245,8 @@ def test_terms_are_means_over_the_whole_step():
 def test_bf16_runs_and_keeps_fp32_weights():
     recipe = recipe_of()
     model = Stub()
-    engine = Engine(model, replace(recipe.engine, precision="bf16"), recipe.optim)
-    result = do_step(engine, model, [batches(4, 1)(0, 0)], 0, 1.0)
+    engine = Engine(model, replace(recipe, engine=replace(recipe.engine, precision="bf16")))
+    result = do_step(engine, model, [batches(4, 1)(0, 0)], 0)
     assert math.isfinite(result.loss)
     assert {p.dtype for p in model.parameters()} == {torch.float32}
 
@@ -460,13 +460,6 @@ def test_a_full_disk_ends_the_run_and_keeps_what_was_saved(tmp_path, monkeypatch
     assert train(recipe, job_of(recipe), tmp_path / "cut") == DONE
     train(recipe, job_of(recipe), tmp_path / "whole")
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
-
-
-def test_torchrun_is_refused_until_it_is_built(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    recipe = recipe_of()
-    with pytest.raises(InputError, match="on 2 processes"):
-        Engine(Stub(), recipe.engine, recipe.optim)
 
 
 # ---- the log

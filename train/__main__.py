@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 import shlex
 import signal
@@ -12,13 +13,17 @@ from contextlib import redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from train.recipe import Recipe, check
 from train.recipes import KNOWN
 from uniresxx.errors import InputError
+
+if TYPE_CHECKING:
+    from train.loop import Job
+    from train.ranks import Ranks
 
 FAILED, WRONG_INPUT, STOPPED = 1, 2, 75
 _USAGE = "python -m train RECIPE [--section.field value] [--data DIR] --out DIR [--fresh]"
@@ -94,46 +99,103 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def run(argv: list[str]) -> int:
-    """Parse, build what the recipe names, train. Raises what `main` turns into exit codes."""
+def run(argv: list[str], joined: Callable[[Ranks], object]) -> int:
+    """Parse, build what the recipe names, train. Raises what `main` turns into exit codes.
+
+    `joined` is told of the job this process has become part of.
+    """
     command = parse(argv, KNOWN)
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its warnings speak of things the engine chose
     from dataclasses import replace
 
-    from train.job import open_job  # torch and the models are loaded only for a good command line
+    from train.engine import join_ranks  # torch and the models are loaded only for a good command line
     from train.loop import train
     from uniresxx.evaluate import versions
 
     signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        job = open_job(command.recipe, command.data)
-    except ValueError as error:  # sizes that do not fit together, found only while the model is built
-        raise InputError(str(error)) from error
+    recipe = command.recipe
+    ranks = join_ranks(recipe.engine)
+    joined(ranks)
+    job = ranks.together(lambda: _open(recipe, command.data))
     job = replace(job, extra={**job.extra, "versions": versions()})
     again = shlex.join(["python", "-m", "train", *(a for a in without_rank(argv) if a != "--fresh")])
-    return train(command.recipe, job, command.out, command.fresh, again)
+    return train(recipe, job, command.out, command.fresh, again, ranks)
+
+
+def _open(recipe: Recipe, data: Path | None) -> Job:
+    """What the recipe names. Raises InputError."""
+    from train.job import open_job
+
+    try:
+        return open_job(recipe, data)
+    except ValueError as error:  # sizes that do not fit together, found only while the model is built
+        raise InputError(str(error)) from error
 
 
 def main(argv: list[str] | None = None) -> int:
     """The program: returns the exit code, says errors in one line."""
     arguments = sys.argv[1:] if argv is None else argv
+    jobs: list[Ranks] = []
+    together = True  # do all ranks end here for the same reason?
     try:
-        return run(arguments)
+        return run(arguments, jobs.append)
     except InputError as error:
-        return _fail(WRONG_INPUT, error)
+        if jobs or os.environ.get("RANK", "0") == "0":  # every rank reads the same command line
+            _fail(WRONG_INPUT, error)
+        return WRONG_INPUT
     except KeyboardInterrupt:
+        together = False
         print("stopped; the same command continues", file=sys.stderr)
         return STOPPED
     except (OSError, RuntimeError) as error:
-        from train.loop import TrainingError
-        from uniresxx.checkpoint import DISK_FULL, SaveError
-
-        full = isinstance(error, OSError) and error.errno in DISK_FULL
-        if full or isinstance(error, TrainingError | SaveError):
-            return _fail(FAILED, error)
+        code, line = _explain(error)
+        together = code is not None and not (line or "").startswith(_LOST)
+        if code is None:
+            raise
+        return code if line is None else _fail(code, line)
+    except BaseException:
+        together = False
         raise
+    finally:
+        for ranks in jobs:
+            ranks.leave(together)
 
 
-def _fail(code: int, error: Exception) -> int:
+_LOST = "another process of the job is gone or silent"
+
+
+def _explain(error: OSError | RuntimeError) -> tuple[int | None, str | None]:
+    """Exit code and line for the failures that are no bug; (None, None) for a bug, no line for a follower."""
+    import torch
+
+    from train.loop import TrainingError
+    from train.ranks import FollowedError, is_lost
+    from uniresxx.checkpoint import DISK_FULL, SaveError
+
+    if isinstance(error, FollowedError):
+        return error.code, None
+    if isinstance(error, torch.OutOfMemoryError):
+        return FAILED, (
+            f"out of memory ({_first_line(error)}): halve --data.batch_images and double --data.accumulate (the "
+            "losses stay the same), lower --data.expressions_per_image, use --engine.precision bf16, "
+            "--engine.zero_stage 2 or 3 on more GPUs, or --engine.offload optimizer"
+        )
+    full = isinstance(error, OSError) and error.errno in DISK_FULL
+    if full or isinstance(error, TrainingError | SaveError):
+        return FAILED, str(error)
+    if isinstance(error, RuntimeError) and is_lost(error):
+        return FAILED, (
+            f"{_LOST} ({_first_line(error)}): what it said last is above; the same command continues from "
+            "the newest checkpoint"
+        )
+    return None, None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0][:200]
+
+
+def _fail(code: int, error: Exception | str) -> int:
     print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
     return code
 

@@ -1,36 +1,40 @@
 """The training loop. It knows no model: a model is `forward`, `loss` and `counts`.
 
 What a step learns from is a pure function of its number, so a run that continues from a checkpoint does the
-same steps as one that was never stopped (bit by bit on a CPU in fp32 with the same number of threads).
+same steps as one that was never stopped (bit by bit on a CPU in fp32 with the same threads, ranks and stage).
+
+Every rank runs this file. Whatever decides the way (counts, losses, the clock, signals, failures of rank 0) is
+shared, so all ranks skip, save and stop at the same step; only rank 0 writes and speaks.
 """
 
 from __future__ import annotations
 
 import fcntl
+import json
 import math
 import os
 import shutil
 import signal
-import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, redirect_stdout
 from dataclasses import asdict, dataclass, field, fields
 from itertools import islice
 from pathlib import Path
-from types import FrameType
-from typing import Any
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from train.engine import Engine
+from train.engine import Engine, build_engine, join_ranks
+from train.guards import Background, Stop, is_spike, remember
 from train.log import Display, RunLog, draw_curve, print_line, read_log, trim_log
-from train.recipe import Recipe, check, differences
+from train.ranks import FAILED, FollowedError, Ranks
+from train.recipe import Recipe, check, differences, share_of
 from uniresxx import checkpoint
-from uniresxx.data.ledger import DATA, QUARANTINE, DataError, Ledger
+from uniresxx.data.ledger import DATA, QUARANTINE, DataError, Given, Ledger
 from uniresxx.errors import InputError
 from uniresxx.files import png_bytes, write_atomic
 
@@ -38,12 +42,20 @@ DONE, STOPPED = 0, 75  # exit codes
 GIVE_UP_AFTER = 10  # steps in a row whose loss or gradient is not finite
 LOG, CURVE, OVERLAYS, LOCK = "log.jsonl", "curve.png", "overlays", ".lock"
 _IDS_SHOWN = 8
+_WORDS_SHOWN, _LONGEST = 4, 100  # of a vocabulary's diff: entries, characters of each
+_RANK_STRIDE = 1 << 32  # between the seeds of ranks, far from any other run's seed
 
-Say = Callable[[str], None]
+Value = TypeVar("Value")
 
 
 class TrainingError(RuntimeError):
     """Training cannot go on; programs exit with 1."""
+
+
+class Divisible(Protocol):
+    """Batches that several ranks can share."""
+
+    def for_rank(self, rank: int, world_size: int) -> Callable[[int, int], Any]: ...
 
 
 @dataclass(frozen=True)
@@ -54,11 +66,15 @@ class Job:
         checkpoint.Saveable), and `counts(batch) -> dict[str, int]`: the denominator of each loss term, known
         before the forward pass.
     batches: pure function (step, micro) -> Batch, step from 0, micro < data.accumulate. Runs in worker
-        processes where `data.workers` > 0: no global state, no use of torch's global random numbers.
+        processes where `data.workers` > 0: no global state, no use of torch's global random numbers. With
+        several ranks its method `for_rank(rank, world_size)` gives the function of that rank's share: together
+        the shares are the same micro-batch.
     overlay: (step) -> picture of what the model sees now; called in eval mode without gradients.
     fingerprint: identifies the data by content; a run continues only on the same data.
     extra: saved in recipe.json and not compared (prompt templates, …).
     ledger: counts what was drawn, and keeps the samples that could not be prepared within their budget.
+    measure: (step) -> (name, value) that is better when higher, as the overlay is called, at every save; the
+        checkpoint with the best value is kept and marked.
     """
 
     model: Any
@@ -67,6 +83,7 @@ class Job:
     fingerprint: str = ""
     extra: Mapping[str, Any] = field(default_factory=dict)
     ledger: Ledger | None = None
+    measure: Callable[[int], tuple[str, float]] | None = None
 
 
 @dataclass
@@ -77,32 +94,11 @@ class State:
     seconds: float = 0.0  # of training, over all restarts
     expressions: int = 0
     skipped: int = 0
-    skipped_in_a_row: int = 0
+    skipped_in_a_row: int = 0  # not finite, one after the other
+    spikes: int = 0  # of the skipped steps
+    norms: list[float] = field(default_factory=list)  # the window of guards.is_spike
+    best: dict[str, Any] | None = None  # checkpoint.mark_best's file
     finished: bool = False
-
-
-class Stop:
-    """Turns SIGINT and SIGTERM into a request. While it is installed, no signal can interrupt a save."""
-
-    def __init__(self) -> None:
-        self.requested = False
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> Stop:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._note)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        first, self.requested = not self.requested, True
-        line = b"\nstopping after this step, then saving\n" if first else b"\nstill saving, one moment\n"
-        with suppress(OSError):
-            os.write(2, line)  # print is not safe here: it may be what was interrupted
 
 
 class _Numbered(Dataset[Any]):
@@ -153,7 +149,7 @@ def prefetch(
 
 @dataclass(frozen=True)
 class StepResult:
-    """One update. `terms` are unweighted means over the step; `ids` belong to what was not finite."""
+    """One update of all ranks. `terms` are unweighted means over the step; `ids` belong to what was not finite."""
 
     loss: float
     terms: dict[str, float]
@@ -165,9 +161,14 @@ class StepResult:
 
 
 def do_step(
-    engine: Engine, model: Any, micro: Sequence[Any], step: int, clip_norm: float, time_used: float = 0.0
+    engine: Engine,
+    model: Any,
+    micro: Sequence[Any],
+    step: int,
+    time_used: float = 0.0,
+    spike: Callable[[float], bool] = lambda norm: False,
 ) -> StepResult:
-    """One update from its micro-batches; the result does not depend on how the step's samples are cut."""
+    """One update from this rank's micro-batches; the result does not depend on how the step's samples are cut."""
     counts: dict[str, int] = {}
     for batch in micro:
         for name, value in model.counts(batch).items():
@@ -175,50 +176,79 @@ def do_step(
     counts = engine.reduce(counts)
     losses: list[torch.Tensor] = []
     sums: dict[str, list[torch.Tensor]] = {}
-    for batch in micro:
-        placed = engine.place(batch)
-        terms = model.loss(engine.forward(placed), placed)
-        loss = terms.total(counts)
-        engine.backward(loss)
+    for place, batch in enumerate(micro, start=1):
+        with engine.accumulating(last=place == len(micro)):
+            placed = engine.place(batch)
+            terms = model.loss(engine.forward(placed), placed)
+            loss = terms.total(counts)
+            engine.backward(loss)
         losses.append(loss.detach())
         for name, value in terms.sums.items():
             sums.setdefault(name, []).append(value.detach())
     each = [float(loss) for loss in losses]
-    means = {name: sum(map(float, values)) / max(counts[name], 1) for name, values in sums.items()}
-    grad_norm = engine.clip(clip_norm)
-    ids = [name for batch in micro for name in batch.expression_ids]
-    lr, bad, skipped = 0.0, [], not (math.isfinite(sum(each)) and math.isfinite(grad_norm))
-    if skipped:
-        engine.skip()
-        guilty = [batch for batch, loss in zip(micro, each, strict=True) if not math.isfinite(loss)]
-        bad = [name for batch in guilty or micro for name in batch.expression_ids]
-    else:
-        lr = engine.step(step, time_used)
-    return StepResult(sum(each), means, grad_norm, lr, len(ids), skipped, bad)
+    mine = [sum(each), sum(len(batch.expression_ids) for batch in micro)]
+    mine += [sum(map(float, sums.get(name, []))) for name in counts]
+    total, expressions, *rest = engine.ranks.sum(mine)
+    update = engine.update(
+        step, time_used, lambda norm: math.isfinite(total) and math.isfinite(norm) and not spike(norm)
+    )
+    finite = math.isfinite(total) and math.isfinite(update.grad_norm)
+    return StepResult(
+        loss=total,
+        terms={name: value / max(counts[name], 1) for name, value in zip(counts, rest, strict=True)},
+        grad_norm=update.grad_norm,
+        lr=update.lr if update.applied else 0.0,
+        expressions=round(expressions),
+        skipped=not update.applied,
+        ids=[] if finite else _guilty(engine.ranks, micro, each),
+    )
 
 
-def train(recipe: Recipe, job: Job, out: Path, fresh: bool = False, command: str = "the same command") -> int:
+def _guilty(ranks: Ranks, micro: Sequence[Any], losses: Sequence[float]) -> list[str]:
+    """Expressions of the micro-batches, of any rank, whose loss is not finite; of all where every loss is."""
+    bad = [batch for batch, loss in zip(micro, losses, strict=True) if not math.isfinite(loss)]
+    known = ranks.gather([name for batch in bad for name in batch.expression_ids])
+    if not any(known):
+        known = ranks.gather([name for batch in micro for name in batch.expression_ids])
+    return [name for names in known for name in names]
+
+
+def train(
+    recipe: Recipe,
+    job: Job,
+    out: Path,
+    fresh: bool = False,
+    command: str = "the same command",
+    ranks: Ranks | None = None,
+) -> int:
     """Train, or continue in `out`; returns DONE or STOPPED (a signal came; everything is saved).
 
     Raises InputError for wrong input (another recipe or data set in `out` among it), checkpoint.SaveError and
-    TrainingError where the work fails. `command` is shown to say how to continue.
+    TrainingError where the work fails (FollowedError on ranks that only follow rank 0). `command` is shown to
+    say how to continue; `ranks` is the job as joined before (default: joined here).
     """
     check(recipe)
-    say = print_line
-    with _locked(out):
-        if fresh:
-            _start_over(out)
+    ranks = ranks or join_ranks(recipe.engine)
+    ranks.decide(lambda: share_of(recipe.data, ranks.world_size))
+    with ExitStack() as stack:
+        if not ranks.chief:
+            stack.enter_context(redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
+        ranks.decide(lambda: stack.enter_context(_locked(out)))
         about = {"format": 1, "recipe": recipe.to_dict(), "data": job.fingerprint} | dict(job.extra)
-        folder = _accept(out, about, say)
-        torch.manual_seed(recipe.seed)
-        engine = Engine(job.model, recipe.engine, recipe.optim)
-        state = State() if folder is None else _restore(folder, engine, say)
+        folder = ranks.decide(lambda: _open_folder(out, about, job.model.tokenizer, fresh))
+        if folder is not None:
+            ranks.together(lambda: checkpoint.load_weights(job.model, folder))
+        torch.manual_seed(recipe.seed + _RANK_STRIDE * ranks.rank)
+        engine = build_engine(job.model, recipe, ranks)
+        state = State() if folder is None else ranks.together(lambda: _restore(folder, engine))
         if state.finished:
-            say(f"{out} is finished ({state.step} steps, {state.seconds / 60:.1f} min); --fresh starts over")
+            print_line(
+                f"{out} is finished ({state.step} steps, {state.seconds / 60:.1f} min); --fresh starts over"
+            )
             return DONE
-        trim_log(out / LOG, state.step)
+        ranks.decide(lambda: _tidy(out, state))
         if state.step:
-            say(f"continuing {out} after step {state.step}")
+            print_line(f"continuing {out} after step {state.step}")
         return _Run(recipe, job, out, engine, state, about).go(command)
 
 
@@ -229,31 +259,38 @@ class _Run:
         self, recipe: Recipe, job: Job, out: Path, engine: Engine, state: State, about: dict[str, Any]
     ) -> None:
         self.recipe, self.job, self.out, self.about = recipe, job, out, about
-        self.engine, self.state = engine, state
-        self.log = RunLog(out / LOG)
+        self.engine, self.ranks, self.state = engine, engine.ranks, state
+        self.log = RunLog(out / LOG if self.ranks.chief else Path(os.devnull))
         self.display = Display(
             recipe.optim.steps, state.step, recipe.log.print_every_seconds, recipe.optim.max_minutes
         )
+        self.writer = Background()
         self.saved = state.step if state.step else -1
-        self.pictured = any((out / OVERLAYS).glob("step_*.png"))
+        self.pictured = self.ranks.decide(lambda: any((out / OVERLAYS).glob("step_*.png")))
         self.started = time.monotonic() - state.seconds
 
     def go(self, command: str) -> int:
         """All remaining steps."""
         state, steps = self.state, self.recipe.optim.steps
-        stream = prefetch(self.job.batches, self.recipe, state.step)
+        batches = self.job.batches
+        if self.ranks.world_size > 1:
+            batches = cast(Divisible, batches).for_rank(self.ranks.rank, self.ranks.world_size)
+        stream = prefetch(batches, self.recipe, state.step)
         with self.display, Stop() as stop, closing(stream):
             try:
                 self.job.model.train()
                 for micro in stream:
                     self._step(micro)
+                    stopping = self._agree(stop.requested)
                     state.finished = state.step >= steps or self._time_used() >= 1.0
                     self._picture()
-                    if state.finished or stop.requested or state.step % self.recipe.log.save_every == 0:
+                    if state.finished or stopping or state.step % self.recipe.log.save_every == 0:
                         self._save()
-                    if state.finished or stop.requested:
+                    if state.finished or stopping:
                         break
+                self.ranks.decide(self._written)
             finally:
+                self.writer.wait()
                 self.log.close()
         if not state.finished:
             print_line(f"stopped and saved at step {state.step} of {steps}; continue with: {command}")
@@ -263,28 +300,41 @@ class _Run:
         print_line(f"trained {state.step} steps{early} in {state.seconds / 60:.1f} min: {self.out}")
         return DONE
 
+    def _agree(self, stop: bool) -> bool:
+        """Shares the clock of rank 0 and a signal that any rank got."""
+        now = time.monotonic() - self.started if self.ranks.chief else 0.0
+        seconds, stops = self.ranks.sum([now, stop])
+        self.state.seconds = seconds
+        return stops > 0
+
     def _time_used(self) -> float:
+        """Fraction of `max_minutes`, 0..1 and more, at the end of the step before."""
         limit = self.recipe.optim.max_minutes
-        return 0.0 if limit is None else (time.monotonic() - self.started) / (60.0 * limit)
+        return 0.0 if limit is None else self.state.seconds / (60.0 * limit)
 
     def _step(self, micro: Sequence[Any]) -> None:
         """One update, its log line and its guard."""
-        state, engine = self.state, self.engine
-        clip = self.recipe.optim.clip_norm
+        state, sigmas = self.state, self.recipe.optim.spike_sigmas
         drawn = self._note(micro)
-        result = do_step(engine, self.job.model, micro, state.step, clip, min(self._time_used(), 1.0))
+        result = do_step(
+            self.engine, self.job.model, micro, state.step, min(self._time_used(), 1.0),
+            lambda norm: is_spike(norm, state.norms, sigmas),
+        )  # fmt: skip
+        if sigmas is not None:
+            state.norms = remember(result.grad_norm, state.norms)
+        finite = not result.ids
         state.step += 1
-        state.seconds = time.monotonic() - self.started
         state.expressions += result.expressions
         state.skipped += result.skipped
-        state.skipped_in_a_row = state.skipped_in_a_row + 1 if result.skipped else 0
+        state.spikes += result.skipped and finite
+        state.skipped_in_a_row = 0 if finite else state.skipped_in_a_row + 1
         record = {"step": state.step, "loss": result.loss, "loss_hex": result.loss.hex()} | result.terms
         record |= {
             "lr": result.lr,
             "grad_norm": result.grad_norm,
             "expressions": state.expressions,
             "expressions_per_s": round(self.display.count(result.expressions), 2),
-            "seconds": round(state.seconds, 3),
+            "seconds": round(time.monotonic() - self.started, 3),
             "skipped": result.skipped,
         }
         if drawn:
@@ -292,71 +342,115 @@ class _Run:
         self.log.write(record)
         self.display.show(record)
         if result.skipped:
-            shown = ", ".join(result.ids[:_IDS_SHOWN]) + (", …" if len(result.ids) > _IDS_SHOWN else "")
-            numbers = f"loss {result.loss}, gradient norm {result.grad_norm}"
-            what = f"step {state.step}: {numbers}; expressions: {shown}"
-            self.display.say(f"skipped {what}")
-            if state.skipped_in_a_row >= GIVE_UP_AFTER:
-                raise TrainingError(
-                    f"{GIVE_UP_AFTER} steps in a row were not finite; the last is {what}. "
-                    "Look at these samples, or lower --optim.lr"
-                )
+            self._tell_skipped(result)
+
+    def _tell_skipped(self, result: StepResult) -> None:
+        """A line for a step that was not applied; TrainingError after too many that are not finite."""
+        step = self.state.step
+        if not result.ids:
+            self.display.say(f"skipped step {step}: gradient norm {result.grad_norm:.4g} is a spike")
+            return
+        shown = ", ".join(result.ids[:_IDS_SHOWN]) + (", …" if len(result.ids) > _IDS_SHOWN else "")
+        numbers = f"loss {result.loss}, gradient norm {result.grad_norm}"
+        what = f"step {step}: {numbers}; expressions: {shown}"
+        self.display.say(f"skipped {what}")
+        if self.state.skipped_in_a_row >= GIVE_UP_AFTER:
+            if not self.ranks.chief:
+                raise FollowedError(FAILED)
+            raise TrainingError(
+                f"{GIVE_UP_AFTER} steps in a row were not finite; the last is {what}. "
+                "Look at these samples, or lower --optim.lr"
+            )
 
     def _note(self, micro: Sequence[Any]) -> dict[str, int]:
         """What the step draws, over all ranks. TrainingError where too much of it had to be replaced."""
-        if self.job.ledger is None:
+        ledger = self.job.ledger
+        if ledger is None:
             return {}
+        given = self.ranks.gather([Given(batch.drawn, batch.bad) for batch in micro])
+        everything = [item for items in given for item in items]
         try:
-            return self.engine.reduce(self.job.ledger.note(self.out, self.state.step, micro))
+            return self.ranks.decide(lambda: ledger.note(self.out, self.state.step, everything))
         except DataError as error:
             raise TrainingError(str(error)) from None
 
     def _report(self) -> None:
         """What the run was given, when it is done."""
-        if self.job.ledger is not None:
+        ledger = self.job.ledger
+        if ledger is not None:
             lines = (record.get("drawn", {}) for record in read_log(self.out / LOG))
-            for line in self.job.ledger.report(self.out, lines):
+            for line in self.ranks.decide(lambda: ledger.report(self.out, lines)):
                 print_line(line)
 
     def _picture(self) -> None:
-        """The overlay, where one is due; the training's random numbers and mode stay as they are."""
+        """The overlay, where one is due."""
         log, state = self.recipe.log, self.state
         first = not self.pictured and state.seconds >= log.overlay_first_seconds
         due = first or state.finished or state.step % log.overlay_every == 0
-        if self.job.overlay is None or not due:
+        overlay = self.job.overlay
+        if overlay is None or not due:
             return
+        picture = self._look(lambda: overlay(state.step))
+        path = self.out / OVERLAYS / f"step_{state.step:08d}.png"
+        self.ranks.decide(lambda: _write_picture(path, picture))
+        if first:
+            self.display.say(f"first picture: {path}")
+        self.pictured = True
+
+    def _look(self, work: Callable[[], Value]) -> Value:
+        """Use the model as it is now; the training's random numbers and mode stay as they are."""
         model: nn.Module = self.job.model
         modes = [(module, module.training) for module in model.modules()]
         devices = [self.engine.device] if self.engine.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices), torch.no_grad():
             model.eval()
-            picture = self.job.overlay(state.step)
+            found = self.engine.answer(work)
         for module, mode in modes:
             module.training = mode
-        path = self.out / OVERLAYS / f"step_{state.step:08d}.png"
-        path.parent.mkdir(exist_ok=True)
-        write_atomic(path, png_bytes(picture))
-        if first:
-            self.display.say(f"first picture: {path}")
-        self.pictured = True
+        return found
 
     def _save(self) -> None:
-        """Checkpoint and curve."""
-        state = self.state
+        """Checkpoint, best mark and curve."""
+        state, measure = self.state, self.job.measure
         if self.saved == state.step:
             return
-        self.log.flush()
-        checkpoint.save(
-            self.out,
-            state.step,
-            self.job.model,
-            self.engine.tensors(),
-            asdict(state) | {"engine": self.engine.describe()},
-            self.about,
-            self.recipe.log.keep_last,
-        )
+        if measure is not None:
+            name, value = self._look(lambda: measure(state.step))
+            if state.best is None or value > state.best["value"]:
+                state.best = {"step": state.step, "metric": name, "value": value}
+        model: Any = self.job.model
+        weights, tensors = self.engine.weights(), self.engine.tensors()
+        about = asdict(state) | {"engine": self.engine.describe()}
+        background = self.recipe.log.save_async
+        if background and self.ranks.chief:
+            weights, tensors = checkpoint.copied(weights), checkpoint.copied(tensors)
+        snapshot = checkpoint.Snapshot(model.config, model.tokenizer, weights)
+
+        def write() -> None:
+            checkpoint.save(
+                self.out, about["step"], snapshot, tensors, about, self.about, self.recipe.log.keep_last,
+                self.ranks.world_size, about["best"],
+            )  # fmt: skip
+
+        def start() -> None:
+            self.log.flush()
+            if background:
+                self.writer.start(write)
+            else:
+                write()
+            draw_curve(self.out / LOG, self.out / CURVE)
+
+        self.ranks.decide(start)
         self.saved = state.step
-        draw_curve(self.out / LOG, self.out / CURVE)
+
+    def _written(self) -> None:
+        """Everything handed to the background is on the disk; raises what went wrong there."""
+        self.writer.finish()
+
+
+def _write_picture(path: Path, picture: Image.Image) -> None:
+    path.parent.mkdir(exist_ok=True)
+    write_atomic(path, png_bytes(picture))
 
 
 @contextmanager
@@ -389,37 +483,62 @@ def _start_over(out: Path) -> None:
         (out / name).unlink(missing_ok=True)
 
 
-def _accept(out: Path, about: Mapping[str, Any], say: Say) -> Path | None:
-    """The checkpoint to continue from; notes the recipe. Raises InputError with a diff for another recipe."""
-    folder = checkpoint.newest_verified(out, say)
+def _open_folder(out: Path, about: Mapping[str, Any], tokenizer: Any, fresh: bool) -> Path | None:
+    """The checkpoint to continue from; notes the recipe. InputError with a diff for another recipe or vocabulary."""
+    if fresh:
+        _start_over(out)
+    if (out / checkpoint.CHECKPOINTS).is_dir():
+        checkpoint.remove_leftovers(out / checkpoint.CHECKPOINTS)
+    folder = checkpoint.newest_verified(out, print_line)
     known = folder / checkpoint.RECIPE if folder else out / checkpoint.RECIPE
     if known.exists():
-        saved = checkpoint.read_json(known)
-        changes = differences(_decisive(saved), _decisive(about))
+        changes = differences(_decisive(checkpoint.read_json(known)), _decisive(about))
         if changes:
             raise InputError(
                 f"{out} was trained with another recipe or data set ({'; '.join(changes)}): "
                 "use another --out, the old values, or --fresh to start over"
             )
+    if folder is not None and tokenizer is not None:
+        changes = _word_changes((folder / checkpoint.TOKENIZER).read_bytes(), tokenizer.to_json().encode())
+        if changes:
+            raise InputError(
+                f"{folder / checkpoint.TOKENIZER} is not the vocabulary of this recipe and data "
+                f"({'; '.join(changes)}): use another --out, the old data, or --fresh to start over"
+            )
     write_atomic(out / checkpoint.RECIPE, checkpoint.to_json(dict(about)))
     return folder
 
 
+def _tidy(out: Path, state: State) -> None:
+    """Undo what a killed process did after the checkpoint, and do what it could not do any more."""
+    trim_log(out / LOG, state.step)
+    if state.best is not None:
+        checkpoint.mark_best(out, state.best)
+
+
 def _decisive(about: Mapping[str, Any]) -> dict[str, Any]:
-    return {**about.get("recipe", {}), "data set": about.get("data", "")}
+    """What may not change in a run. How a step is cut into micro-batches may: its images are the same."""
+    saved = dict(about.get("recipe", {}))
+    data = dict(saved.get("data", {}))
+    if {"batch_images", "accumulate"} <= data.keys():
+        data["batch_images * accumulate"] = data.pop("batch_images") * data.pop("accumulate")
+    return {**saved, "data": data, "data set": about.get("data", "")}
 
 
-def _restore(folder: Path, engine: Engine, say: Say) -> State:
-    """Weights, optimizer and random state into the engine; returns where the run was."""
-    tokenizer = engine.model.tokenizer
-    if tokenizer is not None and tokenizer.to_json().encode() != (folder / checkpoint.TOKENIZER).read_bytes():
-        raise InputError(
-            f"{folder / checkpoint.TOKENIZER} is not the vocabulary of this recipe and data: --fresh"
-        )
-    checkpoint.load_weights(engine.model, folder)
+def _word_changes(old: bytes, new: bytes) -> list[str]:
+    """The first few entries in which two tokenizer files differ."""
+    if old == new:
+        return []
+    found = differences(json.loads(old), json.loads(new)) or ["the order of entries"]
+    shown = [line if len(line) <= _LONGEST else f"{line[:_LONGEST]}…" for line in found[:_WORDS_SHOWN]]
+    return [*shown, f"{len(found)} changes in all"] if len(found) > _WORDS_SHOWN else shown
+
+
+def _restore(folder: Path, engine: Engine) -> State:
+    """Optimizer and random state into the engine; returns where the run was."""
     engine.load(checkpoint.read_tensors(folder / checkpoint.OPTIMIZER))
     saved = checkpoint.read_json(folder / checkpoint.STATE)
     changes = differences(saved["engine"], engine.describe())
     if changes:
-        say(f"note: the last bits may differ from an undisturbed run ({'; '.join(changes)})")
-    return State(**{item.name: saved[item.name] for item in fields(State)})
+        print_line(f"note: the last bits may differ from an undisturbed run ({'; '.join(changes)})")
+    return State(**{item.name: saved[item.name] for item in fields(State) if item.name in saved})

@@ -65,11 +65,11 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, An
     return [groups[key] for key in sorted(groups)]
 
 
-def build_adamw(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
+def build_adamw(
+    model: nn.Module, config: OptimConfig, kind: type[torch.optim.AdamW] = torch.optim.AdamW
+) -> torch.optim.AdamW:
     """AdamW over `parameter_groups`; the fused kernel, which is one pass over each tensor on CPU and GPU."""
-    return torch.optim.AdamW(
-        parameter_groups(model, config), lr=config.lr, betas=config.betas, eps=config.eps, fused=True
-    )
+    return kind(parameter_groups(model, config), lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
 
 
 def _named(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:

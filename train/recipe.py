@@ -14,16 +14,19 @@ from uniresxx.data.mixture import MixturePart, mixture_named
 from uniresxx.errors import InputError
 
 # Sections that change no weight: they may differ when a run is continued.
-FREE = ("log.", "eval.", "data.workers", "data.images", "data.bad_share")
+FREE = (
+    "log.", "eval.", "data.workers", "data.images", "data.bad_share",
+    "engine.zero_stage", "engine.offload", "engine.device", "engine.threads", "engine.timeout_minutes",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """What is learned from. A step sees `batch_images * accumulate` images."""
+    """What is learned from. A step sees `batch_images * accumulate` images, over all processes together."""
 
     source: str = "scenes_easy"  # "scenes_easy" | "scenes" | NAME of a data set | STORE[/SPLIT]
     split: str = "train"
-    batch_images: int = 8  # images of one micro-batch
+    batch_images: int = 8  # images of one micro-batch, divided over the processes of the job
     accumulate: int = 1  # micro-batches of one step; losses do not depend on how a step is cut
     expressions_per_image: int = 8
     workers: int = 0  # processes that prepare batches ahead; 0: prepared in the training process
@@ -53,17 +56,22 @@ class OptimConfig:
     decay: Literal["cosine", "constant"] = "cosine"
     final_lr: float = 0.0  # fraction of lr at the end of the decay
     clip_norm: float = 1.0
+    spike_sigmas: float | None = None  # skip a gradient norm so far above those before it (guards.Spikes)
     max_minutes: float | None = None  # of training; the decay hurries to be done then (optim.lr_factor)
 
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """How the steps are computed."""
+    """How the steps are computed. All but `precision` may change when a run is continued."""
 
-    zero_stage: int = 0  # 0: one process, the only one so far
-    precision: Literal["fp32", "bf16"] = "fp32"
+    zero_stage: int = (
+        0  # 0: whole on every process; DeepSpeed divides optimizer (1), gradients (2), weights (3)
+    )
+    offload: Literal["none", "optimizer", "all"] = "none"  # to CPU memory; "all": weights too, with stage 3
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of the computation; trained weights stay fp32
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int | None = None  # of torch; None: torch's choice
+    timeout_minutes: float = 30.0  # without a word from another process before the job gives up
 
 
 @dataclass(frozen=True)
@@ -72,6 +80,7 @@ class LogConfig:
 
     save_every: int = 500
     keep_last: int = 2
+    save_async: bool = False  # write checkpoints beside the training, from a copy in CPU memory
     overlay_first_seconds: float = 20.0  # the first picture is due within a minute
     overlay_every: int = 500
     print_every_seconds: float = 10.0  # plain lines where the output is no terminal
@@ -128,7 +137,9 @@ def check(recipe: Recipe) -> None:
         "optim.eps": recipe.optim.eps,
         "optim.clip_norm": recipe.optim.clip_norm,
         "optim.max_minutes": recipe.optim.max_minutes,
+        "optim.spike_sigmas": recipe.optim.spike_sigmas,
         "engine.threads": recipe.engine.threads,
+        "engine.timeout_minutes": recipe.engine.timeout_minutes,
     }
     for name, number in above_zero.items():
         if number is not None and not number > 0:
@@ -146,8 +157,32 @@ def check(recipe: Recipe) -> None:
     if not all(0 <= beta < 1 for beta in recipe.optim.betas):
         first, second = recipe.optim.betas
         raise InputError(f"--optim.betas {first} {second}: each must be at least 0 and below 1")
-    if recipe.engine.zero_stage != 0:
-        raise InputError(f"--engine.zero_stage {recipe.engine.zero_stage}: only 0 (one process) is built")
+    _check_engine(recipe.engine)
+
+
+def _check_engine(engine: EngineConfig) -> None:
+    """Raise InputError for what no engine does."""
+    if engine.zero_stage not in (0, 1, 2, 3):
+        raise InputError(f"--engine.zero_stage {engine.zero_stage}: must be 0, 1, 2 or 3")
+    if engine.offload != "none" and engine.zero_stage == 0:
+        raise InputError(f"--engine.offload {engine.offload}: needs --engine.zero_stage 1, 2 or 3")
+    if engine.offload == "all" and engine.zero_stage != 3:
+        raise InputError("--engine.offload all: needs --engine.zero_stage 3, which divides the weights")
+    if engine.precision == "fp16" and engine.zero_stage > 0:
+        raise InputError("--engine.precision fp16 with ZeRO is not built: use bf16, or --engine.zero_stage 0")
+
+
+def share_of(data: DataConfig, ranks: int) -> int:
+    """Images of a micro-batch per process. Raises InputError with numbers that work where it does not divide."""
+    if data.batch_images % ranks == 0:
+        return data.batch_images // ranks
+    fitting = ", ".join(str(n) for n in range(1, data.batch_images + 1) if data.batch_images % n == 0)
+    below, above = data.batch_images // ranks * ranks, (data.batch_images // ranks + 1) * ranks
+    sizes = f"{below} or {above}" if below else f"{above}"
+    raise InputError(
+        f"--data.batch_images {data.batch_images} does not divide over {ranks} processes: "
+        f"start {fitting} processes, or use --data.batch_images {sizes}"
+    )
 
 
 def _check_data(d: DataConfig) -> None:

@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -61,6 +62,19 @@ class Saveable(Protocol):
     def state_dict(self) -> dict[str, torch.Tensor]: ...
 
 
+@dataclass(frozen=True)
+class Snapshot:
+    """A model as it was at one moment, gathered from wherever its weights lie."""
+
+    config: _Config
+    tokenizer: _Tokenizer | None
+    weights: Mapping[str, torch.Tensor]
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """The weights."""
+        return dict(self.weights)
+
+
 class Loadable(Protocol):
     """What `load_weights` needs of a model."""
 
@@ -79,6 +93,11 @@ def tensor_bytes(tensors: Mapping[str, torch.Tensor]) -> bytes:
 
     # A clone each: safetensors refuses tensors that share memory, as tied embeddings do.
     return serialize({name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()})
+
+
+def copied(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Copies on the CPU that later training steps do not touch."""
+    return {name: value.detach().cpu().clone() for name, value in tensors.items()}
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
@@ -126,6 +145,37 @@ def save_pretrained(folder: Path, model: Saveable) -> None:
         write_atomic(folder / name, make())
 
 
+def export(source: Path, out: Path) -> list[str]:
+    """Copy the `from_pretrained` files of a folder to `out`, verified; returns their names.
+
+    Raises InputError where one is missing, holds no model of this project or is `out` itself, and OSError where
+    the disk refuses or gives back something else than was written.
+    """
+    names = [
+        WEIGHTS,
+        *([TOKENIZER] if (source / TOKENIZER).exists() else []),
+        CONFIG,
+    ]  # the config completes it
+    for name in names:
+        if not (source / name).is_file():
+            raise InputError(f"{source / name} is missing: give a complete checkpoint folder")
+    if out.resolve() == source.resolve():
+        raise InputError(f"{out} is the checkpoint itself: name another folder")
+    out.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        temporary = out / f".writing-{name}"
+        try:
+            shutil.copyfile(source / name, temporary)
+            sync_to_disk(temporary)
+            if _sha256_of(temporary) != _sha256_of(source / name):
+                raise OSError(errno.EIO, "the copy differs from the checkpoint", str(out / name))
+            os.replace(temporary, out / name)
+        finally:
+            temporary.unlink(missing_ok=True)
+    sync_to_disk(out)
+    return names
+
+
 def step_folder(run: Path, step: int) -> Path:
     """Where the checkpoint of a step lies."""
     return run / CHECKPOINTS / f"step_{step:08d}"
@@ -139,9 +189,12 @@ def save(
     state: Mapping[str, Any],
     recipe: Mapping[str, Any],
     keep_last: int = 2,
+    world_size: int = 1,
+    best: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write the checkpoint of `step` (updates done) and remove all but the newest `keep_last` and the best.
 
+    `best` is marked (see `mark_best`) as soon as the new folder is in place.
     Nothing older is removed before the new one is in place under its final name and on the disk. A verified
     checkpoint of the same step is kept as it is. Raises SaveError where the disk is full or refuses; the
     half-written folder is removed then.
@@ -153,7 +206,9 @@ def save(
     }
     folder = step_folder(run, step)
     try:
-        _write_folder(folder, step, files)
+        _write_folder(folder, step, files, world_size)
+        if best is not None:
+            mark_best(run, best)
     except OSError as error:
         reason = "the disk is full" if error.errno in DISK_FULL else _line(error)
         raise SaveError(
@@ -164,7 +219,7 @@ def save(
     return folder
 
 
-def _write_folder(folder: Path, step: int, files: Files) -> None:
+def _write_folder(folder: Path, step: int, files: Files, world_size: int) -> None:
     """The transaction: everything into a temporary folder, flushed, then one rename."""
     if folder.exists() and damage(folder) is None:
         return
@@ -178,7 +233,12 @@ def _write_folder(folder: Path, step: int, files: Files) -> None:
             data = make()
             _write(temporary / name, data)
             entries[name] = {"bytes": len(data), "sha256": sha256(data).hexdigest()}
-        manifest: dict[str, Any] = {"format": FORMAT, "step": step, "world_size": 1, "files": entries}
+        manifest: dict[str, Any] = {
+            "format": FORMAT,
+            "step": step,
+            "world_size": world_size,
+            "files": entries,
+        }
         manifest["digest"] = _digest(manifest)
         _write(temporary / MANIFEST, to_json(manifest))
         sync_to_disk(temporary)
@@ -284,9 +344,10 @@ def newest_verified(run: Path, say: Say) -> Path | None:
     return None
 
 
-def mark_best(run: Path, step: int, metric: str, value: float) -> None:
-    """Name the checkpoint of `step` the best by `metric`; it is kept and preferred from now on."""
-    write_atomic(run / CHECKPOINTS / BEST, to_json({"step": step, "metric": metric, "value": value}))
+def mark_best(run: Path, best: Mapping[str, Any]) -> None:
+    """Name the checkpoint `best["step"]` the best by `metric` with `value`; it is kept and preferred from now on."""
+    marked = {name: best[name] for name in ("step", "metric", "value")}
+    write_atomic(run / CHECKPOINTS / BEST, to_json(marked))
 
 
 def _best_step(run: Path) -> int | None:

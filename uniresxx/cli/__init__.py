@@ -18,6 +18,7 @@ from uniresxx.errors import InputError
 COMMANDS = (
     ("segment", "masks for expressions on photos: overlay PNG, mask PNGs, COCO RLE as JSON"),
     ("data", "look into data sets and scenes, prepare and verify stores"),
+    ("export", "a run's best model as a plain folder"),
     ("doctor", "check this machine and installation"),
 )
 

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 from uniresxx.files import write_atomic
 from uniresxx.types import Granularity
@@ -37,11 +37,11 @@ class BadSample:
     reason: str
 
 
-class Counts(Protocol):
-    """What a ledger reads of a batch."""
+class Given(NamedTuple):
+    """What a micro-batch of one process gave: counts by `no_counts`' keys, and what could not be prepared."""
 
-    drawn: dict[str, int]
-    bad: list[BadSample]
+    drawn: Mapping[str, int]
+    bad: Sequence[BadSample]
 
 
 def no_counts(labels: Sequence[str]) -> dict[str, int]:
@@ -63,8 +63,9 @@ class Ledger:
     slots_per_step: int
     bad_share: float  # of the slots so far, of FIRST at least
 
-    def note(self, out: Path, step: int, micro: Sequence[Counts]) -> dict[str, int]:
-        """Take in the micro-batches of a step, before it is done; returns its counts, the same keys always.
+    def note(self, out: Path, step: int, micro: Sequence[Given]) -> dict[str, int]:
+        """Take in the micro-batches of a step, of all processes, before it is done; returns its counts, the same
+        keys always.
 
         Bad samples go to OUT/quarantine.jsonl, each once, also when a run does a step again. Raises DataError
         where they are over the budget.

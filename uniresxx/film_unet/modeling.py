@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -28,8 +29,7 @@ from uniresxx.segmenter import DecisionRule, Decoding, Question
 from uniresxx.types import Batch, Prediction, Segment
 
 
-@dataclass(frozen=True, slots=True)
-class Output:
+class Output(NamedTuple):
     """Logits per expression: mask on half the high frame, predicted IoU, presence."""
 
     masks_Ehw: Tensor

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -31,8 +32,7 @@ from uniresxx.types import Batch, ImageRecord, Prediction, Segment
 NOT_TAUGHT = 255  # dense label of pixels that must not be supervised
 
 
-@dataclass(frozen=True, slots=True)
-class Output:
+class Output(NamedTuple):
     """What training needs: logits only at label positions, and the mask head's answers."""
 
     logits_LV: Tensor

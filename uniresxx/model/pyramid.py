@@ -6,7 +6,7 @@ C head width, S stage channels, h w grid of the finest map, G heads, D LLM width
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from uniresxx.model.config import NORM_GROUPS, PyramidHeadConfig
 
 
-@dataclass(frozen=True, slots=True)
-class MaskFeatures:
+class MaskFeatures(NamedTuple):  # modules take and give tuples: ZeRO-3 looks for the tensors in them
     """What the head keeps of B images: the fused fine map and the decoder's memory."""
 
     fine_BChw: Tensor
@@ -24,8 +23,7 @@ class MaskFeatures:
     memory_bias_BM: Tensor  # 0 where valid, very negative elsewhere
 
 
-@dataclass(frozen=True, slots=True)
-class HeadOutput:
+class HeadOutput(NamedTuple):
     """Mask logits on the finest grid, predicted-IoU and presence logits."""
 
     masks_Ehw: Tensor

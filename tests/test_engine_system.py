@@ -1,0 +1,411 @@
+"""Real 2-rank jobs over gloo: ZeRO 1-3, data parallel and one process agree, resume exactly and elastically.
+
+The tiny model with LoRA on its language model (other weights of it frozen). Run as a script by a launcher
+(`python test_engine_system.py PLAN.json`) this file does the command lines of a plan one after the other.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from mllm.config import MLLMConfig
+from train.__main__ import parse, without_rank
+from train.engine import join_ranks
+from train.job import open_job, overlay
+from train.log import read_log
+from train.loop import train
+from train.recipe import DataConfig, EngineConfig, LogConfig, OptimConfig, Recipe
+from uniresxx import checkpoint
+from uniresxx.cli.export import main as export
+from uniresxx.data.scenes import scene_record
+from uniresxx.model.config import UniRESPlusPlusConfig
+
+ROOT = Path(__file__).resolve().parents[1]
+PATIENCE = 900  # seconds for a launch on a machine that is busy with other work
+STEPS, HALF = 4, 2
+ENGINES = {"ddp": 0, "zero1": 1, "zero2": 2, "zero3": 3}
+
+
+def lora() -> Recipe:
+    """The tiny model; `with_lora` freezes most of it."""
+    return Recipe(
+        "lora",
+        UniRESPlusPlusConfig(mllm=MLLMConfig(llm_layers=2, llm_mlp=64, vocabulary=400)),
+        DataConfig("scenes_easy", batch_images=4, expressions_per_image=3),
+        OptimConfig(steps=STEPS, lr=1e-3, warmup_steps=2, weight_decay=0.01),
+        EngineConfig(device="cpu", threads=1),
+        LogConfig(save_every=HALF, keep_last=9, overlay_every=STEPS, print_every_seconds=0),
+    )
+
+
+def with_lora(model):
+    """LoRA on the attention of the language model; its other weights and both towers frozen."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    model.mllm.requires_grad_(False)
+    torch.manual_seed(5)
+    config = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"])
+    inject_adapter_in_model(config, model.mllm.llm)
+    return model
+
+
+def as_script(path):
+    """Every line of the plan as one run, all in the same job."""
+    known = {"lora": lora, "poisoned": lora}
+    lines = json.loads(Path(path).read_text())
+    plan = [parse(line.split(), known) for line in lines]
+    ranks = join_ranks(max((c.recipe.engine for c in plan), key=lambda engine: engine.zero_stage))
+    codes, base = [], open_lora(lora())
+    for line, command in zip(lines, plan, strict=True):
+        recipe = command.recipe
+        model = copy.deepcopy(base.model)
+        cut = {"batch_images": recipe.data.batch_images, "accumulate": recipe.data.accumulate}
+        batches = replace(base.batches, **cut)
+        job = replace(
+            base, model=model, batches=Poisoned(batches) if line.startswith("poisoned") else batches
+        )
+        job = replace(job, overlay=partial(picture, model) if recipe.engine.zero_stage == 3 else None)
+        codes.append(train(recipe, job, command.out, command.fresh, "again", ranks))
+    ranks.leave(together=True)
+    return max(codes)
+
+
+def picture(model, step):
+    """What a run draws; stage 3 has to gather weights for it."""
+    return overlay(model, [scene_record("scenes_easy", "val", 0)], step)
+
+
+def open_lora(recipe):
+    job = open_job(recipe, None)
+    with_lora(job.model)
+    return job
+
+
+class Poisoned:
+    """The batches of a job, with something that is not a number in rank 1's share of one step."""
+
+    def __init__(self, batches, rank=0):
+        self.batches, self.rank = batches, rank
+
+    def for_rank(self, rank, world_size):
+        return Poisoned(self.batches.for_rank(rank, world_size), rank)
+
+    def __call__(self, step, micro):
+        batch = self.batches(step, micro)
+        if step == 1 and self.rank == 1:
+            batch.pixels_high_B3HW[0, 0, 0, 0] = torch.nan
+        return batch
+
+
+# ---- jobs of several processes
+
+pytestmark = [pytest.mark.system, pytest.mark.timeout(2400)]
+
+
+def environment(**more):
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PATH": path} | more
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+def launched(*command, **options):
+    process = subprocess.Popen(
+        [str(word) for word in command], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        start_new_session=True, **({"env": environment()} | options),
+    )  # fmt: skip
+    return process
+
+
+def ended(process, code=0):
+    try:
+        said = process.communicate(timeout=PATIENCE)[0]
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == code, f"exit {process.returncode}\n{said[-6000:]}"
+    return said
+
+
+def with_deepspeed(*words):
+    return ("deepspeed", "--num_gpus", "2", "--master_port", free_port(), *words)
+
+
+def with_torchrun(*words):
+    return ("torchrun", "--nproc_per_node", "2", "--master_port", free_port(), *words)
+
+
+def plan_of(folder, lines):
+    path = folder / f"plan_{free_port()}.json"
+    path.write_text(json.dumps(lines))
+    return path
+
+
+def interrupted(run, copy):
+    """A run folder as a process leaves it that died after the checkpoint of step HALF."""
+    shutil.copytree(run, copy)
+    shutil.rmtree(copy / f"checkpoints/step_{STEPS:08d}")
+    return copy
+
+
+def losses(run):
+    return [record["loss"] for record in read_log(run / "log.jsonl")]
+
+
+def tensors(run, name="model"):
+    return checkpoint.read_tensors(run / f"checkpoints/step_{STEPS:08d}/{name}.safetensors")
+
+
+def assert_close(run, other):
+    assert losses(run) == pytest.approx(losses(other), abs=1e-5)
+    assert len(losses(run)) == STEPS
+    left, right = tensors(run), tensors(other)
+    assert left.keys() == right.keys()
+    for name in left:
+        assert torch.allclose(left[name], right[name], atol=2e-4), (
+            name
+        )  # AdamW: lr 1e-3 times a rounding's sign
+
+
+def assert_same(run, other):
+    hexes = [[record["loss_hex"] for record in read_log(r / "log.jsonl")] for r in (run, other)]
+    assert hexes[0] == hexes[1] and len(hexes[0]) == STEPS
+    for name in ("model", "optimizer"):
+        left, right = tensors(run, name), tensors(other, name)
+        assert left.keys() == right.keys()
+        assert all(torch.equal(left[key], right[key]) for key in left), name
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Undisturbed runs: one process, and each engine on two ranks (started by DeepSpeed's launcher)."""
+    folder = tmp_path_factory.mktemp("engines")
+    lines = [f"lora --engine.zero_stage {stage} --out {folder}/{name}" for name, stage in ENGINES.items()]
+    lines.append(f"lora --data.batch_images 2 --data.accumulate 2 --out {folder}/ddp_cut")
+    lines.append(
+        f"lora --data.batch_images 2 --data.accumulate 2 --engine.zero_stage 2 --out {folder}/zero2_cut"
+    )
+    lines.append(f"lora --log.save_async True --engine.zero_stage 3 --out {folder}/zero3_async")
+    ended(launched(*with_deepspeed(__file__, plan_of(folder, lines))))
+    lines = [f"lora --out {folder}/one", f"lora --engine.zero_stage 3 --out {folder}/one_zero3"]
+    lines.append(f"lora --data.batch_images 1 --data.accumulate 4 --out {folder}/one_cut")
+    ended(launched(sys.executable, __file__, plan_of(folder, lines)))
+    return folder
+
+
+@pytest.mark.parametrize("name", [*ENGINES, "ddp_cut", "zero2_cut", "zero3_async", "one_zero3", "one_cut"])
+def test_engines_cuts_and_world_sizes_agree(runs, name):
+    assert_close(runs / name, runs / "one")
+
+
+def test_frozen_parts_stay_and_lora_learns(runs):
+    before, after = open_lora(lora()).model.state_dict(), tensors(runs / "zero3")
+    assert before.keys() == after.keys()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    trained = {name for name, p in open_lora(lora()).model.named_parameters() if p.requires_grad}
+    assert changed <= trained and any("lora_B" in name for name in changed)
+    moments = {key.rpartition("/")[0] for key in tensors(runs / "zero3", "optimizer") if "rng/" not in key}
+    assert moments == trained
+
+
+@pytest.mark.parametrize("name", [*ENGINES, "one"])
+def test_export_equals_the_model_in_memory(runs, name, tmp_path):
+    assert export([str(runs / name), str(tmp_path / "plain")]) == 0
+    model = open_lora(lora()).model
+    checkpoint.load_weights(model, tmp_path / "plain")
+    saved = tensors(runs / name)
+    assert all(torch.equal(value, saved[key]) for key, value in model.state_dict().items())
+    assert not (tmp_path / "plain/manifest.json").exists()
+
+
+@pytest.fixture(scope="module")
+def continued(runs, tmp_path_factory):
+    """Interrupted runs, continued on two ranks (started by torchrun)."""
+    folder = tmp_path_factory.mktemp("continued")
+    lines = []
+    for name, stage in ENGINES.items():
+        out = interrupted(runs / name, folder / name)
+        lines.append(f"lora --engine.zero_stage {stage} --out {out}")
+    for name, stage in (("ddp", 0), ("zero2", 2), ("zero3", 3)):
+        out = interrupted(runs / "one", folder / f"one_to_{name}")
+        lines.append(f"lora --engine.zero_stage {stage} --out {out}")
+    out = interrupted(runs / "zero3", folder / "zero3_to_zero1")
+    lines.append(f"lora --engine.zero_stage 1 --out {out}")
+    for name, stage in ENGINES.items():
+        lines.append(f"poisoned --engine.zero_stage {stage} --out {folder}/poisoned_{name}")
+    lines.append(f"lora --engine.zero_stage 3 --engine.precision bf16 --out {folder}/bf16_zero3")
+    lines.append(f"lora --engine.zero_stage 2 --engine.offload optimizer --out {folder}/offload_optimizer")
+    lines.append(f"lora --engine.zero_stage 3 --engine.offload all --out {folder}/offload_all")
+    ended(launched(*with_torchrun(__file__, plan_of(folder, lines))))
+    return folder
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_resume_is_exact(runs, continued, name):
+    assert_same(runs / name, continued / name)
+
+
+@pytest.mark.parametrize("name", ["one_to_ddp", "one_to_zero2", "one_to_zero3", "zero3_to_zero1"])
+def test_one_to_two_ranks_and_another_stage_go_on(runs, continued, name):
+    assert_close(runs / "one", continued / name)
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_two_ranks_to_one_go_on(runs, name, tmp_path):
+    out = interrupted(runs / name, tmp_path / name)
+    recipe = replace(lora(), engine=EngineConfig(device="cpu", threads=1))
+    assert train(recipe, open_lora(recipe), out) == 0
+    assert_close(runs / "one", out)
+
+
+def test_one_rank_resumes_exactly(runs, tmp_path):
+    out = interrupted(runs / "one", tmp_path / "one")
+    three = interrupted(runs / "one_zero3", tmp_path / "one_zero3")
+    lines = [f"lora --out {out}", f"lora --engine.zero_stage 3 --out {three}"]
+    ended(launched(sys.executable, __file__, plan_of(tmp_path, lines)))
+    assert_same(runs / "one", out)
+    assert_same(runs / "one_zero3", three)
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_all_ranks_skip_what_is_not_finite_on_one(continued, name):
+    records = read_log(continued / f"poisoned_{name}" / "log.jsonl")
+    assert [record["step"] for record in records if record["skipped"]] == [2]
+    assert len(records) == STEPS and all(record["loss"] for record in records if record["step"] != 2)
+    assert all(torch.isfinite(value).all() for value in tensors(continued / f"poisoned_{name}").values())
+    assert losses(continued / f"poisoned_{name}")[2:] == pytest.approx(
+        losses(continued / "poisoned_ddp")[2:], abs=1e-5
+    )
+
+
+def test_bf16_and_offload_stay_near(runs, continued):
+    assert losses(continued / "bf16_zero3") == pytest.approx(losses(runs / "one"), abs=0.2)
+    assert {value.dtype for value in tensors(continued / "bf16_zero3").values()} == {torch.float32}
+    assert_close(continued / "offload_optimizer", runs / "one")
+    assert_close(continued / "offload_all", runs / "one")
+
+
+# ---- the command line itself, signals, deaths
+
+SMALL = (
+    "train", "tiny_scenes", "--data.batch_images", "2", "--data.expressions_per_image", "2",
+    "--optim.steps", "30", "--log.save_every", "5", "--log.overlay_every", "1000",
+    "--log.overlay_first_seconds", "100000", "--engine.device", "cpu",
+)  # fmt: skip
+
+
+def wait_for_step(run, step, process):
+    deadline = time.monotonic() + PATIENCE
+    while len(read_log(run / "log.jsonl")) < step:
+        assert process.poll() is None, process.communicate()[0][-6000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def children(process):
+    """Process ids of the ranks, by rank: of the launcher's descendants those that train."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (path / "cmdline").read_bytes().split(b"\0")
+            values = dict(
+                line.split(b"=", 1) for line in (path / "environ").read_bytes().split(b"\0") if b"=" in line
+            )
+        except OSError:
+            continue
+        mine = os.getpgid(int(path.name)) == process.pid if path.exists() else False
+        if mine and b"train" in words and b"RANK" in values:
+            found.setdefault(int(values[b"RANK"]), []).append(int(path.name))
+    return {rank: min(numbers) for rank, numbers in found.items()}  # the others are its data workers
+
+
+def test_sigterm_to_one_rank_saves_on_all_and_the_same_command_continues(tmp_path):
+    out = tmp_path / "run"
+    stage = ("--engine.zero_stage", "2", "--data.workers", "1")
+    process = launched(*with_deepspeed("--module", *SMALL, *stage, "--out", out))
+    wait_for_step(out, 7, process)
+    os.kill(children(process)[1], signal.SIGTERM)
+    said = ended(process, 75)
+    step = len(read_log(out / "log.jsonl"))
+    assert 7 <= step < 30 and f"stopped and saved at step {step} of 30" in said
+    assert said.count("stopped and saved") == 1
+    assert checkpoint.newest_verified(out, print).name == f"step_{step:08d}"
+    again = ended(launched(*with_torchrun("-m", *SMALL, *stage, "--out", out)))
+    assert f"continuing {out} after step {step}" in again
+    assert len(read_log(out / "log.jsonl")) == 30
+    assert checkpoint.load_segmenter(out) is not None
+
+
+def two_ranks(*words, more=()):
+    """Two processes without a launcher; `more` goes to the second alone."""
+    port = free_port()
+    return [
+        launched(
+            sys.executable, "-m", *words, *(more if rank else ()),
+            env=environment(
+                RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port
+            ),
+        )
+        for rank in (0, 1)
+    ]  # fmt: skip
+
+
+def errors(said):
+    return [line for line in said.splitlines() if line.startswith("error:")]
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_rank_that_is_dead_or_silent_ends_the_job_with_one_line(tmp_path, number):
+    out = tmp_path / "run"
+    patience = "0.5" if number == signal.SIGSTOP else "30"
+    one, other = two_ranks(*SMALL, "--engine.timeout_minutes", patience, "--out", out)
+    wait_for_step(out, 7, one)
+    other.send_signal(number)
+    said = ended(one, 1)
+    other.kill()
+    other.communicate()
+    assert len(errors(said)) == 1 and "another process of the job is gone or silent" in errors(said)[0]
+    assert "Traceback" not in said
+    if number == signal.SIGKILL:
+        ended(launched(sys.executable, "-m", *SMALL, "--out", out))  # goes on, on one rank
+        assert len(read_log(out / "log.jsonl")) == 30
+
+
+def test_data_that_only_one_machine_lacks_ends_all_with_its_words(tmp_path):
+    data = ROOT.parent / "shared/mini_real"
+    if not data.exists():
+        pytest.skip(f"no photographs at {data}")
+    words = ("train", "mini_real", "--engine.device", "cpu", "--out", tmp_path / "run")
+    one, other = two_ranks(*words, "--data", data, more=("--data", tmp_path / "nowhere"))
+    said = ended(one, 2), ended(other, 2)
+    assert len(errors(said[0])) == 1 and errors(said[0])[0].startswith("error: process 1: ")
+    assert "nowhere" in errors(said[0])[0] and errors(said[1]) == []
+
+
+def test_wrong_input_is_one_line_for_the_whole_job(tmp_path):
+    command = with_deepspeed("--module", *SMALL, "--data.batch_images", "5", "--out", tmp_path / "run")
+    lines = errors(ended(launched(*command), 2))
+    assert len(lines) == 1 and "5 does not divide over 2 processes: start 1, 5 processes" in lines[0]
+    assert "--data.batch_images 4 or 6" in lines[0]
+
+
+if __name__ == "__main__":
+    sys.exit(as_script(without_rank(sys.argv[1:])[0]))

@@ -1,0 +1,276 @@
+"""`python -m tools.crash_test [--every N] [--random N]`: a run that is killed, robbed of its disk or damaged.
+
+A very small model trains a few steps with a checkpoint every other one. Then the same training is
+  * killed at its N-th write, fsync, rename and removal (every N-th of them in turn; half a write is on the disk),
+  * met by a full disk at each of these,
+  * killed at random moments,
+  * found with a truncated, emptied, bit-flipped or missing file in its newest checkpoint,
+and continued by the same call each time. It must finish, every checkpoint that was reported saved and kept must
+still verify after the blow, and the final weights, optimizer state and losses must equal the undisturbed run's,
+bit by bit. Prints one line per kind and a JSON object last; exits with 1 where anything failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+
+from mllm.config import MLLMConfig
+from train.job import open_job
+from train.log import RunLog, read_log
+from train.loop import Job, train
+from train.recipe import EngineConfig, LogConfig, Recipe
+from train.recipes import KNOWN
+from uniresxx import checkpoint
+from uniresxx.files import write_atomic
+from uniresxx.model.config import PyramidHeadConfig
+
+STEPS, SAVE_EVERY, KEEP = 4, 2, 1
+KILLED, FULL, DONE = 9, 1, 0
+MANNERS = ("truncate", "empty", "flip", "remove")
+Blow = Callable[..., None]
+
+
+def small_recipe(background: bool) -> Recipe:
+    """A few steps of tiny_scenes with a model of half a megabyte."""
+    full = KNOWN["tiny_scenes"]()
+    mllm = MLLMConfig(
+        low_width=16, low_layers=1, low_heads=2, high_widths=(8, 8, 16, 16), high_depths=(1, 1, 1, 1),
+        llm_width=32, llm_layers=1, llm_heads=2, llm_mlp=64, vocabulary=400, mgfe_blocks=1, mgfe_heads=2,
+    )  # fmt: skip
+    return replace(
+        full,
+        model=replace(full.model, mllm=mllm, head=PyramidHeadConfig(width=16, heads=2)),
+        data=replace(full.data, batch_images=2, expressions_per_image=2),
+        optim=replace(full.optim, steps=STEPS, warmup_steps=2, max_minutes=None),
+        engine=EngineConfig(device="cpu", threads=1),
+        log=LogConfig(SAVE_EVERY, KEEP, background, 1e9, 10**9, 1e9),
+    )
+
+
+class Counter:
+    """Counts what reaches the disk; at number `at` it does `blow` before the real thing."""
+
+    def __init__(self, at: int, blow: Blow) -> None:
+        self.at, self.blow, self.count = at, blow, 0
+
+    def wrap(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """`function`, counted."""
+
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            self.count += 1
+            if self.count == self.at:
+                self.blow(*args)
+            return function(*args, **kwargs)
+
+        return wrapped
+
+    def install(self) -> None:
+        """Into this process, for good: it is a child made for one experiment."""
+        for owner, name in (
+            (checkpoint, "_write"), (os, "fsync"), (os, "rename"), (os, "replace"), (os, "unlink"),
+            (shutil, "rmtree"), (RunLog, "write"),
+        ):  # fmt: skip
+            setattr(owner, name, self.wrap(getattr(owner, name)))
+
+
+def die(*args: Any) -> None:
+    """The process ends here, half a write done; no clean-up runs."""
+    if len(args) == 2 and isinstance(args[1], bytes):
+        args[0].write_bytes(args[1][: len(args[1]) // 2])
+    os._exit(KILLED)
+
+
+def fill(*args: Any) -> None:
+    """The disk is full."""
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@dataclass
+class Laboratory:
+    """Runs of one training, each in a child process that inherits the freshly built model."""
+
+    folder: Path
+    recipe: Recipe
+    job: Job
+    failures: list[str] = field(default_factory=list)
+
+    def start(self, out: Path, counter: Counter | None = None, report: Path | None = None) -> int:
+        """Train in a child; returns its process id. `report` gets a line per finished save."""
+        child = os.fork()
+        if child:
+            return child
+        code = 70
+        try:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, 1)
+            os.dup2(nowhere, 2)
+            code = self._work(out, counter, report)
+        finally:
+            os._exit(code)
+
+    def _work(self, out: Path, counter: Counter | None, report: Path | None) -> int:
+        patch("train.loop.draw_curve", lambda log, picture: write_atomic(picture, b"a curve")).start()
+        saved = checkpoint.save
+        if report is not None:
+            stream = os.open(report, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+
+            def save(run: Path, step: int, *rest: Any) -> Path:
+                path = saved(run, step, *rest)
+                os.write(stream, f"{step}\n".encode())
+                return path
+
+            patch.object(checkpoint, "save", save).start()
+        if counter is not None:
+            counter.install()
+        try:
+            return train(self.recipe, self.job, out)
+        except (checkpoint.SaveError, OSError):
+            return FULL
+        finally:
+            if counter is not None and report is not None and counter.at < 0:
+                os.write(stream, f"{counter.count} operations\n".encode())
+
+    def finish(self, child: int) -> int:
+        """Wait for a child; its exit code (negative: the signal)."""
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+    def check(self, what: str, out: Path, whole: Path, report: Path, code: int, allowed: set[int]) -> None:
+        """After a blow: nothing lost, and the same call finishes with the same result."""
+        if code not in allowed:
+            self.failures.append(f"{what}: exit code {code}")
+        reported = [int(line) for line in report.read_text().split()] if report.exists() else []
+        good = [step for step in range(STEPS + 1) if is_good(checkpoint.step_folder(out, step))]
+        for step in reported:
+            if step not in good and sum(newer > step for newer in good) < KEEP:
+                self.failures.append(f"{what}: the saved step {step} is lost, there are {good}")
+        self.compare(what, out, whole)
+
+    def compare(self, what: str, out: Path, whole: Path) -> None:
+        """Continue, and compare with the undisturbed run."""
+        code = self.finish(self.start(out))
+        if code != DONE:
+            self.failures.append(f"{what}: continuing ended with {code}")
+        elif result_of(out) != result_of(whole):
+            self.failures.append(f"{what}: another result than the undisturbed run")
+        shutil.rmtree(out)
+
+
+def is_good(folder: Path) -> bool:
+    """A checkpoint that verifies."""
+    return folder.exists() and checkpoint.damage(folder) is None
+
+
+def result_of(run: Path) -> list[Any]:
+    """Final weights, optimizer state and losses, exactly; and whether something half done is left behind."""
+    folder = checkpoint.step_folder(run, STEPS)
+    found: list[Any] = [[record["loss_hex"] for record in read_log(run / "log.jsonl")]]
+    found += [(folder / name).read_bytes() for name in (checkpoint.WEIGHTS, checkpoint.OPTIMIZER)]
+    return [*found, [path.name for path in run.rglob("*.tmp")]]
+
+
+def blows(lab: Laboratory, whole: Path, every: int, kind: str) -> int:
+    """Every N-th operation of the run, killed there or met by a full disk; returns how many were tried."""
+    counting, report = lab.folder / "counting", lab.folder / "counting.txt"
+    assert lab.finish(lab.start(counting, Counter(-1, die), report)) == DONE
+    total = int(report.read_text().split()[-2])
+    shutil.rmtree(counting)
+    report.unlink()
+    blow, code = (die, KILLED) if kind == "kill" else (fill, FULL)
+    numbers = range(1, total + 1, every)
+    for number in numbers:
+        out, report = lab.folder / f"{kind}_{number}", lab.folder / f"{kind}_{number}.txt"
+        ended = lab.finish(lab.start(out, Counter(number, blow), report))
+        lab.check(f"{kind} at operation {number} of {total}", out, whole, report, ended, {code, DONE})
+    return len(numbers)
+
+
+def moments(lab: Laboratory, whole: Path, count: int, seconds: float) -> int:
+    """SIGKILL at random moments of the run."""
+    source = random.Random(0)
+    for number in range(count):
+        out, report = lab.folder / f"moment_{number}", lab.folder / f"moment_{number}.txt"
+        out.mkdir()
+        wait = source.uniform(0.0, seconds)
+        child = lab.start(out, None, report)
+        time.sleep(wait)
+        os.kill(child, signal.SIGKILL)
+        ended = lab.finish(child)
+        lab.check(f"killed after {wait:.2f} s", out, whole, report, ended, {-signal.SIGKILL, DONE})
+    return count
+
+
+def damages(lab: Laboratory, whole: Path) -> int:
+    """A file of the newest checkpoint is not what it was."""
+    names = sorted(path.name for path in checkpoint.step_folder(whole, STEPS).iterdir())
+    for name in names:
+        for manner in MANNERS:
+            out = lab.folder / f"{manner}_{name}"
+            shutil.copytree(whole, out)
+            damage(checkpoint.step_folder(out, STEPS) / name, manner)
+            lab.compare(f"{manner} {name}", out, whole)
+    return len(names) * len(MANNERS)
+
+
+def damage(path: Path, manner: str) -> None:
+    """Spoil a file."""
+    data = bytearray(path.read_bytes())
+    if manner == "remove":
+        path.unlink()
+    elif manner == "flip":
+        data[len(data) // 2] ^= 0x10
+        path.write_bytes(data)
+    else:
+        path.write_bytes(data[: len(data) // 2] if manner == "truncate" else b"")
+
+
+def experiments(lab: Laboratory, every: int, count: int) -> Iterator[tuple[str, int]]:
+    """All kinds of harm; yields what was done and how often."""
+    whole = lab.folder / "whole"
+    start = time.monotonic()
+    assert lab.finish(lab.start(whole)) == DONE, "the undisturbed run fails"
+    seconds = time.monotonic() - start
+    yield "killed at an operation", blows(lab, whole, every, "kill")
+    yield "full disk at an operation", blows(lab, whole, every, "full")
+    yield "killed at a random moment", moments(lab, whole, count, seconds)
+    yield "damaged files", damages(lab, whole)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """All experiments; the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m tools.crash_test", description=__doc__)
+    parser.add_argument("--every", type=int, default=1, help="take every N-th operation")
+    parser.add_argument("--random", type=int, default=20, help="kills at random moments")
+    parser.add_argument("--async", action="store_true", dest="background", help="with log.save_async")
+    options = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    recipe = small_recipe(options.background)
+    done: dict[str, int] = {}
+    with tempfile.TemporaryDirectory(prefix="crash_test_") as folder:
+        lab = Laboratory(Path(folder), recipe, open_job(recipe, None))
+        for kind, count in experiments(lab, options.every, options.random):
+            done[kind] = count
+            print(f"{kind}: {count}, {len(lab.failures)} failures so far", flush=True)
+    for line in lab.failures:
+        print(f"failed: {line}")
+    print(json.dumps(done | {"failures": len(lab.failures)}))
+    return 1 if lab.failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
