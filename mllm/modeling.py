@@ -92,9 +92,11 @@ class MLLM(nn.Module):
                 num_hidden_layers=config.llm_layers,
                 num_attention_heads=config.llm_heads,
                 num_key_value_heads=config.llm_heads,
-                max_position_embeddings=4096,
+                max_position_embeddings=config.llm_context,
+                rms_norm_eps=config.llm_eps,
+                rope_parameters={"rope_type": "default", "rope_theta": config.llm_rope_theta},
                 initializer_range=config.init_std,
-                attn_implementation="sdpa",
+                attn_implementation=config.attention,
                 pad_token_id=vocabulary.pad,
                 eos_token_id=vocabulary.end,
                 bos_token_id=None,
@@ -103,19 +105,31 @@ class MLLM(nn.Module):
         )
 
         nn.init.normal_(self.embed.weight, std=config.embedding_std)
+        if config.activation_checkpointing:
+            self.llm.gradient_checkpointing_enable({"use_reentrant": False})
 
     @property
     def embed(self) -> nn.Embedding:
         """The LLM's input embedding."""
         return self.llm.model.embed_tokens
 
-    def see(self, pixels_low_B3hw: Tensor, pixels_high_B3HW: Tensor, boxes: Boxes) -> Sight:
-        """Look at B images once. The image-blind control sees neither pixels nor where regions were proposed."""
+    def see(
+        self,
+        pixels_low_B3hw: Tensor,
+        pixels_high_B3HW: Tensor,
+        boxes: Boxes,
+        stages: list[Tensor] | None = None,
+    ) -> Sight:
+        """Look at B images once. The image-blind control sees neither pixels nor where regions were proposed.
+
+        `stages`: `self.high(pixels_high)`, where the caller has computed it already (boxes learned on it).
+        """
         boxes = boxes.without(objects=not self.config.use_objects, parts=not self.config.use_parts)
         if self.config.blind_to_image:
-            pixels_low_B3hw, pixels_high_B3HW = pixels_low_B3hw * 0, pixels_high_B3HW * 0
+            pixels_low_B3hw, pixels_high_B3HW, stages = pixels_low_B3hw * 0, pixels_high_B3HW * 0, None
             boxes = boxes.without(objects=True, parts=True)
-        stages = self.high(pixels_high_B3HW)
+        if stages is None:
+            stages = self.high(pixels_high_B3HW)
         image = self.image_tokens(self.low(pixels_low_B3hw), stages)
         objects = self.object_tokens(stages, boxes.objects_BO4)
         parts = self.part_tokens(stages, boxes.parts_BP4)
@@ -125,8 +139,10 @@ class MLLM(nn.Module):
             image, objects, parts, boxes.objects_BO4, boxes.parts_BP4, object_valid, part_valid
         )
         v = self.vocabulary
-        marks = self.embed(torch.tensor([v.image, v.object, v.part], device=image.device))
-        prefix, valid, layout = splice(marks, image, objects, parts, object_valid, part_valid)
+        first = [v.image, v.object, v.part] + ([] if self.config.bos is None else [self.config.bos])
+        marks = self.embed(torch.tensor(first, device=image.device))
+        bos = None if self.config.bos is None else marks[3]
+        prefix, valid, layout = splice(marks[:3], image, objects, parts, object_valid, part_valid, bos)
         return Sight(prefix, valid, layout, stages, objects, parts, boxes)
 
     def _embed_text(self, ids_BT: Tensor) -> Tensor:
