@@ -119,6 +119,7 @@ class TuningConfig:
     lora_dropout: float = 0.0
     lora_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
     token_rows: TokenRows = "all"
+    frozen_dtype: Literal["fp32", "bf16"] = "fp32"  # how frozen weights are kept while training
 
     def __post_init__(self) -> None:
         """Reject numbers and words that mean nothing."""

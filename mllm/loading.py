@@ -185,14 +185,13 @@ def load_part(
     files = weight_files(folder_of(source))
     ours, ignored, unknown = translate(list(files), rules)
     own = {name.replace(".base_layer.", "."): value for name, value in module.state_dict().items()}
-    expected_new = (*new, rf".*\.{ROWS}")
     report = Report(source, ignored=ignored)
     missing = []
     for name in own:
-        if is_adapter(name) or any(re.fullmatch(pattern, name) for pattern in expected_new):
-            report.new.append(name)
-        elif name not in ours and (twins or {}).get(name, "") not in ours:
-            missing.append(name)
+        if name in ours or (twins or {}).get(name, "") in ours:
+            continue
+        known_new = is_adapter(name) or any(re.fullmatch(pattern, name) for pattern in new)
+        (report.new if known_new else missing).append(name)
     unexpected = sorted(set(ours) - set(own)) + (unknown if only else [])
     _refuse(source, {"missing": missing, "unexpected": unexpected})
     wrong = []
@@ -207,8 +206,9 @@ def load_part(
             own[name].copy_(value)
             report.loaded.append(name)
     _refuse(source, {"of another shape": wrong})
-    for inner in module.modules():
-        refresh_rows(inner)
+    for path, inner in module.named_modules():
+        if f"{path}.{ROWS}".removeprefix(".") in report.new:
+            refresh_rows(inner)
     return report
 
 
@@ -230,6 +230,9 @@ def load_llava(model: MLLM, source: str, with_tower: bool) -> list[Report]:
     if model.config.projector != "mlp2x_gelu":
         raise ValueError(f"projector={model.config.projector!r}: LLaVA-1.5 has mllm.projector 'mlp2x_gelu'")
     size = model.config.vocabulary
+    names = list(weight_files(folder_of(source)))
+    every_rule = (*LLM_RULES, *PROJECTOR_RULES, *LLAVA_VIT_RULES)
+    _refuse(source, {"unexpected": [n for n in names if not any(re.fullmatch(p, n) for p, _ in every_rule)]})
 
     def grow(rows_VD: Tensor) -> Tensor:
         if len(rows_VD) > size:

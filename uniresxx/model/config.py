@@ -99,6 +99,7 @@ class WeightsConfig:
     convnext: str | None = None
     sam: str | None = None  # of mask_head "sam" or "sam2"
     owlv2: str | None = None  # detector of boxes "owlv2"; never part of the model
+    start: str | None = None  # a checkpoint folder of ours, such as the stage before; adapters may be new
     required: tuple[Source, ...] = ()
 
 

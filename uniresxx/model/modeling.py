@@ -7,6 +7,7 @@ frame, K decisions of one answer.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -248,7 +249,8 @@ class UniRESPlusPlus(nn.Module):
     @torch.no_grad()
     def look(self, photos: Sequence[np.ndarray]) -> Sight:
         """Encode photos once: proposals, both towers, MGFE, the LLM's prefix, the mask head's maps."""
-        return self._look([view_photo(photo, self.config) for photo in photos])
+        with self._mixed():
+            return self._look([view_photo(photo, self.config) for photo in photos])
 
     @property
     def wants_truth_boxes(self) -> bool:
@@ -258,7 +260,15 @@ class UniRESPlusPlus(nn.Module):
     @torch.no_grad()
     def look_with_truth_boxes(self, records: Sequence[ImageRecord]) -> Sight:
         """`look` of that ablation."""
-        return self._look([view_photo(photo_of(record), self.config, record) for record in records])
+        with self._mixed():
+            return self._look([view_photo(photo_of(record), self.config, record) for record in records])
+
+    def _mixed(self) -> AbstractContextManager[Any]:
+        """Autocast where frozen weights are kept in bf16 beside trained ones in fp32; nothing elsewhere."""
+        kinds = {parameter.dtype for parameter in self.parameters()}
+        if len(kinds) > 1:
+            return torch.autocast(next(self.parameters()).device.type, dtype=torch.bfloat16)
+        return nullcontext()
 
     def _look(self, views: list[View]) -> Sight:
         device = next(self.parameters()).device
@@ -304,13 +314,14 @@ class UniRESPlusPlus(nn.Module):
         image_of_row, branches = asked_branches(texts, decoding, self.vocabulary)
         if not branches:
             return []
-        spoken = self.mllm.speak(sight.prefix, branches, image_of_row, decoding.max_new_tokens)
-        prompts = torch.cat([s.prompts_KD for s in spoken])
-        image_of_prompt = [
-            b for b, s in zip(image_of_row, spoken, strict=True) for _ in range(len(s.prompts_KD))
-        ]
-        image_E = torch.tensor(image_of_prompt, device=prompts.device)
-        head = self.head(sight.features, prompts, image_E)
+        with self._mixed():
+            spoken = self.mllm.speak(sight.prefix, branches, image_of_row, decoding.max_new_tokens)
+            prompts = torch.cat([s.prompts_KD for s in spoken])
+            image_of_prompt = [
+                b for b, s in zip(image_of_row, spoken, strict=True) for _ in range(len(s.prompts_KD))
+            ]
+            image_E = torch.tensor(image_of_prompt, device=prompts.device)
+            head = self.head(sight.features, prompts, image_E)
         p_seg = torch.cat([s.p_seg_K for s in spoken])
         absent = (1 - p_seg * head.presence_E.sigmoid()).tolist()
         scores = head.quality_E.sigmoid().tolist()
