@@ -106,7 +106,7 @@ class MLLM(nn.Module):
 
         nn.init.normal_(self.embed.weight, std=config.embedding_std)
         if config.activation_checkpointing:
-            self.llm.gradient_checkpointing_enable({"use_reentrant": False})
+            self.llm.activation_checkpointing_enable({"use_reentrant": False})
 
     @property
     def embed(self) -> nn.Embedding:

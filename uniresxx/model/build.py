@@ -20,7 +20,7 @@ from mllm.loading import (
     load_sam,
 )
 from mllm.tokens import Vocabulary
-from uniresxx.checkpoint import CONFIG, TOKENIZER, load_weights, read_json
+from uniresxx.checkpoint import CONFIG, TOKENIZER, load_weights, read_json, resolve
 from uniresxx.errors import InputError
 from uniresxx.model.config import UniRESPlusPlusConfig
 from uniresxx.model.detector import Owlv2Proposer
@@ -57,7 +57,7 @@ def open_vocabulary(config: UniRESPlusPlusConfig, corpus: Sequence[str]) -> Voca
     """The tokenizer of the named LLaVA with our special tokens, else one trained on `corpus`."""
     w = config.weights
     if w.start is not None:
-        return load_vocabulary(Path(w.start))
+        return load_vocabulary(resolve(Path(w.start), print))
     if w.llava is not None:
         return _as_input(lambda: llava_vocabulary(str(w.llava)), "--model.weights.llava")
     return Vocabulary.train(corpus, config.mllm.vocabulary)
@@ -88,7 +88,7 @@ def load_sources(model: UniRESPlusPlus) -> list[tuple[str, Report]]:
     """Load every source that the config names, in a fixed order; a checkpoint of ours (`start`) comes alone."""
     w, m = model.config.weights, model.mllm
     if w.start is not None:
-        start = str(w.start)
+        start = str(resolve(Path(w.start), print))
         return [("model", _as_input(lambda: load_part(model, start, ((r"(.*)", r"\1"),)), "--model.weights.start"))]
     found: list[tuple[str, Report]] = []
     if w.llava is not None:
