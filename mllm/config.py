@@ -129,11 +129,13 @@ class TuningConfig:
                 f"lora_dropout={self.lora_dropout} from 0 to below 1"
             )
         if self.lora_rank and not self.lora_targets:
-            raise ValueError("lora_targets is empty: name projections such as q_proj v_proj, or set lora_rank 0")
+            raise ValueError(
+                "lora_targets is empty: name projections such as q_proj v_proj, or set lora_rank 0"
+            )
         unknown = [name for name in self.frozen if name not in get_args(Part)]
         if unknown or self.token_rows not in get_args(TokenRows):
             raise ValueError(
-                f"frozen={unknown} or token_rows={self.token_rows!r} names nothing; parts: {', '.join(get_args(Part))}"
+                f"frozen={unknown} or token_rows={self.token_rows!r} is unknown; parts: {', '.join(get_args(Part))}"
             )
 
 

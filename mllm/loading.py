@@ -59,7 +59,10 @@ CONVNEXT_RULES: Rules = (
     (rf"{_TIMM}stages\.(\d+)\.downsample\.(.*)", r"encoder.stages.\1.downsampling_layer.\2"),
     (rf"{_TIMM}stages\.(\d+)\.blocks\.(\d+)\.conv_dw\.(.*)", r"encoder.stages.\1.layers.\2.dwconv.\3"),
     (rf"{_TIMM}stages\.(\d+)\.blocks\.(\d+)\.norm\.(.*)", r"encoder.stages.\1.layers.\2.layernorm.\3"),
-    (rf"{_TIMM}stages\.(\d+)\.blocks\.(\d+)\.mlp\.fc([12])\.(.*)", r"encoder.stages.\1.layers.\2.pwconv\3.\4"),
+    (
+        rf"{_TIMM}stages\.(\d+)\.blocks\.(\d+)\.mlp\.fc([12])\.(.*)",
+        r"encoder.stages.\1.layers.\2.pwconv\3.\4",
+    ),
     (rf"{_TIMM}stages\.(\d+)\.blocks\.(\d+)\.gamma", r"encoder.stages.\1.layers.\2.layer_scale_parameter"),
     (rf"{_TIMM}(?:head|norm_pre)\..*|visual\.head\..*", None),
     (r"(?:transformer|token_embedding|ln_final|text)\..*", None),
@@ -108,11 +111,13 @@ def folder_of(source: str) -> Path:
             snapshot_download(name, revision=revision or None, allow_patterns=["*.safetensors", "*.json"])
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise ValueError(f"{source!r} could not be downloaded ({type(error).__name__}): name a local folder") from error
+        raise ValueError(
+            f"{source!r} could not be downloaded ({type(error).__name__}): name a local folder"
+        ) from error
 
 
 def weight_files(folder: Path) -> dict[str, Path]:
-    """Name of every tensor of a folder -> its file; ValueError where there is no safetensors file or one is missing."""
+    """Name of every tensor of a folder -> its file; ValueError where none is there or one is missing."""
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         try:
@@ -186,7 +191,7 @@ def load_part(
     ours, ignored, unknown = translate(list(files), rules)
     own = {name.replace(".base_layer.", "."): value for name, value in module.state_dict().items()}
     report = Report(source, ignored=ignored)
-    missing = []
+    missing: list[str] = []
     for name in own:
         if name in ours or (twins or {}).get(name, "") in ours:
             continue
@@ -255,7 +260,7 @@ def first_rows(rows_VD: Tensor, vocabulary: Vocabulary) -> Tensor:
     average = rows_VD.float().mean(dim=0)
     for token in vocabulary.special:
         name = vocabulary.tokenizer.id_to_token(token)
-        text = FIRST_ROWS.get(name, "")
+        text = FIRST_ROWS.get(name or "", "")
         pieces = [known[text]] if text in known else vocabulary.encode(text) if text else []
         rows_VD[token] = rows_VD[pieces].float().mean(dim=0) if pieces else average
     return rows_VD

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,8 +26,13 @@ class RowEmbedding(nn.Embedding):
     of its size back; here neither is ever made. Same values: checked against it in the tests.
     """
 
+    rows_RD: nn.Parameter
+    row_ids_R: Tensor
+    place_V: Tensor
+
     def __init__(self, plain: nn.Embedding, rows: Sequence[int]) -> None:
-        super().__init__(*plain.weight.shape, _weight=plain.weight, _freeze=True)
+        count, width = plain.weight.shape
+        super().__init__(count, width, _weight=plain.weight, _freeze=True)
         _own_rows(self, rows)
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -38,6 +44,10 @@ class RowEmbedding(nn.Embedding):
 
 class RowLinear(nn.Linear):
     """The same for the output matrix (no bias)."""
+
+    rows_RD: nn.Parameter
+    row_ids_R: Tensor
+    place_V: Tensor
 
     def __init__(self, plain: nn.Linear, rows: Sequence[int]) -> None:
         assert plain.bias is None
@@ -52,9 +62,9 @@ class RowLinear(nn.Linear):
         return logits.index_copy(-1, self.row_ids_R, F.linear(x, self.rows_RD).to(logits.dtype))
 
 
-def _own_rows(module: nn.Module, rows: Sequence[int]) -> None:
+def _own_rows(module: RowEmbedding | RowLinear, rows: Sequence[int]) -> None:
     """Give a matrix module its trained rows and the two index tables (not saved)."""
-    weight: Tensor = module.weight
+    weight = module.weight
     ids = torch.tensor(sorted(rows), device=weight.device)
     place = torch.full((len(weight),), -1, device=weight.device)
     place[ids] = torch.arange(len(ids), device=weight.device)
@@ -70,7 +80,7 @@ def refresh_rows(module: nn.Module) -> None:
             module.rows_RD.copy_(module.weight[module.row_ids_R])
 
 
-def adapt(llm: nn.Module, tuning: TuningConfig, new_tokens: Sequence[int]) -> None:
+def adapt(llm: Any, tuning: TuningConfig, new_tokens: Sequence[int]) -> None:
     """Freeze, adapt and open what `tuning` says, in place; `llm` is a LlamaForCausalLM.
 
     With adapters the parameter of a target becomes `<target>.base_layer.weight`, its adapters
@@ -92,7 +102,9 @@ def _inject(llm: nn.Module, tuning: TuningConfig) -> None:
     names = {name.rpartition(".")[2] for name, module in llm.named_modules() if isinstance(module, nn.Linear)}
     unknown = sorted(set(tuning.lora_targets) - names)
     if unknown:
-        raise ValueError(f"lora_targets {unknown} name no projection of the LLM; known: {', '.join(sorted(names))}")
+        raise ValueError(
+            f"lora_targets {unknown} name no projection of the LLM; known: {', '.join(sorted(names))}"
+        )
     config = LoraConfig(
         r=tuning.lora_rank,
         lora_alpha=tuning.lora_alpha,
@@ -125,7 +137,7 @@ def load_adapter_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> Non
             value.copy_(tensors[name])
 
 
-def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def _layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
     from peft.tuners.lora import LoraLayer
 
     return ((name, module) for name, module in model.named_modules() if isinstance(module, LoraLayer))
@@ -149,7 +161,9 @@ def merged_tensors(model: nn.Module) -> dict[str, Tensor]:
     The model itself is left as it was.
     """
     plain = {name: value for name, value in model.state_dict().items() if not is_adapter(name)}
-    deltas = {name: layer.get_delta_weight("default") for name, layer in _layers(model)} if _has(model) else {}
+    deltas = (
+        {name: layer.get_delta_weight("default") for name, layer in _layers(model)} if _has(model) else {}
+    )
     state: dict[str, Tensor] = {}
     for name, value in plain.items():
         base = name.removesuffix(".base_layer.weight")
@@ -160,7 +174,9 @@ def merged_tensors(model: nn.Module) -> dict[str, Tensor]:
     for name, module in model.named_modules():
         if isinstance(module, RowEmbedding | RowLinear):
             key = f"{name}.weight" if name else "weight"
-            state[key] = state[key].index_copy(0, module.row_ids_R, module.rows_RD.detach().to(state[key].dtype))
+            state[key] = state[key].index_copy(
+                0, module.row_ids_R, module.rows_RD.detach().to(state[key].dtype)
+            )
     return state
 
 

@@ -6,7 +6,8 @@ V vocabulary. Boxes are xyxy in the high frame.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +16,14 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from mllm.config import MLLMConfig
 from mllm.exploitation import FeatureExploitation
-from mllm.prefix import Prefix, decoding_mask, packed_mask, packed_positions
+from mllm.prefix import (
+    Prefix,
+    check_attention,
+    decoding_mask,
+    packed_blocks,
+    packed_mask,
+    packed_positions,
+)
 from mllm.splice import Layout, splice
 from mllm.tokens import Vocabulary
 from mllm.towers import HighTower, LowTower
@@ -77,6 +85,7 @@ class MLLM(nn.Module):
             raise ValueError(
                 f"vocabulary of {len(vocabulary)} tokens exceeds config.vocabulary={config.vocabulary}"
             )
+        check_attention(config.attention)
         self.config, self.vocabulary = config, vocabulary
         self.low = LowTower(config)
         self.high = HighTower(config)
@@ -158,9 +167,12 @@ class MLLM(nn.Module):
         """Teacher-forced states (B, T, D) of packed branches after the prefix (training)."""
         hidden = torch.cat((sight.prefix_BLD, self._embed_text(ids_BT)), dim=1)
         L = sight.layout.length
+        flex = self.config.attention == "flex_attention"
         output = self.llm.model(
             inputs_embeds=hidden,
-            attention_mask=packed_mask(sight.valid_BL, branch_BT, hidden.dtype),
+            attention_mask=packed_blocks(sight.valid_BL, branch_BT)
+            if flex
+            else packed_mask(sight.valid_BL, branch_BT, hidden.dtype),
             position_ids=packed_positions(L, position_BT),
             use_cache=False,
         )
@@ -176,12 +188,13 @@ class MLLM(nn.Module):
         mask = packed_mask(
             sight.valid_BL, sight.valid_BL.new_zeros((B, 0), dtype=torch.long), sight.prefix_BLD.dtype
         )
-        output = self.llm.model(
-            inputs_embeds=sight.prefix_BLD,
-            attention_mask=mask,
-            position_ids=torch.arange(L, device=mask.device).expand(B, -1),
-            use_cache=True,
-        )
+        with self._dense():
+            output = self.llm.model(
+                inputs_embeds=sight.prefix_BLD,
+                attention_mask=mask,
+                position_ids=torch.arange(L, device=mask.device).expand(B, -1),
+                use_cache=True,
+            )
         layers = tuple((layer.keys, layer.values) for layer in output.past_key_values.layers)
         return Prefix(layers, sight.valid_BL)
 
@@ -225,14 +238,27 @@ class MLLM(nn.Module):
     def _step(self, ids_RT: Tensor, position_RT: Tensor, valid_RS: Tensor, cache: object) -> Tensor:
         hidden = self._embed_text(ids_RT)
         mask = decoding_mask(valid_RS, ids_RT.shape[1], hidden.dtype)
-        output = self.llm.model(
-            inputs_embeds=hidden,
-            attention_mask=mask,
-            position_ids=position_RT,
-            past_key_values=cache,
-            use_cache=True,
-        )
+        with self._dense():
+            output = self.llm.model(
+                inputs_embeds=hidden,
+                attention_mask=mask,
+                position_ids=position_RT,
+                past_key_values=cache,
+                use_cache=True,
+            )
         return output.last_hidden_state
+
+    @contextmanager
+    def _dense(self) -> Iterator[None]:
+        """SDPA while generating: FlexAttention would be compiled anew for every length of the cache."""
+        if self.config.attention != "flex_attention":
+            yield
+            return
+        self.llm.set_attn_implementation("sdpa")
+        try:
+            yield
+        finally:
+            self.llm.set_attn_implementation("flex_attention")
 
     def _collect(self, ids_RT: Tensor, states_RTD: Tensor, p_seg_RT: Tensor, last_RD: Tensor) -> list[Spoken]:
         v, spoken = self.vocabulary, []

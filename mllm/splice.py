@@ -42,6 +42,8 @@ def splice(
     true, start = object_valid_BO.new_ones, len(first) + 1
     valid = torch.cat((true(B, start + N + 1), object_valid_BO, true(B, 1), part_valid_BP), dim=1)
     start_o, start_p = start + N + 1, start + N + 1 + O + 1
-    layout = Layout(slice(start, start + N), slice(start_o, start_o + O), slice(start_p, start_p + P), start_p + P)
+    layout = Layout(
+        slice(start, start + N), slice(start_o, start_o + O), slice(start_p, start_p + P), start_p + P
+    )
     assert prefix.shape[1] == layout.length == valid.shape[1]
     return prefix, valid, layout

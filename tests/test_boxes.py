@@ -250,5 +250,5 @@ def test_owlv2_boxes_are_those_of_its_own_forward(vocabulary: Vocabulary, tmp_pa
 def test_a_checkpoint_keeps_where_its_boxes_come_from(vocabulary: Vocabulary, tmp_path: Path) -> None:
     config = replace(CONFIG, boxes="owlv2", weights=WeightsConfig(owlv2=str(tmp_path / "gone")))
     save_pretrained(tmp_path / "m", new_model(vocabulary, config))
-    with pytest.raises(InputError, match="owlv2: .*neither a folder"):
+    with pytest.raises(InputError, match=r"owlv2: .*neither a folder"):
         load_segmenter(tmp_path / "m")

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
+from mllm.config import TuningConfig
+from mllm.tokens import Vocabulary
+from tests.test_model import CONFIG, batch_of, picture
+from uniresxx import masks
+from uniresxx.data.templates import TRAINING_TEMPLATES
+from uniresxx.model.build import build_model
 from uniresxx.model.config import Sam2HeadConfig, SamHeadConfig
+from uniresxx.model.processing import mask_pixels, pixels, view_photo
 from uniresxx.model.sam import Sam2Head, SamHead
+from uniresxx.segmenter import Decoding
 
 SAM = SamHeadConfig(
     size=64, width=32, layers=3, heads=2, global_blocks=(1,), window=2, decoder_width=32, decoder_mlp=32,
@@ -106,7 +116,9 @@ def test_every_trained_weight_of_a_head_gets_a_gradient(kind: str) -> None:
     made = head(kind)
     output = made(see(made, torch.randn(2, 3, 64, 64)), torch.randn(3, D), torch.tensor([0, 1, 1]))
     (output.masks_Ehw.square().mean() + output.quality_E.sum() + output.presence_E.sum()).backward()
-    silent = [n for n, p in made.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
+    silent = [
+        n for n, p in made.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())
+    ]
     assert silent == []
     assert not any(p.requires_grad for p in made.sam.prompt_encoder.parameters())
 
@@ -117,3 +129,73 @@ def test_no_expression_gives_no_mask() -> None:
         features = see(made, torch.randn(1, 3, 64, 64))
         output = made(features, torch.zeros(0, D), torch.zeros(0, dtype=torch.long))
         assert output.masks_Ehw.shape == (0, 16, 16) and output.presence_E.shape == (0,)
+
+
+@pytest.fixture(scope="module")
+def words() -> Vocabulary:
+    return Vocabulary.train([*TRAINING_TEMPLATES, "the red square", "both squares"] * 3, 340)
+
+
+@pytest.mark.parametrize("kind", ["sam", "sam2"])
+def test_the_whole_model_trains_and_answers_with_a_sam_head(kind: str, words: Vocabulary) -> None:
+    tuning = TuningConfig(frozen=("mask_encoder",))
+    config = replace(
+        CONFIG, mask_head=kind, sam=SAM, sam2=SAM2, tuning=tuning, dense_classes=(0, 0, 0),
+        loss=replace(CONFIG.loss, dense=0.0),
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = build_model(config, words).eval()
+    records = [picture(0), picture(1, 20, 32)]
+    batch = batch_of(records, words, config)
+    assert batch.pixels_mask_B3SS is not None and batch.pixels_mask_B3SS.shape == (2, 3, 64, 64)
+    model.loss(model(batch), batch).total(model.counts(batch)).backward()
+    encoder = [p for n, p in model.head.named_parameters() if "vision_encoder" in n]
+    assert not any(p.requires_grad or p.grad is not None for p in encoder)
+    assert model.head.sam.mask_decoder.iou_token.weight.grad.any() and model.head.prompt[0].weight.grad.any()
+    assert model.mllm.llm.model.layers[0].self_attn.q_proj.weight.grad.any()
+
+    photos, texts = [r.pixels for r in records], [["the red square", "both squares"], ["red"]]
+    together = model.answer(model.look(photos), texts, Decoding(max_new_tokens=3))
+    alone = model.answer(model.look(photos[1:]), texts[1:], Decoding(max_new_tokens=3))[0]
+    assert together[2].text == alone.text
+    assert together[2].p_absent == pytest.approx(alone.p_absent, abs=1e-4)
+    a, b = (p.mask or p.mask_if_forced for p in (together[2], alone))
+    assert a is not None and b is not None and tuple(a["size"]) == (20, 32)
+    both = masks.area(masks.union([a, b], (20, 32))) - masks.intersection_area(a, b)
+    assert both <= 2
+
+
+def test_the_mask_frame_is_that_of_sams_own_processor() -> None:
+    from transformers.models.sam.image_processing_pil_sam import SamImageProcessorPil
+
+    rng = np.random.default_rng(0)
+    for height, width in ((48, 80), (61, 37)):
+        coarse = rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)
+        photo = np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
+        config = replace(CONFIG, mask_head="sam", sam=replace(SAM, size=128), dense_classes=(0, 0, 0))
+        view = view_photo(photo, replace(config, loss=replace(CONFIG.loss, dense=0.0)))
+        ours = mask_pixels([view])
+        processor = SamImageProcessorPil(size={"longest_edge": 128}, pad_size={"height": 128, "width": 128})
+        theirs = processor(Image.fromarray(photo), return_tensors="pt")["pixel_values"]
+        assert ours is not None and ours.shape == theirs.shape
+        assert (ours - theirs).abs().max() < 0.05, (height, width)
+
+
+@pytest.mark.parametrize("stats", ["half", "clip", "imagenet"])
+def test_pixels_are_normalised_by_the_published_numbers(stats: str) -> None:
+    from transformers.image_utils import (
+        IMAGENET_DEFAULT_MEAN,
+        IMAGENET_DEFAULT_STD,
+        OPENAI_CLIP_MEAN,
+        OPENAI_CLIP_STD,
+    )
+
+    published = {
+        "half": ([0.5] * 3, [0.25] * 3),
+        "clip": (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD),
+        "imagenet": (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD),
+    }
+    mean, std = (np.array(values) for values in published[stats])
+    photo = np.random.default_rng(0).integers(0, 256, (4, 5, 3), dtype=np.uint8)
+    expected = ((photo / 255 - mean) / std).transpose(2, 0, 1)
+    np.testing.assert_allclose(pixels([photo], stats)[0].numpy(), expected, atol=1e-5)

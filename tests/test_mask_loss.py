@@ -20,7 +20,9 @@ from uniresxx.model.losses import at_points, cells, choose_points, mask_point_su
 def some(side: int = 64, grid: int = 16, count: int = 6) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Smooth logits on a coarse grid, round truths on the frame, and a photo that fills part of the square."""
     generator = torch.Generator().manual_seed(0)
-    logits = F.interpolate(torch.randn(count, 1, 5, 5, generator=generator) * 3, size=(grid, grid), mode="bilinear")
+    logits = F.interpolate(
+        torch.randn(count, 1, 5, 5, generator=generator) * 3, size=(grid, grid), mode="bilinear"
+    )
     y, x = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
     centre = torch.randint(10, side - 20, (count, 2), generator=generator)
     truth = (y - centre[:, 0, None, None]) ** 2 + (x - centre[:, 1, None, None]) ** 2 < 150
@@ -56,7 +58,9 @@ def test_uniform_points_estimate_the_full_loss() -> None:
     logits, truth, valid = some()
     torch.manual_seed(0)
     bce, dice = mask_sums(upsampled(logits, 64), truth, valid, 0.0)
-    sampled = mask_point_sums(logits, truth, valid, LossConfig(points=60_000, oversample=1, uncertain=0.0), 0.0)
+    sampled = mask_point_sums(
+        logits, truth, valid, LossConfig(points=60_000, oversample=1, uncertain=0.0), 0.0
+    )
     assert float(sampled[0]) == pytest.approx(float(bce), rel=0.02)
     assert float(sampled[1]) == pytest.approx(float(dice), rel=0.02)
 
@@ -134,4 +138,6 @@ def test_dice_smoothing_of_the_lisa_family() -> None:
     logits, truth, valid = some(count=1)
     p, g = upsampled(logits, 64).sigmoid().double() * valid, truth.double()
     theirs = 1 - (2 * (p / 1000 * g).sum() + 1e-6) / ((p / 1000).sum() + (g / 1000).sum() + 1e-6)
-    assert float(mask_sums(upsampled(logits, 64), truth, valid, 0.001)[1]) == pytest.approx(float(theirs), rel=1e-5)
+    assert float(mask_sums(upsampled(logits, 64), truth, valid, 0.001)[1]) == pytest.approx(
+        float(theirs), rel=1e-5
+    )

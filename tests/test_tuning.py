@@ -102,9 +102,7 @@ def test_a_fresh_adapter_changes_no_output(vocabulary: Vocabulary) -> None:
             value.copy_(state[name])
     for matrix in (adapted.mllm.llm.model.embed_tokens, adapted.mllm.llm.lm_head):
         matrix.rows_RD.data.copy_(matrix.weight[matrix.row_ids_R])
-    torch.testing.assert_close(
-        outputs(plain, vocabulary), outputs(adapted, vocabulary), atol=1e-6, rtol=1e-6
-    )
+    torch.testing.assert_close(outputs(plain, vocabulary), outputs(adapted, vocabulary), atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.parametrize("tuning", [LORA, LISA])
@@ -125,9 +123,7 @@ def test_adapters_saved_apart_merged_and_unmerged_give_the_same_output(
 
     again = tuned(vocabulary, tuning)  # the same base weights by the same seed, other adapters
     if tuning is LISA:  # its token matrices are trained as a whole and belong to the checkpoint
-        again.load_state_dict(
-            {k: v for k, v in model.state_dict().items() if "lora" not in k}, strict=False
-        )
+        again.load_state_dict({k: v for k, v in model.state_dict().items() if "lora" not in k}, strict=False)
     torch.manual_seed(9)
     shake(again)
     assert not torch.allclose(outputs(again, vocabulary), expected)
@@ -146,9 +142,7 @@ def test_a_merged_state_is_that_of_a_model_without_adapters(vocabulary: Vocabula
     torch.testing.assert_close(outputs(model, vocabulary), expected, atol=0, rtol=0)  # left as it was
 
 
-def test_a_checkpoint_with_adapters_answers_as_the_model_does(
-    vocabulary: Vocabulary, tmp_path: Path
-) -> None:
+def test_a_checkpoint_with_adapters_answers_as_the_model_does(vocabulary: Vocabulary, tmp_path: Path) -> None:
     model = tuned(vocabulary, LORA)
     shake(model)
     save_pretrained(tmp_path, model)
@@ -187,7 +181,9 @@ def test_trained_rows_equal_those_of_peft() -> None:
     ours.embed_tokens, ours.lm_head = RowEmbedding(ours.embed_tokens, rows), RowLinear(ours.lm_head, rows)
     theirs = get_peft_model(
         Tiny(),
-        LoraConfig(r=1, target_modules=["q_proj"], trainable_token_indices={"embed_tokens": rows, "lm_head": rows}),
+        LoraConfig(
+            r=1, target_modules=["q_proj"], trainable_token_indices={"embed_tokens": rows, "lm_head": rows}
+        ),
     )
     a, b = ours(ids), theirs(ids)
     torch.testing.assert_close(a, b)

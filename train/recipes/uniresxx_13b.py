@@ -10,7 +10,7 @@ from train.recipes.uniresxx_7b import align, ground, joint, uniresxx_7b
 
 
 def uniresxx_13b() -> Recipe:
-    """python -m train uniresxx_13b --model.weights.start runs/13b_ground/checkpoints/STEP --data DIR --out runs/13b
+    """python -m train uniresxx_13b --model.weights.start runs/13b_b --data DIR --out runs/13b_c
 
     Stage C (joint), as uniresxx_7b. Hardware: 8 GPUs of 80 GB. Hours and scores: not yet measured.
     """
@@ -19,7 +19,7 @@ def uniresxx_13b() -> Recipe:
 
 
 def uniresxx_13b_ground() -> Recipe:
-    """python -m train uniresxx_13b_ground --model.weights.start runs/13b_align/checkpoints/STEP --data DIR --out runs/13b_ground
+    """python -m train uniresxx_13b_ground --model.weights.start runs/13b_a --data DIR --out runs/13b_b
 
     Stage B (ground). Hardware: 8 GPUs of 80 GB. Hours: not yet measured.
     """
@@ -27,7 +27,7 @@ def uniresxx_13b_ground() -> Recipe:
 
 
 def uniresxx_13b_align() -> Recipe:
-    """python -m train uniresxx_13b_align --model.weights.llava DIR --model.weights.convnext DIR --data DIR --out runs/13b_align
+    """python -m train uniresxx_13b_align --model.weights.llava DIR --model.weights.convnext DIR --out runs/13b_a
 
     Stage A (align). Hardware: 8 GPUs of 80 GB. Hours: not yet measured.
     """

@@ -44,7 +44,7 @@ def ground(name: str, stage_c: Recipe) -> Recipe:
 
 
 def align(name: str, stage_c: Recipe) -> Recipe:
-    """Stage A from stage C: only fusion, projector, region tokens, MGFE and the new token rows; lr 1e-3, 256 images."""
+    """Stage A from stage C: only fusion, projector, region tokens, MGFE and new token rows; 256 images."""
     tuning = TuningConfig(
         frozen=("low", "high", "llm", "head", "box_head"), token_rows="new", frozen_dtype="bf16"
     )
@@ -58,7 +58,7 @@ def align(name: str, stage_c: Recipe) -> Recipe:
 
 
 def uniresxx_7b() -> Recipe:
-    """python -m train uniresxx_7b --model.weights.start runs/7b_ground/checkpoints/STEP --data DIR --out runs/7b
+    """python -m train uniresxx_7b --model.weights.start runs/7b_b --data DIR --out runs/7b_c
 
     Stage C (joint). Without stages A and B: --model.weights.llava and --model.weights.convnext instead of start.
     The mixture is chosen by --data.source. Hardware: 8 GPUs of 80 GB. Hours and scores: not yet measured.
@@ -68,7 +68,7 @@ def uniresxx_7b() -> Recipe:
 
 
 def uniresxx_7b_ground() -> Recipe:
-    """python -m train uniresxx_7b_ground --model.weights.start runs/7b_align/checkpoints/STEP --data DIR --out runs/7b_ground
+    """python -m train uniresxx_7b_ground --model.weights.start runs/7b_a --data DIR --out runs/7b_b
 
     Stage B (ground): adds LoRA, mask head and box head. Hardware: 8 GPUs of 80 GB. Hours: not yet measured.
     """
@@ -76,7 +76,7 @@ def uniresxx_7b_ground() -> Recipe:
 
 
 def uniresxx_7b_align() -> Recipe:
-    """python -m train uniresxx_7b_align --model.weights.llava DIR --model.weights.convnext DIR --data DIR --out runs/7b_align
+    """python -m train uniresxx_7b_align --model.weights.llava DIR --model.weights.convnext DIR --out runs/7b_a
 
     Stage A (align). Hardware: 8 GPUs of 80 GB. Hours: not yet measured.
     """

@@ -10,7 +10,7 @@ from train.recipes.uniresxx_7b import align, ground, joint
 
 
 def uniresxx_7b_24gb() -> Recipe:
-    """python -m train uniresxx_7b_24gb --model.weights.start runs/24gb_ground/checkpoints/STEP --data DIR --out runs/24gb
+    """python -m train uniresxx_7b_24gb --model.weights.start runs/24gb_b --data DIR --out runs/24gb_c
 
     Stage C (joint). Frozen weights in bf16 (14.5 GB), LoRA rank 16, MGFE width 512, losses on sampled points, one
     image at a time. Hardware: 1 GPU of 24 GB. Hours and scores: not yet measured.
@@ -29,7 +29,7 @@ def uniresxx_7b_24gb() -> Recipe:
 
 
 def uniresxx_7b_24gb_ground() -> Recipe:
-    """python -m train uniresxx_7b_24gb_ground --model.weights.start runs/24gb_align/checkpoints/STEP --data DIR --out runs/24gb_ground
+    """python -m train uniresxx_7b_24gb_ground --model.weights.start runs/24gb_a --data DIR --out runs/24gb_b
 
     Stage B (ground). Hardware: 1 GPU of 24 GB. Hours: not yet measured.
     """
@@ -37,7 +37,7 @@ def uniresxx_7b_24gb_ground() -> Recipe:
 
 
 def uniresxx_7b_24gb_align() -> Recipe:
-    """python -m train uniresxx_7b_24gb_align --model.weights.llava DIR --model.weights.convnext DIR --data DIR --out runs/24gb_align
+    """python -m train uniresxx_7b_24gb_align --model.weights.llava DIR --model.weights.convnext DIR --out runs/24gb_a
 
     Stage A (align). Hardware: 1 GPU of 24 GB. Hours: not yet measured.
     """

@@ -21,7 +21,9 @@ from uniresxx.model.config import NORM_GROUPS, BoxHeadConfig
 
 GRANULARITIES = ("object", "part")
 NMS_IOU = 0.7
-RADIUS = 1.5  # strides from a box's centre within which locations are responsible for it (FCOS, centre sampling)
+RADIUS = (
+    1.5  # strides from a box's centre within which locations are responsible for it (FCOS, centre sampling)
+)
 POSITIVES = (2 * RADIUS) ** 2  # about so many locations are, per box
 REACH = 16  # a stage is responsible for boxes whose longer side is at most so many strides
 PRIOR = -4.6  # logit of 0.01: nearly all locations are empty (Lin et al. 2017)
@@ -55,9 +57,8 @@ class BoxHead(nn.Module):
         self.scale = nn.Parameter(torch.ones(len(config.stages)))
         nn.init.normal_(self.out.weight, std=0.01)
         with torch.no_grad():
-            self.out.bias.view(len(GRANULARITIES), 6).copy_(
-                torch.tensor([PRIOR, 0.0, 1.0, 1.0, 1.0, 1.0]).expand(len(GRANULARITIES), -1)
-            )
+            first = torch.tensor([PRIOR, 0.0, 1.0, 1.0, 1.0, 1.0])
+            self.out.bias = nn.Parameter(first.repeat(len(GRANULARITIES)))
 
     def forward(self, stages: list[Tensor]) -> BoxOutput:
         """All stage maps of the high tower -> predictions at every location."""
@@ -79,9 +80,9 @@ class BoxHead(nn.Module):
 
     @torch.no_grad()
     def propose(self, output: BoxOutput, extent_B2: Tensor, max_objects: int, max_parts: int) -> Boxes:
-        """The best boxes of both granularities after NMS, cut to the photo; `extent` is its (x, y) size in the frame."""
+        """The best boxes of both levels after NMS, cut to the photo, whose (x, y) size is `extent`."""
         score = (output.objectness_BGL.float().sigmoid() * output.centre_BGL.float().sigmoid()).sqrt()
-        kept = []
+        kept: list[Tensor] = []
         for g, count in enumerate((max_objects, max_parts)):
             kept += best_boxes(
                 output.boxes_BGL4[:, g].float(), score[:, g], extent_B2, count, self.config.candidates

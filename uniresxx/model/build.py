@@ -89,7 +89,12 @@ def load_sources(model: UniRESPlusPlus) -> list[tuple[str, Report]]:
     w, m = model.config.weights, model.mllm
     if w.start is not None:
         start = str(resolve(Path(w.start), print))
-        return [("model", _as_input(lambda: load_part(model, start, ((r"(.*)", r"\1"),)), "--model.weights.start"))]
+        return [
+            (
+                "model",
+                _as_input(lambda: load_part(model, start, ((r"(.*)", r"\1"),)), "--model.weights.start"),
+            )
+        ]
     found: list[tuple[str, Report]] = []
     if w.llava is not None:
         llava = str(w.llava)

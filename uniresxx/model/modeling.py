@@ -92,7 +92,7 @@ class UniRESPlusPlus(nn.Module):
         super().__init__()
         self.config, self.vocabulary = config, vocabulary
         self.mllm = MLLM(config.mllm, vocabulary)
-        self.head = _head(config)
+        self.head: Any = _head(config)
         classes = sum(config.dense_classes)
         self.dense = nn.Conv2d(config.head.width, classes, 1) if classes else None
         m = config.mllm
@@ -133,9 +133,8 @@ class UniRESPlusPlus(nn.Module):
             stages = self.mllm.high(pixels_high_B3HW)
             output = self.box_head(stages)
             m = self.config.mllm
-            return _Found(
-                self.box_head.propose(output, extent_B2, m.max_objects, m.max_parts), stages, output
-            )
+            found = self.box_head.propose(output, extent_B2, m.max_objects, m.max_parts)
+            return _Found(found, stages, output)
         if self.config.boxes == "owlv2":
             if self.detector is None:
                 raise InputError(

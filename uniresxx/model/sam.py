@@ -10,6 +10,7 @@ Shapes: B images, E expressions of all images, K tokens per expression, C decode
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +35,7 @@ def prompt_mlp(llm_width: int, width: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(llm_width, llm_width), nn.GELU(), nn.Linear(llm_width, width))
 
 
-def freeze_unused(sam: nn.Module) -> None:
+def freeze_unused(sam: Any) -> None:
     """No gradient for what a single mask by a given prompt never uses."""
     for unused in (
         sam.prompt_encoder,
@@ -44,7 +45,7 @@ def freeze_unused(sam: nn.Module) -> None:
         unused.requires_grad_(False)
 
 
-def no_mask(sam: nn.Module) -> Tensor:
+def no_mask(sam: Any) -> Tensor:
     """SAM's dense prompt where no mask is given, (1, C, 1, 1)."""
     return sam.prompt_encoder.no_mask_embed.weight[:, :, None, None]
 
@@ -55,9 +56,7 @@ def nothing(features: SamFeatures) -> HeadOutput:
     return HeadOutput(none_Ehw, none_Ehw.new_zeros(0), none_Ehw.new_zeros(0))
 
 
-def two_way(
-    sam: nn.Module, first_KC: Tensor, prompts_EC: Tensor, image_EChw: Tensor
-) -> tuple[Tensor, Tensor]:
+def two_way(sam: Any, first_KC: Tensor, prompts_EC: Tensor, image_EChw: Tensor) -> tuple[Tensor, Tensor]:
     """SAM's two-way transformer over its own tokens and one prompt -> tokens (E, K + 1, C), image (E, C, h, w)."""
     E = len(prompts_EC)
     tokens = torch.cat((first_KC.expand(E, -1, -1), prompts_EC[:, None]), dim=1)
@@ -81,7 +80,7 @@ class SamHead(nn.Module):
         if config.fuse_early:
             last = nn.Conv2d(C, C, 1)
             nn.init.zeros_(last.weight)  # starts as plain SAM
-            nn.init.zeros_(last.bias)
+            last.bias = nn.Parameter(torch.zeros(C))
             self.early = nn.Sequential(nn.Conv2d(config.width, C, 1), nn.GELU(), last)
 
     def see(
@@ -122,7 +121,7 @@ class SamHead(nn.Module):
         fine = decoder.activation(decoder.upscale_layer_norm(decoder.upscale_conv1(image)))
         fine = decoder.activation(decoder.upscale_conv2(fine))
         filters_EC = decoder.output_hypernetworks_mlps[0](tokens_EKC[:, 1])
-        # SAM regresses the IoU itself; 4 (x - 1/2) is the tangent of its logit at 1/2, and never saturates (our choice)
+        # SAM regresses the IoU itself; 4 (x - 1/2) touches its logit at 1/2 and never saturates (our choice)
         quality = 4 * (decoder.iou_prediction_head(tokens_EKC[:, 0])[:, 0] - 0.5)
         presence = self.judge(torch.cat((tokens_EKC[:, 0], tokens_EKC[:, -1]), dim=-1))[:, 0]
         return HeadOutput(torch.einsum("ec,echw->ehw", filters_EC, fine), quality, presence)

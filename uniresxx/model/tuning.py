@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -33,11 +34,14 @@ class Tunable(Protocol):
     config: UniRESPlusPlusConfig
     mllm: MLLM
 
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """As of nn.Module."""
+        ...
 
-def tune(model: nn.Module) -> None:
+
+def tune(model: Tunable) -> None:
     """Apply `config.tuning`; the defaults change nothing."""
-    config: UniRESPlusPlusConfig = model.config
-    mllm: MLLM = model.mllm
+    config, mllm = model.config, model.mllm
     frozen = set(config.tuning.frozen)
     for name, parameter in model.named_parameters():
         if part_of(name) in frozen:
@@ -47,7 +51,12 @@ def tune(model: nn.Module) -> None:
 
 def part_of(name: str) -> Part:
     """The part that a parameter belongs to."""
-    found = [(len(path), part) for part, paths in PARTS.items() for path in paths if f"{name}.".startswith(f"{path}.")]
+    found = [
+        (len(path), part)
+        for part, paths in PARTS.items()
+        for path in paths
+        if f"{name}.".startswith(f"{path}.")
+    ]
     assert found, name
     return max(found)[1]
 
@@ -74,7 +83,9 @@ def parameter_table(model: nn.Module) -> list[PartRow]:
         kinds = {"trained": 0, "adapters": 0, "frozen": 0}
         for name, parameter in model.named_parameters():
             if part_of(name) == part:
-                kind = ("adapters" if is_adapter(name) else "trained") if parameter.requires_grad else "frozen"
+                kind = (
+                    ("adapters" if is_adapter(name) else "trained") if parameter.requires_grad else "frozen"
+                )
                 kinds[kind] += parameter.numel()
         if any(kinds.values()):
             rows.append(PartRow(part, **kinds))
