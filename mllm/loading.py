@@ -69,6 +69,8 @@ CONVNEXT_RULES: Rules = (
     (r"positional_embedding|text_projection(?:\..*)?|logit_scale|logit_bias|attn_mask", None),
 )
 SAM_RULES: Rules = ((r"(.*)", r"\1"),)
+# Our own checkpoints, with or without adapters around a weight.
+OWN_RULES: Rules = ((r"(.*)\.base_layer\.(.*)", r"\1.\2"), (r"(.*)", r"\1"))
 # What a published layout leaves out because it is another tensor's twin.
 SAM_TWINS = {
     "prompt_encoder.shared_embedding.positional_embedding": "shared_image_embedding.positional_embedding",

@@ -26,8 +26,9 @@ from train.optim import build_adamw
 from train.recipe import OptimConfig
 from uniresxx.checkpoint import load_segmenter, read_tensors, save_pretrained, tensor_bytes
 from uniresxx.data.templates import TRAINING_TEMPLATES
-from uniresxx.model.build import build_model
-from uniresxx.model.config import UniRESPlusPlusConfig
+from uniresxx.errors import InputError
+from uniresxx.model.build import build_for_training, build_model, open_vocabulary
+from uniresxx.model.config import UniRESPlusPlusConfig, WeightsConfig
 from uniresxx.model.modeling import UniRESPlusPlus
 from uniresxx.model.tuning import cast_frozen, format_table, parameter_table
 from uniresxx.segmenter import Decoding
@@ -226,3 +227,28 @@ def test_activation_checkpointing_gives_the_same_gradients(vocabulary: Vocabular
 def test_tuning_survives_the_config_file() -> None:
     config = replace(CONFIG, tuning=LORA)
     assert UniRESPlusPlusConfig.from_dict(config.to_dict()) == config
+
+
+def test_a_stage_starts_from_the_one_before(vocabulary: Vocabulary, tmp_path: Path) -> None:
+    """A without adapters, B with new ones, C with those of B; the text of the start folder is the vocabulary's."""
+    stage_a = tuned(vocabulary, TuningConfig(frozen=("llm", "head"), token_rows="new"))
+    shake(stage_a)
+    save_pretrained(tmp_path / "a", stage_a)
+    said: list[str] = []
+
+    def next_stage(start: str) -> UniRESPlusPlus:
+        config = replace(CONFIG, tuning=LORA, weights=WeightsConfig(start=start, required=("llava",)))
+        torch.manual_seed(5)
+        return build_for_training(config, open_vocabulary(config, []), said.append).eval()
+
+    stage_b = next_stage(str(tmp_path / "a"))
+    assert "16 new" not in said[0] and "8 new" in said[0] and "lora" in said[0]
+    torch.testing.assert_close(outputs(stage_b, vocabulary), outputs(stage_a, vocabulary))
+    shake(stage_b)
+    save_pretrained(tmp_path / "b", stage_b)
+    stage_c = next_stage(str(tmp_path / "b"))
+    assert " new" not in said[2]
+    torch.testing.assert_close(outputs(stage_c, vocabulary), outputs(stage_b, vocabulary))
+    with pytest.raises(InputError, match=r"--model\.weights\.start: .*8 unexpected: .*lora"):
+        config = replace(CONFIG, weights=WeightsConfig(start=str(tmp_path / "b")))
+        build_for_training(replace(config, tuning=replace(LORA, lora_rank=0)), vocabulary)

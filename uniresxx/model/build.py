@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from mllm.loading import (
+    OWN_RULES,
     Report,
     llava_vocabulary,
     load_clip,
@@ -89,12 +90,8 @@ def load_sources(model: UniRESPlusPlus) -> list[tuple[str, Report]]:
     w, m = model.config.weights, model.mllm
     if w.start is not None:
         start = str(resolve(Path(w.start), print))
-        return [
-            (
-                "model",
-                _as_input(lambda: load_part(model, start, ((r"(.*)", r"\1"),)), "--model.weights.start"),
-            )
-        ]
+        report = _as_input(lambda: load_part(model, start, OWN_RULES), "--model.weights.start")
+        return [("model", report)]
     found: list[tuple[str, Report]] = []
     if w.llava is not None:
         llava = str(w.llava)
