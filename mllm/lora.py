@@ -97,7 +97,10 @@ def adapt(llm: Any, tuning: TuningConfig, new_tokens: Sequence[int]) -> None:
 
 
 def _inject(llm: nn.Module, tuning: TuningConfig) -> None:
-    from peft import LoraConfig, inject_adapter_in_model
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise ValueError("lora_rank needs the package peft: pip install 'uniresxx[train]'") from error
 
     names = {name.rpartition(".")[2] for name, module in llm.named_modules() if isinstance(module, nn.Linear)}
     unknown = sorted(set(tuning.lora_targets) - names)

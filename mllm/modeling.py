@@ -76,10 +76,39 @@ class Spoken:
     p_seg_K: Tensor
 
 
+def _llama(config: MLLMConfig, vocabulary: Vocabulary, later: bool) -> LlamaForCausalLM:
+    """The LLM; with `later` it is made without writing to its memory, which takes minutes at 7B."""
+    sizes = LlamaConfig(
+        vocab_size=config.vocabulary,
+        hidden_size=config.llm_width,
+        intermediate_size=config.llm_mlp,
+        num_hidden_layers=config.llm_layers,
+        num_attention_heads=config.llm_heads,
+        num_key_value_heads=config.llm_heads,
+        max_position_embeddings=config.llm_context,
+        rms_norm_eps=config.llm_eps,
+        rope_parameters={"rope_type": "default", "rope_theta": config.llm_rope_theta},
+        initializer_range=config.init_std,
+        attn_implementation=config.attention,
+        pad_token_id=vocabulary.pad,
+        eos_token_id=vocabulary.end,
+        bos_token_id=None,
+        tie_word_embeddings=False,
+    )
+    if not later:
+        return LlamaForCausalLM(sizes)
+    with torch.device("meta"):
+        llm = LlamaForCausalLM(sizes)
+    llm.to_empty(device="cpu")
+    llm.model.rotary_emb = type(llm.model.rotary_emb)(sizes)  # its buffers are computed, never loaded
+    return llm
+
+
 class MLLM(nn.Module):
     """LLaVA-style: visual prefix from MGVF and MGFE, then branches of text."""
 
-    def __init__(self, config: MLLMConfig, vocabulary: Vocabulary) -> None:
+    def __init__(self, config: MLLMConfig, vocabulary: Vocabulary, llm_later: bool = False) -> None:
+        """`llm_later`: the LLM's memory is left as it comes, because its weights are loaded next (all of them)."""
         super().__init__()
         if len(vocabulary) > config.vocabulary:
             raise ValueError(
@@ -93,27 +122,9 @@ class MLLM(nn.Module):
         self.object_tokens = RegionTokens(config, config.max_objects, config.use_objects)
         self.part_tokens = RegionTokens(config, config.max_parts, config.use_parts)
         self.exploitation = FeatureExploitation(config)
-        self.llm = LlamaForCausalLM(
-            LlamaConfig(
-                vocab_size=config.vocabulary,
-                hidden_size=config.llm_width,
-                intermediate_size=config.llm_mlp,
-                num_hidden_layers=config.llm_layers,
-                num_attention_heads=config.llm_heads,
-                num_key_value_heads=config.llm_heads,
-                max_position_embeddings=config.llm_context,
-                rms_norm_eps=config.llm_eps,
-                rope_parameters={"rope_type": "default", "rope_theta": config.llm_rope_theta},
-                initializer_range=config.init_std,
-                attn_implementation=config.attention,
-                pad_token_id=vocabulary.pad,
-                eos_token_id=vocabulary.end,
-                bos_token_id=None,
-                tie_word_embeddings=False,
-            )
-        )
-
-        nn.init.normal_(self.embed.weight, std=config.embedding_std)
+        self.llm = _llama(config, vocabulary, llm_later)
+        if not llm_later:
+            nn.init.normal_(self.embed.weight, std=config.embedding_std)
         if config.activation_checkpointing:
             self.llm.activation_checkpointing_enable({"use_reentrant": False})
 

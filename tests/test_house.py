@@ -26,6 +26,7 @@ OWNERS = {
     "accelerate": ("train/engine.py",),
     "pycocotools": ("uniresxx/masks.py", "uniresxx/data/"),
     "pyarrow": ("uniresxx/data/",),
+    "peft": ("mllm/lora.py",),
     "lmdb": ("uniresxx/data/readers/cris.py",),
     "torchvision": (),
     "flash_attn": (),

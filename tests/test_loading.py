@@ -289,6 +289,16 @@ def test_a_model_for_training_is_built_from_named_folders(tmp_path: Path) -> Non
     for parameter in model.parameters():
         kinds[parameter.requires_grad].add(parameter.dtype)
     assert kinds == {True: {torch.float32}, False: {torch.bfloat16}}
+    for name, parameter in model.named_parameters():  # nothing is left as the memory came
+        assert torch.isfinite(parameter).all() and parameter.abs().max() < 1e3, name
+    plain = MLLM(config.mllm, vocabulary).eval()
+    load_llava(plain, str(tmp_path / "llava"), with_tower=True)
+    rotary = [m.llm.model.rotary_emb.inv_freq for m in (plain, model.mllm)]
+    assert torch.equal(*rotary)
+    layer = "model.layers.1.mlp.up_proj.weight"
+    torch.testing.assert_close(
+        plain.llm.state_dict()[layer], model.mllm.llm.state_dict()[layer].float(), atol=1e-2, rtol=1e-2
+    )
     with pytest.raises(InputError, match=r"--model\.weights\.convnext: .*neither a folder"):
         build_for_training(replace(config, weights=replace(config.weights, convnext="gone")), vocabulary)
     with pytest.raises(InputError, match=r"give --model\.weights\.convnext"):

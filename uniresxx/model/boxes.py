@@ -67,7 +67,7 @@ class BoxHead(nn.Module):
             maps[i] = maps[i] + F.interpolate(maps[i + 1], size=maps[i].shape[-2:], mode="nearest")
         raw, points, strides = [], [], []
         for i, (map_BChw, stride) in enumerate(zip(maps, self.strides, strict=True)):
-            x = self.out(self.tower(map_BChw)).unflatten(1, (len(GRANULARITIES), 6))
+            x = self.out(self.tower(map_BChw)).float().unflatten(1, (len(GRANULARITIES), 6))
             size = F.softplus(x[:, :, 2:] * self.scale[i]) * stride
             raw.append(torch.cat((x[:, :, :2], size), dim=2).flatten(3))
             points.append(_centres(map_BChw, stride))

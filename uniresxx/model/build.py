@@ -72,14 +72,15 @@ def build_for_training(
     Raises InputError where a required part is not named or a folder does not fit.
     """
     check_sources(config)
-    model = build_model(config, vocabulary)
+    w = config.weights
+    model = UniRESPlusPlus(config, vocabulary, llm_later=w.llava is not None or w.start is not None)
+    if config.tuning.frozen_dtype == "bf16":  # before loading: half the memory is never needed
+        cast_frozen(model, torch.bfloat16)
     for part, report in load_sources(model):
         if say is not None:
             say(report.line(part))
     if config.boxes == "owlv2":
         attach_detector(model)
-    if config.tuning.frozen_dtype == "bf16":
-        cast_frozen(model, torch.bfloat16)
     if say is not None and config.tuning != type(config.tuning)():
         say(format_table(parameter_table(model)))
     return model

@@ -88,10 +88,10 @@ class _Found:
 class UniRESPlusPlus(nn.Module):
     """The full method; the tiny model is this class with small numbers."""
 
-    def __init__(self, config: UniRESPlusPlusConfig, vocabulary: Vocabulary) -> None:
+    def __init__(self, config: UniRESPlusPlusConfig, vocabulary: Vocabulary, llm_later: bool = False) -> None:
         super().__init__()
         self.config, self.vocabulary = config, vocabulary
-        self.mllm = MLLM(config.mllm, vocabulary)
+        self.mllm = MLLM(config.mllm, vocabulary, llm_later)
         self.head: Any = _head(config)
         classes = sum(config.dense_classes)
         self.dense = nn.Conv2d(config.head.width, classes, 1) if classes else None
