@@ -207,6 +207,11 @@ def test_recipes_start_from_named_weights_only(capsys: pytest.CaptureFixture[str
     for recipe in FULL:
         with pytest.raises(InputError, match=r"--model\.weights\.llava .*--model\.weights\.convnext"):
             open_job(KNOWN[recipe](), None)
+    recipe_7b = KNOWN["uniresxx_7b"]()
+    weights = replace(recipe_7b.model.weights, llava="a", convnext="b")
+    model = replace(recipe_7b.model, weights=weights, mask_head="sam")
+    with pytest.raises(InputError, match=r"give --model\.weights\.sam"):
+        open_job(replace(recipe_7b, model=model), None)
 
 
 def test_help_of_a_full_recipe_builds_nothing() -> None:

@@ -42,7 +42,10 @@ def check_sources(config: UniRESPlusPlusConfig) -> None:
     """InputError that names the options of required pretrained parts that were not named."""
     w = config.weights
     given = {"llava": w.llava, "clip": w.clip or w.llava, "convnext": w.convnext, "sam": w.sam}
-    missing = [name for name in w.required if given[name] is None and w.start is None]
+    required = [*w.required]
+    if w.required and config.mask_head != "pyramid" and "sam" not in required:
+        required.append("sam")
+    missing = [name for name in required if given[name] is None and w.start is None]
     if missing:
         options = " ".join(f"--model.weights.{name} FOLDER_OR_HUB_ID" for name in missing)
         raise InputError(

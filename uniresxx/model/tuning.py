@@ -95,9 +95,9 @@ def parameter_table(model: nn.Module) -> list[PartRow]:
 
 def format_table(rows: list[PartRow]) -> str:
     """The table as text, parameters in thousands."""
-    lines = [f"{'parameters / 1000':<18}{'trained':>12}{'adapters':>12}{'frozen':>12}{'total':>12}"]
+    lines = [f"{'parameters / 1000':<18}{'trained':>15}{'adapters':>15}{'frozen':>15}{'total':>15}"]
     for row in rows:
-        numbers = "".join(f"{n / 1000:>12,.1f}" for n in (row.trained, row.adapters, row.frozen, row.total))
+        numbers = "".join(f"{n / 1000:>15,.1f}" for n in (row.trained, row.adapters, row.frozen, row.total))
         lines.append(f"{row.part:<18}{numbers}")
     return "\n".join(lines)
 
