@@ -91,7 +91,7 @@ def adapt(llm: Any, tuning: TuningConfig, new_tokens: Sequence[int]) -> None:
     if tuning.token_rows == "new":
         llm.model.embed_tokens = RowEmbedding(llm.model.embed_tokens, new_tokens)
         llm.lm_head = RowLinear(llm.lm_head, new_tokens)
-    elif tuning.lora_rank:
+    elif tuning.lora_rank and "llm" not in tuning.frozen:
         llm.model.embed_tokens.requires_grad_(True)
         llm.lm_head.requires_grad_(True)
 

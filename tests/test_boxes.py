@@ -35,6 +35,7 @@ from uniresxx.model.modeling import UniRESPlusPlus
 from uniresxx.segmenter import Decoding
 
 HEAD = BoxHeadConfig(width=16, stages=(0, 1, 2), convs=1)
+CLIP_PIXELS = replace(CONFIG, mllm=replace(CONFIG.mllm, pixel_stats="clip"))
 LEARNED = replace(CONFIG, boxes="learned", box_head=HEAD)
 
 
@@ -214,8 +215,7 @@ def owlv2(folder: Path) -> str:
 
 def test_owlv2_boxes_are_those_of_its_own_forward(vocabulary: Vocabulary, tmp_path: Path) -> None:
     source = owlv2(tmp_path / "owl")
-    config = replace(CONFIG, boxes="owlv2", weights=WeightsConfig(owlv2=source))
-    config = replace(config, mllm=replace(config.mllm, pixel_stats="clip"))
+    config = replace(CLIP_PIXELS, boxes="owlv2", weights=WeightsConfig(owlv2=source))
     model = new_model(vocabulary, config)
     photo = picture(0).pixels
     with pytest.raises(InputError, match=r"--model\.weights\.owlv2"):
@@ -248,7 +248,9 @@ def test_owlv2_boxes_are_those_of_its_own_forward(vocabulary: Vocabulary, tmp_pa
 
 
 def test_a_checkpoint_keeps_where_its_boxes_come_from(vocabulary: Vocabulary, tmp_path: Path) -> None:
-    config = replace(CONFIG, boxes="owlv2", weights=WeightsConfig(owlv2=str(tmp_path / "gone")))
+    with pytest.raises(ValueError, match="pixel_stats='half' must be 'clip'"):
+        replace(CONFIG, boxes="owlv2")
+    config = replace(CLIP_PIXELS, boxes="owlv2", weights=WeightsConfig(owlv2=str(tmp_path / "gone")))
     save_pretrained(tmp_path / "m", new_model(vocabulary, config))
     with pytest.raises(InputError, match=r"owlv2: .*neither a folder"):
         load_segmenter(tmp_path / "m")

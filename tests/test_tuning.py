@@ -92,6 +92,8 @@ def test_lisa_mode_adapts_two_projections_and_trains_whole_token_matrices(vocabu
     trained = {n for n, p in model.mllm.llm.named_parameters() if p.requires_grad}
     assert {n for n in trained if "lora" not in n} == {"model.embed_tokens.weight", "lm_head.weight"}
     assert {n.split(".")[4] for n in trained if "lora" in n} == {"q_proj", "v_proj"}
+    frozen = tuned(vocabulary, replace(LISA, frozen=("llm",))).mllm.llm
+    assert all("lora" in n for n, p in frozen.named_parameters() if p.requires_grad)
 
 
 def test_a_fresh_adapter_changes_no_output(vocabulary: Vocabulary) -> None:

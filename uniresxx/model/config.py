@@ -167,6 +167,10 @@ class UniRESPlusPlusConfig:
         ):
             if value not in known:
                 raise ValueError(f"{name}={value!r}; known: {', '.join(known)}")
+        if self.boxes == "owlv2" and self.mllm.pixel_stats != "clip":
+            raise ValueError(
+                f"boxes='owlv2' reads the high tower's pixels: mllm.pixel_stats={self.mllm.pixel_stats!r} must be 'clip'"
+            )
         if self.mask_head != "pyramid" and any(self.dense_classes):
             raise ValueError(
                 f"mask_head={self.mask_head!r} has no fine map for dense_classes: use mask_head 'pyramid'"
