@@ -26,14 +26,27 @@ from transformers import (
 )
 
 from mllm.config import MLLMConfig, TuningConfig
-from mllm.loading import load_clip, load_convnext, load_llava, load_sam, weight_files
+from mllm.loading import folder_of, load_clip, load_convnext, load_llava, load_sam, weight_files
 from mllm.modeling import MLLM
 from mllm.tokens import SPECIAL_TOKENS, Vocabulary
 from tests.test_heads import SAM
+from tests.test_model import batch_of, picture
+from train.engine import Engine
+from train.loop import do_step
+from train.recipes import KNOWN
+from uniresxx.checkpoint import load_segmenter, save_pretrained
 from uniresxx.errors import InputError
 from uniresxx.model.build import build_for_training, open_vocabulary
-from uniresxx.model.config import PyramidHeadConfig, UniRESPlusPlusConfig, WeightsConfig
+from uniresxx.model.config import (
+    BoxHeadConfig,
+    PyramidHeadConfig,
+    UniRESPlusPlusConfig,
+    WeightsConfig,
+)
+from uniresxx.model.modeling import UniRESPlusPlus
 from uniresxx.model.sam import SamHead, _sam_config
+from uniresxx.model.tuning import part_of
+from uniresxx.segmenter import Decoding
 
 SMALL = MLLMConfig(
     low_size=28, low_patch=14, low_width=32, low_layers=3, low_heads=2, low_mlp=48, low_select_layer=-2,
@@ -303,6 +316,75 @@ def test_a_model_for_training_is_built_from_named_folders(tmp_path: Path) -> Non
         build_for_training(replace(config, weights=replace(config.weights, convnext="gone")), vocabulary)
     with pytest.raises(InputError, match=r"give --model\.weights\.convnext"):
         build_for_training(replace(config, weights=replace(config.weights, convnext=None)), vocabulary)
+
+
+SIZES = (
+    "low_size", "low_patch", "low_width", "low_layers", "low_heads", "low_mlp", "high_size", "high_widths",
+    "high_depths", "llm_width", "llm_layers", "llm_heads", "llm_mlp", "vocabulary", "max_objects", "max_parts",
+    "roi_size", "mgfe_heads",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("stage", ["uniresxx_7b_align", "uniresxx_7b", "uniresxx_7b_24gb"])
+def test_a_full_recipe_with_small_numbers_trains_saves_and_answers(tmp_path: Path, stage: str) -> None:
+    """Every switch of the full size, from named folders, in mixed precision; only the sizes are small."""
+    recipe = KNOWN[stage]()
+    small = {name: getattr(SMALL, name) for name in SIZES}
+    mllm = replace(recipe.model.mllm, **small, mgfe_width=16)
+    config = replace(
+        recipe.model,
+        mllm=mllm,
+        head=PyramidHeadConfig(width=16, heads=2),
+        box_head=BoxHeadConfig(width=16, convs=1),
+        loss=replace(recipe.model.loss, points=100),
+        weights=whole(tmp_path).weights,
+    )
+    vocabulary = open_vocabulary(config, [])
+    model = build_for_training(config, vocabulary)
+    records = [picture(0), picture(1, 20, 32)]
+    batch = batch_of(records, vocabulary, config)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    engine = Engine(model, recipe.engine, recipe.optim)
+    model.train()
+    result = do_step(engine, model, [batch], 200, 1.0)
+    assert not result.skipped and "box" in result.terms
+    moved = {part_of(n) for n, p in model.named_parameters() if not torch.equal(p, before[n])}
+    expected = {"fusion", "regions", "exploitation", "llm"}
+    if stage != "uniresxx_7b_align":
+        expected |= {"head", "box_head"} | ({"high"} if stage == "uniresxx_7b" else set())
+    assert moved == expected
+    assert next(model.mllm.low.parameters()).dtype == torch.bfloat16
+
+    model.eval()
+    photos, ask = [r.pixels for r in records], [["the red square", "both"], ["wheel"]]
+    answers = model.answer(model.look(photos), ask, Decoding(max_new_tokens=3))
+    assert len(answers) == 3 and all(a.p_absent is not None for a in answers)
+    save_pretrained(tmp_path / "saved", model)
+    loaded = load_segmenter(tmp_path / "saved")
+    assert isinstance(loaded, UniRESPlusPlus) and loaded.config == config
+    again = loaded.answer(loaded.look(photos), ask, Decoding(max_new_tokens=3))
+    for one, other in zip(answers, again, strict=True):  # fp32 after loading, bf16 before
+        assert other.p_absent == pytest.approx(one.p_absent, abs=0.1)
+
+
+def test_a_hub_id_is_asked_for_weights_and_never_for_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def snapshot(name: str, **options: Any) -> str:
+        asked.append({"name": name} | options)
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    assert folder_of("openai/clip-vit-large-patch14-336@abc") == tmp_path
+    assert asked == [
+        {
+            "name": "openai/clip-vit-large-patch14-336",
+            "revision": "abc",
+            "allow_patterns": ["*.safetensors", "*.json"],
+        }
+    ]
 
 
 def test_a_pretrained_tokenizer_gets_our_tokens_once(tmp_path: Path) -> None:

@@ -169,7 +169,8 @@ class UniRESPlusPlusConfig:
                 raise ValueError(f"{name}={value!r}; known: {', '.join(known)}")
         if self.boxes == "owlv2" and self.mllm.pixel_stats != "clip":
             raise ValueError(
-                f"boxes='owlv2' reads the high tower's pixels: mllm.pixel_stats={self.mllm.pixel_stats!r} must be 'clip'"
+                "boxes='owlv2' reads the high tower's pixels: "
+                f"mllm.pixel_stats={self.mllm.pixel_stats!r} must be 'clip'"
             )
         if self.mask_head != "pyramid" and any(self.dense_classes):
             raise ValueError(
