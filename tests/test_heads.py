@@ -19,6 +19,7 @@ from uniresxx.model.build import build_model
 from uniresxx.model.config import Sam2HeadConfig, SamHeadConfig
 from uniresxx.model.processing import mask_pixels, pixels, view_photo
 from uniresxx.model.sam import Sam2Head, SamHead
+from uniresxx.model.tuning import cast_frozen
 from uniresxx.segmenter import Decoding
 
 SAM = SamHeadConfig(
@@ -153,6 +154,13 @@ def test_the_whole_model_trains_and_answers_with_a_sam_head(kind: str, words: Vo
     assert not any(p.requires_grad or p.grad is not None for p in encoder)
     assert model.head.sam.mask_decoder.iou_token.weight.grad.any() and model.head.prompt[0].weight.grad.any()
     assert model.mllm.llm.model.layers[0].self_attn.q_proj.weight.grad.any()
+
+    half = build_model(config, words).eval()
+    half.load_state_dict(model.state_dict())
+    cast_frozen(half, torch.bfloat16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = half(batch)
+    assert torch.isfinite(half.loss(rounded, batch).total(half.counts(batch)))
 
     photos, texts = [r.pixels for r in records], [["the red square", "both squares"], ["red"]]
     together = model.answer(model.look(photos), texts, Decoding(max_new_tokens=3))

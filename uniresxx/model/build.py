@@ -26,6 +26,7 @@ from uniresxx.errors import InputError
 from uniresxx.model.config import UniRESPlusPlusConfig
 from uniresxx.model.detector import Owlv2Proposer
 from uniresxx.model.modeling import UniRESPlusPlus
+from uniresxx.model.pyramid import PyramidHead
 from uniresxx.model.tuning import cast_frozen, format_table, parameter_table
 
 Config = TypeVar("Config")
@@ -108,8 +109,9 @@ def load_sources(model: UniRESPlusPlus) -> list[tuple[str, Report]]:
         trunk = str(w.convnext)
         found.append(("high tower", _as_input(lambda: load_convnext(m, trunk), "--model.weights.convnext")))
     if w.sam is not None:
-        sam = str(w.sam)
-        found.append(("mask head", _as_input(lambda: load_sam(model.head.sam, sam), "--model.weights.sam")))
+        sam, head = str(w.sam), model.head
+        assert not isinstance(head, PyramidHead)  # check_sources
+        found.append(("mask head", _as_input(lambda: load_sam(head.sam, sam), "--model.weights.sam")))
     return found
 
 

@@ -28,7 +28,7 @@ from uniresxx.masks import encode, union
 from uniresxx.model.boxes import BoxHead, BoxOutput
 from uniresxx.model.config import UniRESPlusPlusConfig
 from uniresxx.model.detector import Detector
-from uniresxx.model.heads import HeadOutput
+from uniresxx.model.heads import HeadOutput, MaskHead
 from uniresxx.model.losses import (
     Counts,
     LossTerms,
@@ -92,7 +92,7 @@ class UniRESPlusPlus(nn.Module):
         super().__init__()
         self.config, self.vocabulary = config, vocabulary
         self.mllm = MLLM(config.mllm, vocabulary, llm_later)
-        self.head: Any = _head(config)
+        self.head = _head(config)
         classes = sum(config.dense_classes)
         self.dense = nn.Conv2d(config.head.width, classes, 1) if classes else None
         m = config.mllm
@@ -194,7 +194,11 @@ class UniRESPlusPlus(nn.Module):
         return LossTerms(sums, weights)
 
     def _mask_terms(self, logits_Ehw: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """BCE and dice sums at the configured resolution, and the true IoU of each mask."""
+        """BCE and dice sums at the configured resolution, and the true IoU of each mask.
+
+        Below full resolution the IoU is that on the head's grid. Points are drawn from torch's random numbers: a
+        step that is cut differently draws others.
+        """
         w = self.config.loss
         truth_EHW = batch.masks_EHW[batch.present_E]
         valid_EHW = batch.pixel_valid_BHW[batch.image_of_expr_E[batch.present_E]]
@@ -231,7 +235,8 @@ class UniRESPlusPlus(nn.Module):
         valid = torch.cat(
             (sight.valid_BL[:, sight.layout.objects], sight.valid_BL[:, sight.layout.parts]), dim=1
         )
-        return self.head.see(sight.stages, image_BDhw, regions, valid, pixels_mask_B3SS)
+        head: MaskHead = self.head
+        return head.see(sight.stages, image_BDhw, regions, valid, pixels_mask_B3SS)
 
     # answering ------------------------------------------------------------------------------------------------
 
@@ -380,8 +385,8 @@ def _proposals(boxes: Boxes, image: int) -> Proposals:
     )
 
 
-def _head(config: UniRESPlusPlusConfig) -> nn.Module:
-    """The configured mask head (heads.MaskHead)."""
+def _head(config: UniRESPlusPlusConfig) -> PyramidHead | SamHead | Sam2Head:
+    """The configured mask head."""
     D = config.mllm.llm_width
     if config.mask_head == "sam":
         return SamHead(config.sam, D)
