@@ -13,13 +13,18 @@ from hypothesis import strategies as st
 from transformers import Owlv2Config, Owlv2ForObjectDetection
 
 from mllm.tokens import Vocabulary
+from mllm.towers import HighTower
 from tests.test_model import CONFIG, batch_of, picture
+from train.recipes import KNOWN
 from uniresxx.checkpoint import load_segmenter, save_pretrained
 from uniresxx.data.collate import truth_boxes
 from uniresxx.data.proposals import NMS_IOU as CLASSICAL_NMS
+from uniresxx.data.proposals import propose
+from uniresxx.data.scenes import scene_record
 from uniresxx.data.templates import TRAINING_TEMPLATES
 from uniresxx.errors import InputError
 from uniresxx.geometry import Letterbox, box_iou
+from uniresxx.images import photo_of
 from uniresxx.model.boxes import (
     NMS_IOU,
     BoxHead,
@@ -32,6 +37,7 @@ from uniresxx.model.boxes import (
 from uniresxx.model.build import attach_detector, build_model
 from uniresxx.model.config import BoxHeadConfig, UniRESPlusPlusConfig, WeightsConfig
 from uniresxx.model.modeling import UniRESPlusPlus
+from uniresxx.model.processing import pixels
 from uniresxx.segmenter import Decoding
 
 HEAD = BoxHeadConfig(width=16, stages=(0, 1, 2), convs=1)
@@ -254,3 +260,51 @@ def test_a_checkpoint_keeps_where_its_boxes_come_from(vocabulary: Vocabulary, tm
     save_pretrained(tmp_path / "m", new_model(vocabulary, config))
     with pytest.raises(InputError, match=r"owlv2: .*neither a folder"):
         load_segmenter(tmp_path / "m")
+
+
+@pytest.mark.slow
+def test_the_learned_head_finds_more_than_the_classical_proposer_on_scenes() -> None:
+    """The head and its tower alone, 500 steps of 12 easy scenes; recall at IoU 0.5, as in docs/log.md."""
+    torch.manual_seed(0)
+    config = KNOWN["tiny_scenes"]().model.mllm
+    tower = HighTower(config)
+    head = BoxHead(BoxHeadConfig(width=32, stages=(0, 1, 2)), config.high_widths, config.high_patch)
+    optimizer = torch.optim.AdamW([*tower.parameters(), *head.parameters()], lr=2e-3)
+    letterbox = Letterbox.fit(64, 64, 64)
+
+    def pictures(split: str, first: int, count: int) -> tuple[list, torch.Tensor, torch.Tensor, torch.Tensor]:
+        records = [scene_record("scenes_easy", split, i) for i in range(first, first + count)]
+        pairs = [truth_boxes(record, letterbox) for record in records]
+        most = max(len(boxes) for pair in pairs for boxes in pair)
+        truth, valid = torch.zeros(count, 2, most, 4), torch.zeros(count, 2, most, dtype=torch.bool)
+        for b, pair in enumerate(pairs):
+            for g, boxes in enumerate(pair):
+                truth[b, g, : len(boxes)], valid[b, g, : len(boxes)] = torch.from_numpy(boxes), True
+        photos = [photo_of(record) for record in records]
+        return photos, pixels(photos), truth, valid
+
+    for step in range(500):
+        _, photos, truth, valid = pictures("train", 12 * step, 12)
+        optimizer.param_groups[0]["lr"] = 2e-3 * min(1, (step + 1) / 20) * (1 - step / 500)
+        loss = head.loss_sum(head(tower(photos)), truth, valid, torch.full((12, 2), 64.0))
+        optimizer.zero_grad()
+        (loss / int(valid.sum())).backward()
+        torch.nn.utils.clip_grad_norm_(tower.parameters(), 1.0)
+        optimizer.step()
+    photos, inputs, truth, valid = pictures("val", 0, 40)
+    with torch.no_grad():
+        found = head.propose(head(tower(inputs)), torch.full((40, 2), 64.0), 12, 24)
+    classical = [propose(photo, 12, 24) for photo in photos]
+    learned = (found.objects_BO4, found.parts_BP4)
+    for g, name in enumerate(("objects", "parts")):
+        seen = pairwise_iou(truth[:, g], learned[g]).amax(dim=2)[valid[:, g]] > 0.5
+        other = [
+            pairwise_iou(truth[b : b + 1, g], torch.from_numpy(getattr(boxes, name))[None]).amax(dim=2)[
+                valid[b : b + 1, g]
+            ]
+            > 0.5
+            for b, boxes in enumerate(classical)
+            if len(getattr(boxes, name))
+        ]
+        print(name, float(seen.float().mean()), float(torch.cat(other).float().mean()))
+        assert seen.float().mean() > {"objects": 0.95, "parts": 0.9}[name]

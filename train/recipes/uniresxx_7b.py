@@ -61,7 +61,8 @@ def uniresxx_7b() -> Recipe:
     """python -m train uniresxx_7b --model.weights.start runs/7b_b --data DIR --out runs/7b_c
 
     Stage C (joint). Without stages A and B: --model.weights.llava and --model.weights.convnext instead of start.
-    The mixture is chosen by --data.source. Hardware: 8 GPUs of 80 GB. Hours and scores: not yet measured.
+    The mixture is chosen by --data.source. Hardware: 8 GPUs of 80 GB. Hours: not yet measured.
+    Expected: not yet measured.
     """
     tuning = TuningConfig(frozen=("low",), lora_rank=64, token_rows="new", frozen_dtype="bf16")
     return joint("uniresxx_7b", replace(llava_7b(), activation_checkpointing=True), tuning)
@@ -71,6 +72,7 @@ def uniresxx_7b_ground() -> Recipe:
     """python -m train uniresxx_7b_ground --model.weights.start runs/7b_a --data DIR --out runs/7b_b
 
     Stage B (ground): adds LoRA, mask head and box head. Hardware: 8 GPUs of 80 GB. Hours: not yet measured.
+    Expected: not yet measured.
     """
     return ground("uniresxx_7b_ground", uniresxx_7b())
 
@@ -79,5 +81,6 @@ def uniresxx_7b_align() -> Recipe:
     """python -m train uniresxx_7b_align --model.weights.llava DIR --model.weights.convnext DIR --out runs/7b_a
 
     Stage A (align). Hardware: 8 GPUs of 80 GB. Hours: not yet measured.
+    Expected: not yet measured.
     """
     return align("uniresxx_7b_align", uniresxx_7b())

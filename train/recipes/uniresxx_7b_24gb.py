@@ -13,7 +13,8 @@ def uniresxx_7b_24gb() -> Recipe:
     """python -m train uniresxx_7b_24gb --model.weights.start runs/24gb_b --data DIR --out runs/24gb_c
 
     Stage C (joint). Frozen weights in bf16 (14.5 GB), LoRA rank 16, MGFE width 512, losses on sampled points, one
-    image at a time. Hardware: 1 GPU of 24 GB. Hours and scores: not yet measured.
+    image at a time. Hardware: 1 GPU of 24 GB. Hours: not yet measured.
+    Expected: not yet measured.
     """
     tuning = TuningConfig(
         frozen=("low", "high"), lora_rank=16, lora_alpha=32, token_rows="new", frozen_dtype="bf16"
@@ -32,6 +33,7 @@ def uniresxx_7b_24gb_ground() -> Recipe:
     """python -m train uniresxx_7b_24gb_ground --model.weights.start runs/24gb_a --data DIR --out runs/24gb_b
 
     Stage B (ground). Hardware: 1 GPU of 24 GB. Hours: not yet measured.
+    Expected: not yet measured.
     """
     return ground("uniresxx_7b_24gb_ground", uniresxx_7b_24gb())
 
@@ -40,6 +42,7 @@ def uniresxx_7b_24gb_align() -> Recipe:
     """python -m train uniresxx_7b_24gb_align --model.weights.llava DIR --model.weights.convnext DIR --out runs/24gb_a
 
     Stage A (align). Hardware: 1 GPU of 24 GB. Hours: not yet measured.
+    Expected: not yet measured.
     """
     stage_a = align("uniresxx_7b_24gb_align", uniresxx_7b_24gb())
     return replace(stage_a, data=replace(stage_a.data, batch_images=1, accumulate=256))
