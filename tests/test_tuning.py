@@ -251,6 +251,9 @@ def test_a_stage_starts_from_the_one_before(vocabulary: Vocabulary, tmp_path: Pa
     stage_c = next_stage(str(tmp_path / "b"))
     assert " new" not in said[2]
     torch.testing.assert_close(outputs(stage_c, vocabulary), outputs(stage_b, vocabulary))
+    with pytest.raises(InputError, match="boxes='segmenter' and would go on with 'grid'"):
+        config = replace(CONFIG, tuning=LORA, boxes="grid", weights=WeightsConfig(start=str(tmp_path / "b")))
+        build_for_training(config, vocabulary)
     with pytest.raises(InputError, match=r"--model\.weights\.start: .*8 unexpected: .*lora"):
         config = replace(CONFIG, weights=WeightsConfig(start=str(tmp_path / "b")))
         build_for_training(replace(config, tuning=replace(LORA, lora_rank=0)), vocabulary)

@@ -94,7 +94,13 @@ def load_sources(model: UniRESPlusPlus) -> list[tuple[str, Report]]:
     """Load every source that the config names, in a fixed order; a checkpoint of ours (`start`) comes alone."""
     w, m = model.config.weights, model.mllm
     if w.start is not None:
-        start = str(resolve(Path(w.start), print))
+        folder = resolve(Path(w.start), print)
+        before, start = read_json(folder / CONFIG).get("boxes"), str(folder)
+        if before != model.config.boxes:
+            raise InputError(
+                f"{folder} was trained with boxes={before!r} and would go on with {model.config.boxes!r}: "
+                "region tokens mean what their boxes are; give the same --model.boxes"
+            )
         report = _as_input(lambda: load_part(model, start, OWN_RULES), "--model.weights.start")
         return [("model", report)]
     found: list[tuple[str, Report]] = []
