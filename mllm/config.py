@@ -1,16 +1,21 @@
-"""Sizes and switches of the multimodal LLM."""
+"""Sizes and switches of the multimodal LLM, and what of it is trained."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
 
 PromptState = Literal["predict", "own"]
+Attention = Literal["sdpa", "eager", "flash_attention_2", "flex_attention"]
+Projector = Literal["linear", "mlp2x_gelu"]
+PixelStats = Literal["half", "clip", "imagenet"]
+Part = Literal["low", "high", "fusion", "regions", "exploitation", "llm", "head", "mask_encoder", "box_head"]
+TokenRows = Literal["all", "new"]
 
 
 @dataclass(frozen=True)
 class MLLMConfig:
-    """Defaults are the tiny size; METHOD section 1 has the full one.
+    """Defaults are the tiny size; METHOD section 1 has the full one (`llava_7b`, `llava_13b`).
 
     `low_*`: ViT of the low-resolution tower. `high_*`: ConvNeXt of the high-resolution tower, strides
     `high_patch * 2**stage`. `llm_*`: Llama. Switches at the end are the ablations the method names.
@@ -50,9 +55,22 @@ class MLLMConfig:
     prompt_state: PromptState = "predict"
     blind_to_image: bool = False
     blind_to_text: bool = False
+    # What published weights need; the defaults are what the tiny model had before these were fields.
+    low_mlp: int | None = None  # None: 3 * low_width
+    low_activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
+    pixel_stats: PixelStats = "half"  # normalisation of both towers' pixels
+    high_layer_scale: float = 0.0  # 0: none (at tiny depth it only slows learning)
+    projector: Projector = "linear"  # low tower -> LLM width
+    mgfe_width: int | None = None  # None: llm_width, without projections
+    llm_eps: float = 1e-6
+    llm_rope_theta: float = 10_000.0
+    llm_context: int = 4096
+    bos: int | None = None  # token put before the visual prefix: pretrained Llamas expect one
+    attention: Attention = "sdpa"
+    activation_checkpointing: bool = False  # of the LLM's layers: less memory, about a third more time
 
     def __post_init__(self) -> None:
-        """Reject sizes that cannot fit together."""
+        """Reject sizes that cannot fit together and words that name nothing."""
         for name, size, patch in (
             ("low_size", self.low_size, self.low_patch),
             ("high_size", self.high_size, self.high_patch * 2 ** (len(self.high_widths) - 1)),
@@ -63,10 +81,79 @@ class MLLMConfig:
             raise ValueError(
                 f"high_widths {self.high_widths} and high_depths {self.high_depths} differ in length"
             )
-        if self.llm_width % self.llm_heads or self.llm_width % self.mgfe_heads:
-            raise ValueError(f"llm_width={self.llm_width} must divide by llm_heads and mgfe_heads")
+        if self.llm_width % self.llm_heads or self.exploitation_width % self.mgfe_heads:
+            raise ValueError(
+                f"llm_width={self.llm_width} must divide by llm_heads, and mgfe_width (or llm_width) by mgfe_heads"
+            )
+        for name, word, known in (
+            ("attention", self.attention, get_args(Attention)),
+            ("projector", self.projector, get_args(Projector)),
+            ("pixel_stats", self.pixel_stats, get_args(PixelStats)),
+        ):
+            if word not in known:
+                raise ValueError(f"{name}={word!r}; known: {', '.join(known)}")
 
     @property
     def low_grid(self) -> int:
         """Side of the low tower's token grid."""
         return self.low_size // self.low_patch
+
+    @property
+    def exploitation_width(self) -> int:
+        """Width of MGFE's blocks."""
+        return self.mgfe_width or self.llm_width
+
+
+@dataclass(frozen=True)
+class TuningConfig:
+    """What is trained, what is frozen, what is adapted.
+
+    `frozen` names parts, not parameters. With `lora_rank` the LLM's own weights are frozen and low-rank adapters on
+    `lora_targets` are trained (Hu et al. 2021): W + alpha / rank * B A. `token_rows="new"` trains, of the LLM's
+    embedding and output matrices, only the rows of the project's special tokens.
+    """
+
+    frozen: tuple[Part, ...] = ()
+    lora_rank: int = 0  # 0: no adapters
+    lora_alpha: int = 128
+    lora_dropout: float = 0.0
+    lora_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
+    token_rows: TokenRows = "all"
+    frozen_dtype: Literal["fp32", "bf16"] = "fp32"  # how frozen weights are kept while training
+
+    def __post_init__(self) -> None:
+        """Reject numbers and words that mean nothing."""
+        if self.lora_rank < 0 or self.lora_alpha <= 0 or not 0 <= self.lora_dropout < 1:
+            raise ValueError(
+                f"lora_rank={self.lora_rank} must be at least 0, lora_alpha={self.lora_alpha} above 0, "
+                f"lora_dropout={self.lora_dropout} from 0 to below 1"
+            )
+        if self.lora_rank and not self.lora_targets:
+            raise ValueError(
+                "lora_targets is empty: name projections such as q_proj v_proj, or set lora_rank 0"
+            )
+        unknown = [name for name in self.frozen if name not in get_args(Part)]
+        if unknown or self.token_rows not in get_args(TokenRows):
+            raise ValueError(
+                f"frozen={unknown} or token_rows={self.token_rows!r} is unknown; parts: {', '.join(get_args(Part))}"
+            )
+
+
+def llava_7b() -> MLLMConfig:
+    """LLaVA-1.5-7B, CLIP ViT-L/14-336 and CLIP ConvNeXt-L (the sizes of the published config files).
+
+    Sources: llava-hf/llava-1.5-7b-hf config.json (Llama 4096/32/32/11008, eps 1e-5, 32064 rows, layer -2),
+    openai/clip-vit-large-patch14-336 (1024/24/16/4096, quick_gelu), open_clip convnext_large_d_320 (192-1536).
+    """
+    return MLLMConfig(
+        low_size=336, low_patch=14, low_width=1024, low_layers=24, low_heads=16, low_mlp=4096, low_select_layer=-2,
+        high_size=768, high_patch=4, high_widths=(192, 384, 768, 1536), high_depths=(3, 3, 27, 3),
+        high_layer_scale=1e-6, pixel_stats="clip", projector="mlp2x_gelu",
+        llm_width=4096, llm_layers=32, llm_heads=32, llm_mlp=11008, llm_eps=1e-5, vocabulary=32064, bos=1,
+        max_objects=32, max_parts=64, roi_size=7, mgfe_width=1024, init_std=0.02, embedding_std=0.02,
+    )  # fmt: skip
+
+
+def llava_13b() -> MLLMConfig:
+    """`llava_7b` with the LLM of LLaVA-1.5-13B (llava-hf/llava-1.5-13b-hf: 5120/40/40/13824)."""
+    return replace(llava_7b(), llm_width=5120, llm_layers=40, llm_heads=40, llm_mlp=13824)

@@ -6,7 +6,8 @@ V vocabulary. Boxes are xyxy in the high frame.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +16,14 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from mllm.config import MLLMConfig
 from mllm.exploitation import FeatureExploitation
-from mllm.prefix import Prefix, decoding_mask, packed_mask, packed_positions
+from mllm.prefix import (
+    Prefix,
+    check_attention,
+    decoding_mask,
+    packed_blocks,
+    packed_mask,
+    packed_positions,
+)
 from mllm.splice import Layout, splice
 from mllm.tokens import Vocabulary
 from mllm.towers import HighTower, LowTower
@@ -68,15 +76,45 @@ class Spoken:
     p_seg_K: Tensor
 
 
+def _llama(config: MLLMConfig, vocabulary: Vocabulary, later: bool) -> LlamaForCausalLM:
+    """The LLM; with `later` it is made without writing to its memory, which takes minutes at 7B."""
+    sizes = LlamaConfig(
+        vocab_size=config.vocabulary,
+        hidden_size=config.llm_width,
+        intermediate_size=config.llm_mlp,
+        num_hidden_layers=config.llm_layers,
+        num_attention_heads=config.llm_heads,
+        num_key_value_heads=config.llm_heads,
+        max_position_embeddings=config.llm_context,
+        rms_norm_eps=config.llm_eps,
+        rope_parameters={"rope_type": "default", "rope_theta": config.llm_rope_theta},
+        initializer_range=config.init_std,
+        attn_implementation=config.attention,
+        pad_token_id=vocabulary.pad,
+        eos_token_id=vocabulary.end,
+        bos_token_id=None,
+        tie_word_embeddings=False,
+    )
+    if not later:
+        return LlamaForCausalLM(sizes)
+    with torch.device("meta"):
+        llm = LlamaForCausalLM(sizes)
+    llm.to_empty(device="cpu")
+    llm.model.rotary_emb = type(llm.model.rotary_emb)(sizes)  # its buffers are computed, never loaded
+    return llm
+
+
 class MLLM(nn.Module):
     """LLaVA-style: visual prefix from MGVF and MGFE, then branches of text."""
 
-    def __init__(self, config: MLLMConfig, vocabulary: Vocabulary) -> None:
+    def __init__(self, config: MLLMConfig, vocabulary: Vocabulary, llm_later: bool = False) -> None:
+        """`llm_later`: the LLM's memory is left as it comes, because its weights are loaded next (all of them)."""
         super().__init__()
         if len(vocabulary) > config.vocabulary:
             raise ValueError(
                 f"vocabulary of {len(vocabulary)} tokens exceeds config.vocabulary={config.vocabulary}"
             )
+        check_attention(config.attention)
         self.config, self.vocabulary = config, vocabulary
         self.low = LowTower(config)
         self.high = HighTower(config)
@@ -84,38 +122,34 @@ class MLLM(nn.Module):
         self.object_tokens = RegionTokens(config, config.max_objects, config.use_objects)
         self.part_tokens = RegionTokens(config, config.max_parts, config.use_parts)
         self.exploitation = FeatureExploitation(config)
-        self.llm = LlamaForCausalLM(
-            LlamaConfig(
-                vocab_size=config.vocabulary,
-                hidden_size=config.llm_width,
-                intermediate_size=config.llm_mlp,
-                num_hidden_layers=config.llm_layers,
-                num_attention_heads=config.llm_heads,
-                num_key_value_heads=config.llm_heads,
-                max_position_embeddings=4096,
-                initializer_range=config.init_std,
-                attn_implementation="sdpa",
-                pad_token_id=vocabulary.pad,
-                eos_token_id=vocabulary.end,
-                bos_token_id=None,
-                tie_word_embeddings=False,
-            )
-        )
-
-        nn.init.normal_(self.embed.weight, std=config.embedding_std)
+        self.llm = _llama(config, vocabulary, llm_later)
+        if not llm_later:
+            nn.init.normal_(self.embed.weight, std=config.embedding_std)
+        if config.activation_checkpointing:
+            self.llm.activation_checkpointing_enable({"use_reentrant": False})
 
     @property
     def embed(self) -> nn.Embedding:
         """The LLM's input embedding."""
         return self.llm.model.embed_tokens
 
-    def see(self, pixels_low_B3hw: Tensor, pixels_high_B3HW: Tensor, boxes: Boxes) -> Sight:
-        """Look at B images once. The image-blind control sees neither pixels nor where regions were proposed."""
+    def see(
+        self,
+        pixels_low_B3hw: Tensor,
+        pixels_high_B3HW: Tensor,
+        boxes: Boxes,
+        stages: list[Tensor] | None = None,
+    ) -> Sight:
+        """Look at B images once. The image-blind control sees neither pixels nor where regions were proposed.
+
+        `stages`: `self.high(pixels_high)`, where the caller has computed it already (boxes learned on it).
+        """
         boxes = boxes.without(objects=not self.config.use_objects, parts=not self.config.use_parts)
         if self.config.blind_to_image:
-            pixels_low_B3hw, pixels_high_B3HW = pixels_low_B3hw * 0, pixels_high_B3HW * 0
+            pixels_low_B3hw, pixels_high_B3HW, stages = pixels_low_B3hw * 0, pixels_high_B3HW * 0, None
             boxes = boxes.without(objects=True, parts=True)
-        stages = self.high(pixels_high_B3HW)
+        if stages is None:
+            stages = self.high(pixels_high_B3HW)
         image = self.image_tokens(self.low(pixels_low_B3hw), stages)
         objects = self.object_tokens(stages, boxes.objects_BO4)
         parts = self.part_tokens(stages, boxes.parts_BP4)
@@ -125,8 +159,10 @@ class MLLM(nn.Module):
             image, objects, parts, boxes.objects_BO4, boxes.parts_BP4, object_valid, part_valid
         )
         v = self.vocabulary
-        marks = self.embed(torch.tensor([v.image, v.object, v.part], device=image.device))
-        prefix, valid, layout = splice(marks, image, objects, parts, object_valid, part_valid)
+        first = [v.image, v.object, v.part] + ([] if self.config.bos is None else [self.config.bos])
+        marks = self.embed(torch.tensor(first, device=image.device))
+        bos = None if self.config.bos is None else marks[3]
+        prefix, valid, layout = splice(marks[:3], image, objects, parts, object_valid, part_valid, bos)
         return Sight(prefix, valid, layout, stages, objects, parts, boxes)
 
     def _embed_text(self, ids_BT: Tensor) -> Tensor:
@@ -142,9 +178,12 @@ class MLLM(nn.Module):
         """Teacher-forced states (B, T, D) of packed branches after the prefix (training)."""
         hidden = torch.cat((sight.prefix_BLD, self._embed_text(ids_BT)), dim=1)
         L = sight.layout.length
+        flex = self.config.attention == "flex_attention"
         output = self.llm.model(
             inputs_embeds=hidden,
-            attention_mask=packed_mask(sight.valid_BL, branch_BT, hidden.dtype),
+            attention_mask=packed_blocks(sight.valid_BL, branch_BT)
+            if flex
+            else packed_mask(sight.valid_BL, branch_BT, hidden.dtype),
             position_ids=packed_positions(L, position_BT),
             use_cache=False,
         )
@@ -160,12 +199,13 @@ class MLLM(nn.Module):
         mask = packed_mask(
             sight.valid_BL, sight.valid_BL.new_zeros((B, 0), dtype=torch.long), sight.prefix_BLD.dtype
         )
-        output = self.llm.model(
-            inputs_embeds=sight.prefix_BLD,
-            attention_mask=mask,
-            position_ids=torch.arange(L, device=mask.device).expand(B, -1),
-            use_cache=True,
-        )
+        with self._dense():
+            output = self.llm.model(
+                inputs_embeds=sight.prefix_BLD,
+                attention_mask=mask,
+                position_ids=torch.arange(L, device=mask.device).expand(B, -1),
+                use_cache=True,
+            )
         layers = tuple((layer.keys, layer.values) for layer in output.past_key_values.layers)
         return Prefix(layers, sight.valid_BL)
 
@@ -209,14 +249,27 @@ class MLLM(nn.Module):
     def _step(self, ids_RT: Tensor, position_RT: Tensor, valid_RS: Tensor, cache: object) -> Tensor:
         hidden = self._embed_text(ids_RT)
         mask = decoding_mask(valid_RS, ids_RT.shape[1], hidden.dtype)
-        output = self.llm.model(
-            inputs_embeds=hidden,
-            attention_mask=mask,
-            position_ids=position_RT,
-            past_key_values=cache,
-            use_cache=True,
-        )
+        with self._dense():
+            output = self.llm.model(
+                inputs_embeds=hidden,
+                attention_mask=mask,
+                position_ids=position_RT,
+                past_key_values=cache,
+                use_cache=True,
+            )
         return output.last_hidden_state
+
+    @contextmanager
+    def _dense(self) -> Iterator[None]:
+        """SDPA while generating: FlexAttention would be compiled anew for every length of the cache."""
+        if self.config.attention != "flex_attention":
+            yield
+            return
+        self.llm.set_attn_implementation("sdpa")
+        try:
+            yield
+        finally:
+            self.llm.set_attn_implementation("flex_attention")
 
     def _collect(self, ids_RT: Tensor, states_RTD: Tensor, p_seg_RT: Tensor, last_RD: Tensor) -> list[Spoken]:
         v, spoken = self.vocabulary, []

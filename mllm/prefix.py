@@ -9,7 +9,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from transformers import DynamicCache
+
+from mllm.config import Attention
 
 
 def packed_mask(prefix_valid_BL: Tensor, branch_BT: Tensor, dtype: torch.dtype) -> Tensor:
@@ -27,6 +30,29 @@ def packed_mask(prefix_valid_BL: Tensor, branch_BT: Tensor, dtype: torch.dtype) 
     return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(
         ~seen, torch.finfo(dtype).min
     )[:, None]
+
+
+def packed_blocks(prefix_valid_BL: Tensor, branch_BT: Tensor) -> BlockMask:
+    """The rule of `packed_mask` for FlexAttention: blocks that nobody sees are never computed."""
+    B, L = prefix_valid_BL.shape
+    branch_BS = torch.cat((branch_BT.new_full((B, L), -2), branch_BT), dim=1)
+    key_ok_BS = torch.cat((prefix_valid_BL, branch_BT >= 0), dim=1)
+
+    def seen(b: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        same = (branch_BS[b, key] == branch_BS[b, query]) | (branch_BS[b, key] == -2)
+        return ((key <= query) & same & key_ok_BS[b, key]) | (key == query)
+
+    S = branch_BS.shape[1]
+    return create_block_mask(seen, B, None, S, S, device=str(branch_BS.device))
+
+
+def check_attention(name: Attention) -> None:
+    """ValueError for a backend that cannot do what the model asks of it, or that is not there."""
+    if name == "flash_attention_2":
+        raise ValueError(
+            "attention='flash_attention_2' cannot hide branches from one another, which packed rows need: "
+            "use 'flex_attention' on a GPU, or 'sdpa'"
+        )
 
 
 def packed_positions(prefix_length: int, position_BT: Tensor) -> Tensor:

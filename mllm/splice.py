@@ -28,15 +28,22 @@ def splice(
     part_BPD: Tensor,
     object_valid_BO: Tensor,
     part_valid_BP: Tensor,
+    bos_D: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Layout]:
-    """`marks` are the embeddings of <image>, <object>, <part> -> prefix (B, L, D), valid (B, L), layout."""
+    """`marks` are the embeddings of <image>, <object>, <part> -> prefix (B, L, D), valid (B, L), layout.
+
+    `bos` is the embedding of the token that a pretrained LLM expects first, where there is one.
+    """
     B, N, _ = image_BND.shape
     O, P = object_BOD.shape[1], part_BPD.shape[1]
     mark = [marks_3D[i].expand(B, 1, -1) for i in range(3)]
-    prefix = torch.cat((mark[0], image_BND, mark[1], object_BOD, mark[2], part_BPD), dim=1)
-    true = object_valid_BO.new_ones
-    valid = torch.cat((true(B, 1 + N + 1), object_valid_BO, true(B, 1), part_valid_BP), dim=1)
-    start_o, start_p = 1 + N + 1, 1 + N + 1 + O + 1
-    layout = Layout(slice(1, 1 + N), slice(start_o, start_o + O), slice(start_p, start_p + P), start_p + P)
+    first = [] if bos_D is None else [bos_D.expand(B, 1, -1)]
+    prefix = torch.cat((*first, mark[0], image_BND, mark[1], object_BOD, mark[2], part_BPD), dim=1)
+    true, start = object_valid_BO.new_ones, len(first) + 1
+    valid = torch.cat((true(B, start + N + 1), object_valid_BO, true(B, 1), part_valid_BP), dim=1)
+    start_o, start_p = start + N + 1, start + N + 1 + O + 1
+    layout = Layout(
+        slice(start, start + N), slice(start_o, start_o + O), slice(start_p, start_p + P), start_p + P
+    )
     assert prefix.shape[1] == layout.length == valid.shape[1]
     return prefix, valid, layout

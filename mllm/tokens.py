@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 IMAGE, OBJECT, PART, SEG, REJ = "<image>", "<object>", "<part>", "[SEG]", "[REJ]"
 USER, ASSISTANT, END, PAD = "<user>", "<assistant>", "<end>", "<pad>"
@@ -29,6 +29,7 @@ class Vocabulary:
         self.pad, self.end, self.user, self.assistant = ids[PAD], ids[END], ids[USER], ids[ASSISTANT]
         self.image, self.object, self.part = ids[IMAGE], ids[OBJECT], ids[PART]
         self.seg, self.rej = ids[SEG], ids[REJ]
+        self.special = tuple(ids[token] for token in SPECIAL_TOKENS)
 
     @classmethod
     def train(cls, corpus: Iterable[str], size: int) -> Vocabulary:
@@ -44,6 +45,12 @@ class Vocabulary:
             show_progress=False,
         )
         tokenizer.train_from_iterator(corpus, trainer)
+        return cls(tokenizer)
+
+    @classmethod
+    def extend(cls, tokenizer: Tokenizer) -> Vocabulary:
+        """A pretrained tokenizer with the project's special tokens added where it lacks them."""
+        tokenizer.add_special_tokens([AddedToken(name, normalized=False) for name in SPECIAL_TOKENS])
         return cls(tokenizer)
 
     @classmethod

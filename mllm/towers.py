@@ -21,11 +21,12 @@ class LowTower(nn.Module):
         self.vit = CLIPVisionModel(
             CLIPVisionConfig(
                 hidden_size=config.low_width,
-                intermediate_size=3 * config.low_width,
+                intermediate_size=config.low_mlp or 3 * config.low_width,
                 num_hidden_layers=config.low_layers,
                 num_attention_heads=config.low_heads,
                 image_size=config.low_size,
                 patch_size=config.low_patch,
+                hidden_act=config.low_activation,
             )
         )
 
@@ -49,7 +50,7 @@ class HighTower(nn.Module):
                 num_stages=len(config.high_widths),
                 hidden_sizes=list(config.high_widths),
                 depths=list(config.high_depths),
-                layer_scale_init_value=0.0,  # none: at this depth it only slows learning
+                layer_scale_init_value=config.high_layer_scale,
                 out_features=[f"stage{i + 1}" for i in range(len(config.high_widths))],
             )
         )

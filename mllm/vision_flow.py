@@ -69,6 +69,14 @@ class RegionTokens(nn.Module):
         return self.mlp(pooled) + place + self.level
 
 
+def _projector(config: MLLMConfig) -> nn.Module:
+    """Low-tower width -> LLM width; `mlp2x_gelu` is LLaVA-1.5's (linear, GELU, linear)."""
+    C, D = config.low_width, config.llm_width
+    if config.projector == "linear":
+        return nn.Linear(C, D)
+    return nn.Sequential(nn.Linear(C, D), nn.GELU(), nn.Linear(D, D))
+
+
 class ImageTokens(nn.Module):
     """Gated fusion `low + G(low, high) * high` on the low tower's grid (MG-LLaVA's conv-gate form)."""
 
@@ -76,7 +84,7 @@ class ImageTokens(nn.Module):
         super().__init__()
         D, C = config.llm_width, config.high_widths[-1] + config.high_widths[-2]
         self.grid, self.use_high = config.low_grid, config.use_high
-        self.low = nn.Linear(config.low_width, D)
+        self.low = _projector(config)
         self.high = nn.Conv1d(C, D, 1)
         self.gate = nn.Conv1d(2 * D, D, 1)
         self.level = nn.Parameter(torch.zeros(D))

@@ -27,6 +27,7 @@ OWNERS = {
     "pycocotools": ("uniresxx/masks.py", "uniresxx/data/"),
     "pyarrow": ("uniresxx/data/",),
     "grain": ("uniresxx/data/mixture.py",),
+    "peft": ("mllm/lora.py",),
     "lmdb": ("uniresxx/data/readers/cris.py",),
     "torchvision": (),
     "flash_attn": (),

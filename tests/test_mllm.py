@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from mllm.chat import IGNORE, ChatTurn, Mark, Row, render
 from mllm.config import MLLMConfig
 from mllm.modeling import MLLM, Boxes
-from mllm.prefix import packed_mask
+from mllm.prefix import packed_blocks, packed_mask
 from mllm.tokens import SPECIAL_TOKENS, Vocabulary
 from mllm.vision_flow import roi_align_mean
 
@@ -324,3 +324,63 @@ def test_prompt_states_of_both_kinds_come_from_the_right_position(vocabulary: Vo
         torch.testing.assert_close(
             spoken.prompts_KD[0], states[len(branch) - 1 + shift], atol=1e-5, rtol=1e-5
         )
+
+
+def test_block_mask_of_flex_attention_is_the_same_rule() -> None:
+    valid = torch.tensor([[True, False, True], [True, True, True]])
+    branch = torch.tensor([[0, 0, 1, 1, -1], [0, 1, 1, 2, 2]])
+    blocks = packed_blocks(valid, branch)
+    dense = packed_mask(valid, branch, torch.float32)[:, 0] == 0
+    index = [torch.tensor(i) for i in range(8)]
+    for b in range(2):
+        for i in range(8):
+            for j in range(8):
+                assert bool(blocks.mask_mod(index[b], index[0], index[i], index[j])) == bool(dense[b, i, j])
+
+
+@pytest.mark.slow  # the kernel is compiled: half a minute on a CPU
+def test_flex_attention_reads_and_speaks_as_sdpa_does(vocabulary: Vocabulary) -> None:
+    plain, flex = make(vocabulary), make(vocabulary, attention="flex_attention")
+    row = Row()
+    for text in ("segment the car.", "find all the houses"):
+        render([ChatTurn(text, (Mark.SEG, "."))], vocabulary, row)
+    args = [torch.tensor([v, v]) for v in (row.ids_T, row.branch_T, row.position_T)]
+    with torch.no_grad():
+        a, b = (m.read(look(m), *args) for m in (plain, flex))
+    torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+    branch = [render([ChatTurn("the car")], vocabulary).ids_T]
+    spoken = [m.speak(m.prefill(look(m)), branch, [0], max_new=3)[0].ids for m in (plain, flex)]
+    assert spoken[0] == spoken[1]
+
+
+def test_flash_attention_is_refused_and_flex_is_named(vocabulary: Vocabulary) -> None:
+    with pytest.raises(ValueError, match="flex_attention"):
+        make(vocabulary, attention="flash_attention_2")
+
+
+def test_narrow_exploitation_adds_nothing_at_first_and_then_matters(vocabulary: Vocabulary) -> None:
+    torch.manual_seed(0)
+    model = MLLM(MLLMConfig(**{**TINY, "mgfe_width": 16}), vocabulary).eval()
+    wide = make(vocabulary)
+    assert model.exploitation.blocks[0].image.q.weight.shape == (16, 16)
+    sight = look(model)
+    torch.manual_seed(3)
+    stages = model.high(torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(2)))
+    objects = model.object_tokens(stages, some_boxes(2).objects_BO4)
+    torch.testing.assert_close(sight.object_BOD, objects)
+    for name, parameter in model.named_parameters():
+        if name.endswith("gate"):
+            torch.nn.init.constant_(parameter, 0.7)
+    assert (look(model).object_BOD - objects).abs().max() > 1e-3
+    assert look(wide).object_BOD.shape == sight.object_BOD.shape
+
+
+def test_a_first_token_comes_before_the_visual_prefix(vocabulary: Vocabulary) -> None:
+    plain, first = make(vocabulary), make(vocabulary, bos=7)
+    a, b = look(plain), look(first)
+    assert b.layout.length == a.layout.length + 1
+    assert torch.equal(b.prefix_BLD[:, 1:], a.prefix_BLD)
+    assert torch.equal(b.prefix_BLD[0, 0], first.embed.weight[7])
+    for name in ("image", "objects", "parts"):
+        assert torch.equal(a.prefix_BLD[:, getattr(a.layout, name)], b.prefix_BLD[:, getattr(b.layout, name)])
+    assert b.valid_BL[:, 0].all() and torch.equal(b.valid_BL[:, 1:], a.valid_BL)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from uniresxx.film_unet.config import FilmUNetConfig
 from uniresxx.film_unet.modeling import build_film_unet
 from uniresxx.images import photo_of
 from uniresxx.masks import decode
-from uniresxx.model.build import build_model
+from uniresxx.model.build import build_for_training, check_sources, open_vocabulary
 from uniresxx.model.config import UniRESPlusPlusConfig
 from uniresxx.overlay import Layer, draw_overlay
 from uniresxx.segmenter import EVALUATION_TEMPLATE, Decoding, Segmenter
@@ -40,7 +41,7 @@ SHOWN = 3  # pictures in an overlay
 
 # What `recipe.model` may be, and who builds it from a vocabulary.
 BUILDERS: dict[type, Callable[[Any, Vocabulary], Any]] = {
-    UniRESPlusPlusConfig: build_model,
+    UniRESPlusPlusConfig: partial(build_for_training, say=print),
     FilmUNetConfig: build_film_unet,
 }
 
@@ -48,9 +49,10 @@ BUILDERS: dict[type, Callable[[Any, Vocabulary], Any]] = {
 def open_job(recipe: Recipe, data: Path | None) -> Job:
     """Everything `train` needs. Raises InputError where the data cannot be read."""
     check(recipe)
-    found = _open_data(recipe, data)
     inputs = recipe.model.view if isinstance(recipe.model, FilmUNetConfig) else recipe.model
-    vocabulary = Vocabulary.train([*found.texts, *TRAINING_TEMPLATES], inputs.mllm.vocabulary)
+    check_sources(inputs)
+    found = _open_data(recipe, data)
+    vocabulary = open_vocabulary(inputs, [*found.texts, *TRAINING_TEMPLATES])
     torch.manual_seed(recipe.seed)
     model = BUILDERS[type(recipe.model)](recipe.model, vocabulary)
     d = recipe.data

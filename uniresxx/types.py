@@ -157,6 +157,9 @@ class Batch:
     masks_EHW: torch.Tensor  # bool, high frame
     pixel_valid_BHW: torch.Tensor  # bool: false on padding of the high frame
     dense_BHW3: torch.Tensor | None = None
+    pixels_mask_B3SS: torch.Tensor | None = None  # for mask heads with a frame of their own (SAM)
+    truth_boxes_BGM4: torch.Tensor | None = None  # boxes of all masks, by object and part; high frame
+    truth_boxes_valid_BGM: torch.Tensor | None = None
     expression_ids: list[str] = field(default_factory=list)
     granularities: list[Granularity] = field(default_factory=list)
     drawn: dict[str, int] = field(default_factory=dict)  # images and expressions, "<data set> <what>"

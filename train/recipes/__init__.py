@@ -9,10 +9,26 @@ from train.recipes.film_unet_scenes import film_unet_scenes
 from train.recipes.mini_real import mini_real
 from train.recipes.scenes_hour import scenes_hour
 from train.recipes.tiny_scenes import tiny_scenes
+from train.recipes.uniresxx_7b import uniresxx_7b, uniresxx_7b_align, uniresxx_7b_ground
+from train.recipes.uniresxx_7b_24gb import (
+    uniresxx_7b_24gb,
+    uniresxx_7b_24gb_align,
+    uniresxx_7b_24gb_ground,
+)
+from train.recipes.uniresxx_13b import uniresxx_13b, uniresxx_13b_align, uniresxx_13b_ground
 
 KNOWN: dict[str, Callable[[], Recipe]] = {
     "film_unet_scenes": film_unet_scenes,
     "mini_real": mini_real,
     "scenes_hour": scenes_hour,
     "tiny_scenes": tiny_scenes,
+    "uniresxx_13b": uniresxx_13b,
+    "uniresxx_13b_align": uniresxx_13b_align,
+    "uniresxx_13b_ground": uniresxx_13b_ground,
+    "uniresxx_7b": uniresxx_7b,
+    "uniresxx_7b_24gb": uniresxx_7b_24gb,
+    "uniresxx_7b_24gb_align": uniresxx_7b_24gb_align,
+    "uniresxx_7b_24gb_ground": uniresxx_7b_24gb_ground,
+    "uniresxx_7b_align": uniresxx_7b_align,
+    "uniresxx_7b_ground": uniresxx_7b_ground,
 }

@@ -19,9 +19,9 @@ from uniresxx.data.templates import dialogue_turn, expression_turn
 from uniresxx.errors import InputError
 from uniresxx.geometry import Letterbox
 from uniresxx.images import photo_of
-from uniresxx.masks import decode
+from uniresxx.masks import box_of, decode
 from uniresxx.model.config import UniRESPlusPlusConfig
-from uniresxx.model.processing import View, pad_boxes, pixels, view_photo
+from uniresxx.model.processing import View, mask_pixels, pad_boxes, pixels, view_photo
 from uniresxx.types import RLE, Batch, Dialogue, Expression, Granularity, ImageRecord
 
 
@@ -38,6 +38,7 @@ class Sample:
     drawn: dict[str, int] = field(default_factory=dict)  # 1 image, expressions by granularity, dialogues
     label: str = ""  # the data set it is of
     bad: tuple[BadSample, ...] = ()  # samples it stands in for
+    truth_boxes: tuple[np.ndarray, np.ndarray] | None = None  # object and part level, high frame
 
 
 def make_sample(
@@ -71,7 +72,40 @@ def make_sample(
     view = view_photo(photo_of(record), config, record)
     framed = [None if rle is None else _framed(rle, record, view.letterbox) for rle in masks]
     drawn = {"images": 1, "dialogues": len(dialogues)} | Counter(str(e.granularity) for e in expressions)
-    return Sample(view, row, framed, kinds, ids, _dense(record, view.letterbox), drawn)
+    boxes = truth_boxes(record, view.letterbox) if config.boxes == "learned" else None
+    dense = _dense(record, view.letterbox)
+    return Sample(view, row, framed, kinds, ids, dense, truth_boxes=boxes, drawn=drawn)
+
+
+def truth_boxes(record: ImageRecord, letterbox: Letterbox) -> tuple[np.ndarray, np.ndarray]:
+    """Object and part boxes that the box head learns: the data set's own, else those of all masks of the image.
+
+    The union of several referents is no object, so `multi` gives none (our choice).
+    """
+    found = []
+    for name in (Granularity.OBJECT, Granularity.PART):
+        if name in record.boxes:
+            boxes = np.asarray(record.boxes[name], dtype=np.float32).reshape(-1, 4)
+        else:
+            rles = [e.rle for e in record.expressions if e.granularity == name and e.rle is not None]
+            seen = {box for rle in rles if (box := box_of(rle)) is not None}
+            boxes = np.array(sorted(seen), dtype=np.float32).reshape(-1, 4)
+        found.append(letterbox.boxes(boxes).astype(np.float32))
+    return found[0], found[1]
+
+
+def _pad_truth(samples: Sequence[Sample]) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    levels = [s.truth_boxes for s in samples]
+    known = [pair for pair in levels if pair is not None]
+    if not known:
+        return None, None
+    M = max(len(boxes) for pair in known for boxes in pair)
+    boxes_BGM4 = np.zeros((len(known), 2, M, 4), dtype=np.float32)
+    valid_BGM = np.zeros((len(known), 2, M), dtype=bool)
+    for b, pair in enumerate(known):
+        for g, boxes in enumerate(pair):
+            boxes_BGM4[b, g, : len(boxes)], valid_BGM[b, g, : len(boxes)] = boxes, True
+    return torch.from_numpy(boxes_BGM4), torch.from_numpy(valid_BGM)
 
 
 def _dense(record: ImageRecord, letterbox: Letterbox) -> np.ndarray | None:
@@ -98,15 +132,19 @@ def collate(samples: Sequence[Sample], config: UniRESPlusPlusConfig, vocabulary:
             [(row := getattr(s.row, name)) + [fill] * (T - len(row)) for s in samples], dtype=torch.long
         )
 
-    side = config.mllm.high_size
+    side, stats = config.mllm.high_size, config.mllm.pixel_stats
+    truth = _pad_truth(samples)
     nothing = np.zeros((side, side), dtype=bool)
     masks = [nothing if mask is None else mask for s in samples for mask in s.masks]
     boxes = pad_boxes([s.view for s in samples], config)
     dense = [s.dense_HW3 for s in samples]
     known = [d for d in dense if d is not None]
     return Batch(
-        pixels_low_B3hw=pixels([s.view.low_hw3 for s in samples]),
-        pixels_high_B3HW=pixels([s.view.high_HW3 for s in samples]),
+        pixels_low_B3hw=pixels([s.view.low_hw3 for s in samples], stats),
+        pixels_high_B3HW=pixels([s.view.high_HW3 for s in samples], stats),
+        pixels_mask_B3SS=mask_pixels([s.view for s in samples]),
+        truth_boxes_BGM4=truth[0],
+        truth_boxes_valid_BGM=truth[1],
         object_boxes_BO4=boxes.objects_BO4,
         object_valid_BO=boxes.object_valid_BO,
         part_boxes_BP4=boxes.parts_BP4,

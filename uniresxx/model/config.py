@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
-from mllm.config import MLLMConfig
+from mllm.config import MLLMConfig, TuningConfig
 from uniresxx.errors import InputError
 from uniresxx.segmenter import DecisionRule
 
 MODEL_TYPE = "uniresxx"
-BoxSource = Literal["segmenter", "grid", "truth", "shuffled", "random"]
+BoxSource = Literal["segmenter", "learned", "owlv2", "grid", "truth", "shuffled", "random"]
+HeadKind = Literal["pyramid", "sam", "sam2"]
+MaskResolution = Literal["full", "low", "points"]
+Source = Literal["llava", "clip", "convnext", "sam"]
 NORM_GROUPS = 8
 
 
@@ -33,8 +36,80 @@ class PyramidHeadConfig:
 
 
 @dataclass(frozen=True)
+class SamHeadConfig:
+    """SAM as mask head; defaults are ViT-B (facebook/sam-vit-base config.json)."""
+
+    size: int = 1024  # of the mask frame: longest side, padded at the bottom and right
+    width: int = 768
+    layers: int = 12
+    heads: int = 12
+    global_blocks: tuple[int, ...] = (2, 5, 8, 11)
+    window: int = 14
+    decoder_width: int = 256
+    decoder_mlp: int = 2048
+    decoder_heads: int = 8
+    fuse_early: bool = False  # early encoder features join the decoder's image embedding
+
+
+def sam_large() -> SamHeadConfig:
+    """ViT-L (facebook/sam-vit-large config.json)."""
+    return SamHeadConfig(width=1024, layers=24, heads=16, global_blocks=(5, 11, 17, 23))
+
+
+def sam_huge() -> SamHeadConfig:
+    """ViT-H (facebook/sam-vit-huge config.json)."""
+    return SamHeadConfig(width=1280, layers=32, heads=16, global_blocks=(7, 15, 23, 31))
+
+
+@dataclass(frozen=True)
+class Sam2HeadConfig:
+    """SAM 2.1 as mask head; defaults are Hiera-T (facebook/sam2.1-hiera-tiny config.json)."""
+
+    size: int = 1024
+    width: int = 96  # of the first stage; doubles at each of four
+    blocks: tuple[int, int, int, int] = (1, 2, 7, 2)
+    heads: tuple[int, int, int, int] = (1, 2, 4, 8)
+    windows: tuple[int, int, int, int] = (8, 4, 14, 7)
+    global_blocks: tuple[int, ...] = (5, 7, 9)
+    background: int = 7  # side of the position code outside windows
+    decoder_width: int = 256
+    decoder_mlp: int = 2048
+    decoder_heads: int = 8
+
+
+@dataclass(frozen=True)
+class BoxHeadConfig:
+    """The `learned` proposer: a class-agnostic detector with an object and a part level."""
+
+    width: int = 256
+    stages: tuple[int, ...] = (1, 2, 3)  # of the high tower, finest first
+    convs: int = 2
+    candidates: int = 256  # best-scored boxes per level that enter NMS
+
+
+@dataclass(frozen=True)
+class WeightsConfig:
+    """Pretrained parts: a local folder or a hub id each, safetensors only; None: initialised at random.
+
+    `required` names those without which a recipe makes no sense: training stops and says which option names them.
+    """
+
+    llava: str | None = None  # LLM, projector and, unless `clip` is named, the low tower
+    clip: str | None = None
+    convnext: str | None = None
+    sam: str | None = None  # of mask_head "sam" or "sam2"
+    owlv2: str | None = None  # detector of boxes "owlv2"; never part of the model
+    start: str | None = None  # a checkpoint folder of ours, such as the stage before; adapters may be new
+    required: tuple[Source, ...] = ()
+
+
+@dataclass(frozen=True)
 class LossConfig:
-    """Weights of METHOD section 4; `dense` is the auxiliary of the scenes (kind, colour, part per pixel)."""
+    """Weights of METHOD section 4; `dense` is the auxiliary of the scenes (kind, colour, part per pixel).
+
+    `resolution` is where BCE and dice are taken: every pixel of the high frame; the head's own grid; or `points`
+    sampled points (losses.mask_point_sums). The `lisa` family has dice_smooth 0.001 (its scale of 1000 at eps 1e-6).
+    """
 
     text: float = 1.0
     mask: float = 2.0
@@ -42,6 +117,24 @@ class LossConfig:
     quality: float = 0.1
     presence: float = 0.5
     dense: float = 0.0
+    box: float = 1.0  # of the learned box head
+    resolution: MaskResolution = "full"
+    points: int = 12544
+    oversample: int = 3
+    uncertain: float = 0.75
+    dice_smooth: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Reject what names or samples nothing."""
+        if self.resolution not in get_args(MaskResolution):
+            raise ValueError(
+                f"loss.resolution={self.resolution!r}; known: {', '.join(get_args(MaskResolution))}"
+            )
+        if self.points < 1 or self.oversample < 1 or not 0 <= self.uncertain <= 1:
+            raise ValueError(
+                f"loss.points={self.points} and oversample={self.oversample} must be at least 1, "
+                f"uncertain={self.uncertain} from 0 to 1"
+            )
 
 
 @dataclass(frozen=True)
@@ -58,15 +151,36 @@ class UniRESPlusPlusConfig:
         0,
         0,
     )  # kinds, colours, parts incl. 0 = none; zeros: no dense head
+    mask_head: HeadKind = "pyramid"  # `head` has the sizes of "pyramid", `sam` and `sam2` those of the others
+    sam: SamHeadConfig = field(default_factory=SamHeadConfig)
+    sam2: Sam2HeadConfig = field(default_factory=Sam2HeadConfig)
+    box_head: BoxHeadConfig = field(default_factory=BoxHeadConfig)  # of boxes "learned"
+    tuning: TuningConfig = field(default_factory=TuningConfig)
+    weights: WeightsConfig = field(default_factory=WeightsConfig)
 
     def __post_init__(self) -> None:
         """Reject words that name nothing; a checkpoint's config may hold any text."""
         for name, value, known in (
             ("boxes", self.boxes, get_args(BoxSource)),
             ("decision_rule", self.decision_rule, get_args(DecisionRule)),
+            ("mask_head", self.mask_head, get_args(HeadKind)),
         ):
             if value not in known:
                 raise ValueError(f"{name}={value!r}; known: {', '.join(known)}")
+        if self.boxes == "owlv2" and self.mllm.pixel_stats != "clip":
+            raise ValueError(
+                "boxes='owlv2' reads the high tower's pixels: "
+                f"mllm.pixel_stats={self.mllm.pixel_stats!r} must be 'clip'"
+            )
+        if self.mask_head != "pyramid" and any(self.dense_classes):
+            raise ValueError(
+                f"mask_head={self.mask_head!r} has no fine map for dense_classes: use mask_head 'pyramid'"
+            )
+
+    @property
+    def mask_size(self) -> int | None:
+        """Side of the frame that the mask head looks at itself; None: it reads the high tower."""
+        return {"pyramid": None, "sam": self.sam.size, "sam2": self.sam2.size}[self.mask_head]
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form with its `model_type`."""
@@ -82,14 +196,25 @@ class UniRESPlusPlusConfig:
                 f"model_type is {kind!r}, expected {MODEL_TYPE!r}: this is a checkpoint of another kind"
             )
         try:
-            return cls(
-                mllm=MLLMConfig(**_tuples(values.pop("mllm"))),
-                head=PyramidHeadConfig(**values.pop("head")),
-                loss=LossConfig(**values.pop("loss")),
-                **_tuples(values),
-            )
+            parts: dict[str, Any] = {
+                "mllm": MLLMConfig(**_tuples(values.pop("mllm"))),
+                "head": PyramidHeadConfig(**values.pop("head")),
+                "loss": LossConfig(**values.pop("loss")),
+            }
+            for name, kind in _LATER.items():  # absent from checkpoints of before: their defaults
+                parts[name] = kind(**_tuples(values.pop(name, {})))
+            return cls(**parts, **_tuples(values))
         except (TypeError, KeyError, AttributeError, ValueError) as error:
             raise InputError(f"config.json does not fit this version: {error}") from error
+
+
+_LATER: dict[str, type] = {
+    "sam": SamHeadConfig,
+    "sam2": Sam2HeadConfig,
+    "box_head": BoxHeadConfig,
+    "tuning": TuningConfig,
+    "weights": WeightsConfig,
+}
 
 
 def _tuples(values: dict[str, Any]) -> dict[str, Any]:

@@ -7,8 +7,9 @@ frame, K decisions of one answer.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,13 +20,36 @@ from mllm.chat import IGNORE
 from mllm.modeling import MLLM, Boxes, Prefix, Spoken
 from mllm.modeling import Sight as MLLMSight
 from mllm.tokens import Vocabulary
+from uniresxx.data.proposals import Proposals
 from uniresxx.data.templates import asked_branches
+from uniresxx.errors import InputError
 from uniresxx.images import photo_of
 from uniresxx.masks import encode, union
+from uniresxx.model.boxes import BoxHead, BoxOutput
 from uniresxx.model.config import UniRESPlusPlusConfig
-from uniresxx.model.losses import Counts, LossTerms, mask_sums, text_sum, true_iou
-from uniresxx.model.processing import View, pad_boxes, photo_masks, pixels, view_photo
-from uniresxx.model.pyramid import HeadOutput, MaskFeatures, PyramidHead
+from uniresxx.model.detector import Detector
+from uniresxx.model.heads import HeadOutput, MaskHead
+from uniresxx.model.losses import (
+    Counts,
+    LossTerms,
+    cells,
+    mask_point_sums,
+    mask_sums,
+    text_sum,
+    true_iou,
+)
+from uniresxx.model.processing import (
+    FROM_FEATURES,
+    View,
+    mask_pixels,
+    pad_boxes,
+    photo_masks,
+    pixels,
+    view_photo,
+)
+from uniresxx.model.pyramid import PyramidHead
+from uniresxx.model.sam import Sam2Head, SamHead
+from uniresxx.model.tuning import tune
 from uniresxx.segmenter import DecisionRule, Decoding, Question
 from uniresxx.types import Batch, ImageRecord, Prediction, Segment
 
@@ -39,6 +63,7 @@ class Output(NamedTuple):
     labels_L: Tensor
     head: HeadOutput
     dense: tuple[Tensor, ...]  # kind, colour, part logits (B, classes, h, w); empty without a dense head
+    boxes: BoxOutput | None = None  # of the learned box head
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,19 +72,33 @@ class Sight:
 
     views: list[View]
     prefix: Prefix
-    features: MaskFeatures
+    features: Any  # the mask head's own
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """Boxes, and what finding them has computed already."""
+
+    boxes: Boxes
+    stages: list[Tensor] | None
+    output: BoxOutput | None
 
 
 class UniRESPlusPlus(nn.Module):
     """The full method; the tiny model is this class with small numbers."""
 
-    def __init__(self, config: UniRESPlusPlusConfig, vocabulary: Vocabulary) -> None:
+    def __init__(self, config: UniRESPlusPlusConfig, vocabulary: Vocabulary, llm_later: bool = False) -> None:
         super().__init__()
         self.config, self.vocabulary = config, vocabulary
-        self.mllm = MLLM(config.mllm, vocabulary)
-        self.head = PyramidHead(config.head, config.mllm.llm_width, config.mllm.high_widths)
+        self.mllm = MLLM(config.mllm, vocabulary, llm_later)
+        self.head = _head(config)
         classes = sum(config.dense_classes)
         self.dense = nn.Conv2d(config.head.width, classes, 1) if classes else None
+        m = config.mllm
+        learned = config.boxes == "learned"
+        self.box_head = BoxHead(config.box_head, m.high_widths, m.high_patch) if learned else None
+        self.detector: Detector | None = None  # of boxes "owlv2": outside the model, never saved with it
+        tune(self)
 
     # training -------------------------------------------------------------------------------------------------
 
@@ -68,12 +107,14 @@ class UniRESPlusPlus(nn.Module):
         boxes = Boxes(
             batch.object_boxes_BO4, batch.object_valid_BO, batch.part_boxes_BP4, batch.part_valid_BP
         )
-        sight = self.mllm.see(batch.pixels_low_B3hw, batch.pixels_high_B3HW, boxes)
+        extent_B2 = photo_extent(batch.pixel_valid_BHW)
+        found = self._find_boxes(batch.pixels_high_B3HW, boxes, extent_B2)
+        sight = self.mllm.see(batch.pixels_low_B3hw, batch.pixels_high_B3HW, found.boxes, found.stages)
         states_BTD = self.mllm.read(sight, batch.token_ids_BT, batch.branch_BT, batch.position_BT)
         learned_BT = batch.labels_BT != IGNORE
         own = int(self.config.mllm.prompt_state == "own")
         prompts_ED = states_BTD[batch.image_of_expr_E, batch.seg_position_E + own]
-        features = self._features(sight)
+        features = self._features(sight, batch.pixels_mask_B3SS)
         dense: tuple[Tensor, ...] = ()
         if self.dense is not None:
             dense = self.dense(features.fine_BChw).split(self.config.dense_classes, dim=1)
@@ -82,7 +123,24 @@ class UniRESPlusPlus(nn.Module):
             batch.labels_BT[learned_BT],
             self.head(features, prompts_ED, batch.image_of_expr_E),
             dense,
+            found.output,
         )
+
+    def _find_boxes(self, pixels_high_B3HW: Tensor, given: Boxes, extent_B2: Tensor) -> _Found:
+        """The configured boxes: as prepared with the photo, or found here on the model's own input."""
+        if self.box_head is not None:
+            stages = self.mllm.high(pixels_high_B3HW)
+            output = self.box_head(stages)
+            m = self.config.mllm
+            found = self.box_head.propose(output, extent_B2, m.max_objects, m.max_parts)
+            return _Found(found, stages, output)
+        if self.config.boxes == "owlv2":
+            if self.detector is None:
+                raise InputError(
+                    "boxes='owlv2' needs its detector: name it by --model.weights.owlv2 FOLDER_OR_HUB_ID"
+                )
+            return _Found(self.detector(pixels_high_B3HW, extent_B2), None, None)
+        return _Found(given, None, None)
 
     def counts(self, batch: Batch) -> Counts:
         """Denominators of the loss terms, known before the forward pass."""
@@ -94,16 +152,13 @@ class UniRESPlusPlus(nn.Module):
             "quality": masks,
             "presence": len(batch.present_E),
             "dense": int(batch.pixel_valid_BHW.sum()) if batch.dense_BHW3 is not None else 0,
+            "box": int(batch.truth_boxes_valid_BGM.sum()) if batch.truth_boxes_valid_BGM is not None else 0,
         }
 
     def loss(self, output: Output, batch: Batch) -> LossTerms:
         """Sums over this micro-batch; masks are supervised only where the truth has one."""
         w, present = self.config.loss, batch.present_E
-        truth_EHW = batch.masks_EHW[present]
-        valid_EHW = batch.pixel_valid_BHW[batch.image_of_expr_E[present]]
-        logits_EHW = _resize(output.head.masks_Ehw[present].float(), truth_EHW.shape[-2:])
-        bce, dice = mask_sums(logits_EHW, truth_EHW, valid_EHW)
-        iou_E = true_iou(logits_EHW, truth_EHW, valid_EHW)
+        bce, dice, iou_E = self._mask_terms(output.head.masks_Ehw[present].float(), batch)
         quality_E = output.head.quality_E[present].float()
         quality = F.binary_cross_entropy_with_logits(quality_E, iou_E, reduction="sum")
         presence = F.binary_cross_entropy_with_logits(
@@ -126,7 +181,37 @@ class UniRESPlusPlus(nn.Module):
         if output.dense and batch.dense_BHW3 is not None:
             sums["dense"] = self._dense_sum(output.dense, batch.dense_BHW3, batch.pixel_valid_BHW)
             weights["dense"] = w.dense
+        if output.boxes is not None and self.box_head is not None:
+            assert batch.truth_boxes_BGM4 is not None and batch.truth_boxes_valid_BGM is not None
+            sums["box"] = self.box_head.loss_sum(
+                output.boxes,
+                batch.truth_boxes_BGM4,
+                batch.truth_boxes_valid_BGM,
+                photo_extent(batch.pixel_valid_BHW),
+            )
+            weights["box"] = w.box
         return LossTerms(sums, weights)
+
+    def _mask_terms(self, logits_Ehw: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """BCE and dice sums at the configured resolution, and the true IoU of each mask.
+
+        Below full resolution the IoU is that on the head's grid. Points are drawn from torch's random numbers: a
+        step that is cut differently draws others.
+        """
+        w = self.config.loss
+        truth_EHW = batch.masks_EHW[batch.present_E]
+        valid_EHW = batch.pixel_valid_BHW[batch.image_of_expr_E[batch.present_E]]
+        if w.resolution == "full":
+            logits_EHW = _resize(logits_Ehw, truth_EHW.shape[-2:])
+            bce, dice = mask_sums(logits_EHW, truth_EHW, valid_EHW, w.dice_smooth)
+            return bce, dice, true_iou(logits_EHW, truth_EHW, valid_EHW)
+        h, w_ = logits_Ehw.shape[-2:]
+        covered_Ehw, seen_Ehw = cells(truth_EHW, valid_EHW, (h, w_))
+        if w.resolution == "points":
+            bce, dice = mask_point_sums(logits_Ehw, truth_EHW, valid_EHW, w, w.dice_smooth)
+        else:
+            bce, dice = mask_sums(logits_Ehw, covered_Ehw * seen_Ehw, seen_Ehw, w.dice_smooth)
+        return bce, dice, true_iou(logits_Ehw, (covered_Ehw >= 0.5) & seen_Ehw, seen_Ehw)
 
     @staticmethod
     def _dense_sum(dense: tuple[Tensor, ...], labels_BHW3: Tensor, valid_BHW: Tensor) -> Tensor:
@@ -142,14 +227,15 @@ class UniRESPlusPlus(nn.Module):
         ]
         return torch.stack(losses).sum() * stride * stride
 
-    def _features(self, sight: MLLMSight) -> MaskFeatures:
+    def _features(self, sight: MLLMSight, pixels_mask_B3SS: Tensor | None) -> Any:
         g = self.config.mllm.low_grid
         image_BDhw = sight.prefix_BLD[:, sight.layout.image].transpose(1, 2).unflatten(2, (g, g))
         regions = torch.cat((sight.object_BOD, sight.part_BPD), dim=1)
         valid = torch.cat(
             (sight.valid_BL[:, sight.layout.objects], sight.valid_BL[:, sight.layout.parts]), dim=1
         )
-        return self.head.see(sight.stages, image_BDhw, regions, valid)
+        head: MaskHead = self.head
+        return head.see(sight.stages, image_BDhw, regions, valid, pixels_mask_B3SS)
 
     # answering ------------------------------------------------------------------------------------------------
 
@@ -166,7 +252,8 @@ class UniRESPlusPlus(nn.Module):
     @torch.no_grad()
     def look(self, photos: Sequence[np.ndarray]) -> Sight:
         """Encode photos once: proposals, both towers, MGFE, the LLM's prefix, the mask head's maps."""
-        return self._look([view_photo(photo, self.config) for photo in photos])
+        with self._mixed():
+            return self._look([view_photo(photo, self.config) for photo in photos])
 
     @property
     def wants_truth_boxes(self) -> bool:
@@ -176,7 +263,15 @@ class UniRESPlusPlus(nn.Module):
     @torch.no_grad()
     def look_with_truth_boxes(self, records: Sequence[ImageRecord]) -> Sight:
         """`look` of that ablation."""
-        return self._look([view_photo(photo_of(record), self.config, record) for record in records])
+        with self._mixed():
+            return self._look([view_photo(photo_of(record), self.config, record) for record in records])
+
+    def _mixed(self) -> AbstractContextManager[Any]:
+        """Autocast where frozen weights are kept in bf16 beside trained ones in fp32; nothing elsewhere."""
+        kinds = {parameter.dtype for parameter in self.parameters()}
+        if len(kinds) > 1:
+            return torch.autocast(next(self.parameters()).device.type, dtype=torch.bfloat16)
+        return nullcontext()
 
     def _look(self, views: list[View]) -> Sight:
         device = next(self.parameters()).device
@@ -187,12 +282,22 @@ class UniRESPlusPlus(nn.Module):
                 for value in (boxes.objects_BO4, boxes.object_valid_BO, boxes.parts_BP4, boxes.part_valid_BP)
             )
         )
-        sight = self.mllm.see(
-            pixels([v.low_hw3 for v in views]).to(device),
-            pixels([v.high_HW3 for v in views]).to(device),
-            boxes,
+        stats = self.config.mllm.pixel_stats
+        high = pixels([v.high_HW3 for v in views], stats).to(device)
+        extent_B2 = torch.tensor(
+            [[v.letterbox.inner_width, v.letterbox.inner_height] for v in views],
+            dtype=torch.float32,
+            device=device,
         )
-        return Sight(views, self.mllm.prefill(sight), self._features(sight))
+        found = self._find_boxes(high, boxes, extent_B2)
+        if self.config.boxes in FROM_FEATURES:
+            views = [replace(v, boxes=_proposals(found.boxes, b)) for b, v in enumerate(views)]
+        sight = self.mllm.see(
+            pixels([v.low_hw3 for v in views], stats).to(device), high, found.boxes, found.stages
+        )
+        own = mask_pixels(views)
+        features = self._features(sight, None if own is None else own.to(device))
+        return Sight(views, self.mllm.prefill(sight), features)
 
     def regions(self, sight: Sight) -> list[dict[str, np.ndarray]]:
         """The proposals each photo was read with: xyxy (N, 4) in the image frame by "object" and "part"."""
@@ -212,13 +317,14 @@ class UniRESPlusPlus(nn.Module):
         image_of_row, branches = asked_branches(texts, decoding, self.vocabulary)
         if not branches:
             return []
-        spoken = self.mllm.speak(sight.prefix, branches, image_of_row, decoding.max_new_tokens)
-        prompts = torch.cat([s.prompts_KD for s in spoken])
-        image_of_prompt = [
-            b for b, s in zip(image_of_row, spoken, strict=True) for _ in range(len(s.prompts_KD))
-        ]
-        image_E = torch.tensor(image_of_prompt, device=prompts.device)
-        head = self.head(sight.features, prompts, image_E)
+        with self._mixed():
+            spoken = self.mllm.speak(sight.prefix, branches, image_of_row, decoding.max_new_tokens)
+            prompts = torch.cat([s.prompts_KD for s in spoken])
+            image_of_prompt = [
+                b for b, s in zip(image_of_row, spoken, strict=True) for _ in range(len(s.prompts_KD))
+            ]
+            image_E = torch.tensor(image_of_prompt, device=prompts.device)
+            head = self.head(sight.features, prompts, image_E)
         p_seg = torch.cat([s.p_seg_K for s in spoken])
         absent = (1 - p_seg * head.presence_E.sigmoid()).tolist()
         scores = head.quality_E.sigmoid().tolist()
@@ -264,6 +370,28 @@ class UniRESPlusPlus(nn.Module):
             mask_if_forced=None if kept else union(rles, size),
             segments=segments,
         )
+
+
+def photo_extent(valid_BHW: Tensor) -> Tensor:
+    """(x, y) size in pixels of the part of each square that shows the photo -> (B, 2) float."""
+    return torch.stack((valid_BHW.any(dim=1).sum(dim=1), valid_BHW.any(dim=2).sum(dim=1)), dim=1).float()
+
+
+def _proposals(boxes: Boxes, image: int) -> Proposals:
+    return Proposals(
+        boxes.objects_BO4[image][boxes.object_valid_BO[image]].float().cpu().numpy(),
+        boxes.parts_BP4[image][boxes.part_valid_BP[image]].float().cpu().numpy(),
+    )
+
+
+def _head(config: UniRESPlusPlusConfig) -> PyramidHead | SamHead | Sam2Head:
+    """The configured mask head."""
+    D = config.mllm.llm_width
+    if config.mask_head == "sam":
+        return SamHead(config.sam, D)
+    if config.mask_head == "sam2":
+        return Sam2Head(config.sam2, D)
+    return PyramidHead(config.head, D, config.mllm.high_widths)
 
 
 def _phrases(text: str, count: int) -> list[str]:

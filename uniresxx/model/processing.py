@@ -1,6 +1,6 @@
 """Photos -> model inputs: two letterboxed views and region proposals. The same code trains, evaluates and chats.
 
-Shapes: B images, y x pixels of the photo, h w low frame, H W high frame, O object boxes, P part boxes.
+Shapes: B images, y x pixels of the photo, h w low frame, H W high frame, S mask frame, O object boxes, P part boxes.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mllm.config import PixelStats
 from mllm.modeling import Boxes
 from uniresxx.data.proposals import Proposals, grid_boxes, propose, random_boxes, shuffled_boxes
 from uniresxx.errors import InputError
@@ -19,7 +20,14 @@ from uniresxx.geometry import Letterbox
 from uniresxx.model.config import UniRESPlusPlusConfig
 from uniresxx.types import ImageRecord
 
-PIXEL_MEAN, PIXEL_STD = 127.5, 63.75
+# Mean and deviation of each channel, 0..255. CLIP: openai/clip-vit-large-patch14-336 preprocessor_config.json, which
+# open_clip's ConvNeXt shares; imagenet: facebook/sam-vit-base preprocessor_config.json.
+PIXEL_STATS: dict[PixelStats, tuple[tuple[float, ...], tuple[float, ...]]] = {
+    "half": ((127.5,) * 3, (63.75,) * 3),
+    "clip": ((122.7709383, 116.7460125, 104.09373615), (68.5005327, 66.6321579, 70.32316305)),
+    "imagenet": ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
+}
+FROM_FEATURES = ("learned", "owlv2")  # box sources that the model computes itself, on its own input
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +38,7 @@ class View:
     low_hw3: np.ndarray
     high_HW3: np.ndarray
     boxes: Proposals
+    mask_SS3: np.ndarray | None = None  # the mask head's own frame, where it has one
 
 
 def view_photo(photo_yx3: np.ndarray, config: UniRESPlusPlusConfig, truth: ImageRecord | None = None) -> View:
@@ -39,7 +48,11 @@ def view_photo(photo_yx3: np.ndarray, config: UniRESPlusPlusConfig, truth: Image
     letterbox = Letterbox.fit(height, width, m.high_size)
     high = letterbox.photo(photo_yx3)
     low = high if m.low_size == m.high_size else Letterbox.fit(height, width, m.low_size).photo(photo_yx3)
-    return View(letterbox, low, high, _boxes_of(high, letterbox, config, truth))
+    mask = None
+    if config.mask_size is not None:
+        same = config.mask_size == m.high_size
+        mask = high if same else Letterbox.fit(height, width, config.mask_size).photo(photo_yx3)
+    return View(letterbox, low, high, _boxes_of(high, letterbox, config, truth), mask)
 
 
 def _boxes_of(
@@ -47,6 +60,9 @@ def _boxes_of(
 ) -> Proposals:
     """Boxes in the high frame from the configured source; the controls keep the proposer's counts."""
     m, side = config.mllm, config.mllm.high_size
+    if config.boxes in FROM_FEATURES:
+        none_N4 = np.zeros((0, 4), dtype=np.float32)
+        return Proposals(none_N4, none_N4)
     if config.boxes == "grid":
         return Proposals(grid_boxes(side, m.max_objects), grid_boxes(side, m.max_parts))
     if config.boxes == "truth":
@@ -80,9 +96,16 @@ def _on_the_photo(boxes_N4: np.ndarray, letterbox: Letterbox) -> np.ndarray:
     return cut[left > 0.5 * whole]
 
 
-def pixels(views: Sequence[np.ndarray]) -> Tensor:
+def pixels(views: Sequence[np.ndarray], stats: PixelStats = "half") -> Tensor:
     """uint8 (H, W, 3) views -> normalised float (B, 3, H, W)."""
-    return (torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2).float() - PIXEL_MEAN) / PIXEL_STD
+    mean, std = (torch.tensor(values)[:, None, None] for values in PIXEL_STATS[stats])
+    return (torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2).float() - mean) / std
+
+
+def mask_pixels(views: Sequence[View]) -> Tensor | None:
+    """The mask head's own frame of B photos (SAM's normalisation), None for a head without one."""
+    frames = [view.mask_SS3 for view in views if view.mask_SS3 is not None]
+    return pixels(frames, "imagenet") if frames else None
 
 
 def pad_boxes(views: Sequence[View], config: UniRESPlusPlusConfig) -> Boxes:

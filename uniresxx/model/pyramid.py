@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from uniresxx.model.config import NORM_GROUPS, PyramidHeadConfig
+from uniresxx.model.heads import HeadOutput
 
 
 class MaskFeatures(NamedTuple):  # modules take and give tuples: ZeRO-3 looks for the tensors in them
@@ -21,14 +22,6 @@ class MaskFeatures(NamedTuple):  # modules take and give tuples: ZeRO-3 looks fo
     fine_BChw: Tensor
     memory_BMC: Tensor
     memory_bias_BM: Tensor  # 0 where valid, very negative elsewhere
-
-
-class HeadOutput(NamedTuple):
-    """Mask logits on the finest grid, predicted-IoU and presence logits."""
-
-    masks_Ehw: Tensor
-    quality_E: Tensor
-    presence_E: Tensor
 
 
 class Attention(nn.Module):
@@ -107,7 +100,12 @@ class PyramidHead(nn.Module):
         self.judge = nn.Sequential(nn.Linear(2 * C, C), nn.GELU(), nn.Linear(C, 2))
 
     def see(
-        self, stages: list[Tensor], image_BDhw: Tensor, regions_BMD: Tensor, region_valid_BM: Tensor
+        self,
+        stages: list[Tensor],
+        image_BDhw: Tensor,
+        regions_BMD: Tensor,
+        region_valid_BM: Tensor,
+        pixels_B3SS: Tensor | None = None,
     ) -> MaskFeatures:
         """Once per image: fused fine map and memory (coarse map + object and part tokens)."""
         laterals = [conv(stage) for conv, stage in zip(self.lateral, stages, strict=True)]

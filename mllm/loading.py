@@ -1,0 +1,291 @@
+"""Pretrained weights into our names: LLaVA-1.5, CLIP ViT, CLIP ConvNeXt, SAM. Safetensors only, strict both ways.
+
+A source is a local folder, or the id of a hub repository (`owner/name`, `owner/name@revision`), which is downloaded
+only because it was named. Raises ValueError that says what does not fit; nothing of a named part stays random
+without being listed.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+from mllm.lora import ROWS, is_adapter, refresh_rows
+from mllm.modeling import MLLM
+from mllm.tokens import ASSISTANT, END, PAD, USER, Vocabulary
+
+Rules = Sequence[tuple[str, str | None]]  # (pattern of a name there, our name; None: known and not wanted)
+_SHOWN = 4
+
+# Layouts: transformers < 4.52 and as its save_pretrained writes ("language_model.model."), transformers >= 4.52 in
+# memory ("model.language_model."), and the original LLaVA release ("model.layers.", "model.mm_projector.").
+LLM_RULES: Rules = (
+    (r"(?:language_model\.)?model\.((?:embed_tokens|layers|norm)\..*)", r"model.\1"),
+    (r"model\.language_model\.((?:embed_tokens|layers|norm)\..*)", r"model.\1"),
+    (r"(?:language_model\.)?(lm_head\..*)", r"\1"),
+    (r".*rotary_emb\.inv_freq", None),
+)
+PROJECTOR_RULES: Rules = (
+    (r"(?:model\.)?multi_modal_projector\.linear_1\.(.*)", r"0.\1"),
+    (r"(?:model\.)?multi_modal_projector\.linear_2\.(.*)", r"2.\1"),
+    (r"model\.mm_projector\.([02]\..*)", r"\1"),
+)
+_VIT = r"((?:embeddings|pre_layrnorm|encoder|post_layernorm)\..*)"
+LLAVA_VIT_RULES: Rules = (
+    (r".*embeddings\.position_ids", None),
+    (rf"(?:model\.)?vision_tower\.(?:vision_tower\.)?(?:vision_model\.)?{_VIT}", r"\1"),
+)
+VIT_RULES: Rules = (
+    (r".*embeddings\.position_ids", None),
+    (rf"(?:vision_model\.)?{_VIT}", r"\1"),
+    (r"(?:text_model|text_projection|visual_projection|logit_scale)\b.*", None),
+)
+# transformers' ConvNextModel; timm's trunk, alone or as "visual.trunk." of an open_clip model.
+_TIMM = r"(?:visual\.trunk\.)?"
+CONVNEXT_RULES: Rules = (
+    (r"(?:convnext\.)?(embeddings\..*)", r"\1"),
+    (r"(?:convnext\.)?(encoder\..*)", r"\1"),
+    (r"(?:convnext\.)?layernorm\..*|classifier\..*", None),
+    (rf"{_TIMM}stem\.0\.(.*)", r"embeddings.patch_embeddings.\1"),
+    (rf"{_TIMM}stem\.1\.(.*)", r"embeddings.layernorm.\1"),
+    (rf"{_TIMM}stages\.(\d+)\.downsample\.(.*)", r"encoder.stages.\1.downsampling_layer.\2"),
+    (rf"{_TIMM}stages\.(\d+)\.blocks\.(\d+)\.conv_dw\.(.*)", r"encoder.stages.\1.layers.\2.dwconv.\3"),
+    (rf"{_TIMM}stages\.(\d+)\.blocks\.(\d+)\.norm\.(.*)", r"encoder.stages.\1.layers.\2.layernorm.\3"),
+    (
+        rf"{_TIMM}stages\.(\d+)\.blocks\.(\d+)\.mlp\.fc([12])\.(.*)",
+        r"encoder.stages.\1.layers.\2.pwconv\3.\4",
+    ),
+    (rf"{_TIMM}stages\.(\d+)\.blocks\.(\d+)\.gamma", r"encoder.stages.\1.layers.\2.layer_scale_parameter"),
+    (rf"{_TIMM}(?:head|norm_pre)\..*|visual\.head\..*", None),
+    (r"(?:transformer|token_embedding|ln_final|text)\..*", None),
+    (r"positional_embedding|text_projection(?:\..*)?|logit_scale|logit_bias|attn_mask", None),
+)
+SAM_RULES: Rules = ((r"(.*)", r"\1"),)
+# Our own checkpoints, with or without adapters around a weight.
+OWN_RULES: Rules = ((r"(.*)\.base_layer\.(.*)", r"\1.\2"), (r"(.*)", r"\1"))
+# What a published layout leaves out because it is another tensor's twin.
+SAM_TWINS = {
+    "prompt_encoder.shared_embedding.positional_embedding": "shared_image_embedding.positional_embedding",
+    "shared_image_embedding.positional_embedding": "prompt_encoder.shared_embedding.positional_embedding",
+}
+# Ours alone: the high tower's stages are normalised before use, the published trunk has no such norms.
+CONVNEXT_NEW = (r"hidden_states_norms\..*",)
+# New rows start as the mean of these pieces, the others as the mean of all rows (our choice).
+FIRST_ROWS = {USER: "USER:", ASSISTANT: "ASSISTANT:", END: "</s>", PAD: "<unk>"}
+
+
+@dataclass(slots=True)
+class Report:
+    """What was loaded into one part, and which of its tensors are new on purpose."""
+
+    source: str
+    loaded: list[str] = field(default_factory=list)
+    new: list[str] = field(default_factory=list)
+    ignored: list[str] = field(default_factory=list)  # known names of the source that this part does not want
+
+    def line(self, part: str) -> str:
+        """One printed line."""
+        new = f", {len(self.new)} new ({_few(self.new)})" if self.new else ""
+        return f"{part}: {len(self.loaded)} tensors from {self.source}{new}"
+
+
+def folder_of(source: str) -> Path:
+    """The local folder of a source; a hub id is downloaded (weights, configs and tokenizer only, never code)."""
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return path
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", source) or path.exists():
+        raise ValueError(f"{source!r} is neither a folder nor a hub id (owner/name)")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    name, _, revision = source.partition("@")
+    try:
+        return Path(
+            snapshot_download(name, revision=revision or None, allow_patterns=["*.safetensors", "*.json"])
+        )
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise ValueError(
+            f"{source!r} could not be downloaded ({type(error).__name__}): name a local folder"
+        ) from error
+
+
+def weight_files(folder: Path) -> dict[str, Path]:
+    """Name of every tensor of a folder -> its file; ValueError where none is there or one is missing."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            listed: dict[str, str] = json.loads(index.read_text())["weight_map"]
+        except (ValueError, KeyError) as error:
+            raise ValueError(f"{index} is not an index of weights ({error})") from error
+        missing = sorted({name for name in listed.values() if not (folder / name).is_file()})
+        if missing:
+            raise ValueError(f"{folder} lacks {_few(missing)}, which {index.name} names: copy all shards")
+        return {tensor: folder / name for tensor, name in listed.items()}
+    files = sorted(folder.glob("*.safetensors"))
+    preferred = [f for f in files if f.name in ("model.safetensors", "open_clip_model.safetensors")]
+    if len(files) > 1 and preferred:
+        files = preferred[:1]
+    if not files:
+        pickled = sorted(p.name for p in folder.glob("*") if p.suffix in (".bin", ".pt", ".pth", ".ckpt"))
+        more = f" (only {_few(pickled)}, which are pickles and are never opened)" if pickled else ""
+        raise ValueError(f"{folder} has no .safetensors file{more}: convert the weights to safetensors first")
+    found: dict[str, Path] = {}
+    for path in files:
+        found |= dict.fromkeys(_opened(path, lambda file: list(file.keys())), path)
+    return found
+
+
+def _opened(path: Path, use: Callable[..., list]) -> list:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return use(file)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is not a readable safetensors file ({error})") from error
+
+
+def translate(names: Sequence[str], rules: Rules) -> tuple[dict[str, str], list[str], list[str]]:
+    """(ours -> theirs, names known and not wanted, names that no rule knows); ValueError where two names meet."""
+    ours: dict[str, str] = {}
+    ignored, unknown = [], []
+    for name in names:
+        for pattern, target in rules:
+            match = re.fullmatch(pattern, name)
+            if match is None:
+                continue
+            if target is None:
+                ignored.append(name)
+            else:
+                own = match.expand(target)
+                if own in ours:
+                    raise ValueError(f"{name} and {ours[own]} are both {own}: the folder mixes two layouts")
+                ours[own] = name
+            break
+        else:
+            unknown.append(name)
+    return ours, ignored, unknown
+
+
+def load_part(
+    module: nn.Module,
+    source: str,
+    rules: Rules,
+    new: Sequence[str] = (),
+    twins: Mapping[str, str] | None = None,
+    only: bool = True,
+    adjust: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
+) -> Report:
+    """Fill `module` from `source`. Strict: every tensor of the module is loaded, but for those that match `new`
+    (adapters and trained token rows among them), and every tensor of the source has a place or a rule.
+
+    `only`: names that no rule knows are an error; a LLaVA folder also holds other parts. `twins`: our name -> our
+    name whose tensor it shares. `adjust`: our name -> function of the loaded tensor (rows of a vocabulary).
+    """
+    files = weight_files(folder_of(source))
+    ours, ignored, unknown = translate(list(files), rules)
+    own = {name.replace(".base_layer.", "."): value for name, value in module.state_dict().items()}
+    report = Report(source, ignored=ignored)
+    missing: list[str] = []
+    for name in own:
+        if name in ours or (twins or {}).get(name, "") in ours:
+            continue
+        known_new = is_adapter(name) or any(re.fullmatch(pattern, name) for pattern in new)
+        (report.new if known_new else missing).append(name)
+    unexpected = sorted(set(ours) - set(own)) + (unknown if only else [])
+    _refuse(source, {"missing": missing, "unexpected": unexpected})
+    wrong = []
+    with torch.no_grad():
+        for name in own.keys() - set(report.new):
+            theirs = ours[name] if name in ours else ours[(twins or {})[name]]
+            value = _opened(files[theirs], lambda file, key=theirs: [file.get_tensor(key)])[0]
+            value = (adjust or {}).get(name, lambda given: given)(value)
+            if value.shape != own[name].shape:
+                wrong.append(f"{name} {tuple(value.shape)} instead of {tuple(own[name].shape)}")
+                continue
+            own[name].copy_(value)
+            report.loaded.append(name)
+    _refuse(source, {"of another shape": wrong})
+    for path, inner in module.named_modules():
+        if f"{path}.{ROWS}".removeprefix(".") in report.new:
+            refresh_rows(inner)
+    return report
+
+
+def _refuse(source: str, wrong: Mapping[str, Sequence[str]]) -> None:
+    problems = [f"{len(names)} {what}: {_few(sorted(names))}" for what, names in wrong.items() if names]
+    if problems:
+        raise ValueError(f"{source} does not fit the model: {'; '.join(problems)}")
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
+
+
+def load_llava(model: MLLM, source: str, with_tower: bool) -> list[Report]:
+    """LLM, projector and, with `with_tower`, the low tower, of LLaVA-1.5 in any of its published layouts.
+
+    Rows of the vocabulary that the source lacks, and those of our special tokens, start from `first_rows`.
+    """
+    if model.config.projector != "mlp2x_gelu":
+        raise ValueError(f"projector={model.config.projector!r}: LLaVA-1.5 has mllm.projector 'mlp2x_gelu'")
+    size = model.config.vocabulary
+    names = list(weight_files(folder_of(source)))
+    every_rule = (*LLM_RULES, *PROJECTOR_RULES, *LLAVA_VIT_RULES)
+    _refuse(source, {"unexpected": [n for n in names if not any(re.fullmatch(p, n) for p, _ in every_rule)]})
+
+    def grow(rows_VD: Tensor) -> Tensor:
+        if len(rows_VD) > size:
+            raise ValueError(f"{source} has {len(rows_VD)} token rows: set mllm.vocabulary to at least that")
+        grown = rows_VD.float().mean(dim=0).expand(size, -1).clone()
+        grown[: len(rows_VD)] = rows_VD
+        return first_rows(grown, model.vocabulary)
+
+    adjust = {"model.embed_tokens.weight": grow, "lm_head.weight": grow}
+    reports = [load_part(model.llm, source, LLM_RULES, only=False, adjust=adjust)]
+    reports.append(load_part(model.image_tokens.low, source, PROJECTOR_RULES, only=False))
+    if with_tower:
+        reports.append(load_part(model.low.vit, source, LLAVA_VIT_RULES, only=False))
+    return reports
+
+
+def first_rows(rows_VD: Tensor, vocabulary: Vocabulary) -> Tensor:
+    """Token rows with those of the special tokens set to the mean of what they stand for."""
+    known = vocabulary.tokenizer.get_vocab(with_added_tokens=True)
+    average = rows_VD.float().mean(dim=0)
+    for token in vocabulary.special:
+        name = vocabulary.tokenizer.id_to_token(token)
+        text = FIRST_ROWS.get(name or "", "")
+        pieces = [known[text]] if text in known else vocabulary.encode(text) if text else []
+        rows_VD[token] = rows_VD[pieces].float().mean(dim=0) if pieces else average
+    return rows_VD
+
+
+def load_clip(model: MLLM, source: str) -> Report:
+    """The low tower from CLIPModel or CLIPVisionModel."""
+    return load_part(model.low.vit, source, VIT_RULES)
+
+
+def load_convnext(model: MLLM, source: str) -> Report:
+    """The high tower from transformers' ConvNextModel, timm's trunk or an open_clip model."""
+    return load_part(model.high.backbone, source, CONVNEXT_RULES, new=CONVNEXT_NEW)
+
+
+def load_sam(sam: nn.Module, source: str) -> Report:
+    """transformers' SamModel or Sam2Model."""
+    return load_part(sam, source, SAM_RULES, twins=SAM_TWINS)
+
+
+def llava_vocabulary(source: str) -> Vocabulary:
+    """The tokenizer of a LLaVA-1.5 source with our special tokens; ValueError where `tokenizer.json` is missing."""
+    path = folder_of(source) / "tokenizer.json"
+    if not path.is_file():
+        raise ValueError(f"{path} is missing: save the tokenizer in the fast form (tokenizer.json) first")
+    return Vocabulary.extend(Tokenizer.from_file(str(path)))

@@ -1,0 +1,187 @@
+"""Low-rank adapters (peft) on the LLM, and training only the new rows of its token matrices.
+
+Shapes: B T as in mllm.modeling, V vocabulary, R new rows, D width.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mllm.config import TuningConfig
+
+ROWS = "rows_RD"
+_ADAPTER = re.compile(rf"\.(lora_A|lora_B)\.|\.{ROWS}$")
+
+
+class RowEmbedding(nn.Embedding):
+    """An embedding whose `weight` is frozen but for some rows, which are a parameter of their own.
+
+    peft's trainable_token_indices writes the rows into a copy of the whole matrix at every call and gets a gradient
+    of its size back; here neither is ever made. Same values: checked against it in the tests.
+    """
+
+    rows_RD: nn.Parameter
+    row_ids_R: Tensor
+    place_V: Tensor
+
+    def __init__(self, plain: nn.Embedding, rows: Sequence[int]) -> None:
+        count, width = plain.weight.shape
+        super().__init__(count, width, _weight=plain.weight, _freeze=True)
+        _own_rows(self, rows)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Embeddings of token ids of any shape."""
+        place = self.place_V[ids]
+        own = F.embedding(place.clamp(min=0), self.rows_RD)
+        return torch.where((place >= 0)[..., None], own, super().forward(ids).to(own.dtype))
+
+
+class RowLinear(nn.Linear):
+    """The same for the output matrix (no bias)."""
+
+    rows_RD: nn.Parameter
+    row_ids_R: Tensor
+    place_V: Tensor
+
+    def __init__(self, plain: nn.Linear, rows: Sequence[int]) -> None:
+        assert plain.bias is None
+        out, width = plain.weight.shape
+        super().__init__(width, out, bias=False, device="meta")
+        self.weight = nn.Parameter(plain.weight.detach(), requires_grad=False)
+        _own_rows(self, rows)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (…, V)."""
+        logits = super().forward(x)
+        return logits.index_copy(-1, self.row_ids_R, F.linear(x, self.rows_RD).to(logits.dtype))
+
+
+def _own_rows(module: RowEmbedding | RowLinear, rows: Sequence[int]) -> None:
+    """Give a matrix module its trained rows and the two index tables (not saved)."""
+    weight = module.weight
+    ids = torch.tensor(sorted(rows), device=weight.device)
+    place = torch.full((len(weight),), -1, device=weight.device)
+    place[ids] = torch.arange(len(ids), device=weight.device)
+    module.register_buffer("row_ids_R", ids, persistent=False)
+    module.register_buffer("place_V", place, persistent=False)
+    module.rows_RD = nn.Parameter(weight.detach()[ids].clone())
+
+
+def refresh_rows(module: nn.Module) -> None:
+    """Start the trained rows from `weight` again, after that was loaded."""
+    if isinstance(module, RowEmbedding | RowLinear):
+        with torch.no_grad():
+            module.rows_RD.copy_(module.weight[module.row_ids_R])
+
+
+def adapt(llm: Any, tuning: TuningConfig, new_tokens: Sequence[int]) -> None:
+    """Freeze, adapt and open what `tuning` says, in place; `llm` is a LlamaForCausalLM.
+
+    With adapters the parameter of a target becomes `<target>.base_layer.weight`, its adapters
+    `<target>.lora_A.default.weight` and `lora_B`. Raises ValueError for a target that names no projection.
+    """
+    if tuning.lora_rank:
+        _inject(llm, tuning)
+    if tuning.token_rows == "new":
+        llm.model.embed_tokens = RowEmbedding(llm.model.embed_tokens, new_tokens)
+        llm.lm_head = RowLinear(llm.lm_head, new_tokens)
+    elif tuning.lora_rank and "llm" not in tuning.frozen:
+        llm.model.embed_tokens.requires_grad_(True)
+        llm.lm_head.requires_grad_(True)
+
+
+def _inject(llm: nn.Module, tuning: TuningConfig) -> None:
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise ValueError("lora_rank needs the package peft: pip install 'uniresxx[train]'") from error
+
+    names = {name.rpartition(".")[2] for name, module in llm.named_modules() if isinstance(module, nn.Linear)}
+    unknown = sorted(set(tuning.lora_targets) - names)
+    if unknown:
+        raise ValueError(
+            f"lora_targets {unknown} name no projection of the LLM; known: {', '.join(sorted(names))}"
+        )
+    config = LoraConfig(
+        r=tuning.lora_rank,
+        lora_alpha=tuning.lora_alpha,
+        lora_dropout=tuning.lora_dropout,
+        target_modules=list(tuning.lora_targets),
+    )
+    inject_adapter_in_model(config, llm)
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a parameter's name is that of an adapter or of trained token rows."""
+    return _ADAPTER.search(f".{name}") is not None
+
+
+def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Adapters and trained token rows alone, by name: what is saved apart from the base weights."""
+    return {name: p.detach() for name, p in model.named_parameters() if is_adapter(name)}
+
+
+def load_adapter_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Put back what `adapter_tensors` gave; every name and shape must match (ValueError)."""
+    own = adapter_tensors(model)
+    wrong = sorted(own.keys() ^ tensors.keys()) + sorted(
+        name for name in own.keys() & tensors.keys() if own[name].shape != tensors[name].shape
+    )
+    if wrong:
+        raise ValueError(f"{len(wrong)} adapter tensors do not fit the model: {', '.join(wrong[:3])}")
+    with torch.no_grad():
+        for name, value in own.items():
+            value.copy_(tensors[name])
+
+
+def _layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    from peft.tuners.lora import LoraLayer
+
+    return ((name, module) for name, module in model.named_modules() if isinstance(module, LoraLayer))
+
+
+def merge(model: nn.Module) -> None:
+    """Add the adapters into the weights they adapt; the output stays, `unmerge` undoes it (up to rounding)."""
+    for _, layer in _layers(model):
+        layer.merge()
+
+
+def unmerge(model: nn.Module) -> None:
+    """Inverse of `merge`."""
+    for _, layer in _layers(model):
+        layer.unmerge()
+
+
+def merged_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The state of the same model without adapters and row parameters: plain names, adapters merged.
+
+    The model itself is left as it was.
+    """
+    plain = {name: value for name, value in model.state_dict().items() if not is_adapter(name)}
+    deltas = (
+        {name: layer.get_delta_weight("default") for name, layer in _layers(model)} if _has(model) else {}
+    )
+    state: dict[str, Tensor] = {}
+    for name, value in plain.items():
+        base = name.removesuffix(".base_layer.weight")
+        if base != name:
+            value = (value + deltas[base].to(value.dtype)) if base in deltas else value
+            name = f"{base}.weight"
+        state[name] = value.detach()
+    for name, module in model.named_modules():
+        if isinstance(module, RowEmbedding | RowLinear):
+            key = f"{name}.weight" if name else "weight"
+            state[key] = state[key].index_copy(
+                0, module.row_ids_R, module.rows_RD.detach().to(state[key].dtype)
+            )
+    return state
+
+
+def _has(model: nn.Module) -> bool:
+    return any(".lora_A." in name for name, _ in model.named_parameters())

@@ -1,0 +1,310 @@
+"""Boxes that the model finds itself: the learned head and OWLv2, the same in training and answering."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import Owlv2Config, Owlv2ForObjectDetection
+
+from mllm.tokens import Vocabulary
+from mllm.towers import HighTower
+from tests.test_model import CONFIG, batch_of, picture
+from train.recipes import KNOWN
+from uniresxx.checkpoint import load_segmenter, save_pretrained
+from uniresxx.data.collate import truth_boxes
+from uniresxx.data.proposals import NMS_IOU as CLASSICAL_NMS
+from uniresxx.data.proposals import propose
+from uniresxx.data.scenes import scene_record
+from uniresxx.data.templates import TRAINING_TEMPLATES
+from uniresxx.errors import InputError
+from uniresxx.geometry import Letterbox, box_iou
+from uniresxx.images import photo_of
+from uniresxx.model.boxes import (
+    NMS_IOU,
+    BoxHead,
+    assign,
+    best_boxes,
+    centreness,
+    pairwise_giou,
+    pairwise_iou,
+)
+from uniresxx.model.build import attach_detector, build_model
+from uniresxx.model.config import BoxHeadConfig, UniRESPlusPlusConfig, WeightsConfig
+from uniresxx.model.modeling import UniRESPlusPlus
+from uniresxx.model.processing import pixels
+from uniresxx.segmenter import Decoding
+
+HEAD = BoxHeadConfig(width=16, stages=(0, 1, 2), convs=1)
+CLIP_PIXELS = replace(CONFIG, mllm=replace(CONFIG.mllm, pixel_stats="clip"))
+LEARNED = replace(CONFIG, boxes="learned", box_head=HEAD)
+
+
+@pytest.fixture(scope="module")
+def vocabulary() -> Vocabulary:
+    return Vocabulary.train([*TRAINING_TEMPLATES, "the red square", "both squares"] * 3, 340)
+
+
+def new_model(vocabulary: Vocabulary, config: UniRESPlusPlusConfig = LEARNED) -> UniRESPlusPlus:
+    torch.manual_seed(0)
+    return build_model(config, vocabulary).eval()
+
+
+def greedy(boxes: np.ndarray, scores: np.ndarray, count: int) -> list[int]:
+    """NMS written out: best first, drop what overlaps a kept one."""
+    kept: list[int] = []
+    for index in np.argsort(-scores, kind="stable"):
+        if scores[index] >= 0 and all(box_iou(boxes[[index]], boxes[[k]])[0, 0] <= NMS_IOU for k in kept):
+            kept.append(int(index))
+    return kept[:count]
+
+
+@given(st.integers(0, 10_000), st.integers(1, 12))
+@settings(deadline=None, max_examples=30)
+def test_batched_nms_equals_the_loop(seed: int, count: int) -> None:
+    rng = np.random.default_rng(seed)
+    corner = rng.uniform(0, 30, (2, 20, 2))
+    boxes = np.concatenate((corner, corner + rng.uniform(2, 30, (2, 20, 2))), axis=-1).astype(np.float32)
+    scores = rng.uniform(size=(2, 20)).astype(np.float32)
+    extent = torch.tensor([[64.0, 64.0], [64.0, 64.0]])
+    got, valid = best_boxes(torch.from_numpy(boxes), torch.from_numpy(scores), extent, count, 20)
+    assert got.shape == (2, count, 4) and valid.shape == (2, count)
+    for b in range(2):
+        expected = boxes[b][greedy(boxes[b], scores[b], count)]
+        np.testing.assert_allclose(got[b][valid[b]].numpy(), expected, rtol=1e-5)
+        assert not got[b][~valid[b]].any()
+    assert NMS_IOU == CLASSICAL_NMS
+
+
+def test_boxes_are_cut_to_the_photo_and_never_empty() -> None:
+    boxes = torch.tensor([[[-5.0, 2, 40, 20], [33, 1, 40, 9], [3, 3, 3.5, 9], [0, 0, 10, 10]]])
+    got, valid = best_boxes(boxes, torch.tensor([[0.9, 0.8, 0.7, 0.6]]), torch.tensor([[32.0, 16.0]]), 6, 4)
+    assert got[valid].tolist() == [[0, 2, 32, 16], [0, 0, 10, 10]]
+    assert int(valid.sum()) == 2 and valid.shape == (1, 6)
+
+
+def test_overlap_measures_equal_their_definitions() -> None:
+    a, b = torch.tensor([[0.0, 0, 4, 4]]), torch.tensor([[2.0, 0, 6, 4]])
+    assert pairwise_iou(a[None], b[None]).item() == pytest.approx(8 / 24)
+    assert pairwise_giou(a, b).item() == pytest.approx(8 / 24 - 0.0)
+    assert pairwise_giou(a, torch.tensor([[8.0, 0, 12, 4]])).item() == pytest.approx(-(48 - 32) / 48)
+    points = torch.tensor([[5.0, 5.0], [2.5, 5.0], [20.0, 5.0]])
+    box = torch.tensor([0.0, 0, 10, 10]).expand(1, 1, 3, 4)
+    assert centreness(points, box)[0, 0].tolist() == pytest.approx([1.0, (2.5 / 7.5) ** 0.5, 0.0])
+
+
+def test_every_truth_box_has_a_responsible_location_on_one_stage() -> None:
+    head = BoxHead(BoxHeadConfig(width=16, stages=(0, 1, 2), convs=1), (8, 16, 24, 32), 4)
+    out = head([torch.randn(1, c, s, s) for c, s in ((8, 32), (16, 16), (24, 8), (32, 4))])
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        corner, size = rng.uniform(0, 100, 2), rng.uniform(1.5, 28, 2) * rng.choice([1, 4])
+        high = np.minimum(corner + size, 128)
+        truth = torch.tensor([*corner, *high], dtype=torch.float32).expand(1, 2, 1, 4)
+        valid = torch.tensor([[[True], [False]]])
+        found = assign(out.points_L2, out.stride_L, truth, valid)
+        strides = out.stride_L[found[0, 0] == 0].unique()
+        assert len(strides) == 1 and 1 <= int((found[0, 0] == 0).sum()) <= 9
+        assert (found[0, 1] == -1).all()
+    small_wins = torch.tensor([[0.0, 0, 30, 30], [10, 10, 20, 20]]).expand(1, 2, 2, 4)
+    found = assign(out.points_L2, out.stride_L, small_wins, torch.ones(1, 2, 2, dtype=torch.bool))
+    centre = ((out.points_L2 - 15).abs() < 3).all(dim=1) & (out.stride_L == 4)
+    assert (found[0, 0][centre] == 1).all()
+
+
+def test_the_head_learns_to_find_what_masks_show(vocabulary: Vocabulary) -> None:
+    """From the box loss alone: over-fits two pictures to recall 1 at IoU 0.5 on both levels."""
+    torch.manual_seed(0)
+    head = BoxHead(HEAD, CONFIG.mllm.high_widths, CONFIG.mllm.high_patch)
+    model = new_model(vocabulary)
+    batch = batch_of([picture(0), picture(1)], vocabulary, LEARNED)
+    assert batch.truth_boxes_BGM4 is not None and batch.truth_boxes_valid_BGM is not None
+    extent = torch.full((2, 2), 32.0)
+    with torch.no_grad():
+        stages = model.mllm.high(batch.pixels_high_B3HW)
+    optimizer = torch.optim.Adam(head.parameters(), lr=1e-2)
+    for _ in range(150):
+        loss = head.loss_sum(head(stages), batch.truth_boxes_BGM4, batch.truth_boxes_valid_BGM, extent)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    found = head.propose(head(stages), extent, 3, 4)
+    for g, boxes in enumerate((found.objects_BO4, found.parts_BP4)):
+        for b in range(2):
+            truth = batch.truth_boxes_BGM4[b, g][batch.truth_boxes_valid_BGM[b, g]]
+            assert len(truth) == 1
+            assert pairwise_iou(truth[None], boxes[b : b + 1]).max() > 0.5
+
+
+def test_truth_boxes_are_those_of_all_masks_of_the_image() -> None:
+    record = picture(0, 32, 64)
+    letterbox = Letterbox.fit(32, 64, 32)
+    objects, parts = truth_boxes(record, letterbox)
+    assert len(objects) == len(parts) == 1  # "both squares" is no object, the absent one has no mask
+    own = replace(record, boxes={"object": np.array([[0.0, 0, 64, 32]]), "part": np.zeros((0, 4))})
+    objects, parts = truth_boxes(own, letterbox)
+    assert objects.tolist() == [[0, 0, 32, 16]] and parts.shape == (0, 4)
+
+
+def test_learned_boxes_are_the_same_in_training_and_answering(vocabulary: Vocabulary, tmp_path: Path) -> None:
+    model = new_model(vocabulary)
+    records = [picture(0), picture(1)]
+    batch = batch_of(records, vocabulary, LEARNED)
+    found = model._find_boxes(batch.pixels_high_B3HW, None, torch.full((2, 2), 32.0)).boxes
+    sight = model.look([r.pixels for r in records])
+    for b, regions in enumerate(model.regions(sight)):
+        np.testing.assert_allclose(
+            regions["object"], found.objects_BO4[b][found.object_valid_BO[b]].numpy(), atol=1e-3
+        )
+        np.testing.assert_allclose(
+            regions["part"], found.parts_BP4[b][found.part_valid_BP[b]].numpy(), atol=1e-3
+        )
+    save_pretrained(tmp_path, model)
+    loaded = load_segmenter(tmp_path)
+    ask = [["the red square"], ["both squares"]]
+    photos = [r.pixels for r in records]
+    assert loaded.answer(loaded.look(photos), ask, Decoding(max_new_tokens=3)) == model.answer(
+        sight, ask, Decoding(max_new_tokens=3)
+    )
+
+
+def test_the_box_loss_trains_the_box_head_and_does_not_depend_on_how_a_step_is_cut(
+    vocabulary: Vocabulary,
+) -> None:
+    model = new_model(vocabulary)
+    records = [picture(i) for i in range(3)]
+    whole = batch_of(records, vocabulary, LEARNED)
+    counts = model.counts(whole)
+    assert counts["box"] == 6
+    together = model.loss(model(whole), whole).total(counts)
+    together.backward()
+    assert all(p.grad is not None and p.grad.any() for p in model.box_head.parameters())
+    apart = sum(
+        float(model.loss(model(b), b).total(counts).detach())
+        for b in (batch_of([r], vocabulary, LEARNED) for r in records)
+    )
+    assert float(together.detach()) == pytest.approx(apart, rel=1e-5)
+
+
+def test_an_image_without_any_truth_box_has_a_loss(vocabulary: Vocabulary) -> None:
+    model = new_model(vocabulary)
+    record = replace(picture(0), expressions=picture(0).expressions[3:], dialogues=())
+    batch = batch_of([record], vocabulary, LEARNED)
+    terms = model.loss(model(batch), batch)
+    assert model.counts(batch)["box"] == 0
+    assert torch.isfinite(terms.total(model.counts(batch))) and float(terms.sums["box"].detach()) > 0
+
+
+def owlv2(folder: Path) -> str:
+    """A random OWLv2 of 4 x 4 patches."""
+    torch.manual_seed(0)
+    vision = dict(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=32,
+        patch_size=8,
+    )  # fmt: skip
+    text = dict(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, vocab_size=50,
+        max_position_embeddings=8, bos_token_id=0, eos_token_id=1, pad_token_id=2,
+    )  # fmt: skip
+    model = Owlv2ForObjectDetection(Owlv2Config(vision_config=vision, text_config=text, projection_dim=16))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(0.15 * torch.randn_like(parameter))
+    model.save_pretrained(folder)
+    return str(folder)
+
+
+def test_owlv2_boxes_are_those_of_its_own_forward(vocabulary: Vocabulary, tmp_path: Path) -> None:
+    source = owlv2(tmp_path / "owl")
+    config = replace(CLIP_PIXELS, boxes="owlv2", weights=WeightsConfig(owlv2=source))
+    model = new_model(vocabulary, config)
+    photo = picture(0).pixels
+    with pytest.raises(InputError, match=r"--model\.weights\.owlv2"):
+        model.look([photo])
+    attach_detector(model)
+    sight = model.look([photo])
+    regions = model.regions(sight)[0]
+
+    theirs = Owlv2ForObjectDetection.from_pretrained(source).eval()
+    batch = batch_of([picture(0)], vocabulary, config)
+    with torch.no_grad():
+        out = theirs(
+            pixel_values=batch.pixels_high_B3HW,
+            input_ids=torch.tensor([[0, 5, 1, 2]]),
+            attention_mask=torch.tensor([[1, 1, 1, 0]]),
+        )
+    centre, size = out.pred_boxes[0].split(2, dim=-1)
+    boxes = (32 * torch.cat((centre - size / 2, centre + size / 2), dim=-1)).clamp(0, 32).numpy()
+    scores = out.objectness_logits[0].sigmoid().numpy()
+    scores[(boxes[:, 2:] - boxes[:, :2]).min(axis=1) < 1] = -1  # slivers are no proposals
+    best = boxes[greedy(boxes, scores, config.mllm.max_objects)]
+    assert len(best) > 1
+    np.testing.assert_allclose(regions["object"], best, atol=1e-3)
+    areas = [(b[:, 2:] - b[:, :2]).prod(axis=1) for b in (regions["part"], regions["object"])]
+    if len(areas[0]):
+        assert areas[0].max() <= 0.5 * areas[1].max() + 1e-3
+    assert "detector" not in "".join(model.state_dict())
+    terms = model.loss(model(batch), batch)
+    assert torch.isfinite(terms.total(model.counts(batch)))
+
+
+def test_a_checkpoint_keeps_where_its_boxes_come_from(vocabulary: Vocabulary, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="pixel_stats='half' must be 'clip'"):
+        replace(CONFIG, boxes="owlv2")
+    config = replace(CLIP_PIXELS, boxes="owlv2", weights=WeightsConfig(owlv2=str(tmp_path / "gone")))
+    save_pretrained(tmp_path / "m", new_model(vocabulary, config))
+    with pytest.raises(InputError, match=r"owlv2: .*neither a folder"):
+        load_segmenter(tmp_path / "m")
+
+
+@pytest.mark.slow
+def test_the_learned_head_finds_more_than_the_classical_proposer_on_scenes() -> None:
+    """The head and its tower alone, 500 steps of 12 easy scenes; recall at IoU 0.5, as in docs/log.md."""
+    torch.manual_seed(0)
+    config = KNOWN["tiny_scenes"]().model.mllm
+    tower = HighTower(config)
+    head = BoxHead(BoxHeadConfig(width=32, stages=(0, 1, 2)), config.high_widths, config.high_patch)
+    optimizer = torch.optim.AdamW([*tower.parameters(), *head.parameters()], lr=2e-3)
+    letterbox = Letterbox.fit(64, 64, 64)
+
+    def pictures(split: str, first: int, count: int) -> tuple[list, torch.Tensor, torch.Tensor, torch.Tensor]:
+        records = [scene_record("scenes_easy", split, i) for i in range(first, first + count)]
+        pairs = [truth_boxes(record, letterbox) for record in records]
+        most = max(len(boxes) for pair in pairs for boxes in pair)
+        truth, valid = torch.zeros(count, 2, most, 4), torch.zeros(count, 2, most, dtype=torch.bool)
+        for b, pair in enumerate(pairs):
+            for g, boxes in enumerate(pair):
+                truth[b, g, : len(boxes)], valid[b, g, : len(boxes)] = torch.from_numpy(boxes), True
+        photos = [photo_of(record) for record in records]
+        return photos, pixels(photos), truth, valid
+
+    for step in range(500):
+        _, photos, truth, valid = pictures("train", 12 * step, 12)
+        optimizer.param_groups[0]["lr"] = 2e-3 * min(1, (step + 1) / 20) * (1 - step / 500)
+        loss = head.loss_sum(head(tower(photos)), truth, valid, torch.full((12, 2), 64.0))
+        optimizer.zero_grad()
+        (loss / int(valid.sum())).backward()
+        torch.nn.utils.clip_grad_norm_(tower.parameters(), 1.0)
+        optimizer.step()
+    photos, inputs, truth, valid = pictures("val", 0, 40)
+    with torch.no_grad():
+        found = head.propose(head(tower(inputs)), torch.full((40, 2), 64.0), 12, 24)
+    classical = [propose(photo, 12, 24) for photo in photos]
+    learned = (found.objects_BO4, found.parts_BP4)
+    for g, name in enumerate(("objects", "parts")):
+        seen = pairwise_iou(truth[:, g], learned[g]).amax(dim=2)[valid[:, g]] > 0.5
+        other = [
+            pairwise_iou(truth[b : b + 1, g], torch.from_numpy(getattr(boxes, name))[None]).amax(dim=2)[
+                valid[b : b + 1, g]
+            ]
+            > 0.5
+            for b, boxes in enumerate(classical)
+            if len(getattr(boxes, name))
+        ]
+        print(name, float(seen.float().mean()), float(torch.cat(other).float().mean()))
+        assert seen.float().mean() > {"objects": 0.95, "parts": 0.9}[name]

@@ -1,0 +1,240 @@
+"""The full-size recipes on the meta device, and the tiny model that must not move when sizes are added."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from mllm.config import MLLMConfig, TuningConfig, llava_7b
+from mllm.tokens import Vocabulary
+from train.recipes import KNOWN
+from uniresxx.checkpoint import load_segmenter, save_pretrained
+from uniresxx.data.templates import TRAINING_TEMPLATES
+from uniresxx.errors import InputError
+from uniresxx.model.build import build_model
+from uniresxx.model.config import (
+    Sam2HeadConfig,
+    SamHeadConfig,
+    UniRESPlusPlusConfig,
+    sam_huge,
+    sam_large,
+)
+from uniresxx.model.modeling import UniRESPlusPlus
+from uniresxx.model.sam import Sam2Head, SamHead
+from uniresxx.model.tuning import format_table, parameter_table
+
+ROOT = Path(__file__).resolve().parents[1]
+GOLDEN = json.loads((Path(__file__).parent / "golden" / "tiny_checkpoint.json").read_text())
+SIZES = ("7b", "7b_24gb", "13b")
+FULL = [f"uniresxx_{size}{stage}" for size in SIZES for stage in ("", "_ground", "_align")]
+# Parameters of the published parts: LLaVA-1.5's Llama 2 has 6.738 and 13.016 billion (Touvron et al. 2023, table 1:
+# 7B, 13B; llava-hf safetensors indexes: 7.063 and 13.35 billion with tower and projector), CLIP's ViT-L/14 at 336 px
+# 304 million (Radford et al. 2021, model card), ConvNeXt-L 198 million with its classifier (Liu et al. 2022, table 1;
+# the trunk has 196), SAM 94 / 312 / 641 million (facebook/sam-vit-* model files).
+LLAMA = {"7b": 6.738e9, "13b": 13.016e9}
+PUBLISHED = {"mllm.low": 304e6, "mllm.high": 196.2e6}
+
+
+@cache
+def vocabulary() -> Vocabulary:
+    return Vocabulary.train([*TRAINING_TEMPLATES, "a red square"], 768)
+
+
+def count(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+@cache
+def on_meta(recipe: str) -> UniRESPlusPlus:
+    with torch.device("meta"):
+        return build_model(KNOWN[recipe]().model, vocabulary())
+
+
+def test_a_tiny_checkpoint_of_before_still_loads(tmp_path: Path) -> None:
+    config = UniRESPlusPlusConfig.from_dict(GOLDEN["config"])
+    assert config == KNOWN["tiny_scenes"]().model
+    torch.manual_seed(0)
+    model = build_model(config, vocabulary())
+    assert {name: list(value.shape) for name, value in model.state_dict().items()} == GOLDEN["shapes"]
+    total = sum(float(value.double().abs().sum()) for value in model.state_dict().values())
+    assert total == pytest.approx(GOLDEN["sum_of_absolute_weights_seed_0"], rel=1e-9)
+    save_pretrained(tmp_path, model)
+    (tmp_path / "config.json").write_text(json.dumps(GOLDEN["config"]))
+    loaded = load_segmenter(tmp_path)
+    assert isinstance(loaded, UniRESPlusPlus)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), loaded.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("recipe", [f"uniresxx_{size}" for size in SIZES])
+def test_parts_have_the_published_sizes(recipe: str) -> None:
+    model = on_meta(recipe)
+    for path, published in PUBLISHED.items():
+        assert count(model.get_submodule(path)) == pytest.approx(published, rel=0.01), path
+    llm = sum(
+        p.numel() for n, p in model.mllm.llm.named_parameters() if "lora_" not in n and "rows_RD" not in n
+    )
+    assert llm == pytest.approx(LLAMA["13b" if "13b" in recipe else "7b"], rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("config", "published"), [(SamHeadConfig(), 94e6), (sam_large(), 312e6), (sam_huge(), 641e6)]
+)
+def test_sam_has_the_published_sizes(config: SamHeadConfig, published: float) -> None:
+    with torch.device("meta"):
+        head = SamHead(config, 4096)
+    assert count(head.sam) == pytest.approx(published, rel=0.01)
+
+
+def test_sam_2_tiny_has_the_published_size() -> None:
+    with torch.device(
+        "meta"
+    ):  # 38.9 million with the video memory (Ravi et al. 2024); single images need 31.4
+        assert count(Sam2Head(Sam2HeadConfig(), 4096).sam) == pytest.approx(31.4e6, rel=0.01)
+
+
+def test_key_names_and_shapes_of_the_full_model() -> None:
+    shapes = {name: tuple(value.shape) for name, value in on_meta("uniresxx_7b").state_dict().items()}
+    expected = {
+        "mllm.low.vit.embeddings.patch_embedding.weight": (1024, 3, 14, 14),
+        "mllm.low.vit.embeddings.position_embedding.weight": (577, 1024),
+        "mllm.low.vit.encoder.layers.23.mlp.fc1.weight": (4096, 1024),
+        "mllm.high.backbone.embeddings.patch_embeddings.weight": (192, 3, 4, 4),
+        "mllm.high.backbone.encoder.stages.2.layers.26.layer_scale_parameter": (768,),
+        "mllm.high.backbone.encoder.stages.3.downsampling_layer.1.weight": (1536, 768, 2, 2),
+        "mllm.image_tokens.low.0.weight": (4096, 1024),
+        "mllm.image_tokens.low.2.weight": (4096, 4096),
+        "mllm.object_tokens.mlp.0.weight": (4096, 2880),
+        "mllm.part_tokens.mlp.2.weight": (4096, 4096),
+        "mllm.exploitation.down.image.weight": (1024, 4096),
+        "mllm.exploitation.blocks.1.parts.kv.weight": (2048, 1024),
+        "mllm.llm.model.embed_tokens.weight": (32064, 4096),
+        "mllm.llm.model.embed_tokens.rows_RD": (9, 4096),
+        "mllm.llm.model.layers.31.self_attn.q_proj.base_layer.weight": (4096, 4096),
+        "mllm.llm.model.layers.31.self_attn.q_proj.lora_A.default.weight": (64, 4096),
+        "mllm.llm.model.layers.31.mlp.gate_proj.weight": (11008, 4096),
+        "mllm.llm.lm_head.rows_RD": (9, 4096),
+        "head.prompt.2.weight": (256, 4096),
+        "head.lateral.3.weight": (256, 1536, 1, 1),
+        "box_head.lateral.0.weight": (256, 384, 1, 1),
+        "box_head.out.weight": (12, 256, 3, 3),
+    }
+    assert {name: shapes.get(name) for name in expected} == expected
+    assert sum("lora_A" in name for name in shapes) == 32 * 4
+    assert not any("mlp" in name and "lora" in name for name in shapes)
+
+
+def test_stages_train_what_they_say() -> None:
+    def table(recipe: str) -> dict[str, Any]:
+        return {row.part: row for row in parameter_table(on_meta(recipe))}
+
+    joint, align = table("uniresxx_7b"), table("uniresxx_7b_align")
+    assert joint["low"].trained == 0 and joint["high"].trained > 196e6 and joint["llm"].trained == 0
+    rank_64_on_4 = 32 * 4 * 64 * (4096 + 4096)
+    assert joint["llm"].adapters == rank_64_on_4 + 2 * 9 * 4096
+    assert align["llm"].adapters == 2 * 9 * 4096
+    assert {part for part, row in align.items() if row.trained} == {
+        "fusion",
+        "regions",
+        "exploitation",
+        "all",
+    }
+    assert table("uniresxx_7b_24gb")["high"].trained == 0
+    lines = format_table(list(joint.values())).splitlines()
+    assert len(lines) == len(joint) + 1
+    llm = next(line for line in lines if line.startswith("llm"))
+    assert llm.split() == ["llm", "0.0", "67,182.6", "6,738,939.9", "6,806,122.5"]
+
+
+def test_states_of_one_stage_fit_the_next() -> None:
+    """Only adapters are new from stage A to B; B and C have the same names."""
+    a, b, c = ({*on_meta(f"uniresxx_7b{s}").state_dict()} for s in ("_align", "_ground", ""))
+    assert b == c
+    new = {name.replace(".base_layer.", ".") for name in b} - a
+    assert new and all(".lora_" in name for name in new)
+
+
+@pytest.mark.parametrize("head", ["sam", "sam2"])
+def test_the_full_model_takes_a_sam_head(head: str) -> None:
+    config = replace(KNOWN["uniresxx_7b"]().model, mask_head=head)
+    tuning = replace(config.tuning, frozen=("low", "high", "mask_encoder"))
+    with torch.device("meta"):
+        model = build_model(replace(config, tuning=tuning), vocabulary())
+    rows = {row.part: row for row in parameter_table(model)}
+    assert rows["mask_encoder"].trained == 0 < rows["mask_encoder"].frozen
+    assert rows["head"].trained > 4e6  # the decoder and the prompt
+
+
+def test_no_upsampled_map_of_all_stages_is_made() -> None:
+    """RoIAlign per stage: nothing as large as 2880 channels at stride 4 (425 MB per image at full size) exists."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    from mllm.vision_flow import RegionTokens
+
+    config = MLLMConfig(
+        high_size=256, high_patch=4, high_widths=(24, 48, 96, 192), llm_width=32, low_width=32, mgfe_heads=4
+    )
+    largest = 0
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            nonlocal largest
+            out = func(*args, **(kwargs or {}))
+            for value in out if isinstance(out, tuple | list) else (out,):
+                if isinstance(value, torch.Tensor):
+                    largest = max(largest, value.numel())
+            return out
+
+    stages = [torch.randn(1, c, 64 // 2**i, 64 // 2**i) for i, c in enumerate(config.high_widths)]
+    boxes = torch.tensor([[[0.0, 0, 200, 100]] * 12])
+    tokens = RegionTokens(config, 12, True)
+    with Watch():
+        tokens(stages, boxes)
+    assert 0 < largest < sum(config.high_widths) * 64 * 64 / 4
+
+
+def test_recipes_start_from_named_weights_only(capsys: pytest.CaptureFixture[str]) -> None:
+    from train.job import open_job
+
+    for recipe in FULL:
+        with pytest.raises(InputError, match=r"--model\.weights\.llava .*--model\.weights\.convnext"):
+            open_job(KNOWN[recipe](), None)
+    recipe_7b = KNOWN["uniresxx_7b"]()
+    weights = replace(recipe_7b.model.weights, llava="a", convnext="b")
+    model = replace(recipe_7b.model, weights=weights, mask_head="sam")
+    with pytest.raises(InputError, match=r"give --model\.weights\.sam"):
+        open_job(replace(recipe_7b, model=model), None)
+
+
+def test_help_of_a_full_recipe_builds_nothing() -> None:
+    code = (
+        "import sys\nfrom train.__main__ import main\n"
+        "try:\n    main(['uniresxx_7b', '--help'])\nexcept SystemExit as end:\n    assert not end.code\n"
+        "assert not {'torch', 'transformers', 'peft'} & set(sys.modules)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert "--model.weights.llava" in run.stdout and "not yet measured" in run.stdout
+
+
+def test_wrong_words_are_refused() -> None:
+    with pytest.raises(ValueError, match="is unknown"):
+        TuningConfig(frozen=("lmm",))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="lora_rank=-1"):
+        TuningConfig(lora_rank=-1)
+    with pytest.raises(ValueError, match="attention"):
+        replace(llava_7b(), attention="fast")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="mask_head"):
+        UniRESPlusPlusConfig.from_dict(UniRESPlusPlusConfig().to_dict() | {"mask_head": "same"})
+    with pytest.raises(InputError, match="no fine map"):
+        UniRESPlusPlusConfig.from_dict(
+            UniRESPlusPlusConfig().to_dict() | {"mask_head": "sam", "dense_classes": [2, 2, 2]}
+        )

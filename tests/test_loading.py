@@ -1,0 +1,405 @@
+"""Pretrained parts in every published layout against transformers' own forward."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import (
+    CLIPConfig,
+    CLIPModel,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    ConvNextConfig,
+    ConvNextModel,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    SamModel,
+)
+
+from mllm.config import MLLMConfig, TuningConfig
+from mllm.loading import folder_of, load_clip, load_convnext, load_llava, load_sam, weight_files
+from mllm.modeling import MLLM
+from mllm.tokens import SPECIAL_TOKENS, Vocabulary
+from tests.test_heads import SAM
+from tests.test_model import batch_of, picture
+from train.engine import Engine
+from train.loop import do_step
+from train.recipes import KNOWN
+from uniresxx.checkpoint import load_segmenter, save_pretrained
+from uniresxx.errors import InputError
+from uniresxx.model.build import build_for_training, open_vocabulary
+from uniresxx.model.config import (
+    BoxHeadConfig,
+    PyramidHeadConfig,
+    UniRESPlusPlusConfig,
+    WeightsConfig,
+)
+from uniresxx.model.modeling import UniRESPlusPlus
+from uniresxx.model.sam import SamHead, _sam_config
+from uniresxx.model.tuning import part_of
+from uniresxx.segmenter import Decoding
+
+SMALL = MLLMConfig(
+    low_size=28, low_patch=14, low_width=32, low_layers=3, low_heads=2, low_mlp=48, low_select_layer=-2,
+    high_size=64, high_patch=4, high_widths=(8, 16, 24, 32), high_depths=(1, 1, 2, 1), high_layer_scale=1e-6,
+    pixel_stats="clip", projector="mlp2x_gelu", llm_width=32, llm_layers=2, llm_heads=4, llm_mlp=64, llm_eps=1e-5,
+    vocabulary=340, max_objects=3, max_parts=4, roi_size=2, mgfe_heads=4, bos=1,
+)  # fmt: skip
+VIT = dict(
+    hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=2, image_size=28, patch_size=14
+)  # fmt: skip
+CORPUS = ["segment the left wheel of the red car", "USER: ASSISTANT:"] * 5
+
+
+@pytest.fixture(scope="module")
+def vocabulary() -> Vocabulary:
+    return Vocabulary.train(CORPUS, 320)
+
+
+@pytest.fixture
+def model(vocabulary: Vocabulary) -> MLLM:
+    torch.manual_seed(1)
+    return MLLM(SMALL, vocabulary).eval()
+
+
+def scrambled(module: nn.Module) -> nn.Module:
+    """Every tensor random: some are zero or one at first, which would hide a wrong key."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.normal_(std=0.3)
+    return module.eval()
+
+
+def llava() -> LlavaForConditionalGeneration:
+    torch.manual_seed(2)
+    text = LlamaConfig(
+        vocab_size=330, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        rms_norm_eps=1e-5,
+    )  # fmt: skip
+    config = LlavaConfig(vision_config=CLIPVisionConfig(**VIT), text_config=text, image_token_index=329)
+    return scrambled(LlavaForConditionalGeneration(config))
+
+
+def rewrite(folder: Path, rules: list[tuple[str, str]], drop: str = "^$") -> Path:
+    """The same tensors under other names."""
+    path = folder / "model.safetensors"
+    tensors = {}
+    for name, value in load_file(path).items():
+        for pattern, target in rules:
+            name = re.sub(pattern, target, name)
+        if not re.search(drop, name):
+            tensors[name] = value
+    save_file(tensors, path)
+    return folder
+
+
+LAYOUTS: dict[str, list[tuple[str, str]]] = {
+    "as save_pretrained writes": [],
+    "llava-hf hub files": [(r"^vision_tower\.", "vision_tower.vision_model.")],
+    "transformers in memory": [
+        (r"^language_model\.model\.", "model.language_model."), (r"^language_model\.lm_head", "lm_head"),
+        (r"^vision_tower", "model.vision_tower"), (r"^multi_modal", "model.multi_modal"),
+    ],
+    "original LLaVA": [
+        (r"^language_model\.", ""), (r"^multi_modal_projector\.linear_1", "model.mm_projector.0"),
+        (r"^multi_modal_projector\.linear_2", "model.mm_projector.2"),
+        (r"^vision_tower\.", "model.vision_tower.vision_tower.vision_model."),
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_llava_gives_its_own_features(model: MLLM, tmp_path: Path, layout: str) -> None:
+    theirs = llava()
+    theirs.save_pretrained(tmp_path)
+    rewrite(tmp_path, LAYOUTS[layout])
+    reports = load_llava(model, str(tmp_path), with_tower=True)
+    assert [len(r.loaded) > 0 and r.new == [] for r in reports] == [True] * 3
+    pixels, ids = torch.randn(2, 3, 28, 28), torch.randint(0, 300, (2, 7))
+    with torch.no_grad():
+        tower = theirs.model.vision_tower(pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
+        torch.testing.assert_close(model.low(pixels), tower, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            model.image_tokens.low(tower), theirs.model.multi_modal_projector(tower), atol=1e-5, rtol=1e-5
+        )
+        special = set(model.vocabulary.special)
+        ids[torch.isin(ids, torch.tensor(sorted(special)))] = 200  # their rows start elsewhere
+        ours = model.llm(input_ids=ids).logits[..., :330]
+        expected = theirs.lm_head(theirs.model.language_model(input_ids=ids).last_hidden_state)
+        plain = [i for i in range(330) if i not in special]
+        torch.testing.assert_close(ours[..., plain], expected[..., plain], atol=1e-5, rtol=1e-5)
+
+
+def test_new_token_rows_start_from_what_they_stand_for(model: MLLM, tmp_path: Path) -> None:
+    theirs = llava()
+    theirs.save_pretrained(tmp_path)
+    load_llava(model, str(tmp_path), with_tower=True)
+    table = theirs.model.language_model.embed_tokens.weight
+    v = model.vocabulary
+    torch.testing.assert_close(model.embed.weight[v.user], table[v.encode("USER:")].mean(0))
+    grown = model.embed.weight[:330].clone()
+    assert torch.isfinite(model.embed.weight[v.seg]).all()
+    assert (model.embed.weight[v.seg] - grown.mean(0)).abs().max() < 0.1
+
+
+def test_a_llava_folder_without_its_tower_is_refused_unless_clip_is_named(
+    model: MLLM, tmp_path: Path
+) -> None:
+    llava().save_pretrained(tmp_path / "llava")
+    folder = rewrite(tmp_path / "llava", [], drop="^vision_tower")
+    with pytest.raises(ValueError, match=r"missing: embeddings.class_embedding"):
+        load_llava(model, str(folder), with_tower=True)
+    load_llava(model, str(folder), with_tower=False)
+    tower = scrambled(CLIPVisionModel(CLIPVisionConfig(**VIT)))
+    tower.save_pretrained(tmp_path / "clip")
+    load_clip(model, str(tmp_path / "clip"))
+    pixels = torch.randn(1, 3, 28, 28)
+    expected = tower(pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
+    torch.testing.assert_close(model.low(pixels), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_clip_of_both_towers_gives_its_vision_tower(model: MLLM, tmp_path: Path) -> None:
+    text = dict(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2, vocab_size=99,
+        bos_token_id=0, eos_token_id=1,
+    )  # fmt: skip
+    theirs = scrambled(CLIPModel(CLIPConfig(vision_config=VIT, text_config=text)))
+    theirs.save_pretrained(tmp_path)
+    report = load_clip(model, str(tmp_path))
+    assert "logit_scale" in report.ignored
+    pixels = torch.randn(2, 3, 28, 28)
+    expected = theirs.vision_model(pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
+    torch.testing.assert_close(model.low(pixels), expected, atol=1e-5, rtol=1e-5)
+
+
+TIMM = [
+    (r"^embeddings\.patch_embeddings\.", "stem.0."), (r"^embeddings\.layernorm\.", "stem.1."),
+    (r"^encoder\.", ""), (r"\.downsampling_layer\.", ".downsample."), (r"\.layers\.", ".blocks."),
+    (r"\.dwconv\.", ".conv_dw."), (r"(blocks\.\d+)\.layernorm\.", r"\1.norm."), (r"\.pwconv", ".mlp.fc"),
+    (r"\.layer_scale_parameter", ".gamma"), (r"^layernorm\.", "head.norm."),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", ["transformers", "timm", "open_clip"])
+def test_convnext_gives_its_own_stage_maps(model: MLLM, tmp_path: Path, layout: str) -> None:
+    torch.manual_seed(3)
+    theirs = scrambled(ConvNextModel(ConvNextConfig(hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 2, 1])))
+    theirs.save_pretrained(tmp_path)
+    if layout != "transformers":
+        rewrite(tmp_path, TIMM)
+    if layout == "open_clip":
+        rewrite(tmp_path, [("^", "visual.trunk.")])
+        tensors = load_file(tmp_path / "model.safetensors")
+        tensors |= {"logit_scale": torch.ones(()), "transformer.resblocks.0.ln_1.weight": torch.ones(3)}
+        tensors |= {"visual.head.mlp.fc1.weight": torch.ones(3, 3), "text_projection": torch.ones(3, 3)}
+        save_file(tensors, tmp_path / "model.safetensors")
+    report = load_convnext(model, str(tmp_path))
+    assert report.new and all("hidden_states_norms" in name for name in report.new)
+    pixels = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        x, raw = theirs.embeddings(pixels), []
+        for stage in theirs.encoder.stages:
+            x = stage(x)
+            raw.append(x)
+        norms = model.high.backbone.hidden_states_norms  # ours alone, new
+        for index, (ours, expected) in enumerate(zip(model.high(pixels), raw, strict=True), 1):
+            torch.testing.assert_close(ours, norms[f"stage{index}"](expected), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("twin", [True, False])
+def test_sam_gives_its_own_image_embedding(tmp_path: Path, twin: bool) -> None:
+    theirs = scrambled(SamModel(_sam_config(SAM)))
+    theirs.save_pretrained(tmp_path)
+    if twin:  # published files hold the shared positional code once or twice
+        rewrite(tmp_path, [], drop="^prompt_encoder.shared_embedding")
+    head = SamHead(SAM, 16).eval()
+    report = load_sam(head.sam, str(tmp_path))
+    assert report.new == []
+    pixels = torch.randn(1, 3, 64, 64)
+    none = torch.empty(0)
+    with torch.no_grad():
+        got = head.see([], none, none, none, pixels).image_BChw
+        torch.testing.assert_close(got, theirs.get_image_embeddings(pixels), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            head.sam.get_image_wide_positional_embeddings(), theirs.get_image_wide_positional_embeddings()
+        )
+
+
+def test_what_does_not_fit_is_named(model: MLLM, tmp_path: Path) -> None:
+    theirs = scrambled(CLIPVisionModel(CLIPVisionConfig(**VIT)))
+    theirs.save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    good = load_file(path)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+
+    def refused(tensors: dict[str, torch.Tensor], message: str) -> None:
+        save_file(tensors, path)
+        with pytest.raises(ValueError, match=message):
+            load_clip(model, str(tmp_path))
+
+    short = {k: v for k, v in good.items() if "layers.2.mlp" not in k}
+    refused(short, r"4 missing: encoder.layers.2.mlp.fc1.bias")
+    refused(good | {"extra.weight": torch.ones(2)}, "1 unexpected: extra.weight")
+    refused(good | {"post_layernorm.bias": torch.ones(5)}, r"post_layernorm.bias \(5,\) instead of \(32,\)")
+    save_file(short, path)
+    after = model.state_dict()
+    missing_first = [k for k in before if not torch.equal(before[k], after[k]) and "low" not in k]
+    assert missing_first == []
+
+
+def test_sources_that_cannot_be_read_say_why(model: MLLM, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="neither a folder nor a hub id"):
+        load_clip(model, str(tmp_path / "nowhere"))
+    (tmp_path / "pytorch_model.bin").write_bytes(b"\x80")
+    with pytest.raises(ValueError, match=r"pickles and are never opened"):
+        load_clip(model, str(tmp_path))
+    (tmp_path / "model.safetensors").write_bytes(b"not tensors")
+    with pytest.raises(ValueError, match="not a readable safetensors file"):
+        load_clip(model, str(tmp_path))
+    (tmp_path / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"a": "one.safetensors"}})
+    )
+    with pytest.raises(ValueError, match=r"lacks one\.safetensors"):
+        weight_files(tmp_path)
+
+
+def whole(tmp_path: Path, **changes: Any) -> UniRESPlusPlusConfig:
+    """A small config whose sources are folders made here."""
+    theirs = llava()
+    theirs.save_pretrained(tmp_path / "llava")
+    (tmp_path / "llava" / "tokenizer.json").write_text(Vocabulary.train(CORPUS, 320).to_json())
+    ConvNextModel(ConvNextConfig(hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 2, 1])).save_pretrained(
+        tmp_path / "trunk"
+    )
+    weights = WeightsConfig(
+        llava=str(tmp_path / "llava"), convnext=str(tmp_path / "trunk"), required=("llava", "convnext")
+    )
+    return UniRESPlusPlusConfig(
+        mllm=SMALL, head=PyramidHeadConfig(width=16, heads=2), weights=weights, **changes
+    )
+
+
+def test_a_model_for_training_is_built_from_named_folders(tmp_path: Path) -> None:
+    tuning = TuningConfig(frozen=("low",), lora_rank=2, lora_alpha=4, token_rows="new", frozen_dtype="bf16")
+    config = whole(tmp_path, tuning=tuning)
+    vocabulary = open_vocabulary(config, [])
+    said: list[str] = []
+    model = build_for_training(config, vocabulary, said.append)
+    assert [line.partition(":")[0] for line in said[:4]] == ["LLM", "projector", "low tower", "high tower"]
+    assert "adapters" in said[4] and "lora" in said[0]
+    embed = model.mllm.embed
+    torch.testing.assert_close(embed.rows_RD, embed.weight[embed.row_ids_R].float(), atol=1e-2, rtol=1e-2)
+    kinds = {p.requires_grad: set() for p in model.parameters()}
+    for parameter in model.parameters():
+        kinds[parameter.requires_grad].add(parameter.dtype)
+    assert kinds == {True: {torch.float32}, False: {torch.bfloat16}}
+    for name, parameter in model.named_parameters():  # nothing is left as the memory came
+        assert torch.isfinite(parameter).all() and parameter.abs().max() < 1e3, name
+    plain = MLLM(config.mllm, vocabulary).eval()
+    load_llava(plain, str(tmp_path / "llava"), with_tower=True)
+    rotary = [m.llm.model.rotary_emb.inv_freq for m in (plain, model.mllm)]
+    assert torch.equal(*rotary)
+    layer = "model.layers.1.mlp.up_proj.weight"
+    torch.testing.assert_close(
+        plain.llm.state_dict()[layer], model.mllm.llm.state_dict()[layer].float(), atol=1e-2, rtol=1e-2
+    )
+    with pytest.raises(InputError, match=r"--model\.weights\.convnext: .*neither a folder"):
+        build_for_training(replace(config, weights=replace(config.weights, convnext="gone")), vocabulary)
+    with pytest.raises(InputError, match=r"give --model\.weights\.convnext"):
+        build_for_training(replace(config, weights=replace(config.weights, convnext=None)), vocabulary)
+
+
+SIZES = (
+    "low_size", "low_patch", "low_width", "low_layers", "low_heads", "low_mlp", "high_size", "high_widths",
+    "high_depths", "llm_width", "llm_layers", "llm_heads", "llm_mlp", "vocabulary", "max_objects", "max_parts",
+    "roi_size", "mgfe_heads",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("stage", ["uniresxx_7b_align", "uniresxx_7b", "uniresxx_7b_24gb"])
+def test_a_full_recipe_with_small_numbers_trains_saves_and_answers(tmp_path: Path, stage: str) -> None:
+    """Every switch of the full size, from named folders, in mixed precision; only the sizes are small."""
+    recipe = KNOWN[stage]()
+    small = {name: getattr(SMALL, name) for name in SIZES}
+    mllm = replace(recipe.model.mllm, **small, mgfe_width=16)
+    config = replace(
+        recipe.model,
+        mllm=mllm,
+        head=PyramidHeadConfig(width=16, heads=2),
+        box_head=BoxHeadConfig(width=16, convs=1),
+        loss=replace(recipe.model.loss, points=100),
+        weights=whole(tmp_path).weights,
+    )
+    vocabulary = open_vocabulary(config, [])
+    model = build_for_training(config, vocabulary)
+    records = [picture(0), picture(1, 20, 32)]
+    batch = batch_of(records, vocabulary, config)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    engine = Engine(model, recipe.engine, recipe.optim)
+    model.train()
+    result = do_step(engine, model, [batch], 200, 1.0)
+    assert not result.skipped and "box" in result.terms
+    moved = {part_of(n) for n, p in model.named_parameters() if not torch.equal(p, before[n])}
+    expected = {"fusion", "regions", "exploitation", "llm"}
+    if stage != "uniresxx_7b_align":
+        expected |= {"head", "box_head"} | ({"high"} if stage == "uniresxx_7b" else set())
+    assert moved == expected
+    assert next(model.mllm.low.parameters()).dtype == torch.bfloat16
+
+    model.eval()
+    photos, ask = [r.pixels for r in records], [["the red square", "both"], ["wheel"]]
+    answers = model.answer(model.look(photos), ask, Decoding(max_new_tokens=3))
+    assert len(answers) == 3 and all(a.p_absent is not None for a in answers)
+    save_pretrained(tmp_path / "saved", model)
+    loaded = load_segmenter(tmp_path / "saved")
+    assert isinstance(loaded, UniRESPlusPlus) and loaded.config == config
+    again = loaded.answer(loaded.look(photos), ask, Decoding(max_new_tokens=3))
+    for one, other in zip(answers, again, strict=True):  # fp32 after loading, bf16 before
+        assert other.p_absent == pytest.approx(one.p_absent, abs=0.1)
+
+
+def test_a_hub_id_is_asked_for_weights_and_never_for_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def snapshot(name: str, **options: Any) -> str:
+        asked.append({"name": name} | options)
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    assert folder_of("openai/clip-vit-large-patch14-336@abc") == tmp_path
+    assert asked == [
+        {
+            "name": "openai/clip-vit-large-patch14-336",
+            "revision": "abc",
+            "allow_patterns": ["*.safetensors", "*.json"],
+        }
+    ]
+
+
+def test_a_pretrained_tokenizer_gets_our_tokens_once(tmp_path: Path) -> None:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    plain = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
+    plain.pre_tokenizer, plain.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    trainer = trainers.BpeTrainer(vocab_size=200, special_tokens=["<unk>", "<s>", "</s>", "<image>"])
+    plain.train_from_iterator(CORPUS, trainer)
+    size = plain.get_vocab_size()
+    vocabulary = Vocabulary.extend(plain)
+    assert len(vocabulary) == size + len(SPECIAL_TOKENS) - 1  # <image> was there
+    assert vocabulary.image == 3 and len(set(vocabulary.special)) == len(SPECIAL_TOKENS)
+    ids = vocabulary.encode("[SEG] <image> </s> wheel")
+    assert not {*vocabulary.special, 2} & set(ids)
+    assert vocabulary.decode([*vocabulary.encode("the red car"), vocabulary.seg]) == "the red car [SEG]"
+    again = Vocabulary.extend(Tokenizer.from_str(vocabulary.to_json()))
+    assert again.special == vocabulary.special and len(again) == len(vocabulary)

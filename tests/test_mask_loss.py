@@ -1,0 +1,143 @@
+"""Mask losses at three resolutions: equal where they must be, cheaper where they may be."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from mllm.tokens import Vocabulary
+from tests.test_model import CONFIG, batch_of, picture
+from uniresxx.data.templates import TRAINING_TEMPLATES
+from uniresxx.errors import InputError
+from uniresxx.model.build import build_model
+from uniresxx.model.config import LossConfig, UniRESPlusPlusConfig
+from uniresxx.model.losses import at_points, cells, choose_points, mask_point_sums, mask_sums
+
+
+def some(side: int = 64, grid: int = 16, count: int = 6) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Smooth logits on a coarse grid, round truths on the frame, and a photo that fills part of the square."""
+    generator = torch.Generator().manual_seed(0)
+    logits = F.interpolate(
+        torch.randn(count, 1, 5, 5, generator=generator) * 3, size=(grid, grid), mode="bilinear"
+    )
+    y, x = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+    centre = torch.randint(10, side - 20, (count, 2), generator=generator)
+    truth = (y - centre[:, 0, None, None]) ** 2 + (x - centre[:, 1, None, None]) ** 2 < 150
+    valid = torch.zeros(count, side, side, dtype=torch.bool)
+    valid[:, : side * 3 // 4] = True
+    return logits[:, 0], truth & valid, valid
+
+
+def upsampled(logits: torch.Tensor, side: int) -> torch.Tensor:
+    return F.interpolate(logits[:, None], size=(side, side), mode="bilinear", align_corners=False)[:, 0]
+
+
+def test_low_resolution_equals_full_where_the_grids_agree() -> None:
+    logits, truth, valid = some()
+    full = upsampled(logits, 64)
+    covered, seen = cells(truth, valid, (64, 64))
+    for a, b in zip(mask_sums(full, truth, valid), mask_sums(full, covered, seen), strict=True):
+        assert float(a) == pytest.approx(float(b), rel=1e-6)
+
+
+def test_low_resolution_bce_is_that_of_blockwise_constant_logits() -> None:
+    """BCE is linear in the truth: the covered share of a cell gives what its pixels would give."""
+    logits, truth, valid = some()
+    covered, seen = cells(truth, valid, (16, 16))
+    low = mask_sums(logits, covered * seen, seen)[0]
+    blocks = logits.repeat_interleave(4, dim=1).repeat_interleave(4, dim=2)
+    assert float(low) == pytest.approx(float(mask_sums(blocks, truth, valid)[0]), rel=1e-5)
+    assert seen.sum() == 6 * 12 * 16
+
+
+def test_uniform_points_estimate_the_full_loss() -> None:
+    """With no preference for uncertain points, many points give the full-resolution BCE and dice."""
+    logits, truth, valid = some()
+    torch.manual_seed(0)
+    bce, dice = mask_sums(upsampled(logits, 64), truth, valid, 0.0)
+    sampled = mask_point_sums(
+        logits, truth, valid, LossConfig(points=60_000, oversample=1, uncertain=0.0), 0.0
+    )
+    assert float(sampled[0]) == pytest.approx(float(bce), rel=0.02)
+    assert float(sampled[1]) == pytest.approx(float(dice), rel=0.02)
+
+
+def test_few_points_are_right_on_average() -> None:
+    logits, truth, valid = some()
+    torch.manual_seed(0)
+    config = LossConfig(points=50, oversample=1, uncertain=0.0)
+    runs = torch.stack([mask_point_sums(logits, truth, valid, config, 0.0)[0] for _ in range(400)])
+    expected = float(mask_sums(upsampled(logits, 64), truth, valid)[0])
+    assert float(runs.mean()) == pytest.approx(expected, abs=4 * float(runs.std()) / 20)
+
+
+def test_chosen_points_are_uncertain_random_and_on_the_photo() -> None:
+    logits, _, _ = some()
+    torch.manual_seed(0)
+    extent = torch.tensor([[1.0, 0.75]]).expand(6, 2)
+    points = choose_points(logits, extent, 200, 3, 0.75)
+    assert points.shape == (6, 200, 2)
+    assert (points >= 0).all() and (points <= extent[:, None]).all()
+    sizes = at_points(logits, points).abs()
+    assert (sizes[:, :150].mean(1) < 0.5 * sizes[:, 150:].mean(1)).all()
+
+
+def test_points_keep_no_map_of_the_frame_for_the_backward_pass() -> None:
+    logits, truth, valid = some(side=128, grid=32)
+    logits = logits.requires_grad_()
+    saved = {}
+
+    def run(name: str, work: object) -> None:
+        total = 0
+
+        def pack(value: torch.Tensor) -> torch.Tensor:
+            nonlocal total
+            total += value.numel() * value.element_size() if value.is_floating_point() else 0
+            return value
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
+            sum(work()).backward()
+        saved[name] = total
+
+    run("full", lambda: mask_sums(upsampled(logits, 128), truth, valid))
+    run("low", lambda: mask_sums(logits, *cells(truth, valid, (32, 32))))
+    run("points", lambda: mask_point_sums(logits, truth, valid, LossConfig(points=256), 1.0))
+    assert saved["low"] < saved["full"] / 10 and saved["points"] < saved["full"] / 10
+
+
+@pytest.mark.parametrize("resolution", ["full", "low", "points"])
+def test_the_model_trains_at_every_resolution(resolution: str) -> None:
+    vocabulary = Vocabulary.train([*TRAINING_TEMPLATES, "the red square", "both squares"] * 3, 340)
+    loss = replace(CONFIG.loss, resolution=resolution, points=500)
+    torch.manual_seed(0)
+    model = build_model(replace(CONFIG, loss=loss), vocabulary).eval()
+    batch = batch_of([picture(0), picture(1, 20, 32)], vocabulary)
+    terms = model.loss(model(batch), batch)
+    terms.total(model.counts(batch)).backward()
+    assert model.head.mask[2].weight.grad.any()
+    plain = build_model(replace(CONFIG, loss=LossConfig(dense=0.5)), vocabulary).eval()
+    plain.load_state_dict(model.state_dict())
+    full = plain.loss(plain(batch), batch).sums
+    for name in ("mask", "dice"):
+        close = {"full": 1e-6, "low": 0.15, "points": 0.6}[resolution]
+        assert float(terms.sums[name].detach()) == pytest.approx(float(full[name].detach()), rel=close)
+
+
+def test_words_and_numbers_that_mean_nothing_are_refused() -> None:
+    values = UniRESPlusPlusConfig().to_dict()
+    for wrong in ({"resolution": "half"}, {"points": 0}, {"uncertain": 1.5}):
+        with pytest.raises(InputError, match="loss"):
+            UniRESPlusPlusConfig.from_dict(values | {"loss": values["loss"] | wrong})
+
+
+def test_dice_smoothing_of_the_lisa_family() -> None:
+    """Their dice divides by 1000 and adds 1e-6: the same as a smoothing of 0.001 pixel."""
+    logits, truth, valid = some(count=1)
+    p, g = upsampled(logits, 64).sigmoid().double() * valid, truth.double()
+    theirs = 1 - (2 * (p / 1000 * g).sum() + 1e-6) / ((p / 1000).sum() + (g / 1000).sum() + 1e-6)
+    assert float(mask_sums(upsampled(logits, 64), truth, valid, 0.001)[1]) == pytest.approx(
+        float(theirs), rel=1e-5
+    )

@@ -1,0 +1,196 @@
+"""The `learned` proposer: a class-agnostic detector with an object and a part level on the high tower's stages.
+
+One location per cell of each stage predicts, for each of the two granularities, objectness, centre-ness and the
+distances to the four sides: FCOS (Tian et al. 2019) without classes. Trained on the boxes of all masks in the
+mixture, whatever their words say.
+
+Shapes: B images, G the two granularities (object, part), L locations of all stages, M truth boxes, N kept boxes,
+K candidates, C width. Boxes are xyxy in the high frame.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mllm.modeling import Boxes
+from uniresxx.model.config import NORM_GROUPS, BoxHeadConfig
+
+GRANULARITIES = ("object", "part")
+NMS_IOU = 0.7
+RADIUS = (
+    1.5  # strides from a box's centre within which locations are responsible for it (FCOS, centre sampling)
+)
+POSITIVES = (2 * RADIUS) ** 2  # about so many locations are, per box
+REACH = 16  # a stage is responsible for boxes whose longer side is at most so many strides
+PRIOR = -4.6  # logit of 0.01: nearly all locations are empty (Lin et al. 2017)
+
+
+class BoxOutput(NamedTuple):
+    """What each location says; a box's score is the root of objectness times centre-ness."""
+
+    objectness_BGL: Tensor
+    centre_BGL: Tensor
+    boxes_BGL4: Tensor
+    points_L2: Tensor
+    stride_L: Tensor
+
+
+class BoxHead(nn.Module):
+    """Laterals, top-down sums, one tower of convolutions shared by all stages."""
+
+    def __init__(self, config: BoxHeadConfig, widths: tuple[int, ...], patch: int) -> None:
+        super().__init__()
+        C = config.width
+        self.config, self.stages = config, config.stages
+        self.strides = [patch * 2**index for index in config.stages]
+        self.lateral = nn.ModuleList(nn.Conv2d(widths[index], C, 1) for index in config.stages)
+        layers: list[nn.Module] = []
+        for _ in range(config.convs):
+            layers += [nn.Conv2d(C, C, 3, padding=1), nn.GroupNorm(NORM_GROUPS, C), nn.GELU()]
+        self.tower = nn.Sequential(*layers)
+        self.out = nn.Conv2d(C, 6 * len(GRANULARITIES), 3, padding=1)
+        self.scale = nn.Parameter(torch.ones(len(config.stages)))
+        nn.init.normal_(self.out.weight, std=0.01)
+        with torch.no_grad():
+            first = torch.tensor([PRIOR, 0.0, 1.0, 1.0, 1.0, 1.0])
+            self.out.bias = nn.Parameter(first.repeat(len(GRANULARITIES)))
+
+    def forward(self, stages: list[Tensor]) -> BoxOutput:
+        """All stage maps of the high tower -> predictions at every location."""
+        maps = [conv(stages[index]) for conv, index in zip(self.lateral, self.stages, strict=True)]
+        for i in range(len(maps) - 2, -1, -1):
+            maps[i] = maps[i] + F.interpolate(maps[i + 1], size=maps[i].shape[-2:], mode="nearest")
+        raw, points, strides = [], [], []
+        for i, (map_BChw, stride) in enumerate(zip(maps, self.strides, strict=True)):
+            x = self.out(self.tower(map_BChw)).float().unflatten(1, (len(GRANULARITIES), 6))
+            size = F.softplus(x[:, :, 2:] * self.scale[i]) * stride
+            raw.append(torch.cat((x[:, :, :2], size), dim=2).flatten(3))
+            points.append(_centres(map_BChw, stride))
+            strides.append(points[-1].new_full((len(points[-1]),), float(stride)))
+        x_BG6L, points_L2 = torch.cat(raw, dim=-1), torch.cat(points)
+        left, top, right, bottom = x_BG6L[:, :, 2:].unbind(2)
+        px, py = points_L2.unbind(-1)
+        boxes = torch.stack((px - left, py - top, px + right, py + bottom), dim=-1)
+        return BoxOutput(x_BG6L[:, :, 0], x_BG6L[:, :, 1], boxes, points_L2, torch.cat(strides))
+
+    @torch.no_grad()
+    def propose(self, output: BoxOutput, extent_B2: Tensor, max_objects: int, max_parts: int) -> Boxes:
+        """The best boxes of both levels after NMS, cut to the photo, whose (x, y) size is `extent`."""
+        score = (output.objectness_BGL.float().sigmoid() * output.centre_BGL.float().sigmoid()).sqrt()
+        kept: list[Tensor] = []
+        for g, count in enumerate((max_objects, max_parts)):
+            kept += best_boxes(
+                output.boxes_BGL4[:, g].float(), score[:, g], extent_B2, count, self.config.candidates
+            )
+        return Boxes(*kept)
+
+    def loss_sum(self, output: BoxOutput, truth_BGM4: Tensor, valid_BGM: Tensor, extent_B2: Tensor) -> Tensor:
+        """Focal loss on objectness, 1 - GIoU and centre-ness on responsible locations; divide by the truth boxes.
+
+        FCOS divides by the number of responsible locations; `POSITIVES` per box stands in for it, so that the
+        denominator is known before the forward pass (our choice).
+        """
+        chosen_BGL = assign(output.points_L2, output.stride_L, truth_BGM4, valid_BGM)
+        positive = chosen_BGL >= 0
+        on_photo_BL = (output.points_L2 < extent_B2[:, None]).all(dim=-1)
+        logits = output.objectness_BGL.float()
+        focal = _focal(logits, positive.float()) * on_photo_BL[:, None]
+        index = chosen_BGL.clamp(min=0)[..., None].expand(-1, -1, -1, 4)
+        target = truth_BGM4.gather(2, index) if truth_BGM4.shape[2] else output.boxes_BGL4.detach()
+        giou = pairwise_giou(output.boxes_BGL4.float(), target)
+        centre = F.binary_cross_entropy_with_logits(
+            output.centre_BGL.float(), centreness(output.points_L2, target), reduction="none"
+        )
+        return (focal.sum() + ((1 - giou + centre) * positive).sum()) / POSITIVES
+
+
+def _centres(map_BChw: Tensor, stride: int) -> Tensor:
+    """Centres of all cells in pixels of the high frame, row by row -> (h w, 2) as (x, y)."""
+    h, w = map_BChw.shape[-2:]
+    y, x = (torch.arange(n, device=map_BChw.device, dtype=torch.float32) + 0.5 for n in (h, w))
+    grid = torch.meshgrid(y * stride, x * stride, indexing="ij")
+    return torch.stack((grid[1], grid[0]), dim=-1).flatten(0, 1)
+
+
+def best_boxes(
+    boxes_BL4: Tensor, score_BL: Tensor, extent_B2: Tensor, count: int, candidates: int
+) -> tuple[Tensor, Tensor]:
+    """Greedy NMS at 0.7 of each image's best candidates -> boxes (B, count, 4), valid (B, count), best first."""
+    edge_B14 = extent_B2.repeat(1, 2)[:, None]
+    boxes_BL4 = torch.minimum(boxes_BL4.clamp(min=0), edge_B14)
+    real = ((boxes_BL4[..., 2:] - boxes_BL4[..., :2]) >= 1).all(dim=-1)
+    score_BL = torch.where(real, score_BL, -1.0)
+    score_BK, order = score_BL.topk(min(candidates, score_BL.shape[1]), dim=1)
+    boxes_BK4 = boxes_BL4.gather(1, order[..., None].expand(-1, -1, 4))
+    clash_BKK = pairwise_iou(boxes_BK4, boxes_BK4) > NMS_IOU
+    keep_BK = score_BK >= 0
+    for k in range(keep_BK.shape[1]):  # best first; each kept box removes the worse ones that it covers
+        keep_BK[:, k + 1 :] &= ~(clash_BKK[:, k, k + 1 :] & keep_BK[:, k, None])
+    rank_BK = torch.where(keep_BK, score_BK, -1.0)
+    found, place = rank_BK.topk(min(count, rank_BK.shape[1]), dim=1)
+    boxes = boxes_BK4.gather(1, place[..., None].expand(-1, -1, 4)) * (found >= 0)[..., None]
+    missing = count - found.shape[1]
+    return F.pad(boxes, (0, 0, 0, missing)), F.pad(found >= 0, (0, missing))
+
+
+def pairwise_iou(a_BM4: Tensor, b_BN4: Tensor) -> Tensor:
+    """IoU of every pair -> (B, M, N)."""
+    low = torch.maximum(a_BM4[:, :, None, :2], b_BN4[:, None, :, :2])
+    high = torch.minimum(a_BM4[:, :, None, 2:], b_BN4[:, None, :, 2:])
+    shared = (high - low).clamp(min=0).prod(dim=-1)
+    areas = [(x[..., 2:] - x[..., :2]).clamp(min=0).prod(dim=-1) for x in (a_BM4, b_BN4)]
+    return shared / (areas[0][:, :, None] + areas[1][:, None] - shared).clamp(min=1e-6)
+
+
+def pairwise_giou(a: Tensor, b: Tensor) -> Tensor:
+    """Generalised IoU (Rezatofighi et al. 2019) of boxes one by one, any leading shape, -1..1."""
+    low, high = torch.maximum(a[..., :2], b[..., :2]), torch.minimum(a[..., 2:], b[..., 2:])
+    shared = (high - low).clamp(min=0).prod(dim=-1)
+    areas = [(x[..., 2:] - x[..., :2]).clamp(min=0).prod(dim=-1) for x in (a, b)]
+    union = (areas[0] + areas[1] - shared).clamp(min=1e-6)
+    hull = torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])
+    hull = hull.clamp(min=0).prod(dim=-1).clamp(min=1e-6)
+    return shared / union - (hull - union) / hull
+
+
+def centreness(points_L2: Tensor, boxes_BGL4: Tensor) -> Tensor:
+    """FCOS's target sqrt(min(l, r) / max(l, r) * min(t, b) / max(t, b)), 0..1; 0 outside the box."""
+    before = (points_L2 - boxes_BGL4[..., :2]).clamp(min=0)
+    after = (boxes_BGL4[..., 2:] - points_L2).clamp(min=0)
+    ratio = torch.minimum(before, after) / torch.maximum(before, after).clamp(min=1e-6)
+    return ratio.prod(dim=-1).sqrt()
+
+
+@torch.no_grad()
+def assign(points_L2: Tensor, stride_L: Tensor, truth_BGM4: Tensor, valid_BGM: Tensor) -> Tensor:
+    """The smallest truth box that each location is responsible for, -1 for none -> (B, G, L).
+
+    Responsible: within `RADIUS` strides of the centre and inside the box, or the nearest cell (small boxes may hold
+    no cell's centre), on the stage whose reach fits the box's longer side.
+    """
+    B, G, M, _ = truth_BGM4.shape
+    if not M:
+        return torch.full((B, G, len(points_L2)), -1, device=points_L2.device)
+    low, high = truth_BGM4[..., None, :2], truth_BGM4[..., None, 2:]
+    away = ((low + high) / 2 - points_L2).abs().amax(dim=-1)
+    inside = ((points_L2 >= low) & (points_L2 <= high)).all(dim=-1)
+    near = ((away <= RADIUS * stride_L) & inside) | (away <= 0.5 * stride_L)
+    longest = (truth_BGM4[..., 2:] - truth_BGM4[..., :2]).amax(dim=-1)[..., None]
+    first, last = stride_L.min(), stride_L.max()
+    fits = (longest <= REACH * stride_L) | (stride_L == last)
+    fits &= (longest > REACH * stride_L / 2) | (stride_L == first)
+    area = (high - low).clamp(min=0).prod(dim=-1)[..., 0]
+    cost_BGML = torch.where(near & fits & valid_BGM[..., None], area[..., None], torch.inf)
+    best = cost_BGML.min(dim=2)
+    return torch.where(best.values.isfinite(), best.indices, -1)
+
+
+def _focal(logits: Tensor, target: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
+    """Focal loss (Lin et al. 2017), per element."""
+    bce = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    p = torch.where(target > 0.5, logits.sigmoid(), 1 - logits.sigmoid())
+    return torch.where(target > 0.5, alpha, 1 - alpha) * (1 - p) ** gamma * bce

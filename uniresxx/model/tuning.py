@@ -1,0 +1,109 @@
+"""What of the model is trained: parts frozen by name, adapters, new token rows; and the table that says so."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from mllm.config import Part
+from mllm.lora import adapt, is_adapter
+from mllm.modeling import MLLM
+from uniresxx.model.config import UniRESPlusPlusConfig
+
+# Where the parameters of each part live; the longest match counts.
+PARTS: dict[Part, tuple[str, ...]] = {
+    "low": ("mllm.low",),
+    "high": ("mllm.high",),
+    "fusion": ("mllm.image_tokens",),
+    "regions": ("mllm.object_tokens", "mllm.part_tokens"),
+    "exploitation": ("mllm.exploitation",),
+    "llm": ("mllm.llm",),
+    "head": ("head", "dense"),
+    "mask_encoder": ("head.sam.vision_encoder",),
+    "box_head": ("box_head",),
+}
+
+
+class Tunable(Protocol):
+    """The model, as far as tuning knows it."""
+
+    config: UniRESPlusPlusConfig
+    mllm: MLLM
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """As of nn.Module."""
+        ...
+
+
+def tune(model: Tunable) -> None:
+    """Apply `config.tuning`; the defaults change nothing."""
+    config, mllm = model.config, model.mllm
+    frozen = set(config.tuning.frozen)
+    for name, parameter in model.named_parameters():
+        if part_of(name) in frozen:
+            parameter.requires_grad_(False)
+    adapt(mllm.llm, config.tuning, mllm.vocabulary.special)
+
+
+def part_of(name: str) -> Part:
+    """The part that a parameter belongs to."""
+    found = [
+        (len(path), part)
+        for part, paths in PARTS.items()
+        for path in paths
+        if f"{name}.".startswith(f"{path}.")
+    ]
+    assert found, name
+    return max(found)[1]
+
+
+@dataclass(frozen=True, slots=True)
+class PartRow:
+    """Parameters of one part."""
+
+    part: str
+    trained: int = 0
+    adapters: int = 0  # trained as well: low-rank adapters and new token rows
+    frozen: int = 0
+
+    @property
+    def total(self) -> int:
+        """All parameters of the part."""
+        return self.trained + self.adapters + self.frozen
+
+
+def parameter_table(model: nn.Module) -> list[PartRow]:
+    """One row per part that has parameters, and a last row "all"."""
+    rows = []
+    for part in PARTS:
+        kinds = {"trained": 0, "adapters": 0, "frozen": 0}
+        for name, parameter in model.named_parameters():
+            if part_of(name) == part:
+                kind = (
+                    ("adapters" if is_adapter(name) else "trained") if parameter.requires_grad else "frozen"
+                )
+                kinds[kind] += parameter.numel()
+        if any(kinds.values()):
+            rows.append(PartRow(part, **kinds))
+    sums = {kind: sum(getattr(row, kind) for row in rows) for kind in ("trained", "adapters", "frozen")}
+    return [*rows, PartRow("all", **sums)]
+
+
+def format_table(rows: list[PartRow]) -> str:
+    """The table as text, parameters in thousands."""
+    lines = [f"{'parameters / 1000':<18}{'trained':>15}{'adapters':>15}{'frozen':>15}{'total':>15}"]
+    for row in rows:
+        numbers = "".join(f"{n / 1000:>15,.1f}" for n in (row.trained, row.adapters, row.frozen, row.total))
+        lines.append(f"{row.part:<18}{numbers}")
+    return "\n".join(lines)
+
+
+def cast_frozen(model: nn.Module, dtype: torch.dtype) -> None:
+    """Keep what is not trained in `dtype` (bf16 halves its memory); forward then needs autocast."""
+    for parameter in model.parameters():
+        if not parameter.requires_grad:
+            parameter.data = parameter.data.to(dtype)
