@@ -263,7 +263,7 @@ def test_a_checkpoint_keeps_where_its_boxes_come_from(vocabulary: Vocabulary, tm
 
 
 @pytest.mark.slow
-def test_the_learned_head_finds_more_than_the_classical_proposer_on_scenes() -> None:
+def test_the_learned_head_finds_about_what_the_classical_proposer_finds_on_scenes() -> None:
     """The head and its tower alone, 500 steps of 12 easy scenes; recall at IoU 0.5, as in docs/log.md."""
     torch.manual_seed(0)
     config = KNOWN["tiny_scenes"]().model.mllm
