@@ -344,9 +344,9 @@ def test_a_full_recipe_with_small_numbers_trains_saves_and_answers(tmp_path: Pat
     records = [picture(0), picture(1, 20, 32)]
     batch = batch_of(records, vocabulary, config)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    engine = Engine(model, recipe.engine, recipe.optim)
+    engine = Engine(model, recipe)
     model.train()
-    result = do_step(engine, model, [batch], 200, 1.0)
+    result = do_step(engine, model, [batch], 200)
     assert not result.skipped and "box" in result.terms
     moved = {part_of(n) for n, p in model.named_parameters() if not torch.equal(p, before[n])}
     expected = {"fusion", "regions", "exploitation", "llm"}
