@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 import shlex
@@ -13,7 +14,7 @@ from contextlib import redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import tyro
 
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
 FAILED, WRONG_INPUT, STOPPED = 1, 2, 75
 _USAGE = "python -m train RECIPE [--section.field value] [--data DIR] --out DIR [--fresh]"
+_PLAN = "python -m train plan RECIPE [--gpus N] [--json] [--section.field value]"
+_FINETUNE = "python -m train finetune --from CKPT --data STORE --out DIR [--section.field value]"
+_Options = TypeVar("_Options")
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,16 @@ class Command:
     out: Path  # run folder; an unfinished run in it is continued
     data: Path | None = None  # root of the data sets' native layouts
     fresh: bool = False  # delete the run in --out and start over
+
+
+@dataclass(frozen=True)
+class PlanCommand:
+    """The command line of `plan` after the recipe's name."""
+
+    recipe: Annotated[tyro.conf.FlagConversionOff[Recipe], tyro.conf.arg(name="")]
+    gpus: int = 1  # processes of the job, one per GPU
+    tokens: int | None = None  # of an expression with its question and answer; None: what is usual
+    json: bool = False  # one JSON object instead of a table
 
 
 def without_rank(argv: list[str]) -> list[str]:
@@ -55,33 +69,60 @@ def without_rank(argv: list[str]) -> list[str]:
 def parse(argv: list[str], known: dict[str, Callable[[], Recipe]]) -> Command:
     """The command line as a dataclass. Raises InputError with one line; `--help` exits with 0."""
     arguments = without_rank(argv)
+    name = _recipe_named(arguments, known, _USAGE)
+    command = _options(
+        arguments, known[name], Command(recipe=known[name](), out=tyro.MISSING), f"python -m train {name}"
+    )
+    check(command.recipe)
+    return command
+
+
+def parse_plan(argv: list[str], known: dict[str, Callable[[], Recipe]]) -> PlanCommand:
+    """The command line after `plan`. Raises InputError with one line; `--help` exits with 0."""
+    arguments = without_rank(argv)
+    name = _recipe_named(arguments, known, _PLAN)
+    command = _options(
+        arguments, known[name], PlanCommand(recipe=known[name]()), f"python -m train plan {name}"
+    )
+    check(command.recipe)
+    for option, value in (("gpus", command.gpus), ("tokens", command.tokens)):
+        if value is not None and value < (2 if option == "tokens" else 1):
+            raise InputError(f"--{option} {value}: must be at least {2 if option == 'tokens' else 1}")
+    return command
+
+
+def _recipe_named(arguments: list[str], known: dict[str, Callable[[], Recipe]], usage: str) -> str:
+    """The first word, which names a recipe."""
     names = ", ".join(sorted(known)) or "none"
     if arguments and arguments[0] in ("-h", "--help"):
-        print(f"usage: {_USAGE}\nrecipes: {names}\noptions of a recipe: python -m train RECIPE --help")
+        others = f"\n       {_PLAN}\n       {_FINETUNE}" if usage == _USAGE else ""
+        start = usage.partition("RECIPE")[0]
+        print(f"usage: {usage}{others}\nrecipes: {names}\noptions of a recipe: {start}RECIPE --help")
         raise SystemExit(0)
     if not arguments or arguments[0].startswith("-"):
-        raise InputError(f"the recipe's name comes first: {_USAGE}; known recipes: {names}")
-    name = arguments[0]
-    if name not in known:
-        raise InputError(f"unknown recipe {name!r}; known: {names}")
-    recipe = known[name]()
+        raise InputError(f"the recipe's name comes first: {usage}; known recipes: {names}")
+    if arguments[0] not in known:
+        raise InputError(f"unknown recipe {arguments[0]!r}; known: {names}")
+    return arguments[0]
+
+
+def _options(arguments: list[str], described: Callable[[], Recipe], default: _Options, program: str) -> _Options:
+    """The options after the first word, over `default`."""
     messages = io.StringIO()
     try:
         with redirect_stderr(messages):
-            command = tyro.cli(
-                Command,
-                prog=f"python -m train {name}",
-                description=(known[name].__doc__ or "").strip(),
-                default=Command(recipe=recipe, out=tyro.MISSING),
+            return tyro.cli(
+                type(default),
+                prog=program,
+                description=(described.__doc__ or "").strip(),
+                default=default,
                 args=arguments[1:],
                 use_underscores=True,
             )
     except SystemExit as end:
         if not end.code:
             raise
-        raise InputError(f"{plain(messages.getvalue())}; see python -m train {name} --help") from None
-    check(command.recipe)
-    return command
+        raise InputError(f"{plain(messages.getvalue())}; see {program} --help") from None
 
 
 def plain(box: str) -> str:
@@ -104,6 +145,8 @@ def run(argv: list[str], joined: Callable[[Ranks], object]) -> int:
 
     `joined` is told of the job this process has become part of.
     """
+    if argv and argv[0] == "plan":
+        return show_plan(parse_plan(argv[1:], KNOWN))
     command = parse(argv, KNOWN)
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its warnings speak of things the engine chose
     from dataclasses import replace
@@ -120,6 +163,15 @@ def run(argv: list[str], joined: Callable[[Ranks], object]) -> int:
     job = replace(job, extra={**job.extra, "versions": versions()})
     again = shlex.join(["python", "-m", "train", *(a for a in without_rank(argv) if a != "--fresh")])
     return train(recipe, job, command.out, command.fresh, again, ranks)
+
+
+def show_plan(command: PlanCommand) -> int:
+    """Print what a recipe will need."""
+    from train.plan import plan, table
+
+    found = plan(command.recipe, command.gpus, command.tokens)
+    print(json.dumps(found.to_dict()) if command.json else table(found), end="\n" * command.json)
+    return 0
 
 
 def _open(recipe: Recipe, data: Path | None) -> Job:
