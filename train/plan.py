@@ -200,8 +200,9 @@ def table(found: Plan) -> str:
     shown.add_column("per GPU")
     shown.add_column("GB", justify="right")
     shown.add_column("what it is")
+    counted = f"{found.parameters / 1e6:,.1f} M parameters, {found.trained / 1e6:,.1f} M trained"
     rows = (
-        ("weights", found.weights, f"{found.parameters / 1e6:,.1f} M parameters, {found.trained / 1e6:,.1f} M trained"),
+        ("weights", found.weights, counted),
         ("gradients", found.gradients, "of trained parameters, fp32"),
         ("optimizer", found.optimizer, "AdamW's moments; ZeRO's master copy"),
         ("activations", found.activations, f"{found.saved / GB:.2f} GB of them kept for the backward pass"),
@@ -209,7 +210,7 @@ def table(found: Plan) -> str:
         ("context", found.context, "CUDA, libraries: a constant"),
         ("peak", found.peak, "at once; at least the whole model, which is loaded before it is divided"),
         ("CPU memory", found.host, "per process, of what is offloaded"),
-    )  # fmt: skip
+    )
     for name, size, what in rows:
         shown.add_row(name, f"{size / GB:,.2f}", what)
     console = Console(width=110)
