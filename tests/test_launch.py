@@ -1,4 +1,4 @@
-"""The files for clusters start what they say: shell and YAML are read, the commands parsed by the programs' own parsers."""
+"""The files for clusters start what they say: torchrun's and our own parser read their commands."""
 
 from __future__ import annotations
 
@@ -68,5 +68,7 @@ def test_the_kubernetes_file_is_yaml_and_starts_the_recipe() -> None:
     assert spec["completions"] == spec["parallelism"] == int(options.nnodes) == 2
     assert container["resources"]["limits"]["nvidia.com/gpu"] == int(options.nproc_per_node)
     assert options.master_addr == f"{name}-0.{service['metadata']['name']}"
-    mounts, volumes = ({item["name"] for item in place} for place in (container["volumeMounts"], pod["volumes"]))
+    mounts, volumes = (
+        {item["name"] for item in place} for place in (container["volumeMounts"], pod["volumes"])
+    )
     assert mounts == volumes

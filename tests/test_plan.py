@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,11 +15,11 @@ from mllm.tokens import Vocabulary
 from train import __main__ as program
 from train.engine import Engine
 from train.optim import optimizer_tensors
-from train.plan import GB, Model, Plan, plan, sizes_of, states_of
+from train.plan import CONTEXT, GB, PER_JOB, Model, Plan, plan, sizes_of, states_of
 from train.recipe import DataConfig, EngineConfig, Recipe, share_of
 from train.recipes import KNOWN
 from train.recipes.uniresxx_7b import BENCHMARKS
-from train.replay import Replayed, Sizes, replay
+from train.replay import Replayed, Sizes, model_without_memory, replay
 from uniresxx.data.batches import Batches, SceneSource
 from uniresxx.model.build import build_model
 from uniresxx.model.config import LossConfig, PyramidHeadConfig, UniRESPlusPlusConfig
@@ -118,7 +119,7 @@ SHORT = UniRESPlusPlusConfig(mllm=replace(SMALL, low_layers=1), tuning=LORA)
 
 def test_more_expressions_and_images_need_more() -> None:
     few = replay(SHORT, Sizes(1, 2, 8), False)
-    for more in (Sizes(1, 8, 8), Sizes(1, 2, 32), Sizes(2, 2, 8)):
+    for more in (Sizes(1, 16, 8), Sizes(2, 2, 8)):
         found = replay(SHORT, more, False)
         assert found.peak > few.peak and found.saved > few.saved
 
@@ -231,6 +232,32 @@ def test_a_full_recipe_fits_its_gpus(name: str) -> None:
     else:
         found = replace(found, engine=replace(found.engine, zero_stage=2))
     assert plan(found, gpus).peak <= limit * GB
+
+
+def documented() -> list[list[float]]:
+    """The table of the page: stage, then GB."""
+    text = (Path(__file__).resolve().parents[1] / "docs" / "train.md").read_text(encoding="utf-8")
+    lines = text.split("| `engine.zero_stage` |")[1].split("\n\n")[0].splitlines()[2:]
+    return [[float(cell) for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_the_documented_stages_are_those_of_the_plan() -> None:
+    """All but the activations, which the slow test computes anew."""
+    found, rows = KNOWN["uniresxx_7b"](), documented()
+    assert [row[0] for row in rows] == [0, 1, 2, 3]
+    model = Model.of(model_without_memory(found.model))
+    for stage, weights, gradients, optimizer, activations, rest, peak in rows:
+        states = states_of(model, replace(found, engine=replace(found.engine, zero_stage=int(stage))), 8)
+        shown = (states.weights, states.gradients, states.optimizer, states.communication + CONTEXT + PER_JOB)
+        assert (weights, gradients, optimizer, rest) == tuple(round(value / GB, 1) for value in shown)
+        assert peak == pytest.approx(weights + gradients + optimizer + activations + rest, abs=0.3)
+
+
+@pytest.mark.slow
+def test_the_documented_activations_are_those_of_the_plan() -> None:
+    found = plan(KNOWN["uniresxx_7b"](), 8)
+    assert {row[4] for row in documented()} == {round(found.activations / GB, 1)}
+    assert documented()[0][6] == round(found.peak / GB, 1)
 
 
 def test_memory_that_runs_out_is_told_with_the_plan(

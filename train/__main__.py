@@ -117,7 +117,9 @@ def parse_finetune(argv: list[str]) -> Command:
     default = FinetuneCommand(recipe=finetune(), start=tyro.MISSING, out=tyro.MISSING)
     program = "python -m train finetune"
     if not {"-h", "--help"} & {*arguments}:
-        start = _options(["", *_value_of("--from", arguments, _FINETUNE)], finetune, _Start(tyro.MISSING), program)
+        start = _options(
+            ["", *_value_of("--from", arguments, _FINETUNE)], finetune, _Start(tyro.MISSING), program
+        )
         default = replace(default, recipe=recipe_of(start.start), start=start.start)
     found = _options(arguments, finetune, default, program)
     check(found.recipe)
@@ -148,7 +150,9 @@ def _recipe_named(arguments: list[str], known: dict[str, Callable[[], Recipe]], 
     return arguments[0]
 
 
-def _options(arguments: list[str], described: Callable[[], Recipe], default: _Options, program: str) -> _Options:
+def _options(
+    arguments: list[str], described: Callable[[], Recipe], default: _Options, program: str
+) -> _Options:
     """The options after the first word, over `default`."""
     messages = io.StringIO()
     try:
@@ -183,7 +187,9 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def run(
-    argv: list[str], joined: Callable[[Ranks], object], named: Callable[[Recipe], object] = lambda recipe: None
+    argv: list[str],
+    joined: Callable[[Ranks], object],
+    named: Callable[[Recipe], object] = lambda recipe: None,
 ) -> int:
     """Parse, build what the recipe names, train. Raises what `main` turns into exit codes.
 

@@ -61,9 +61,9 @@ def with_data(recipe: Recipe, data: Path | None) -> tuple[Recipe, Path | None]:
     if store is None:
         if d.source or d.mixture:
             return recipe, data
+        problem = "--data is missing" if data is None else f"--data {data} is no prepared store"
         raise InputError(
-            f"{'--data is missing' if data is None else f'--data {data} is no prepared store'}: give one (uniresxx data prepare), or a root of native layouts "
-            "with --data.source NAME"
+            f"{problem}: give one (uniresxx data prepare), or a root of native layouts with --data.source NAME"
         )
     if d.source or d.mixture:
         raise InputError(f"--data {data} is a store: leave out --data.source and --data.mixture")

@@ -36,7 +36,12 @@ def joint(name: str, mllm: MLLMConfig, tuning: TuningConfig) -> Recipe:
         name=name,
         model=full_model(mllm, tuning),
         data=DataConfig(
-            source="", mixture="refcoco_family", batch_images=16, accumulate=5, expressions_per_image=8, workers=4
+            source="",
+            mixture="refcoco_family",
+            batch_images=16,
+            accumulate=5,
+            expressions_per_image=8,
+            workers=4,
         ),
         optim=OptimConfig(steps=5000, lr=2e-4, lr_scale=(("mllm.high", 0.1),), warmup_steps=150),
         engine=EngineConfig(precision="bf16"),
@@ -77,8 +82,8 @@ def uniresxx_7b() -> Recipe:
 def uniresxx_7b_ground() -> Recipe:
     """python -m train uniresxx_7b_ground --model.weights.start runs/7b_a --data DIR --out runs/7b_b
 
-    Stage B (ground): adds LoRA, mask head and box head. Hardware: 8 GPUs of 80 GB (launch: docs/train.md). Hours: not yet measured.
-    Expected: not yet measured.
+    Stage B (ground): adds LoRA, mask head and box head. Hardware: 8 GPUs of 80 GB (launch: docs/train.md).
+    Hours: not yet measured. Expected: not yet measured.
     """
     return ground("uniresxx_7b_ground", uniresxx_7b())
 
@@ -86,7 +91,7 @@ def uniresxx_7b_ground() -> Recipe:
 def uniresxx_7b_align() -> Recipe:
     """python -m train uniresxx_7b_align --model.weights.llava DIR --model.weights.convnext DIR --out runs/7b_a
 
-    Stage A (align). Hardware: 8 GPUs of 80 GB (launch: docs/train.md). Hours: not yet measured.
-    Expected: not yet measured.
+    Stage A (align). Hardware: 8 GPUs of 80 GB (launch: docs/train.md).
+    Hours: not yet measured. Expected: not yet measured.
     """
     return align("uniresxx_7b_align", uniresxx_7b())
