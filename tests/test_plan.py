@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +28,7 @@ from uniresxx.model.build import build_model
 from uniresxx.model.config import LossConfig, PyramidHeadConfig, UniRESPlusPlusConfig
 from uniresxx.types import Batch
 
+ROOT = Path(__file__).resolve().parents[1]
 BOUND = 0.1  # our choice of what a prediction of activations may be off
 SMALL = MLLMConfig(llm_layers=2, llm_mlp=256, vocabulary=512)
 MIDDLE = MLLMConfig(
@@ -169,6 +173,35 @@ def test_states_of_one_process_are_those_of_the_engine() -> None:
     assert 0.9 * planned.gradients <= gradients <= planned.gradients  # parts without work have none
 
 
+ZERO = """
+import sys
+sys.path.insert(0, "tests")
+from test_plan import CONFIGS, Model, real, recipe, states_of
+from train.engine import join_ranks
+from train.zero import Zero
+
+for stage in (1, 2, 3):
+    model, batch = real(CONFIGS["lora"], 1, 2)
+    work = recipe(zero_stage=stage)
+    planned = states_of(Model.of(model), work, 1)
+    engine = Zero(model, work, join_ranks(work.engine))
+    master = engine.zero.fp32_partitioned_groups_flat if stage == 3 else engine.zero.single_partition_of_fp32_groups
+    moments = [t for state in engine.optimizer.state.values() for key, t in state.items() if key != "step"]
+    print(stage, sum(t.nbytes for t in (*master, *moments)), planned.optimizer)
+"""
+
+
+@pytest.mark.system
+def test_the_optimizer_s_states_are_those_deepspeed_keeps() -> None:
+    """To within its padding: stages 1 to 3 on one process."""
+    run = subprocess.run([sys.executable, "-c", ZERO], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr[-2000:]
+    rows = [line.split() for line in run.stdout.splitlines() if re.fullmatch(r"[123] \d+ \d+", line)]
+    assert [row[0] for row in rows] == ["1", "2", "3"]
+    for _, kept, planned in rows:
+        assert int(kept) == pytest.approx(int(planned), rel=1e-4)
+
+
 def test_a_plan_adds_up() -> None:
     found = plan(recipe(zero_stage=2), gpus=2, replayed=Replayed(10, 1000))
     parts = found.weights + found.gradients + found.optimizer + found.communication + found.activations
@@ -236,7 +269,7 @@ def test_a_full_recipe_fits_its_gpus(name: str) -> None:
 
 def documented() -> list[list[float]]:
     """The table of the page: stage, then GB."""
-    text = (Path(__file__).resolve().parents[1] / "docs" / "train.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "train.md").read_text(encoding="utf-8")
     lines = text.split("| `engine.zero_stage` |")[1].split("\n\n")[0].splitlines()[2:]
     return [[float(cell) for cell in line.strip("|").split("|")] for line in lines]
 

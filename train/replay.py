@@ -198,6 +198,7 @@ def _batch(config: UniRESPlusPlusConfig, sizes: Sizes, fake: FakeTensorMode) -> 
 
 def parameter_bytes(model: nn.Module, trained: bool) -> int:
     """Bytes of the parameters that are trained, or of the others with the buffers."""
-    values = [p for p in model.parameters() if p.requires_grad == trained]
-    values += [] if trained else list(model.buffers())
+    values: list[torch.Tensor] = [p for p in model.parameters() if p.requires_grad == trained]
+    if not trained:
+        values += model.buffers()
     return sum(value.numel() * value.element_size() for value in values)
