@@ -35,6 +35,7 @@ LAUNCHER_OPTIONS = {
     "deepspeed": {"--num_gpus", "--num_nodes", "--hostfile", "--master_addr", "--master_port"},
 }
 OTHER_PROGRAMS = ("bash", "source", "git", "cd")
+SUBMITTED = {"sbatch": 1, "kubectl": 3}  # where the file stands; tests/test_launch.py reads it
 
 
 def fenced(page: Path, *languages: str) -> Iterator[str]:
@@ -93,6 +94,8 @@ def test_a_command_is_accepted(words: tuple[str, ...], monkeypatch: pytest.Monke
             check_program(rest[at + 1], rest[at + 2 :], monkeypatch)
         case ("uniresxx", *rest):
             check_program("uniresxx", rest, monkeypatch)
+        case ("sbatch" | "kubectl" as program, *_):
+            assert (ROOT / words[SUBMITTED[program]]).is_file()
         case ("bash", script, *_):
             assert (ROOT / script).is_file()
         case (program, *_):

@@ -193,6 +193,10 @@ def _check_data(d: DataConfig) -> None:
         raise InputError(f"--data.mixture {d.mixture}: this recipe brings its own parts")
     if d.mixture:
         mixture_named(d.mixture)
+    if d.mixture and d.source and d.source not in SCENES:
+        raise InputError(
+            f"--data.source {d.source}: the mixture {d.mixture} would be trained on instead; add --data.mixture ''"
+        )
     drawn = d.source in SCENES and not (d.mixture or d.parts)
     if drawn and d.split != "train":
         raise InputError(

@@ -12,8 +12,8 @@ from train.recipes.uniresxx_7b import align, ground, joint, uniresxx_7b
 def uniresxx_13b() -> Recipe:
     """python -m train uniresxx_13b --model.weights.start runs/13b_b --data DIR --out runs/13b_c
 
-    Stage C (joint), as uniresxx_7b. Hardware: 8 GPUs of 80 GB. Hours: not yet measured.
-    Expected: not yet measured.
+    Stage C (joint), as uniresxx_7b. Hardware: 8 GPUs of 80 GB (launch: docs/train.md).
+    Hours: not yet measured. Expected: not yet measured.
     """
     tuning = uniresxx_7b().model.tuning
     return joint("uniresxx_13b", replace(llava_13b(), activation_checkpointing=True), tuning)
@@ -22,8 +22,8 @@ def uniresxx_13b() -> Recipe:
 def uniresxx_13b_ground() -> Recipe:
     """python -m train uniresxx_13b_ground --model.weights.start runs/13b_a --data DIR --out runs/13b_b
 
-    Stage B (ground). Hardware: 8 GPUs of 80 GB. Hours: not yet measured.
-    Expected: not yet measured.
+    Stage B (ground). Hardware: 8 GPUs of 80 GB (launch: docs/train.md).
+    Hours: not yet measured. Expected: not yet measured.
     """
     return ground("uniresxx_13b_ground", uniresxx_13b())
 
@@ -31,7 +31,7 @@ def uniresxx_13b_ground() -> Recipe:
 def uniresxx_13b_align() -> Recipe:
     """python -m train uniresxx_13b_align --model.weights.llava DIR --model.weights.convnext DIR --out runs/13b_a
 
-    Stage A (align). Hardware: 8 GPUs of 80 GB. Hours: not yet measured.
-    Expected: not yet measured.
+    Stage A (align). Hardware: 8 GPUs of 80 GB (launch: docs/train.md).
+    Hours: not yet measured. Expected: not yet measured.
     """
     return align("uniresxx_13b_align", uniresxx_13b())

@@ -26,11 +26,23 @@ def full_model(mllm: MLLMConfig, tuning: TuningConfig) -> UniRESPlusPlusConfig:
 
 
 def joint(name: str, mllm: MLLMConfig, tuning: TuningConfig) -> Recipe:
-    """Stage C. LoRA and heads 2e-4, the high tower 2e-5; 80 images x 8 expressions a step."""
+    """Stage C. LoRA and heads 2e-4, the high tower 2e-5; 80 images x 8 expressions a step, 2 images per GPU of 8.
+
+    Mixture: of METHOD section 5's granularities those whose sets have readers (object, multi, none). Parts
+    (composed, PACO, Pascal-Part, PartImageNet), semantic, reasoning and dialogue sets have none yet: a store that
+    holds them goes into `data.parts`.
+    """
     return Recipe(
         name=name,
         model=full_model(mllm, tuning),
-        data=DataConfig(source="grefcoco", batch_images=2, accumulate=40, expressions_per_image=8, workers=4),
+        data=DataConfig(
+            source="",
+            mixture="refcoco_family",
+            batch_images=16,
+            accumulate=5,
+            expressions_per_image=8,
+            workers=4,
+        ),
         optim=OptimConfig(steps=5000, lr=2e-4, lr_scale=(("mllm.high", 0.1),), warmup_steps=150),
         engine=EngineConfig(precision="bf16"),
         log=LogConfig(save_every=500),
@@ -52,7 +64,7 @@ def align(name: str, stage_c: Recipe) -> Recipe:
         stage_c,
         name=name,
         model=replace(stage_c.model, tuning=tuning),
-        data=replace(stage_c.data, batch_images=8, accumulate=32),
+        data=replace(stage_c.data, batch_images=16, accumulate=16),
         optim=replace(stage_c.optim, lr=1e-3, lr_scale=()),
     )
 
@@ -61,8 +73,7 @@ def uniresxx_7b() -> Recipe:
     """python -m train uniresxx_7b --model.weights.start runs/7b_b --data DIR --out runs/7b_c
 
     Stage C (joint). Without stages A and B: --model.weights.llava and --model.weights.convnext instead of start.
-    The mixture is chosen by --data.source. Hardware: 8 GPUs of 80 GB. Hours: not yet measured.
-    Expected: not yet measured.
+    Hardware: 8 GPUs of 80 GB (launch: docs/train.md). Hours: not yet measured. Expected: not yet measured.
     """
     tuning = TuningConfig(frozen=("low",), lora_rank=64, token_rows="new", frozen_dtype="bf16")
     return joint("uniresxx_7b", replace(llava_7b(), activation_checkpointing=True), tuning)
@@ -71,8 +82,8 @@ def uniresxx_7b() -> Recipe:
 def uniresxx_7b_ground() -> Recipe:
     """python -m train uniresxx_7b_ground --model.weights.start runs/7b_a --data DIR --out runs/7b_b
 
-    Stage B (ground): adds LoRA, mask head and box head. Hardware: 8 GPUs of 80 GB. Hours: not yet measured.
-    Expected: not yet measured.
+    Stage B (ground): adds LoRA, mask head and box head. Hardware: 8 GPUs of 80 GB (launch: docs/train.md).
+    Hours: not yet measured. Expected: not yet measured.
     """
     return ground("uniresxx_7b_ground", uniresxx_7b())
 
@@ -80,7 +91,7 @@ def uniresxx_7b_ground() -> Recipe:
 def uniresxx_7b_align() -> Recipe:
     """python -m train uniresxx_7b_align --model.weights.llava DIR --model.weights.convnext DIR --out runs/7b_a
 
-    Stage A (align). Hardware: 8 GPUs of 80 GB. Hours: not yet measured.
-    Expected: not yet measured.
+    Stage A (align). Hardware: 8 GPUs of 80 GB (launch: docs/train.md).
+    Hours: not yet measured. Expected: not yet measured.
     """
     return align("uniresxx_7b_align", uniresxx_7b())

@@ -1,0 +1,137 @@
+"""Finetuning: a checkpoint, the page's own example prepared into a store, and the program between them."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from statistics import fmean
+
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+from mllm.config import MLLMConfig
+from mllm.tokens import Vocabulary
+from train.__main__ import main, parse_finetune
+from uniresxx.checkpoint import load_segmenter, save_pretrained
+from uniresxx.cli import _store
+from uniresxx.errors import InputError
+from uniresxx.film_unet.config import FilmUNetConfig
+from uniresxx.film_unet.modeling import build_film_unet
+from uniresxx.model.build import build_model
+from uniresxx.model.config import UniRESPlusPlusConfig
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "train.md"
+SMALL = MLLMConfig(low_layers=1, llm_layers=1, llm_mlp=128, vocabulary=400, max_objects=4, max_parts=4)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `model`, a checkpoint that knows nothing, and `stores/mine`, made as the page says."""
+    folder = tmp_path_factory.mktemp("own")
+    vocabulary = Vocabulary.train(["the mug", "the blue mug"], SMALL.vocabulary)
+    torch.manual_seed(0)
+    save_pretrained(folder / "model", build_model(UniRESPlusPlusConfig(mllm=SMALL), vocabulary))
+    photos = folder / "mine" / "images" / "train2014"
+    photos.mkdir(parents=True)
+    picture = Image.new("RGB", (64, 64), "white")
+    ImageDraw.Draw(picture).rectangle((8, 8, 40, 40), fill="red")
+    picture.save(photos / "kitchen.png")
+    text = PAGE.read_text(encoding="utf-8").split("## Your own data")[1]
+    [example] = re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)
+    [command] = re.findall(r"^uniresxx data prepare (.*)$", text, re.M)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        exec(compile(example, str(PAGE), "exec"), {})
+        assert _store.prepare(command.split()) == 0
+    return folder
+
+
+def words(place: Path, *more: str) -> list[str]:
+    start, store = str(place / "model"), str(place / "stores" / "mine")
+    return ["--from", start, "--data", store, "--out", str(place / "run"), *more]
+
+
+def test_the_loss_falls_and_the_run_continues(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(place)
+    options = [
+        "--optim.steps",
+        "24",
+        "--optim.warmup_steps",
+        "2",
+        "--optim.lr",
+        "3e-3",
+        "--data.batch_images",
+        "2",
+    ]
+    assert main(["finetune", *words(place, *options)]) == 0
+    losses = [json.loads(line)["loss"] for line in (place / "run" / "log.jsonl").read_text().splitlines()]
+    assert len(losses) == 24 and fmean(losses[-4:]) < 0.6 * fmean(losses[:4])
+    capsys.readouterr()
+    assert main(["finetune", *words(place, *options)]) == 0
+    assert "is finished" in capsys.readouterr().out
+    found, start = load_segmenter(place / "run"), load_segmenter(place / "model")
+    assert found.tokenizer.to_json() == start.tokenizer.to_json()
+    assert main(["finetune", *words(place, *options, "--seed", "1")]) == 2
+    assert "another recipe" in capsys.readouterr().err
+
+
+def test_the_checkpoint_decides_the_model_and_the_store_the_data(place: Path) -> None:
+    found = parse_finetune(words(place))
+    assert found.recipe.model.mllm == SMALL and found.recipe.model.weights.start == str(place / "model")
+    assert found.data is None and found.recipe.data.source == str(place / "stores" / "mine")
+    assert found.recipe.data.split == "train"
+    named = parse_finetune(
+        [*words(place)[:2], "--data", str(place / "mine"), "--out", "x", "--data.source", "grefcoco"]
+    )
+    assert named.data == place / "mine" and named.recipe.data.source == "grefcoco"
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("--data stores/mine --out x", "--from is missing"),
+        ("--from nothing --data stores/mine --out x", "does not exist"),
+        ("--from mine --data stores/mine --out x", "is no checkpoint"),
+        ("--from film --data stores/mine --out x", "FiLM-UNet"),
+        ("--from model --data stores/mine", "--out"),
+        ("--from model --out x", "--data is missing"),
+        ("--from model --data mine --out x", "is no prepared store"),
+        ("--from model --data stores/mine --data.source refcoco --out x", "is a store"),
+        ("--from model --data stores/mine --optim.steps 0 --out x", "optim.steps"),
+    ],
+)
+def test_what_does_not_fit_is_one_line(
+    place: Path, line: str, told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(place)
+    if not (place / "film").exists():
+        config = FilmUNetConfig(inputs=UniRESPlusPlusConfig(mllm=SMALL))
+        save_pretrained(place / "film", build_film_unet(config, Vocabulary.train([], SMALL.vocabulary)))
+    assert main(["finetune", *line.split()]) == 2
+    err = capsys.readouterr().err
+    assert told in err and err.count("\n") == 1
+
+
+def test_a_model_of_other_sizes_is_refused(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["finetune", *words(place, "--model.mllm.llm_layers", "2")]) == 2
+    assert "--model.weights.start" in capsys.readouterr().err
+
+
+def test_help_needs_no_checkpoint(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        parse_finetune(["--help"])
+    assert end.value.code == 0 and "--from" in capsys.readouterr().out
+
+
+def test_a_store_below_the_program_s_folder_is_kept_by_its_full_path(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place)
+    line = "--from model --data stores/mine/train --out x"
+    assert parse_finetune(line.split()).recipe.data.source == str(place / "stores" / "mine")
+    with pytest.raises(InputError, match="no prepared store"):
+        parse_finetune(["--from", "model", "--data", "stores/other", "--out", "x"])

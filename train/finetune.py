@@ -1,0 +1,71 @@
+"""`python -m train finetune`: a recipe that goes on from a checkpoint, on the user's own data."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from train.recipe import DataConfig, EngineConfig, LogConfig, OptimConfig, Recipe
+from uniresxx.errors import InputError
+from uniresxx.model.config import UniRESPlusPlusConfig, WeightsConfig
+
+
+def finetune() -> Recipe:
+    """python -m train finetune --from CKPT --data STORE --out DIR
+
+    Trains a checkpoint on a prepared store, or on NAME below a root of native layouts (`--data.source NAME`). Model,
+    words and proposals are those of the checkpoint. Defaults (our choice, not tuned): 500 steps of 8 images, a
+    tenth to a fifth of the rates that the recipes begin with. Expected: not measured, data differ.
+    """
+    return recipe_for(UniRESPlusPlusConfig(), "")
+
+
+def recipe_for(config: UniRESPlusPlusConfig, start: str) -> Recipe:
+    """The recipe of `finetune` for a model that starts from the checkpoint `start`.
+
+    What the config's frozen weights are kept in decides the precision: in bf16 they need autocast.
+    """
+    weights = WeightsConfig(start=start, owlv2=config.weights.owlv2)
+    mixed = config.tuning.frozen_dtype == "bf16"
+    return Recipe(
+        name="finetune",
+        model=replace(config, weights=weights),
+        data=DataConfig(source="", batch_images=8),
+        optim=OptimConfig(steps=500, lr=2e-4, warmup_steps=20),
+        engine=EngineConfig(precision="bf16" if mixed else "fp32"),
+        log=LogConfig(save_every=100, overlay_every=100),
+    )
+
+
+def recipe_of(checkpoint: Path) -> Recipe:
+    """The recipe for a run folder (its best, else newest checkpoint) or a `from_pretrained` folder.
+
+    The folder is named by its full path: where a run continues it must start from the same. Raises InputError.
+    """
+    from uniresxx.checkpoint import CONFIG, read_json, resolve
+
+    folder = resolve(checkpoint, print)
+    values = read_json(folder / CONFIG)
+    kind = values.get("model_type")
+    if kind == "film_unet":
+        raise InputError(f"{folder}: a FiLM-UNet, the baseline; finetune continues UniRES++ checkpoints")
+    return recipe_for(UniRESPlusPlusConfig.from_dict(values), str(folder.resolve()))
+
+
+def with_data(recipe: Recipe, data: Path | None) -> tuple[Recipe, Path | None]:
+    """The recipe reading `data` where that is a store, and the root that is left to look below. InputError."""
+    from uniresxx.data.benchmarks import find_store
+
+    d = recipe.data
+    store = None if data is None else find_store(str(data), None)
+    if store is None:
+        if d.source or d.mixture:
+            return recipe, data
+        problem = "--data is missing" if data is None else f"--data {data} is no prepared store"
+        raise InputError(
+            f"{problem}: give one (uniresxx data prepare), or a root of native layouts with --data.source NAME"
+        )
+    if d.source or d.mixture:
+        raise InputError(f"--data {data} is a store: leave out --data.source and --data.mixture")
+    folder, split = store
+    return replace(recipe, data=replace(d, source=str(folder.resolve()), split=split or d.split)), None

@@ -1,0 +1,227 @@
+"""`python -m train plan RECIPE`: the memory of a recipe per GPU, before anything is loaded.
+
+Weights, gradients and optimizer follow from the number of parameters, the ZeRO stage and the number of processes;
+activations come from `train.replay`. All figures are bytes unless a name says otherwise; GB are 10^9 bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import nn
+
+from train.recipe import Recipe, share_of
+from train.replay import Replayed, Sizes, model_without_memory, parameter_bytes, replay
+from train.zero import settings
+from uniresxx.data.benchmarks import SCENES
+from uniresxx.errors import InputError
+from uniresxx.model.config import UniRESPlusPlusConfig
+
+FP32 = 4
+CONTEXT = 800_000_000  # CUDA context, cuBLAS and cuDNN workspaces: our choice, not measured
+PER_JOB = 500_000_000  # NCCL's buffers with more than one process: our choice, not measured
+FRAGMENTED = 0.05  # of what comes and goes, lost to the allocator: our choice, not measured
+TOKENS, SCENE_TOKENS = 32, 14  # of an expression with its question: LLaVA's words (25 to 30); drawn scenes
+PHRASES = 1.6  # decisions of a conversation in the scenes, counted
+GB = 1e9
+
+
+@dataclass(frozen=True)
+class Model:
+    """Parameters of a model, and the bytes in which the frozen ones (with buffers) are kept."""
+
+    parameters: int
+    trained: int
+    frozen_bytes: int
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Model:
+        """Counted on the model, which may be without memory."""
+        values = list(model.parameters())
+        trained = sum(value.numel() for value in values if value.requires_grad)
+        return cls(sum(value.numel() for value in values), trained, parameter_bytes(model, trained=False))
+
+
+@dataclass(frozen=True)
+class States:
+    """What lies on a GPU between two micro-batches, by purpose, and what was moved to CPU memory.
+
+    `start`: the whole model, which every process loads before ZeRO divides it.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    communication: int
+    host: int
+    start: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The prediction of one recipe on `gpus` processes; `saved` is the part of activations kept for backward."""
+
+    recipe: str
+    gpus: int
+    zero_stage: int
+    offload: str
+    precision: str
+    images_per_gpu: int
+    accumulate: int
+    expressions_per_image: int
+    decisions_per_image: int
+    tokens_per_decision: int
+    parameters: int
+    trained: int
+    weights: int
+    gradients: int
+    optimizer: int
+    communication: int
+    activations: int
+    saved: int
+    context: int
+    peak: int
+    host: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
+
+    def line(self) -> str:
+        """The prediction in one sentence."""
+        return (
+            f"plan predicts {self.peak / GB:.1f} GB per GPU: weights {self.weights / GB:.1f}, gradients "
+            f"{self.gradients / GB:.1f}, optimizer {self.optimizer / GB:.1f}, activations "
+            f"{self.activations / GB:.1f}, the rest {(self.communication + self.context) / GB:.1f}"
+        )
+
+
+def plan(recipe: Recipe, gpus: int = 1, tokens: int | None = None, replayed: Replayed | None = None) -> Plan:
+    """Predict; `tokens` of one expression with its question and answer (default: `sizes_of`).
+
+    `replayed` spares the replay where only stage, offload or number of processes differ from an earlier plan of as
+    many images per process. Raises InputError: sizes that do not fit, batches that do not divide, a model without
+    a plan.
+    """
+    config = recipe.model
+    if not isinstance(config, UniRESPlusPlusConfig):
+        raise InputError(f"{recipe.name}: plan knows the recipes of UniRES++, not {type(config).__name__}")
+    sizes = sizes_of(recipe, gpus, tokens)
+    try:
+        model = Model.of(model_without_memory(config))
+        found = replayed or replay(config, sizes, recipe.engine.precision != "fp32")
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    states = states_of(model, recipe, gpus)
+    coming = round(found.peak * (1 + FRAGMENTED))
+    context = CONTEXT + PER_JOB * (gpus > 1)
+    running = states.weights + states.gradients + states.optimizer + states.communication + coming
+    return Plan(
+        recipe=recipe.name,
+        gpus=gpus,
+        zero_stage=recipe.engine.zero_stage,
+        offload=recipe.engine.offload,
+        precision=recipe.engine.precision,
+        images_per_gpu=sizes.images,
+        accumulate=recipe.data.accumulate,
+        expressions_per_image=recipe.data.expressions_per_image,
+        decisions_per_image=sizes.expressions,
+        tokens_per_decision=sizes.tokens,
+        parameters=model.parameters,
+        trained=model.trained,
+        weights=states.weights,
+        gradients=states.gradients,
+        optimizer=states.optimizer,
+        communication=states.communication,
+        activations=coming,
+        saved=found.saved,
+        context=context,
+        peak=max(running, states.start) + context,
+        host=states.host,
+    )
+
+
+def sizes_of(recipe: Recipe, gpus: int, tokens: int | None = None) -> Sizes:
+    """A process's micro-batch. Scenes bring conversations, at `data.dialogue_share`; photographs bring none yet."""
+    d = recipe.data
+    drawn = d.source in SCENES and not (d.mixture or d.parts)
+    talks = d.expressions_per_image * d.dialogue_share / (1 - d.dialogue_share) if drawn else 0.0
+    decisions = round(d.expressions_per_image + PHRASES * talks)
+    return Sizes(share_of(d, gpus), decisions, tokens or (SCENE_TOKENS if drawn else TOKENS))
+
+
+def states_of(model: Model, recipe: Recipe, gpus: int) -> States:
+    """Bytes per process for T trained parameters on N processes, by stage.
+
+    Trained weights are fp32 in every stage; AdamW keeps two fp32 moments. Rajbhandari et al. 2020 (ZeRO), figure 1:
+    stage 1 divides the optimizer's state, 2 gradients as well, 3 weights as well. What DeepSpeed adds for fp32
+    weights (deepspeed:runtime/zero/stage_1_and_2.py, stage3.py): a master copy of each process's part (4T/N), the
+    part of the gradient that it keeps (4T/N; stage 1 holds the whole gradient beside it), reduction buckets of
+    `reduce_bucket_size` numbers each, two with `overlap_comm`, and in stage 3 at most `stage3_max_live_parameters`
+    gathered numbers. DistributedDataParallel keeps a second copy of the gradients in its buckets.
+    """
+    T, N, stage = FP32 * model.trained, gpus, recipe.engine.zero_stage
+    whole = model.frozen_bytes + T
+    if stage == 0:
+        return States(whole, T, 2 * T, T if N > 1 else 0, 0, whole)
+    zero: Mapping[str, Any] = settings(recipe)["zero_optimization"]
+    bucket = FP32 * int(zero["reduce_bucket_size"])
+    part = -(-T // N)
+    weights = whole if stage < 3 else -(-whole // N)
+    gradients = part + (T if stage == 1 else 0)
+    communication = bucket * (2 if stage < 3 and zero["overlap_comm"] else 1)
+    if stage == 3:
+        share = whole / model.parameters  # bytes of a parameter, on average
+        live = int(zero["stage3_max_live_parameters"]) + int(zero["stage3_prefetch_bucket_size"])
+        communication += min(whole, round(share * live))
+    optimizer, host = 3 * part, 0
+    if recipe.engine.offload != "none":
+        host, optimizer = optimizer + part, 0
+        gradients -= part
+    if recipe.engine.offload == "all":
+        host, weights = host + weights, 0
+    return States(weights, gradients, optimizer, communication, host, whole)
+
+
+def table(found: Plan) -> str:
+    """The plan as a table of GB per GPU."""
+    from rich.console import Console
+    from rich.table import Table
+
+    title = (
+        f"{found.recipe}: {found.gpus} GPU{'s' * (found.gpus > 1)}, ZeRO stage {found.zero_stage}, offload "
+        f"{found.offload}, {found.precision}, per GPU {found.images_per_gpu} images x "
+        f"{found.decisions_per_image} expressions x {found.tokens_per_decision} tokens, "
+        f"{found.accumulate} micro-batches a step"
+    )
+    shown = Table(title=title, title_justify="left")
+    shown.add_column("per GPU")
+    shown.add_column("GB", justify="right")
+    shown.add_column("what it is")
+    counted = f"{found.parameters / 1e6:,.1f} M parameters, {found.trained / 1e6:,.1f} M trained"
+    rows = (
+        ("weights", found.weights, counted),
+        ("gradients", found.gradients, "of trained parameters, fp32"),
+        ("optimizer", found.optimizer, "AdamW's moments; ZeRO's master copy"),
+        ("activations", found.activations, f"{found.saved / GB:.2f} GB of them kept for the backward pass"),
+        ("communication", found.communication, "buckets and gathered weights"),
+        ("context", found.context, "CUDA, libraries: a constant"),
+        ("peak", found.peak, "at once; at least the whole model, which is loaded before it is divided"),
+        ("CPU memory", found.host, "per process, of what is offloaded"),
+    )
+    for name, size, what in rows:
+        shown.add_row(name, f"{size / GB:,.2f}", what)
+    console = Console(width=110)
+    with console.capture() as captured:
+        console.print(shown)
+    return captured.get() + "Predicted, not measured: no figure of this model on a GPU exists yet.\n"
+
+
+def forecast(recipe: Recipe, gpus: int) -> str:
+    """The sentence for a message about memory; empty where there is no plan."""
+    try:
+        return plan(recipe, gpus).line()
+    except (InputError, RuntimeError):
+        return ""
