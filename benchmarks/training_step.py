@@ -14,7 +14,7 @@ logits of the whole row, mask loss as in lisa.
 
 Sizes are those of `uniresxx_7b` (576 image, 32 object and 64 part tokens, three marks) with widths divided by 16 and
 depths by 8; what that recipe freezes and adapts (LoRA) is so here. The vocabulary is a sixteenth too: at hidden size
-256 all 32,064 rows would let the full logits decide the figure. Boxes are given (a grid), so the box head is in no arm.
+256 all 32,064 rows would let the full logits decide the figure. Boxes are given (drawn at random, all valid), so the box head is in no arm.
 The two baselines have no quality and presence terms. `ours_on_points` in the details is ours with the mask loss of the
 recipe `uniresxx_7b_24gb` (sampled points). On a busy machine the processor's seconds in the details say more.
 The baselines are our own, by description; no code of others is run.
@@ -45,6 +45,7 @@ from mllm.tokens import Vocabulary
 from train.recipes.uniresxx_7b import uniresxx_7b
 from train.recipes.uniresxx_7b_24gb import uniresxx_7b_24gb
 from uniresxx.data.collate import collate, make_sample
+from uniresxx.data.proposals import random_boxes
 from uniresxx.geometry import Letterbox
 from uniresxx.masks import encode
 from uniresxx.model.build import build_model
@@ -129,12 +130,29 @@ def make_case(sizes: Sizes) -> Case:
     model = build_model(config, vocabulary)
     records = [make_record(number, sizes.photo) for number in range(sizes.images)]
     samples = [make_sample(r, r.expressions, [], range(EXPRESSIONS), config, vocabulary) for r in records]
-    batch = collate(samples, config, vocabulary)
+    batch = with_boxes(collate(samples, config, vocabulary), sizes.mllm)
     truth = np.stack([mask for number in range(sizes.images) for mask in ellipses(number, sizes.photo)])
     return Case(
         model, batch, rows_of(batch, vocabulary.pad), packed_rows(sizes.images, vocabulary),
         torch.from_numpy(truth), samples[0].view.letterbox,
     )  # fmt: skip
+
+
+def with_boxes(batch: Batch, m: MLLMConfig) -> Batch:
+    """The batch with every object and part box there, so that no visual token is padding in any arm."""
+    B, side = len(batch.branch_BT), m.high_size
+    objects, parts = (
+        torch.from_numpy(np.stack([random_boxes(side, count, seed) for seed in range(B)]))
+        for count in (m.max_objects, m.max_parts)
+    )
+    there = partial(torch.ones, dtype=torch.bool)
+    return replace(
+        batch,
+        object_boxes_BO4=objects,
+        object_valid_BO=there(B, m.max_objects),
+        part_boxes_BP4=parts,
+        part_valid_BP=there(B, m.max_parts),
+    )
 
 
 def ellipses(number: int, size: tuple[int, int]) -> list[np.ndarray]:
@@ -226,7 +244,10 @@ def see(case: Case, text: Text) -> Sight:
 
 def head_features(model: UniRESPlusPlus, sight: Sight, image_R: Tensor) -> Any:
     """The mask head's maps, once per image: from its first row."""
-    g, first = model.config.mllm.low_grid, (image_R.diff(prepend=image_R.new_tensor([-1])) > 0).nonzero()[:, 0]
+    g, first = (
+        model.config.mllm.low_grid,
+        (image_R.diff(prepend=image_R.new_tensor([-1])) > 0).nonzero()[:, 0],
+    )
     layout = sight.layout
     image_BDhw = sight.prefix_BLD[first][:, layout.image].transpose(1, 2).unflatten(2, (g, g))
     regions = torch.cat((sight.object_BOD, sight.part_BPD), dim=1)[first]

@@ -161,7 +161,9 @@ def costs(record: Mapping[str, Any]) -> str:
     """The rates of a log line in words."""
     said = [f"{record['expressions_per_s']:.0f} expr/s"]
     if record["text_tokens_per_s"] is not None:
-        said.append(f"{record['text_tokens_per_s']:.0f} text + {record['visual_tokens_per_s']:.0f} visual tok/s")
+        said.append(
+            f"{record['text_tokens_per_s']:.0f} text + {record['visual_tokens_per_s']:.0f} visual tok/s"
+        )
     if record["mfu"] is not None:
         said.append(f"MFU {record['mfu']:.0%}")
     return ", ".join([*said, f"data {record['data_wait']:.0%}", f"{record['memory_gb']:.1f} GB"])

@@ -83,5 +83,7 @@ def value_of(entry: dict[str, Any], metric: str) -> float | None:
 
 def _short(entry: dict[str, Any]) -> dict[str, Any]:
     """The scores of a log line: overall, and mIoU by granularity."""
-    parts = {f"{name}/mIoU": scores["mIoU"] for name, scores in entry["by_granularity"].items() if name != "none"}
+    parts = {
+        f"{name}/mIoU": scores["mIoU"] for name, scores in entry["by_granularity"].items() if name != "none"
+    }
     return {key: entry["overall"][key] for key in SHOWN} | parts

@@ -180,7 +180,9 @@ def _check_eval(config: EvalConfig) -> None:
             f"{', '.join(Granularity)} with a score, as part/mIoU"
         )
     if config.every is not None and not config.benchmarks:
-        raise InputError(f"--eval.every {config.every}: name what to measure on by --eval.benchmarks NAME/SPLIT")
+        raise InputError(
+            f"--eval.every {config.every}: name what to measure on by --eval.benchmarks NAME/SPLIT"
+        )
 
 
 def _check_engine(engine: EngineConfig) -> None:

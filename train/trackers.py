@@ -46,7 +46,9 @@ def check_trackers(log: LogConfig) -> None:
         asked[f"--log.tracker {log.tracker}"] = log.tracker
     for option, package in asked.items():
         if package not in sys.modules and find_spec(package) is None:
-            raise InputError(f"{option}: {package} is not installed: pip install {package}, or leave the option out")
+            raise InputError(
+                f"{option}: {package} is not installed: pip install {package}, or leave the option out"
+            )
 
 
 def open_trackers(log: LogConfig, out: Path, step: int, about: Mapping[str, Any]) -> list[Tracker]:

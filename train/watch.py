@@ -97,7 +97,11 @@ def work_counter(model: nn.Module, config: UniRESPlusPlusConfig) -> Callable[[Ba
 
 def _cost(model: nn.Module, path: str) -> float:
     """FLOPs per position of all matrices below a path: 2, 4 or 6 per parameter (see above)."""
-    matrices = [(p.numel(), p.requires_grad) for name, p in model.named_parameters() if name.startswith(path) and p.ndim > 1]  # fmt: skip
+    matrices = [
+        (p.numel(), p.requires_grad)
+        for name, p in model.named_parameters()
+        if name.startswith(path) and p.ndim > 1 and "position_embedding" not in name
+    ]
     through = 4 if path.startswith("mllm.llm") or _trained(model, path) else 2
     return float(sum(size * (through + 2 * trained) for size, trained in matrices))
 
@@ -150,7 +154,9 @@ class Watch:
         """Note the step that ends now; returns the keys of its log line. All ranks call it."""
         now = self.clock()
         works = [self.work(batch) for batch in micro] if self.work is not None else []
-        mine = [sum(getattr(work, key) for work in works) for key in ("text_tokens", "visual_tokens", "flops")]
+        mine = [
+            sum(getattr(work, key) for work in works) for key in ("text_tokens", "visual_tokens", "flops")
+        ]
         self.steps.append(_Step(*self.ranks.sum(mine), self.got - self.began, now - self.began))
         seconds = max(sum(step.seconds for step in self.steps), 1e-9)
 
