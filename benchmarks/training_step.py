@@ -5,19 +5,19 @@
 ours: `model.forward` and `model.loss` as trained: one row per image whose branches share the visual prefix, logits at
 label positions only, everything visual once per image, mask loss at the resolution of the recipe `uniresxx_7b`.
 lisa: one row per expression under plain causal attention, logits of the whole row, and everything that makes the
-visual prefix (low tower, fusion, region tokens, MGFE) once per *expression*, as LISA's `images_clip.expand` does with
-CLIP and projector; the mask loss at the photograph's size (logits resized to the high frame, cut, resized to 640 x 480;
-image by image). The high tower and the mask head's maps are made once per image, as LISA's SAM encoder is, though here
-the high tower feeds the prefix too.
+visual prefix (low tower, fusion, region tokens, MGFE) once per *expression*, as LISA's `images_clip.expand` does
+with CLIP and projector; the mask loss at the photograph's size (logits resized to the high frame, cut, resized to
+640 x 480; image by image). The high tower and the mask head's maps are made once per image, as LISA's SAM encoder
+is, though here the high tower feeds the prefix too.
 gsva: one row per image, all its expressions in one question and one answer (`a: [SEG], b: [SEG], …`), vision once,
 logits of the whole row, mask loss as in lisa.
 
 Sizes are those of `uniresxx_7b` (576 image, 32 object and 64 part tokens, three marks) with widths divided by 16 and
 depths by 8; what that recipe freezes and adapts (LoRA) is so here. The vocabulary is a sixteenth too: at hidden size
-256 all 32,064 rows would let the full logits decide the figure. Boxes are given (drawn at random, all valid), so the box head is in no arm.
-The two baselines have no quality and presence terms. `ours_on_points` in the details is ours with the mask loss of the
-recipe `uniresxx_7b_24gb` (sampled points). On a busy machine the processor's seconds in the details say more.
-The baselines are our own, by description; no code of others is run.
+256 all 32,064 rows would let the full logits decide the figure. Boxes are given (drawn at random, all valid), so the
+box head is in no arm. The two baselines have no quality and presence terms. `ours_on_points` in the details is ours
+with the mask loss of the recipe `uniresxx_7b_24gb` (sampled points). On a busy machine the processor's seconds in the
+details say more. The baselines are our own, by description; no code of others is run.
 
 Shapes: B images, K expressions of each, E = B K, R rows, L prefix, T text tokens, D width, V vocabulary, y x photo.
 """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -31,9 +32,13 @@ from train.recipes import KNOWN
 from train.trackers import numbers_of
 from train.watch import Watch, Work, memory_of, peak_of, work_counter
 from uniresxx import checkpoint
+from uniresxx.checkpoint import load_segmenter
+from uniresxx.data.benchmarks import open_benchmark
 from uniresxx.errors import InputError
+from uniresxx.evaluate import evaluate, score_file
 from uniresxx.model.build import build_model
 from uniresxx.model.config import PyramidHeadConfig, UniRESPlusPlusConfig
+from uniresxx.segmenter import Decoding
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).resolve().parents[1]
@@ -127,7 +132,7 @@ def test_golden_peaks(name, teraflops):
 
 @pytest.mark.parametrize(("lora", "frozen"), [(0, ()), (4, ("low",))])
 def test_counted_work_is_what_torch_counts(lora, frozen):
-    """Forward passes of LLM and low tower under torch's own counter; the backward factors from which weights train."""
+    """Forward passes under torch's own counter; the backward factors follow from what is trained."""
     m = MLLMConfig(llm_layers=2, vocabulary=300)
     tuning = TuningConfig(lora_rank=lora, frozen=frozen)
     config = UniRESPlusPlusConfig(mllm=m, boxes="grid", tuning=tuning)
@@ -234,6 +239,40 @@ def test_log_lines_carry_what_a_step_costs(runs):
     assert record["text_tokens_per_s"] > 0 and record["visual_tokens_per_s"] > 0
     assert record["mfu"] is None and 0 <= record["data_wait"] <= 1 and record["memory_gb"] > 0.05
     assert read_steps(runs / "plain/log.jsonl")[-1].keys() == record.keys()
+
+
+@pytest.mark.system
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("stage", [0, 3])
+def test_two_ranks_measure_together(tmp_path, stage):
+    """A real job: the scores are those of the weights it saved, and only rank 0 wrote them."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    words = [
+        "-m", "train", "tiny_scenes", "--optim.steps", "2", "--optim.max_minutes", "None", "--data.batch_images", "2",
+        "--engine.device", "cpu", "--engine.threads", "1", "--engine.zero_stage", str(stage), "--eval.every", "1",
+        "--eval.limit", "2", "--eval.metric", "gIoU", "--log.overlay_every", "1000", "--out", str(tmp_path / "run"),
+    ]  # fmt: skip
+    launcher = ["torchrun", "--nproc_per_node", "2", "--master_port", port]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        launcher + words, cwd=ROOT, capture_output=True, text=True, timeout=800, check=False,
+        env=os.environ | {"PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    run = tmp_path / "run"
+    lines = [record for record in read_log(run / "log.jsonl") if "eval" in record]
+    assert [record["step"] for record in lines] == [1, 2] and len(read_steps(run / "log.jsonl")) == 2
+    records = open_benchmark("scenes_easy/val", None)[:2]
+    for record in lines:
+        model = load_segmenter(checkpoint.step_folder(run, record["step"]))
+        answered = evaluate(
+            model, records, "scenes_easy/val", Decoding(), tmp_path / f"again_{record['step']}"
+        )
+        again = score_file(answered, records, "scenes_easy/val")["overall"]
+        for key in ("gIoU", "cIoU", "N-acc"):
+            assert record["eval"]["scenes_easy/val"][key] == pytest.approx(again[key], abs=0.5)
 
 
 @pytest.mark.parametrize(

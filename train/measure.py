@@ -43,8 +43,8 @@ def open_measure(
         split = name.partition("/")[2]
         if not split.startswith(("val", "train")):
             raise InputError(
-                f"--eval.benchmarks {benchmark}: the best checkpoint is chosen on val or train, never on a split that "
-                "measures; use python -m eval run for it, or --eval.every None"
+                f"--eval.benchmarks {benchmark}: the best checkpoint is chosen on val or train, never on a split "
+                "that measures; use python -m eval run for it, or --eval.every None"
             )
         named[name] = open_benchmark(benchmark, data)[: config.limit]
     return lambda step, folder: measure(config, model, named, step, folder)

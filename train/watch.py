@@ -154,10 +154,14 @@ class Watch:
         """Note the step that ends now; returns the keys of its log line. All ranks call it."""
         now = self.clock()
         works = [self.work(batch) for batch in micro] if self.work is not None else []
-        mine = [
-            sum(getattr(work, key) for work in works) for key in ("text_tokens", "visual_tokens", "flops")
-        ]
-        self.steps.append(_Step(*self.ranks.sum(mine), self.got - self.began, now - self.began))
+        text, visual, flops = self.ranks.sum(
+            [
+                sum(work.text_tokens for work in works),
+                sum(work.visual_tokens for work in works),
+                sum(work.flops for work in works),
+            ]
+        )
+        self.steps.append(_Step(text, visual, flops, self.got - self.began, now - self.began))
         seconds = max(sum(step.seconds for step in self.steps), 1e-9)
 
         def rate(key: str) -> float:
