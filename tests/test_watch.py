@@ -187,6 +187,14 @@ def little(steps=4, **config):
     )
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _short_corpus():
+    """The vocabulary of a few texts: quicker, and enough for all but the committed curve."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("train.job.CORPUS_LINES", 300)
+        yield
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """The same training plain, measured, and measured and cut after its first measurement."""
@@ -430,8 +438,9 @@ def test_no_comparison_is_wrong_input(tmp_path, capsys, lines):
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_a_short_run_follows_the_committed_curve(tmp_path, capsys):
+def test_a_short_run_follows_the_committed_curve(tmp_path, capsys, monkeypatch):
     """The recipe itself, three steps of it; then its log with one of them changed."""
+    monkeypatch.setattr("train.job.CORPUS_LINES", 4_000)
     full = KNOWN["tiny_scenes"]()
     recipe = replace(
         full, optim=replace(full.optim, max_minutes=None), engine=EngineConfig(device="cpu", threads=1)
