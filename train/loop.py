@@ -522,8 +522,10 @@ def _start_over(out: Path) -> None:
         (out / checkpoint.CHECKPOINTS / checkpoint.BEST).unlink(missing_ok=True)
     for path in (out / OVERLAYS).glob("step_*.png"):
         path.unlink()
-    for folder in (*(out / EVAL).glob("step_*"), out / TENSORBOARD):
-        shutil.rmtree(folder, ignore_errors=True)
+    for folder in (out / EVAL).glob("step_*"):
+        shutil.rmtree(folder)
+    for path in (out / TENSORBOARD).glob("events.out.tfevents.*"):
+        path.unlink()
     for name in (LOG, CURVE, QUARANTINE, DATA, checkpoint.RECIPE):
         (out / name).unlink(missing_ok=True)
 
