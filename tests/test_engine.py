@@ -18,10 +18,11 @@ from torch import nn
 from train.__main__ import main
 from train.engine import Engine, device_of
 from train.guards import WINDOW, Background, is_spike, remember
-from train.log import read_log
+from train.log import read_log, read_steps
 from train.loop import DONE, Job, do_step, train
+from train.measure import Measured
 from train.ranks import Ranks, is_lost
-from train.recipe import DataConfig, EngineConfig, LogConfig, OptimConfig, Recipe, share_of
+from train.recipe import DataConfig, EngineConfig, EvalConfig, LogConfig, OptimConfig, Recipe, share_of
 from train.zero import CONFIGS, settings
 from uniresxx import checkpoint
 from uniresxx.cli import main as uniresxx
@@ -132,8 +133,8 @@ def final(run, step=STEPS):
 def same(run, other):
     left, right = final(run), final(other)
     assert left.keys() == right.keys() and all(torch.equal(left[key], right[key]) for key in left)
-    assert [r["loss_hex"] for r in read_log(run / "log.jsonl")] == [
-        r["loss_hex"] for r in read_log(other / "log.jsonl")
+    assert [r["loss_hex"] for r in read_steps(run / "log.jsonl")] == [
+        r["loss_hex"] for r in read_steps(other / "log.jsonl")
     ]
 
 
@@ -316,11 +317,15 @@ def test_a_background_save_that_fails_ends_the_run(tmp_path, monkeypatch):
 
 
 def measured(values):
-    return lambda step: ("mIoU", values[step])
+    return lambda step, folder: Measured("mIoU", values[step])
+
+
+def measuring(recipe, every=3):
+    return replace(recipe, eval=EvalConfig(("any/val",), every=every))
 
 
 def test_the_best_is_kept_marked_and_survives_a_restart(tmp_path):
-    recipe = recipe_of(keep_last=1)
+    recipe = measuring(recipe_of(keep_last=1))
     job = job_of(recipe, measure=measured({3: 50.0, 6: 40.0, 8: 45.0}))
     train(recipe, job, tmp_path)
     names = {path.name for path in (tmp_path / "checkpoints").iterdir()}
@@ -336,8 +341,8 @@ def test_the_best_is_kept_marked_and_survives_a_restart(tmp_path):
 def test_measuring_disturbs_nothing(tmp_path):
     recipe = recipe_of()
     train(recipe, job_of(recipe), tmp_path / "plain")
-    job = job_of(recipe, measure=lambda step: ("x", float(torch.rand(1))))
-    train(recipe, job, tmp_path / "measured")
+    job = job_of(recipe, measure=lambda step, folder: Measured("mIoU", float(torch.rand(1))))
+    train(measuring(recipe), job, tmp_path / "measured")
     same(tmp_path / "plain", tmp_path / "measured")
 
 

@@ -28,6 +28,9 @@ OWNERS = {
     "pyarrow": ("uniresxx/data/",),
     "grain": ("uniresxx/data/mixture.py",),
     "peft": ("mllm/lora.py",),
+    "tensorboard": (),  # torch's writer, train/trackers.py
+    "trackio": (),  # train/trackers.py imports the one that is asked for, by name
+    "wandb": (),
     "lmdb": ("uniresxx/data/readers/cris.py",),
     "torchvision": (),
     "flash_attn": (),

@@ -14,7 +14,9 @@ from PIL import Image
 
 from mllm.tokens import Vocabulary
 from train.loop import Job
+from train.measure import open_measure
 from train.recipe import Recipe, check
+from train.watch import work_counter
 from uniresxx.data.batches import Batches, SceneSource, Source
 from uniresxx.data.benchmarks import SCENES
 from uniresxx.data.census import texts_of
@@ -66,7 +68,9 @@ def open_job(recipe: Recipe, data: Path | None) -> Job:
     }
     picture = (lambda step: overlay(model, found.shown, step)) if found.shown else None
     ledger = Ledger(found.source.wanted, d.batch_images * d.accumulate, d.bad_share)
-    return Job(model, batches, picture, found.fingerprint, extra, ledger)
+    counter = work_counter(model, recipe.model) if isinstance(recipe.model, UniRESPlusPlusConfig) else None
+    measure = open_measure(recipe.eval, model, data)
+    return Job(model, batches, picture, found.fingerprint, extra, ledger, measure, counter)
 
 
 @dataclass(frozen=True)

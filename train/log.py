@@ -22,7 +22,7 @@ from uniresxx.files import write_atomic
 # Keys of a log line that are no loss term.
 FIXED = (
     "step", "loss", "loss_hex", "lr", "grad_norm", "expressions", "expressions_per_s", "seconds", "skipped",
-    "drawn",
+    "drawn", "text_tokens_per_s", "visual_tokens_per_s", "mfu", "data_wait", "memory_gb", "eval",
 )  # fmt: skip
 _RATE_WINDOW = 20  # steps
 _CURVE_POINTS = 2000
@@ -104,20 +104,27 @@ def smooth(values: Sequence[float | None], window: int) -> list[float]:
     return means
 
 
+def read_steps(path: Path) -> list[dict[str, Any]]:
+    """The lines of the steps: without those of measurements, which have `eval` and no loss."""
+    return [record for record in read_log(path) if "loss" in record]
+
+
 def draw_curve(log: Path, picture: Path) -> None:
-    """Loss terms (smoothed over a fiftieth of the run, logarithmic) and learning rate over the steps."""
+    """Loss terms (smoothed over a fiftieth of the run, logarithmic), what was measured, learning rate by step."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    records = [record for record in read_log(log) if not record["skipped"]]
+    records = [record for record in read_steps(log) if not record["skipped"]]
     if not records:
         return
+    measured = [record for record in read_log(log) if "eval" in record]
     steps = [record["step"] for record in records]
     window, stride = max(len(records) // 50, 1), max(len(records) // _CURVE_POINTS, 1)
     names = list(dict.fromkeys(key for record in records for key in record if key not in FIXED))
     figure = Figure(figsize=(8, 6), layout="constrained")
     canvas = FigureCanvasAgg(figure)
-    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
+    ratios = (4, 2, 1) if measured else (4, 1)
+    above, *between, below = figure.subplots(len(ratios), 1, sharex=True, height_ratios=ratios)
     for name in ["loss", *names]:
         values = smooth([record.get(name) for record in records], window)
         above.plot(steps[::stride], values[::stride], label=name, linewidth=2 if name == "loss" else 1)
@@ -125,12 +132,41 @@ def draw_curve(log: Path, picture: Path) -> None:
     above.set_ylabel(f"loss terms, mean of {window} steps")
     above.grid(alpha=0.3)
     above.legend(ncols=4, fontsize="small")
+    for axis in between:
+        _draw_scores(axis, measured)
     below.plot(steps[::stride], [record["lr"] for record in records][::stride], color="black")
     below.set_ylabel("learning rate")
     below.set_xlabel("step")
     buffer = BytesIO()
     canvas.print_png(buffer)
     write_atomic(picture, buffer.getvalue())
+
+
+def _draw_scores(axis: Any, measured: Sequence[Mapping[str, Any]]) -> None:
+    """mIoU of each benchmark, and N-acc where it is defined, over the steps they were measured at."""
+    names = list(dict.fromkeys(name for record in measured for name in record["eval"]))
+    for name in names:
+        for key, style in (("mIoU", "o-"), ("N-acc", "x:")):
+            found = [(r["step"], r["eval"][name][key]) for r in measured if name in r["eval"]]
+            points = [(step, value) for step, value in found if value is not None]
+            if points:
+                axis.plot(*zip(*points, strict=True), style, label=f"{name} {key}")
+    axis.set_ylim(0, 100)
+    axis.set_ylabel("percent")
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize="small")
+
+
+def costs(record: Mapping[str, Any]) -> str:
+    """The rates of a log line in words."""
+    said = [f"{record['expressions_per_s']:.0f} expr/s"]
+    if record["text_tokens_per_s"] is not None:
+        said.append(
+            f"{record['text_tokens_per_s']:.0f} text + {record['visual_tokens_per_s']:.0f} visual tok/s"
+        )
+    if record["mfu"] is not None:
+        said.append(f"MFU {record['mfu']:.0%}")
+    return ", ".join([*said, f"data {record['data_wait']:.0%}", f"{record['memory_gb']:.1f} GB"])
 
 
 class Display:
@@ -170,8 +206,7 @@ class Display:
     def show(self, record: Mapping[str, Any]) -> None:
         """Show the newest log line."""
         terms = " ".join(f"{k} {v:.3f}" for k, v in record.items() if k not in FIXED and v is not None)
-        rate = f"{record['expressions_per_s']:.0f} expr/s, {self._left(record)} left"
-        line = f"loss {record['loss']:.3f} ({terms}) {rate}"
+        line = f"loss {record['loss']:.3f} ({terms}) lr {record['lr']:.2g} {costs(record)}, {self._left(record)} left"
         if self.console.is_terminal:
             self.bar.update(self.task, completed=record["step"], line=line)
         elif time.monotonic() - self.printed >= self.every or record["step"] == self.steps:

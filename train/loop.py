@@ -21,6 +21,7 @@ from contextlib import ExitStack, closing, contextmanager, redirect_stdout
 from dataclasses import asdict, dataclass, field, fields
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Protocol, TypeVar, cast
 
 import torch
@@ -31,8 +32,11 @@ from torch.utils.data import DataLoader, Dataset
 from train.engine import Engine, build_engine, join_ranks
 from train.guards import Background, Stop, is_spike, remember
 from train.log import Display, RunLog, draw_curve, print_line, read_log, trim_log
+from train.measure import Measured
 from train.ranks import FAILED, FollowedError, Ranks
 from train.recipe import Recipe, check, differences, share_of
+from train.trackers import TENSORBOARD, check_trackers, numbers_of, open_trackers
+from train.watch import Watch, Work
 from uniresxx import checkpoint
 from uniresxx.data.ledger import DATA, QUARANTINE, DataError, Given, Ledger
 from uniresxx.errors import InputError
@@ -40,7 +44,7 @@ from uniresxx.files import png_bytes, write_atomic
 
 DONE, STOPPED = 0, 75  # exit codes
 GIVE_UP_AFTER = 10  # steps in a row whose loss or gradient is not finite
-LOG, CURVE, OVERLAYS, LOCK = "log.jsonl", "curve.png", "overlays", ".lock"
+LOG, CURVE, OVERLAYS, EVAL, LOCK = "log.jsonl", "curve.png", "overlays", "eval", ".lock"
 _IDS_SHOWN = 8
 _WORDS_SHOWN, _LONGEST = 4, 100  # of a vocabulary's diff: entries, characters of each
 _RANK_STRIDE = 1 << 32  # between the seeds of ranks, far from any other run's seed
@@ -73,8 +77,10 @@ class Job:
     fingerprint: identifies the data by content; a run continues only on the same data.
     extra: saved in recipe.json and not compared (prompt templates, …).
     ledger: counts what was drawn, and keeps the samples that could not be prepared within their budget.
-    measure: (step) -> (name, value) that is better when higher, as the overlay is called, at every save; the
-        checkpoint with the best value is kept and marked.
+    measure: (step, folder) -> Measured, called as the overlay is, on every rank with the same result, at every
+        `eval.every`-th step and the last; writes into the folder. A checkpoint is saved then, and the one with the
+        best value is kept and marked.
+    work: tokens and FLOPs of a micro-batch, for the log.
     """
 
     model: Any
@@ -83,7 +89,8 @@ class Job:
     fingerprint: str = ""
     extra: Mapping[str, Any] = field(default_factory=dict)
     ledger: Ledger | None = None
-    measure: Callable[[int], tuple[str, float]] | None = None
+    measure: Callable[[int, Path], Measured] | None = None
+    work: Callable[[Any], Work] | None = None
 
 
 @dataclass
@@ -228,6 +235,7 @@ def train(
     say how to continue; `ranks` is the job as joined before (default: joined here).
     """
     check(recipe)
+    check_trackers(recipe.log)
     ranks = ranks or join_ranks(recipe.engine)
     ranks.decide(lambda: share_of(recipe.data, ranks.world_size))
     with ExitStack() as stack:
@@ -264,6 +272,8 @@ class _Run:
         self.display = Display(
             recipe.optim.steps, state.step, recipe.log.print_every_seconds, recipe.optim.max_minutes
         )
+        self.watch = Watch(self.ranks, recipe.engine, engine.device, job.work)
+        self.trackers = open_trackers(recipe.log, out, state.step, about) if self.ranks.chief else []
         self.writer = Background()
         self.saved = state.step if state.step else -1
         self.pictured = self.ranks.decide(lambda: any((out / OVERLAYS).glob("step_*.png")))
@@ -279,12 +289,14 @@ class _Run:
         with self.display, Stop() as stop, closing(stream):
             try:
                 self.job.model.train()
-                for micro in stream:
+                for micro in self.watch.waiting(stream):
                     self._step(micro)
                     stopping = self._agree(stop.requested)
                     state.finished = state.step >= steps or self._time_used() >= 1.0
                     self._picture()
-                    if state.finished or stopping or state.step % self.recipe.log.save_every == 0:
+                    measured = not stopping and self._measure()
+                    due = state.step % self.recipe.log.save_every == 0
+                    if state.finished or stopping or measured or due:
                         self._save()
                     if state.finished or stopping:
                         break
@@ -292,6 +304,8 @@ class _Run:
             finally:
                 self.writer.wait()
                 self.log.close()
+                for tracker in self.trackers:
+                    tracker.close()
         if not state.finished:
             print_line(f"stopped and saved at step {state.step} of {steps}; continue with: {command}")
             return STOPPED
@@ -337,12 +351,21 @@ class _Run:
             "seconds": round(time.monotonic() - self.started, 3),
             "skipped": result.skipped,
         }
+        record |= self.watch.measure(micro)
         if drawn:
             record["drawn"] = {key: count for key, count in drawn.items() if count}
-        self.log.write(record)
+        self._write(record, "train")
         self.display.show(record)
         if result.skipped:
             self._tell_skipped(result)
+
+    def _write(self, record: Mapping[str, Any], group: str) -> None:
+        """A log line, here and in the trackers."""
+        self.log.write(record)
+        for tracker in self.trackers:
+            numbers = numbers_of({key: value for key, value in record.items() if key != "drawn"})
+            named = {f"{group}/{name.removeprefix(f'{group}/')}": number for name, number in numbers.items()}
+            tracker.write(record["step"], {key: v for key, v in named.items() if math.isfinite(v)})
 
     def _tell_skipped(self, result: StepResult) -> None:
         """A line for a step that was not applied; TrainingError after too many that are not finite."""
@@ -397,6 +420,30 @@ class _Run:
             self.display.say(f"first picture: {path}")
         self.pictured = True
 
+    def _measure(self) -> bool:
+        """The benchmarks, where they are due: scores into the log, the overlay beside them, the best noted."""
+        state, every, measure = self.state, self.recipe.eval.every, self.job.measure
+        if measure is None or every is None or not (state.finished or state.step % every == 0):
+            return False
+        folder, overlay = self.out / EVAL / f"step_{state.step:08d}", self.job.overlay
+        with ExitStack() as stack:
+            if (
+                not self.ranks.chief
+            ):  # the same work, so that all ranks run the same modules; one of them writes
+                folder = Path(stack.enter_context(TemporaryDirectory()))
+            found = self.ranks.together(lambda: self._look(lambda: measure(state.step, folder)))
+            picture = None if overlay is None else self._look(lambda: overlay(state.step))
+        value = self.ranks.decide(lambda: found.value)
+        best = value is not None and (state.best is None or value > state.best["value"])
+        if best:
+            state.best = {"step": state.step, "metric": found.metric, "value": value}
+        if picture is not None:
+            self.ranks.decide(lambda: _write_picture(folder / "overlay.png", picture))
+        self._write({"step": state.step, "eval": found.scores}, "eval")
+        said = "not defined" if value is None else f"{value:.2f}"
+        self.display.say(f"step {state.step}: {found.metric} {said}{', the best so far' if best else ''}")
+        return True
+
     def _look(self, work: Callable[[], Value]) -> Value:
         """Use the model as it is now; the training's random numbers and mode stay as they are."""
         model: nn.Module = self.job.model
@@ -411,13 +458,9 @@ class _Run:
 
     def _save(self) -> None:
         """Checkpoint, best mark and curve."""
-        state, measure = self.state, self.job.measure
+        state = self.state
         if self.saved == state.step:
             return
-        if measure is not None:
-            name, value = self._look(lambda: measure(state.step))
-            if state.best is None or value > state.best["value"]:
-                state.best = {"step": state.step, "metric": name, "value": value}
         model: Any = self.job.model
         weights, tensors = self.engine.weights(), self.engine.tensors()
         about = asdict(state) | {"engine": self.engine.describe()}
@@ -478,6 +521,10 @@ def _start_over(out: Path) -> None:
             shutil.rmtree(path)
         (out / checkpoint.CHECKPOINTS / checkpoint.BEST).unlink(missing_ok=True)
     for path in (out / OVERLAYS).glob("step_*.png"):
+        path.unlink()
+    for folder in (out / EVAL).glob("step_*"):
+        shutil.rmtree(folder)
+    for path in (out / TENSORBOARD).glob("events.out.tfevents.*"):
         path.unlink()
     for name in (LOG, CURVE, QUARANTINE, DATA, checkpoint.RECIPE):
         (out / name).unlink(missing_ok=True)

@@ -12,6 +12,8 @@ import tyro
 from uniresxx.data.benchmarks import SCENES
 from uniresxx.data.mixture import MixturePart, mixture_named
 from uniresxx.errors import InputError
+from uniresxx.metrics import SCORE_KEYS
+from uniresxx.types import Granularity
 
 # Sections that change no weight: they may differ when a run is continued.
 FREE = (
@@ -84,14 +86,19 @@ class LogConfig:
     overlay_first_seconds: float = 20.0  # the first picture is due within a minute
     overlay_every: int = 500
     print_every_seconds: float = 10.0  # plain lines where the output is no terminal
+    tensorboard: bool = False  # event files in OUT/tensorboard
+    tracker: Literal["none", "trackio", "wandb"] = "none"  # log.jsonl is written in any case
 
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """What this recipe is meant to be measured on. A statement: no command reads it yet."""
+    """What this recipe is measured on, and whether while it trains: the best checkpoint is kept and marked."""
 
     benchmarks: tuple[str, ...] = ()
-    limit: int | None = None  # expressions per granularity
+    every: int | None = None  # steps, and at the end; None: only by `python -m eval run`
+    limit: int | None = 100  # pictures of each benchmark, while training
+    metric: str = "mIoU"  # chooses the best: a score of metrics.json, or GRANULARITY/score
+    batch_images: int = 8
 
 
 @dataclass(frozen=True)
@@ -128,6 +135,7 @@ def check(recipe: Recipe) -> None:
         "log.save_every": (recipe.log.save_every, 1),
         "log.keep_last": (recipe.log.keep_last, 1),
         "log.overlay_every": (recipe.log.overlay_every, 1),
+        "eval.batch_images": (recipe.eval.batch_images, 1),
     }
     for name, (value, least) in at_least.items():
         if not value >= least:  # so that nan is refused as well
@@ -140,6 +148,8 @@ def check(recipe: Recipe) -> None:
         "optim.spike_sigmas": recipe.optim.spike_sigmas,
         "engine.threads": recipe.engine.threads,
         "engine.timeout_minutes": recipe.engine.timeout_minutes,
+        "eval.every": recipe.eval.every,
+        "eval.limit": recipe.eval.limit,
     }
     for name, number in above_zero.items():
         if number is not None and not number > 0:
@@ -158,6 +168,21 @@ def check(recipe: Recipe) -> None:
         first, second = recipe.optim.betas
         raise InputError(f"--optim.betas {first} {second}: each must be at least 0 and below 1")
     _check_engine(recipe.engine)
+    _check_eval(recipe.eval)
+
+
+def _check_eval(config: EvalConfig) -> None:
+    """Raise InputError for a measurement that could not be made."""
+    granularity, _, key = config.metric.rpartition("/")
+    if key not in SCORE_KEYS or granularity not in ("", *Granularity):
+        raise InputError(
+            f"--eval.metric {config.metric}: unknown; a score ({', '.join(SCORE_KEYS)}), or one of "
+            f"{', '.join(Granularity)} with a score, as part/mIoU"
+        )
+    if config.every is not None and not config.benchmarks:
+        raise InputError(
+            f"--eval.every {config.every}: name what to measure on by --eval.benchmarks NAME/SPLIT"
+        )
 
 
 def _check_engine(engine: EngineConfig) -> None:
