@@ -20,6 +20,7 @@ from mllm.loading import (
     load_part,
     load_sam,
 )
+from mllm.prefix import check_packed
 from mllm.tokens import Vocabulary
 from uniresxx.checkpoint import CONFIG, TOKENIZER, load_weights, read_json, resolve
 from uniresxx.errors import InputError
@@ -76,6 +77,7 @@ def build_for_training(
     Raises InputError where a required part is not named or a folder does not fit.
     """
     check_sources(config)
+    _as_input(lambda: check_packed(config.mllm.attention), "--model.mllm.attention")
     w = config.weights
     model = UniRESPlusPlus(config, vocabulary, llm_later=w.llava is not None or w.start is not None)
     if config.tuning.frozen_dtype == "bf16":  # before loading: half the memory is never needed

@@ -54,6 +54,7 @@ from uniresxx.segmenter import DecisionRule, Decoding, Question
 from uniresxx.types import Batch, ImageRecord, Prediction, Segment
 
 NOT_TAUGHT = 255  # dense label of pixels that must not be supervised
+ANSWERS_AT_ONCE = 64  # whose masks exist at the same time, at the size of the photo; no answer depends on it
 
 
 class Output(NamedTuple):
@@ -267,9 +268,8 @@ class UniRESPlusPlus(nn.Module):
             return self._look([view_photo(photo_of(record), self.config, record) for record in records])
 
     def _mixed(self) -> AbstractContextManager[Any]:
-        """Autocast where frozen weights are kept in bf16 beside trained ones in fp32; nothing elsewhere."""
-        kinds = {parameter.dtype for parameter in self.parameters()}
-        if len(kinds) > 1:
+        """Autocast where weights are kept in bf16, all or only the frozen ones; nothing elsewhere."""
+        if any(parameter.dtype == torch.bfloat16 for parameter in self.parameters()):
             return torch.autocast(next(self.parameters()).device.type, dtype=torch.bfloat16)
         return nullcontext()
 
@@ -317,17 +317,28 @@ class UniRESPlusPlus(nn.Module):
         image_of_row, branches = asked_branches(texts, decoding, self.vocabulary)
         if not branches:
             return []
+        predictions: list[Prediction] = []
         with self._mixed():
-            spoken = self.mllm.speak(sight.prefix, branches, image_of_row, decoding.max_new_tokens)
-            prompts = torch.cat([s.prompts_KD for s in spoken])
-            image_of_prompt = [
-                b for b, s in zip(image_of_row, spoken, strict=True) for _ in range(len(s.prompts_KD))
-            ]
-            image_E = torch.tensor(image_of_prompt, device=prompts.device)
-            head = self.head(sight.features, prompts, image_E)
+            spoken = self.mllm.speak(
+                sight.prefix, branches, image_of_row, decoding.max_new_tokens, decoding.cache_bytes
+            )
+            for start in range(0, len(spoken), ANSWERS_AT_ONCE):
+                part = slice(start, start + ANSWERS_AT_ONCE)
+                predictions += self._masked(sight, spoken[part], image_of_row[part], decoding)
+        return predictions
+
+    def _masked(
+        self, sight: Sight, spoken: Sequence[Spoken], image_of_row: Sequence[int], decoding: Decoding
+    ) -> list[Prediction]:
+        """Masks and decisions of generated answers, which come photo by photo."""
+        prompts = torch.cat([s.prompts_KD for s in spoken])
+        image_of_prompt = [
+            b for b, s in zip(image_of_row, spoken, strict=True) for _ in range(len(s.prompts_KD))
+        ]
+        head = self.head(sight.features, prompts, torch.tensor(image_of_prompt, device=prompts.device))
         p_seg = torch.cat([s.p_seg_K for s in spoken])
-        absent = (1 - p_seg * head.presence_E.sigmoid()).tolist()
-        scores = head.quality_E.sigmoid().tolist()
+        absent = (1 - p_seg * head.presence_E.float().sigmoid()).tolist()
+        scores = head.quality_E.float().sigmoid().tolist()
         masks = photo_masks(head.masks_Ehw, image_of_prompt, sight.views)
         predictions, start = [], 0
         for item in spoken:
