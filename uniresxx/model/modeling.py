@@ -241,14 +241,18 @@ class UniRESPlusPlus(HubModel):
         return torch.stack(losses).sum() * stride * stride
 
     def _features(self, sight: MLLMSight, pixels_mask_B3SS: Tensor | None) -> Any:
+        head: MaskHead = self.head
+        return head.see(*self.head_inputs(sight), pixels_mask_B3SS)
+
+    def head_inputs(self, sight: MLLMSight) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
+        """What a mask head sees of images beside pixels of its own: stage maps, image map, regions, their validity."""
         g = self.settings.mllm.low_grid
         image_BDhw = sight.prefix_BLD[:, sight.layout.image].transpose(1, 2).unflatten(2, (g, g))
         regions = torch.cat((sight.object_BOD, sight.part_BPD), dim=1)
         valid = torch.cat(
             (sight.valid_BL[:, sight.layout.objects], sight.valid_BL[:, sight.layout.parts]), dim=1
         )
-        head: MaskHead = self.head
-        return head.see(sight.stages, image_BDhw, regions, valid, pixels_mask_B3SS)
+        return sight.stages, image_BDhw, regions, valid
 
     # answering ------------------------------------------------------------------------------------------------
 
