@@ -11,7 +11,15 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModel, AutoProcessor, PreTrainedConfig, PreTrainedModel, ProcessorMixin
+from PIL import Image
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoProcessor,
+    PreTrainedConfig,
+    PreTrainedModel,
+    ProcessorMixin,
+)
 
 import uniresxx.auto
 from mllm.config import TuningConfig
@@ -73,9 +81,17 @@ def a_run(folder: Path, model: UniRESPlusPlus) -> Path:
         },
         "training_data": [{"data": "scenes_easy/train", "share": 1.0, "guard": {"mode": "drawn"}}],
     }  # fmt: skip
-    checkpoint.save(folder, 150, model, {}, {"step": 150}, about, best={"step": 150, "metric": "gIoU", "value": 41.5})
+    checkpoint.save(
+        folder, 150, model, {}, {"step": 150}, about, best={"step": 150, "metric": "gIoU", "value": 41.5}
+    )
     overall = {"gIoU": 41.53, "cIoU": 40.0, "Pr@0.5": None, "N-acc": 90.0, "T-acc": 99.0}
-    entry = {"benchmark": "scenes_easy", "split": "val", "protocol": "strict", "n_expressions": 80, "overall": overall}
+    entry = {
+        "benchmark": "scenes_easy",
+        "split": "val",
+        "protocol": "strict",
+        "n_expressions": 80,
+        "overall": overall,
+    }
     (folder / "metrics.json").write_text(json.dumps([entry]))
     return folder
 
@@ -102,7 +118,12 @@ def test_a_round_trip_through_a_folder_and_through_auto(
     processor = AutoProcessor.from_pretrained(tmp_path)
     assert type(auto) is UniRESPlusPlus and type(processor) is UniRESPlusPlusProcessor
     assert not auto.training and all(p.dtype == torch.float32 for p in auto.parameters())
-    for other in (again, auto, checkpoint.load_segmenter(tmp_path), Predictor.from_pretrained(tmp_path).segmenter):
+    for other in (
+        again,
+        auto,
+        checkpoint.load_segmenter(tmp_path),
+        Predictor.from_pretrained(tmp_path).segmenter,
+    ):
         assert same_weights(model, other)
         assert answers(other) == expected
     assert auto.predict(processor(images=PHOTO, text=ASK, decoding=SHORT)) == expected
@@ -175,8 +196,22 @@ def test_loading_is_strict_and_options_are_not_ignored(model: UniRESPlusPlus, tm
     tensors = checkpoint.read_tensors(tmp_path / "model.safetensors")
     tensors.pop("head.mask.0.weight")
     (tmp_path / "model.safetensors").write_bytes(checkpoint.tensor_bytes(tensors))
-    with pytest.raises(InputError, match="1 missing: head.mask.0.weight"):
+    with pytest.raises(InputError, match=r"1 missing: head\.mask\.0\.weight"):
         AutoModel.from_pretrained(tmp_path)
+
+
+def test_the_lines_of_the_page_run(
+    model: UniRESPlusPlus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (ROOT / "docs" / "use.md").read_text().split("## transformers")[1]
+    lines = page.split("```python\n")[1].split("```")[0]
+    model.save_pretrained(tmp_path / "runs" / "export")
+    Image.fromarray(PHOTO).save(tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    found: dict[str, Any] = {}
+    exec(lines, found)
+    assert len(found["predictions"]) == 2 and all(p.p_absent is not None for p in found["predictions"])
+    assert len([line for line in lines.splitlines() if line]) <= 5
 
 
 # ---- shards
@@ -225,7 +260,9 @@ def test_damaged_shards_get_one_line(model: UniRESPlusPlus, tmp_path: Path, harm
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(("text", "bytes_"), [("500MB", 500_000_000), ("2GiB", 2**31), (17, 17), ("5 gb", 5 * 10**9)])
+@pytest.mark.parametrize(
+    ("text", "bytes_"), [("500MB", 500_000_000), ("2GiB", 2**31), (17, 17), ("5 gb", 5 * 10**9)]
+)
 def test_sizes(text: str | int, bytes_: int) -> None:
     assert byte_size(text) == bytes_
 
@@ -256,11 +293,15 @@ def test_the_card_says_what_the_run_recorded(model: UniRESPlusPlus, tmp_path: Pa
         assert line in card, line
     assert UNKNOWN not in card and str(tmp_path) not in card
     UniRESPlusPlus.from_pretrained(tmp_path / "out").save_pretrained(tmp_path / "again")
-    assert (tmp_path / "again" / "README.md").read_text() == card  # kept: the folder has no recipe.json any more
+    assert (
+        tmp_path / "again" / "README.md"
+    ).read_text() == card  # kept: the folder has no recipe.json any more
 
 
 def test_a_card_invents_nothing_and_shows_no_folder_of_this_machine(tmp_path: Path) -> None:
-    weights = WeightsConfig(llava=str(tmp_path / "private" / "llava-7b"), clip="openai/clip-vit-large-patch14-336")
+    weights = WeightsConfig(
+        llava=str(tmp_path / "private" / "llava-7b"), clip="openai/clip-vit-large-patch14-336"
+    )
     card = card_of(replace(CONFIG, weights=weights), None)
     assert "license: other" in card and card.count(UNKNOWN) == 2 and "Random weights" in card
     assert "llava-7b" in card and str(tmp_path) not in card and "openai/clip-vit-large-patch14-336" in card
@@ -329,7 +370,11 @@ def test_export_merges_saves_apart_and_unmerges(adapted: UniRESPlusPlus, tmp_pat
     assert command(["export", run, merged, "--merge"]) == 0
     assert command(["export", run, apart, "--adapter"]) == 0
     assert command(["export", merged, back, "--unmerge", apart, "--max-shard-size", "100KB"]) == 0
-    assert sorted(p.name for p in Path(apart).iterdir()) == ["adapter.json", "adapter.safetensors", "tokenizer.json"]
+    assert sorted(p.name for p in Path(apart).iterdir()) == [
+        "adapter.json",
+        "adapter.safetensors",
+        "tokenizer.json",
+    ]
     plain, again = load_model(Path(merged)), load_model(Path(back))
     assert not adapter_tensors(plain) and plain.settings.tuning == replace(
         LORA, lora_rank=0, token_rows="all", frozen_dtype="fp32"

@@ -41,7 +41,9 @@ def test_an_exported_head_answers_as_the_model_does(head: str, tmp_path: Path) -
     photo = torch.randint(0, 255, (32, 32, 3), dtype=torch.uint8).numpy()
     sight = model.look([photo])
     answer = torch.export.load(tmp_path / about["answer"]["file"]).module()
-    features = list(sight.features) if head == "pyramid" else [sight.features.image_BChw, *sight.features.fine]
+    features = (
+        list(sight.features) if head == "pyramid" else [sight.features.image_BChw, *sight.features.fine]
+    )
     for count in (1, 2, 9):
         prompts = torch.randn(count, 32)
         with torch.no_grad():
@@ -76,7 +78,9 @@ def test_the_program_runs_without_this_package(tmp_path: Path) -> None:
         "assert masks.shape[0] == 5 and quality.shape == presence.shape == (5,)\n"
         "assert not {'uniresxx', 'mllm', 'transformers'} & set(sys.modules)"
     )
-    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
     assert run.returncode == 0, run.stderr
 
 
@@ -87,7 +91,9 @@ def test_a_program_that_differs_is_not_handed_over(tmp_path: Path, monkeypatch: 
     assert not (tmp_path / "mask_head.json").exists()
 
 
-def test_onnx_without_its_packages_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_onnx_without_its_packages_is_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(portable, "find_spec", lambda name: None if name == "onnxscript" else object())
     with pytest.raises(InputError, match="ONNX needs onnxscript: pip install onnx onnxscript onnxruntime"):
         export_mask_head(made("pyramid"), tmp_path, "onnx")

@@ -1,9 +1,9 @@
 """Importing this registers UniRES++ with transformers' Auto classes: no code from a hub is needed or executed.
 
-    import uniresxx.auto
-    from transformers import AutoModel, AutoProcessor
+import uniresxx.auto
+from transformers import AutoModel, AutoProcessor
 
-    model = AutoModel.from_pretrained("runs/export")  # a folder, or the id of a repository
+model = AutoModel.from_pretrained("runs/export")  # a folder, or the id of a repository
 """
 
 from __future__ import annotations

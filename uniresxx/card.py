@@ -87,7 +87,7 @@ def _recipe(config: UniRESPlusPlusConfig, about: Mapping[str, Any], source: Path
     m, t = config.mllm, config.tuning
     lora = f"rank {t.lora_rank} on {', '.join(t.lora_targets)}" if t.lora_rank else "none"
     lines = [
-        f"- LLM: {m.llm_layers} layers of width {m.llm_width}; low tower {m.low_size} px, high tower {m.high_size} px",
+        f"- LLM: {m.llm_layers} layers of width {m.llm_width}; towers: {m.low_size} px and {m.high_size} px",
         f"- mask head: {config.mask_head}; boxes: {config.boxes}; decision rule: {config.decision_rule}",
         f"- adapters: {lora}; frozen: {', '.join(t.frozen) or 'nothing'}",
     ]
@@ -133,7 +133,10 @@ def _metrics(run: Path | None, source: Path | None) -> str:
     if home is None:
         return "\n".join([*lines, UNKNOWN])
     entries = json.loads((home / METRICS).read_text(encoding="utf-8"))
-    lines += [f"| benchmark | protocol | expressions | {' | '.join(SHOWN)} |", "|---" * (3 + len(SHOWN)) + "|"]
+    lines += [
+        f"| benchmark | protocol | expressions | {' | '.join(SHOWN)} |",
+        "|---" * (3 + len(SHOWN)) + "|",
+    ]
     for entry in entries:
         overall = entry.get("overall", {})
         numbers = " | ".join("-" if overall.get(k) is None else f"{overall[k]:.1f}" for k in SHOWN)
@@ -149,7 +152,9 @@ def _licence(config: UniRESPlusPlusConfig, data: Sequence[Mapping[str, Any]]) ->
     if parts:
         lines.append(f"The weights also carry the terms of the pretrained parts ({', '.join(parts)}).")
     if real:
-        lines.append("They were trained on annotations and photographs with terms of their own; see the data above.")
+        lines.append(
+            "They were trained on annotations and photographs with terms of their own; see the data above."
+        )
     if not parts and not real and data:
         lines.append("The weights come from drawn pictures alone and are Apache-2.0 too.")
     return " ".join(lines)

@@ -31,9 +31,17 @@ FORMAT = 1  # of checkpoint folders; raised when a reader of the old one would m
 CHECKPOINTS, MANIFEST, CONFIG, WEIGHTS, TOKENIZER = (
     "checkpoints", "manifest.json", "config.json", "model.safetensors", "tokenizer.json",
 )  # fmt: skip
-INDEX = "model.safetensors.index.json"  # names the shards, where there are several (the layout of transformers)
+INDEX = (
+    "model.safetensors.index.json"  # names the shards, where there are several (the layout of transformers)
+)
 HUB = "hub:"  # before the id of a hub repository, so that a misspelt folder is never looked for there
-CARD, OPTIMIZER, STATE, RECIPE, BEST = "README.md", "optimizer.safetensors", "state.json", "recipe.json", "best.json"
+CARD, OPTIMIZER, STATE, RECIPE, BEST = (
+    "README.md",
+    "optimizer.safetensors",
+    "state.json",
+    "recipe.json",
+    "best.json",
+)
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _STEP = re.compile(r"step_(\d{8,})")
 _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
@@ -142,10 +150,14 @@ def pretrained_files(model: Saveable, shard_bytes: int | None = None) -> dict[st
     if len(shards) < 2:
         return files | {WEIGHTS: lambda: tensor_bytes(model.state_dict())}
     weight_map: dict[str, str] = {}
+
+    def of(names: list[str]) -> Callable[[], bytes]:
+        return lambda: tensor_bytes({name: model.state_dict()[name] for name in names})
+
     for number, names in enumerate(shards, start=1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         weight_map |= dict.fromkeys(names, file)
-        files[file] = lambda names=names: tensor_bytes({name: model.state_dict()[name] for name in names})
+        files[file] = of(names)
     total = sum(value.nbytes for value in model.state_dict().values())
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     return files | {INDEX: lambda: to_json(index)}

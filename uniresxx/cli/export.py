@@ -32,13 +32,23 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("run", metavar="RUN", help="run folder, checkpoint, or hub:OWNER/NAME")
     parser.add_argument("out", type=Path, metavar="OUT", help="folder for the plain model")
     way = parser.add_mutually_exclusive_group()
-    way.add_argument("--merge", action="store_true", help="adapters and token rows into the weights they adapt")
-    way.add_argument("--adapter", action="store_true", help="adapters and token rows alone, without the weights")
-    way.add_argument("--unmerge", type=Path, metavar="DIR", help="RUN was merged: take the adapter of DIR out again")
     way.add_argument(
-        "--mask-head", choices=("torch", "onnx"), help="the mask head alone, as programs that need no uniresxx"
+        "--merge", action="store_true", help="adapters and token rows into the weights they adapt"
     )
-    parser.add_argument("--max-shard-size", metavar="SIZE", help="cut weights into files of at most 500MB, 5GB, …")
+    way.add_argument(
+        "--adapter", action="store_true", help="adapters and token rows alone, without the weights"
+    )
+    way.add_argument(
+        "--unmerge", type=Path, metavar="DIR", help="RUN was merged: take the adapter of DIR out again"
+    )
+    way.add_argument(
+        "--mask-head",
+        choices=("torch", "onnx"),
+        help="the mask head alone, as programs that need no uniresxx",
+    )
+    parser.add_argument(
+        "--max-shard-size", metavar="SIZE", help="cut weights into files of at most 500MB, 5GB, …"
+    )
     return parser
 
 
@@ -49,7 +59,9 @@ def main(argv: Sequence[str]) -> int:
 
     if options.max_shard_size and (options.adapter or options.mask_head):
         raise InputError("--max-shard-size is for whole weights, not for --adapter or --mask-head")
-    source = resolve(named_folder(options.run), lambda line: print(f"uniresxx export: {line}", file=sys.stderr))
+    source = resolve(
+        named_folder(options.run), lambda line: print(f"uniresxx export: {line}", file=sys.stderr)
+    )
     if options.out.exists() and not options.out.is_dir():
         raise InputError(f"{options.out} is a file: name a folder")
     if options.out.resolve() == source.resolve():
@@ -67,13 +79,14 @@ def _export(source: Path, options: argparse.Namespace) -> list[str]:
 
     values = read_json(source / CONFIG)
     ours = values.get("model_type") == MODEL_TYPE
-    rebuilt = options.merge or options.adapter or options.unmerge or options.mask_head or options.max_shard_size
+    rebuilt = (
+        options.merge or options.adapter or options.unmerge or options.mask_head or options.max_shard_size
+    )
     if rebuilt and not ours:
-        raise InputError(f"{source} is a {values.get('model_type')!r} model, which is exported as it is: no options")
-    if not rebuilt:
-        names = export(source, options.out)
-    else:
-        names = _rebuilt(source, options)
+        raise InputError(
+            f"{source} is a {values.get('model_type')!r} model, which is exported as it is: no options"
+        )
+    names = _rebuilt(source, options) if rebuilt else export(source, options.out)
     if ours and not (options.adapter or options.mask_head):
         from uniresxx.card import card_of
 
@@ -98,7 +111,9 @@ def _rebuilt(source: Path, options: argparse.Namespace) -> list[str]:
 
         check_form(options.mask_head)
         errors = export_mask_head(load_model(source), options.out, options.mask_head)
-        print(", ".join(f"{name}: largest difference from eager {error:.1e}" for name, error in errors.items()))
+        print(
+            ", ".join(f"{name}: largest difference from eager {error:.1e}" for name, error in errors.items())
+        )
         return sorted(path.name for path in options.out.glob("mask_head*"))
     model = load_model(source)
     if options.merge:

@@ -45,7 +45,9 @@ def merged(model: UniRESPlusPlus) -> Snapshot:
     InputError where it has neither.
     """
     if not adapter_tensors(model):
-        raise InputError("the model has no adapters and no token rows of its own: it is what --merge would give")
+        raise InputError(
+            "the model has no adapters and no token rows of its own: it is what --merge would give"
+        )
     return Snapshot(plain(model.settings), model.tokenizer, merged_tensors(model))
 
 
@@ -66,17 +68,21 @@ def save_adapter(model: UniRESPlusPlus, out: Path) -> list[str]:
 
 
 def unmerged(source: Path, adapter: Path) -> UniRESPlusPlus:
-    """The model of a merged folder with its adapter apart again: the weights below are those of before, up to rounding.
+    """The model of a merged folder with its adapter apart again: up to rounding, the weights of before.
 
     InputError where the adapter is not of this model.
     """
     config = UniRESPlusPlusConfig.from_dict(read_json(adapter / ADAPTER_CONFIG))
     given = UniRESPlusPlusConfig.from_dict(read_json(source / CONFIG))
     if plain(config) != given:
-        raise InputError(f"{adapter} is not the adapter of {source}, or that is not merged: their configs differ")
+        raise InputError(
+            f"{adapter} is not the adapter of {source}, or that is not merged: their configs differ"
+        )
     vocabulary = load_vocabulary(adapter)
     if vocabulary.to_json() != load_vocabulary(source).to_json():
-        raise InputError(f"{adapter} and {source} have different vocabularies: the adapter is of another model")
+        raise InputError(
+            f"{adapter} and {source} have different vocabularies: the adapter is of another model"
+        )
     model = UniRESPlusPlus(config, vocabulary, llm_later=True)
     weight_files(source)
     try:

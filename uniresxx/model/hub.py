@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -27,6 +26,7 @@ from uniresxx.model.processing import tensors_of, view_photo
 from uniresxx.predictor import Photo, checked, photo_pixels
 from uniresxx.segmenter import Decoding, Question
 
+Text = str | Question
 SHARD_SIZE = "5GB"
 _FROM_AUTO = (  # what the Auto classes add; nothing of it is needed
     "config", "trust_remote_code", "name_or_path", "adapter_kwargs", "_from_auto", "_commit_hash",
@@ -104,14 +104,16 @@ class HubModel(PreTrainedModel):
         from uniresxx.model.build import load_model
 
         folder = folder_named(source, options)
-        wrong = [name for name in options if name not in (*_FROM_AUTO, *_OF_HUB) and options[name] is not None]
+        wrong = [
+            name for name in options if name not in (*_FROM_AUTO, *_OF_HUB) and options[name] is not None
+        ]
         if model_args or wrong:
             raise InputError(f"from_pretrained does not know {', '.join(wrong) or model_args}")
         model = load_model(folder, attn_implementation)
         kind = getattr(torch, dtype) if isinstance(dtype, str) and dtype != "auto" else dtype
-        return model.to(kind) if isinstance(kind, torch.dtype) else model  # type: ignore[return-value]
+        return model.to(kind) if isinstance(kind, torch.dtype) else model
 
-    def save_pretrained(  # type: ignore[override]
+    def save_pretrained(
         self,
         save_directory: str | os.PathLike[str],
         max_shard_size: int | str | None = SHARD_SIZE,
@@ -127,10 +129,12 @@ class HubModel(PreTrainedModel):
         if folder.exists() and not folder.is_dir():
             raise InputError(f"{folder} is a file: name a folder")
         text = card if card is not None else card_of(self.settings, self.source)
-        checkpoint.save_pretrained(folder, self, None if max_shard_size is None else byte_size(max_shard_size))
+        checkpoint.save_pretrained(
+            folder, self, None if max_shard_size is None else byte_size(max_shard_size)
+        )
         checkpoint.write_atomic(folder / checkpoint.CARD, text.encode())
 
-    def push_to_hub(  # type: ignore[override]
+    def push_to_hub(
         self,
         repo_id: str,
         *,
@@ -169,31 +173,31 @@ class UniRESPlusPlusProcessor(ProcessorMixin):
         super().__init__()
         self.settings, self.vocabulary = settings, vocabulary
 
-    def __call__(  # type: ignore[override]
+    def __call__(
         self,
-        images: Photo | Sequence[Photo],
-        text: str | Question | Sequence[str | Question | Sequence[str | Question]],
+        images: Photo | list[Photo],
+        text: Text | list[Text] | list[list[Text]],
         decoding: Decoding | None = None,
     ) -> BatchFeature:
-        """One photo and its texts, or B photos and a list of texts for each.
+        """One photo and its text or texts, or B photos and a list of texts for each.
 
         A photo is a path, a PIL picture or an array (uint8 (y, x, 3)). Raises InputError as `Predictor` does.
         Of the result, `to(device)` moves the tensors.
         """
-        many = isinstance(images, list | tuple)
-        photos = [photo_pixels(photo) for photo in (images if many else [images])]
-        rows = [[text]] if isinstance(text, str | Question) else [list(text)]
-        if many:
-            rows = [[row] if isinstance(row, str | Question) else list(row) for row in text]  # type: ignore[union-attr]
+        photos = images if isinstance(images, list) else [images]
+        given = text if isinstance(images, list) else [text]
+        rows = [[row] if isinstance(row, str | Question) else row for row in given]  # type: ignore[union-attr]
         if len(rows) != len(photos):
-            raise InputError(f"{len(photos)} photos and texts for {len(rows)}: give a list of texts for each photo")
-        texts = [[checked(one) for one in row] for row in rows]
-        views = [view_photo(photo, self.settings) for photo in photos]
+            raise InputError(
+                f"{len(photos)} photos and texts for {len(rows)}: give a list of texts for each photo"
+            )
+        texts = [[checked(one) for one in row] for row in rows]  # type: ignore[arg-type]
+        views = [view_photo(photo_pixels(photo), self.settings) for photo in photos]
         rest = {"views": views, "texts": texts, "decoding": decoding or Decoding()}
         return BatchFeature(tensors_of(views, self.settings) | rest)
 
     @classmethod
-    def from_pretrained(cls, source: str | os.PathLike[str], **options: Any) -> Self:  # type: ignore[override]
+    def from_pretrained(cls, source: str | os.PathLike[str], **options: Any) -> Self:
         """From the folders and ids that the model takes."""
         from uniresxx.model.build import load_vocabulary
 
@@ -201,7 +205,7 @@ class UniRESPlusPlusProcessor(ProcessorMixin):
         values = checkpoint.read_json(folder / checkpoint.CONFIG)
         return cls(UniRESPlusPlusConfig.from_dict(values), load_vocabulary(folder))
 
-    def save_pretrained(self, save_directory: str | os.PathLike[str], **options: Any) -> None:  # type: ignore[override]
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **options: Any) -> None:
         """config.json and tokenizer.json, which a saved model has already."""
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)

@@ -99,7 +99,9 @@ class UniRESPlusPlus(HubModel):
     ) -> None:
         """Random weights; InputError without a vocabulary, which no configuration holds."""
         if vocabulary is None:
-            raise InputError("a new model needs its vocabulary; a saved one: UniRESPlusPlus.from_pretrained(folder)")
+            raise InputError(
+                "a new model needs its vocabulary; a saved one: UniRESPlusPlus.from_pretrained(folder)"
+            )
         config = config.settings if isinstance(config, HubConfig) else config
         super().__init__(config)
         self.vocabulary = vocabulary
@@ -245,7 +247,7 @@ class UniRESPlusPlus(HubModel):
         return head.see(*self.head_inputs(sight), pixels_mask_B3SS)
 
     def head_inputs(self, sight: MLLMSight) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
-        """What a mask head sees of images beside pixels of its own: stage maps, image map, regions, their validity."""
+        """What a mask head sees beside pixels of its own: stage maps, image map, regions, their validity."""
         g = self.settings.mllm.low_grid
         image_BDhw = sight.prefix_BLD[:, sight.layout.image].transpose(1, 2).unflatten(2, (g, g))
         regions = torch.cat((sight.object_BOD, sight.part_BPD), dim=1)

@@ -8,7 +8,6 @@ Shapes: B = 1 photo, E expressions, D LLM width, S side of the mask frame, h w g
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -28,7 +27,11 @@ from uniresxx.model.sam import Sam2Head, SamFeatures, SamHead
 
 Form = Literal["torch", "onnx"]
 TOLERANCE = 1e-4  # largest difference from eager, in logits
-NEEDS_ONNX = ("onnx", "onnxscript", "onnxruntime")  # onnxruntime: what was written is run before it is handed over
+NEEDS_ONNX = (
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+)  # onnxruntime: what was written is run before it is handed over
 OUTPUTS = ("masks_Ehw", "quality_E", "presence_E")
 
 
@@ -94,8 +97,13 @@ def programs_of(model: UniRESPlusPlus) -> list[Program]:
             stages, image, regions, valid = model.head_inputs(model.mllm.see(low, high, Boxes(*none, *parts)))
             given = (*stages, image, draw(*regions.shape), torch.ones_like(valid))
             other = (*(s + 0.1 * draw(*s.shape) for s in stages), image, draw(*regions.shape), valid)
-            names = (*(f"stage_{i}" for i in range(len(stages))), "image_BDhw", "regions_BMD", "region_valid_BM")
-            features = ("fine_BChw", "memory_BMC", "memory_bias_BM")
+            names = (
+                *(f"stage_{i}" for i in range(len(stages))),
+                "image_BDhw",
+                "regions_BMD",
+                "region_valid_BM",
+            )
+            features: tuple[str, ...] = ("fine_BChw", "memory_BMC", "memory_bias_BM")
         else:
             side = model.settings.mask_size or 0
             given, other = (draw(1, 3, side, side),), (draw(1, 3, side, side),)
@@ -112,12 +120,13 @@ def programs_of(model: UniRESPlusPlus) -> list[Program]:
 
 def traced(program: Program) -> Any:
     """The program as torch.export gives it."""
-    sizes: Any = tuple({} for _ in program.inputs)
+    sizes: list[dict[int, Any]] = [{} for _ in program.inputs]
     if program.dynamic:
-        sizes = ({0: torch.export.Dim("expressions", min=1)}, *sizes[1:])
+        sizes[0] = {0: torch.export.Dim("expressions", min=1)}
+    # by the signature: `Answer` takes the states and then any number of features, `See` any number of inputs
+    shapes = (sizes[0], tuple(sizes[1:])) if program.dynamic else (tuple(sizes),)
     with torch.no_grad():
-        return torch.export.export(program.module, program.inputs, dynamic_shapes=(sizes,) if not program.dynamic
-                                   else (sizes[0], sizes[1:]), strict=False)  # fmt: skip
+        return torch.export.export(program.module, program.inputs, dynamic_shapes=shapes, strict=False)
 
 
 def largest_error(program: Program, run: Callable[..., Sequence[Tensor]]) -> float:
@@ -162,17 +171,22 @@ def export_mask_head(model: UniRESPlusPlus, out: Path, form: Form) -> dict[str, 
             raise RuntimeError(f"{path.name} differs from eager by {errors[program.name]:.2g}")
         about[program.name] = {
             "file": path.name,
-            "inputs": {n: _shape(x, i, program) for i, (n, x) in enumerate(zip(program.names, program.inputs, strict=True))},
+            "inputs": _shapes(program),
             "outputs": list(program.outputs),
             "max_abs_error": errors[program.name],
-        }  # fmt: skip
-    write_atomic(out / "mask_head.json", to_json(json.loads(json.dumps(about))))
+        }
+    write_atomic(out / "mask_head.json", to_json(about))
     return errors
 
 
-def _shape(value: Tensor, index: int, program: Program) -> list[int | str]:
-    shape: list[int | str] = list(value.shape)
-    return ["E", *shape[1:]] if program.dynamic and index == 0 else shape
+def _shapes(program: Program) -> dict[str, list[int | str]]:
+    """Sizes of the inputs by name, "E" where any number goes."""
+    shapes: dict[str, list[int | str]] = {
+        name: list(value.shape) for name, value in zip(program.names, program.inputs, strict=True)
+    }
+    if program.dynamic:
+        shapes[program.names[0]][0] = "E"
+    return shapes
 
 
 def _write_torch(exported: Any, path: Path) -> Callable[..., Sequence[Tensor]]:
@@ -184,7 +198,7 @@ def _write_onnx(exported: Any, program: Program, path: Path) -> Callable[..., Se
     import onnxruntime
 
     torch.onnx.export(
-        exported, None, str(path), dynamo=True, verbose=False,
+        exported, (), str(path), dynamo=True, verbose=False,
         input_names=list(program.names), output_names=list(program.outputs), external_data=False,
     )  # fmt: skip
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
