@@ -106,7 +106,7 @@ def _version(name: str) -> str:
 
 
 def record(
-    name: str, headline: Mapping[str, float], details: Mapping[str, Any], folder: Path = RESULTS
+    name: str, headline: Mapping[str, float | None], details: Mapping[str, Any], folder: Path = RESULTS
 ) -> Path:
     """Add a row to `<folder>/<name>.csv`: machine, headline keys, details as JSON; returns the path.
 
@@ -131,14 +131,17 @@ def record(
 
 def finish(
     name: str,
-    headline: Mapping[str, float],
+    headline: Mapping[str, float | None],
     details: Mapping[str, Any],
     record: bool,
     folder: Path = RESULTS,
 ) -> None:
-    """Print the details, write a row where `record`, and print the headline keys as the last line (JSON)."""
+    """Print the details, write a row where `record`, and print the headline keys as the last line (JSON).
+
+    None (null) is a key that could not be measured here.
+    """
     for key, value in headline.items():
-        assert math.isfinite(value), f"{name}: {key} is {value}"
+        assert value is None or math.isfinite(value), f"{name}: {key} is {value}"
     for key, value in details.items():
         print(f"{key}: {value}")
     if record:

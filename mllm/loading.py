@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -97,8 +98,11 @@ class Report:
         return f"{part}: {len(self.loaded)} tensors from {self.source}{new}"
 
 
-def folder_of(source: str) -> Path:
-    """The local folder of a source; a hub id is downloaded (weights, configs and tokenizer only, never code)."""
+def folder_of(source: str, **options: Any) -> Path:
+    """The local folder of a source; a hub id is downloaded (weights, configs and tokenizer only, never code).
+
+    `options`: of `huggingface_hub.snapshot_download`, such as revision and token.
+    """
     path = Path(source).expanduser()
     if path.is_dir():
         return path
@@ -109,9 +113,8 @@ def folder_of(source: str) -> Path:
 
     name, _, revision = source.partition("@")
     try:
-        return Path(
-            snapshot_download(name, revision=revision or None, allow_patterns=["*.safetensors", "*.json"])
-        )
+        options = {"revision": revision or None, "allow_patterns": ["*.safetensors", "*.json"]} | options
+        return Path(snapshot_download(name, **options))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise ValueError(
             f"{source!r} could not be downloaded ({type(error).__name__}): name a local folder"

@@ -158,6 +158,14 @@ def unmerge(model: nn.Module) -> None:
         layer.unmerge()
 
 
+def subtract(model: nn.Module) -> None:
+    """Take what the adapters add out of weights that hold it already; the output becomes that of before the merge."""
+    if _has(model):
+        for _, layer in _layers(model):
+            weight = layer.get_base_layer().weight
+            weight.data -= layer.get_delta_weight("default").to(weight.dtype)
+
+
 def merged_tensors(model: nn.Module) -> dict[str, Tensor]:
     """The state of the same model without adapters and row parameters: plain names, adapters merged.
 

@@ -17,8 +17,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from mllm.config import MLLMConfig
 from mllm.exploitation import FeatureExploitation
 from mllm.prefix import (
+    CACHE_BYTES,
     Prefix,
     check_attention,
+    check_packed,
     decoding_mask,
     packed_blocks,
     packed_mask,
@@ -175,7 +177,11 @@ class MLLM(nn.Module):
         return self.embed(ids_BT)
 
     def read(self, sight: Sight, ids_BT: Tensor, branch_BT: Tensor, position_BT: Tensor) -> Tensor:
-        """Teacher-forced states (B, T, D) of packed branches after the prefix (training)."""
+        """Teacher-forced states (B, T, D) of packed branches after the prefix (training).
+
+        ValueError for an attention backend that cannot pack branches.
+        """
+        check_packed(self.config.attention)
         hidden = torch.cat((sight.prefix_BLD, self._embed_text(ids_BT)), dim=1)
         L = sight.layout.length
         flex = self.config.attention == "flex_attention"
@@ -196,9 +202,7 @@ class MLLM(nn.Module):
     def prefill(self, sight: Sight) -> Prefix:
         """Encode the visual prefix of B images once for generation."""
         B, L = sight.valid_BL.shape
-        mask = packed_mask(
-            sight.valid_BL, sight.valid_BL.new_zeros((B, 0), dtype=torch.long), sight.prefix_BLD.dtype
-        )
+        mask = self._causal(sight.valid_BL, L, sight.prefix_BLD.dtype)
         with self._dense():
             output = self.llm.model(
                 inputs_embeds=sight.prefix_BLD,
@@ -211,9 +215,30 @@ class MLLM(nn.Module):
 
     @torch.no_grad()
     def speak(
+        self,
+        prefix: Prefix,
+        branches: Sequence[Sequence[int]],
+        image_of_row: Sequence[int],
+        max_new: int,
+        cache_bytes: int = CACHE_BYTES,
+    ) -> list[Spoken]:
+        """Greedy answers to R branches (token ids that end with <assistant>), decoded together in chunks.
+
+        A chunk holds as many rows as keep the repeated cache of keys and values within `cache_bytes` (at least
+        one row; appending to the cache needs one layer of it twice for a moment). Answers do not depend on it.
+        """
+        longest = max((len(branch) for branch in branches), default=0)
+        rows = max(1, cache_bytes // prefix.row_bytes(longest + max_new))
+        spoken: list[Spoken] = []
+        for start in range(0, len(branches), rows):
+            stop = start + rows
+            spoken += self._speak_rows(prefix, branches[start:stop], image_of_row[start:stop], max_new)
+        return spoken
+
+    def _speak_rows(
         self, prefix: Prefix, branches: Sequence[Sequence[int]], image_of_row: Sequence[int], max_new: int
     ) -> list[Spoken]:
-        """Greedy answers to R branches (token ids that end with <assistant>), all rows decoded together."""
+        """One chunk: every row has its own copy of its image's prefix in the cache."""
         v, device = self.vocabulary, prefix.valid_BL.device
         R, L = len(branches), prefix.length
         lengths_R = torch.tensor([len(b) for b in branches], device=device)
@@ -248,7 +273,7 @@ class MLLM(nn.Module):
 
     def _step(self, ids_RT: Tensor, position_RT: Tensor, valid_RS: Tensor, cache: object) -> Tensor:
         hidden = self._embed_text(ids_RT)
-        mask = decoding_mask(valid_RS, ids_RT.shape[1], hidden.dtype)
+        mask = self._causal(valid_RS, ids_RT.shape[1], hidden.dtype)
         with self._dense():
             output = self.llm.model(
                 inputs_embeds=hidden,
@@ -258,6 +283,15 @@ class MLLM(nn.Module):
                 use_cache=True,
             )
         return output.last_hidden_state
+
+    def _causal(self, valid_RS: Tensor, new: int, dtype: torch.dtype) -> Tensor:
+        """Mask of the last `new` of S tokens: causal, and no key that is not valid.
+
+        Flash attention takes the validity alone, (R, S), and is causal by itself.
+        """
+        if self.config.attention == "flash_attention_2":
+            return valid_RS
+        return decoding_mask(valid_RS, new, dtype)
 
     @contextmanager
     def _dense(self) -> Iterator[None]:

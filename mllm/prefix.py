@@ -1,6 +1,6 @@
 """One visual prefix, many branches: the attention layout of training and the KV reuse of generation.
 
-Shapes: B images, R rows (branches to generate), L prefix, T text tokens of a row, S keys, G heads.
+Shapes: B images, R rows (branches to generate), L prefix, T text tokens of a row, S keys, G heads, d head width.
 """
 
 from __future__ import annotations
@@ -11,8 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from transformers import DynamicCache
+from transformers.utils import is_flash_attn_2_available
 
 from mllm.config import Attention
+
+CACHE_BYTES = 4 * 2**30  # our choice: 11 rows of the 7B model in bf16, thousands of the tiny one
 
 
 def packed_mask(prefix_valid_BL: Tensor, branch_BT: Tensor, dtype: torch.dtype) -> Tensor:
@@ -47,11 +50,20 @@ def packed_blocks(prefix_valid_BL: Tensor, branch_BT: Tensor) -> BlockMask:
 
 
 def check_attention(name: Attention) -> None:
-    """ValueError for a backend that cannot do what the model asks of it, or that is not there."""
+    """ValueError for a backend that is not there."""
+    if name == "flash_attention_2" and not is_flash_attn_2_available():
+        raise ValueError(
+            "attention='flash_attention_2' needs the package flash-attn and a CUDA GPU, and here one of them is "
+            "missing: pip install flash-attn, or use 'flex_attention' on a GPU, 'sdpa' anywhere"
+        )
+
+
+def check_packed(name: Attention) -> None:
+    """ValueError for a backend that cannot hide branches from one another, which packed training rows need."""
     if name == "flash_attention_2":
         raise ValueError(
-            "attention='flash_attention_2' cannot hide branches from one another, which packed rows need: "
-            "use 'flex_attention' on a GPU, or 'sdpa'"
+            "attention='flash_attention_2' cannot hide branches from one another, which packed training rows need: "
+            "train with 'flex_attention' on a GPU, or 'sdpa'; flash serves generation"
         )
 
 
@@ -73,6 +85,13 @@ class Prefix:
     def length(self) -> int:
         """Tokens of the prefix, padding included."""
         return int(self.valid_BL.shape[1])
+
+    def row_bytes(self, tokens: int) -> int:
+        """Bytes of the cache of one row: its copy of the prefix and `tokens` of text, all layers."""
+        per_token = 0
+        for keys, values in self.layers:
+            per_token += sum(x.shape[1] * x.shape[3] * x.element_size() for x in (keys, values))
+        return per_token * (self.length + tokens)
 
     def repeat(self, image_of_row_R: Tensor) -> tuple[DynamicCache, Tensor]:
         """A fresh cache with one row per branch, and its key validity (R, L)."""

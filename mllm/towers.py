@@ -27,6 +27,9 @@ class LowTower(nn.Module):
                 image_size=config.low_size,
                 patch_size=config.low_patch,
                 hidden_act=config.low_activation,
+                attn_implementation="flash_attention_2"
+                if config.attention == "flash_attention_2"
+                else "sdpa",
             )
         )
 

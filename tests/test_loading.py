@@ -361,7 +361,7 @@ def test_a_full_recipe_with_small_numbers_trains_saves_and_answers(tmp_path: Pat
     assert len(answers) == 3 and all(a.p_absent is not None for a in answers)
     save_pretrained(tmp_path / "saved", model)
     loaded = load_segmenter(tmp_path / "saved")
-    assert isinstance(loaded, UniRESPlusPlus) and loaded.config == config
+    assert isinstance(loaded, UniRESPlusPlus) and loaded.settings == config
     again = loaded.answer(loaded.look(photos), ask, Decoding(max_new_tokens=3))
     for one, other in zip(answers, again, strict=True):  # fp32 after loading, bf16 before
         assert other.p_absent == pytest.approx(one.p_absent, abs=0.1)

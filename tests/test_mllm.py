@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
+from transformers.utils import is_flash_attn_2_available
 
 from mllm.chat import IGNORE, ChatTurn, Mark, Row, render
 from mllm.config import MLLMConfig
 from mllm.modeling import MLLM, Boxes
-from mllm.prefix import packed_blocks, packed_mask
+from mllm.prefix import Prefix, packed_blocks, packed_mask
 from mllm.tokens import SPECIAL_TOKENS, Vocabulary
 from mllm.vision_flow import roi_align_mean
 
@@ -353,9 +356,105 @@ def test_flex_attention_reads_and_speaks_as_sdpa_does(vocabulary: Vocabulary) ->
     assert spoken[0] == spoken[1]
 
 
-def test_flash_attention_is_refused_and_flex_is_named(vocabulary: Vocabulary) -> None:
-    with pytest.raises(ValueError, match="flex_attention"):
+def asked(vocabulary: Vocabulary, count: int) -> list[list[int]]:
+    """Branches of unequal lengths."""
+    words = ["car", "roof", "the left wheel", "all the houses of the red car", "which pixels?"]
+    texts = [" ".join(words[(i * 7 + j) % len(words)] for j in range(1 + i % 4)) for i in range(count)]
+    return [render([ChatTurn(t)], vocabulary).ids_T for t in texts]
+
+
+def two_images(model: MLLM) -> object:
+    """Two images whose prefixes have different numbers of valid regions."""
+    boxes = some_boxes(2)
+    boxes.object_valid_BO[0, 1:], boxes.part_valid_BP[1] = False, False
+    pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(2))
+    return model.see(pixels, pixels, boxes)
+
+
+def test_answers_are_those_of_one_expression_at_a_time_whatever_the_chunk(vocabulary: Vocabulary) -> None:
+    """All at once, in chunks, with less than a row's budget, and each alone on a sight of its own image."""
+    model = make(vocabulary)
+    branches, image_of_row = asked(vocabulary, 7), [0, 0, 0, 1, 1, 1, 1]
+    assert len({len(b) for b in branches}) > 2
+    prefix = model.prefill(two_images(model))
+    assert (~prefix.valid_BL).any() and not torch.equal(prefix.valid_BL[0], prefix.valid_BL[1])
+    one_row = prefix.row_bytes(max(map(len, branches)) + 6)
+    ways = [model.speak(prefix, branches, image_of_row, 6, budget) for budget in (2**30, 3 * one_row, 1)]
+    alone = []
+    for branch, image in zip(branches, image_of_row, strict=True):
+        own = Prefix(
+            tuple((k[image : image + 1], v[image : image + 1]) for k, v in prefix.layers),
+            prefix.valid_BL[image : image + 1],
+        )
+        alone += model.speak(own, [branch], [0], 6)
+    for way in ways:
+        for got, expected in zip(way, alone, strict=True):
+            assert got.ids == expected.ids and got.decisions == expected.decisions
+            torch.testing.assert_close(got.prompts_KD, expected.prompts_KD, atol=1e-4, rtol=0)
+            torch.testing.assert_close(got.p_seg_K, expected.p_seg_K, atol=1e-4, rtol=0)
+
+
+def test_the_repeated_cache_stays_within_its_budget(
+    vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make(vocabulary)
+    branches, image_of_row = asked(vocabulary, 40), [0, 1] * 20
+    prefix = model.prefill(look(model))
+    budget = 5 * prefix.row_bytes(max(map(len, branches)) + 3) + 17
+    sizes, rows = [], []
+    step, repeat = MLLM._step, Prefix.repeat
+
+    def watched(self: MLLM, ids: torch.Tensor, position: torch.Tensor, valid: torch.Tensor, cache: object):
+        out = step(self, ids, position, valid, cache)
+        sizes.append(sum(x.nbytes for layer in cache.layers for x in (layer.keys, layer.values)))
+        return out
+
+    def counted(self: Prefix, image_of_row: torch.Tensor):
+        rows.append(len(image_of_row))
+        return repeat(self, image_of_row)
+
+    monkeypatch.setattr(MLLM, "_step", watched)
+    monkeypatch.setattr(Prefix, "repeat", counted)
+    model.speak(prefix, branches, image_of_row, 3, budget)
+    assert rows == [5] * 8
+    assert 0.5 * budget < max(sizes) <= budget
+
+
+def test_flash_attention_that_is_not_there_gets_a_line(vocabulary: Vocabulary) -> None:
+    if is_flash_attn_2_available():
+        pytest.skip("flash-attn is installed here")
+    with pytest.raises(ValueError, match=r"needs the package flash-attn.*'flex_attention'.*'sdpa'"):
         make(vocabulary, attention="flash_attention_2")
+
+
+def test_flash_attention_reads_the_same_masks_and_stops_at_packed_rows(
+    vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What flash is given is the validity of keys alone; here SDPA answers for it with the same mask."""
+    model = make(vocabulary)
+    branches, image_of_row = asked(vocabulary, 5), [0, 1, 1, 0, 1]
+    sight = two_images(model)
+    expected = model.speak(model.prefill(sight), branches, image_of_row, 5)
+    config = replace(model.config)
+    object.__setattr__(config, "attention", "flash_attention_2")
+    model.config = config
+    given: list[tuple[int, ...]] = []
+    causal = MLLM._causal
+
+    def watched(self: MLLM, valid: torch.Tensor, new: int, dtype: torch.dtype) -> torch.Tensor:
+        mask = causal(self, valid, new, dtype)
+        given.append(tuple(mask.shape))
+        return mask
+
+    monkeypatch.setattr(MLLM, "_causal", watched)
+    got = model.speak(model.prefill(sight), branches, image_of_row, 5)
+    assert all(len(shape) == 2 for shape in given)
+    for a, b in zip(got, expected, strict=True):
+        assert a.ids == b.ids
+        torch.testing.assert_close(a.prompts_KD, b.prompts_KD, atol=1e-5, rtol=1e-5)
+    row = render([ChatTurn("the car", (Mark.SEG,))], vocabulary)
+    with pytest.raises(ValueError, match="flex_attention"):
+        model.read(sight, *(torch.tensor([v, v]) for v in (row.ids_T, row.branch_T, row.position_T)))
 
 
 def test_narrow_exploitation_adds_nothing_at_first_and_then_matters(vocabulary: Vocabulary) -> None:

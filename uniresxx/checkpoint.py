@@ -31,9 +31,20 @@ FORMAT = 1  # of checkpoint folders; raised when a reader of the old one would m
 CHECKPOINTS, MANIFEST, CONFIG, WEIGHTS, TOKENIZER = (
     "checkpoints", "manifest.json", "config.json", "model.safetensors", "tokenizer.json",
 )  # fmt: skip
-OPTIMIZER, STATE, RECIPE, BEST = "optimizer.safetensors", "state.json", "recipe.json", "best.json"
+INDEX = (
+    "model.safetensors.index.json"  # names the shards, where there are several (the layout of transformers)
+)
+HUB = "hub:"  # before the id of a hub repository, so that a misspelt folder is never looked for there
+CARD, OPTIMIZER, STATE, RECIPE, BEST = (
+    "README.md",
+    "optimizer.safetensors",
+    "state.json",
+    "recipe.json",
+    "best.json",
+)
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _STEP = re.compile(r"step_(\d{8,})")
+_SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 _SHOWN = 3  # keys named in an error
 
 Say = Callable[[str], None]
@@ -126,23 +137,98 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def pretrained_files(model: Saveable) -> dict[str, Callable[[], bytes]]:
-    """The files of the `from_pretrained` form, each made when it is written."""
-    files: dict[str, Callable[[], bytes]] = {
-        CONFIG: lambda: to_json(model.config.to_dict()),
-        WEIGHTS: lambda: tensor_bytes(model.state_dict()),
-    }
+def pretrained_files(model: Saveable, shard_bytes: int | None = None) -> dict[str, Callable[[], bytes]]:
+    """The files of the `from_pretrained` form, each made when it is written; the index of shards comes last.
+
+    `shard_bytes`: the most that one file of weights holds, unless a single tensor is larger; None: one file.
+    """
+    files: dict[str, Callable[[], bytes]] = {CONFIG: lambda: to_json(model.config.to_dict())}
     tokenizer = model.tokenizer
     if tokenizer is not None:
         files[TOKENIZER] = lambda: tokenizer.to_json().encode()
-    return files
+    shards = [] if shard_bytes is None else _shards(model.state_dict(), shard_bytes)
+    if len(shards) < 2:
+        return files | {WEIGHTS: lambda: tensor_bytes(model.state_dict())}
+    weight_map: dict[str, str] = {}
+
+    def of(names: list[str]) -> Callable[[], bytes]:
+        return lambda: tensor_bytes({name: model.state_dict()[name] for name in names})
+
+    for number, names in enumerate(shards, start=1):
+        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        weight_map |= dict.fromkeys(names, file)
+        files[file] = of(names)
+    total = sum(value.nbytes for value in model.state_dict().values())
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    return files | {INDEX: lambda: to_json(index)}
 
 
-def save_pretrained(folder: Path, model: Saveable) -> None:
-    """Write a plain `from_pretrained` folder; files of the same names are replaced one by one, whole."""
+def _shards(tensors: Mapping[str, torch.Tensor], limit: int) -> list[list[str]]:
+    """Names in their order, cut where a file would grow over `limit` bytes."""
+    shards: list[list[str]] = []
+    size = limit
+    for name, value in tensors.items():
+        if size + value.nbytes > limit:
+            shards.append([])
+            size = 0
+        shards[-1].append(name)
+        size += value.nbytes
+    return shards
+
+
+def save_pretrained(folder: Path, model: Saveable, shard_bytes: int | None = None) -> list[str]:
+    """Write a plain `from_pretrained` folder; returns the names written.
+
+    Everything is written beside what lies there and then moved into place, so a full disk leaves what was; the
+    weights of one save are never mixed with those of another.
+    """
+    files = pretrained_files(model, shard_bytes)
+    temporary = folder / ".writing"
     folder.mkdir(parents=True, exist_ok=True)
-    for name, make in pretrained_files(model).items():
-        write_atomic(folder / name, make())
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        for name, make in files.items():
+            _write(temporary / name, make())
+        _remove_other_weights(folder, keep={WEIGHTS} & set(files))
+        for name in files:  # the index of shards comes last: without it they are nothing
+            os.replace(temporary / name, folder / name)
+        sync_to_disk(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return list(files)
+
+
+def _remove_other_weights(folder: Path, keep: set[str]) -> None:
+    old = [path for path in folder.glob("model-*.safetensors") if _SHARD.fullmatch(path.name)]
+    for path in (folder / INDEX, folder / WEIGHTS, *old):
+        if path.name not in keep:
+            path.unlink(missing_ok=True)
+
+
+def weight_files(folder: Path) -> dict[str, list[str] | None]:
+    """Files of weights of a folder -> the tensors that its index says are inside (None: there is no index).
+
+    Raises InputError where they are missing, not all there, or there twice.
+    """
+    index = folder / INDEX
+    if not index.is_file():
+        if not (folder / WEIGHTS).is_file():
+            raise InputError(f"{folder / WEIGHTS} is missing: give a complete checkpoint folder")
+        return {WEIGHTS: None}
+    if (folder / WEIGHTS).is_file():
+        raise InputError(f"{folder} has both {WEIGHTS} and {INDEX}: remove the one that is not meant")
+    listed = read_json(index).get("weight_map")
+    if not isinstance(listed, dict) or not all(isinstance(v, str) for v in listed.values()):
+        raise InputError(f"{index} is not an index of weights: save the model again")
+    files: dict[str, list[str] | None] = {}
+    for name in sorted(set(listed.values())):
+        if not _SHARD.fullmatch(name) or not (folder / name).is_file():
+            raise InputError(f"{folder} lacks {name[:80]!r}, which {INDEX} names: copy all shards")
+        files[name] = [tensor for tensor, file in listed.items() if file == name]
+    if not files:
+        raise InputError(f"{index} names no weights: save the model again")
+    return files
 
 
 def export(source: Path, out: Path) -> list[str]:
@@ -151,17 +237,16 @@ def export(source: Path, out: Path) -> list[str]:
     Raises InputError where one is missing, holds no model of this project or is `out` itself, and OSError where
     the disk refuses or gives back something else than was written.
     """
-    names = [
-        WEIGHTS,
-        *([TOKENIZER] if (source / TOKENIZER).exists() else []),
-        CONFIG,
-    ]  # the config completes it
-    for name in names:
-        if not (source / name).is_file():
-            raise InputError(f"{source / name} is missing: give a complete checkpoint folder")
+    weights = list(weight_files(source))
+    index = [INDEX] if weights != [WEIGHTS] else []
+    tokenizer = [TOKENIZER] if (source / TOKENIZER).exists() else []
+    names = [*weights, *index, *tokenizer, CONFIG]  # the config completes it
+    if not (source / CONFIG).is_file():
+        raise InputError(f"{source / CONFIG} is missing: give a complete checkpoint folder")
     if out.resolve() == source.resolve():
         raise InputError(f"{out} is the checkpoint itself: name another folder")
     out.mkdir(parents=True, exist_ok=True)
+    _remove_other_weights(out, keep={WEIGHTS} & set(names))
     for name in names:
         temporary = out / f".writing-{name}"
         try:
@@ -388,25 +473,44 @@ def resolve(path: Path, say: Say) -> Path:
 
 
 def load_weights(model: Loadable, folder: Path) -> None:
-    """Fill `model` from `folder/model.safetensors`; every key must match, in name and shape.
+    """Fill `model` from the safetensors of `folder`, whole or sharded; every key must match, in name and shape.
 
-    Raises InputError that names the first few missing, unexpected or differently shaped keys.
+    Raises InputError that names the first few missing, unexpected or differently shaped keys; the model is as
+    before then. Shards are read one after another.
     """
-    path = folder / WEIGHTS
-    given, wanted = read_tensors(path), model.state_dict()
+    files, wanted = weight_files(folder), model.state_dict()
+    given: dict[str, tuple[int, ...]] = {}
+    for name, listed in files.items():
+        shapes = _shapes(folder / name)
+        if listed is not None and set(listed) != set(shapes):
+            raise InputError(f"{folder / name} does not hold what {INDEX} says: copy all files of one save")
+        given |= shapes
     wrong = {
         "missing": sorted(wanted.keys() - given.keys()),
         "unexpected": sorted(given.keys() - wanted.keys()),
         "of another shape": [
-            f"{key} {tuple(given[key].shape)} instead of {tuple(wanted[key].shape)}"
+            f"{key} {given[key]} instead of {tuple(wanted[key].shape)}"
             for key in sorted(wanted.keys() & given.keys())
-            if given[key].shape != wanted[key].shape
+            if given[key] != wanted[key].shape
         ],
     }
     problems = [f"{len(keys)} {what}: {_few(keys)}" for what, keys in wrong.items() if keys]
     if problems:
-        raise InputError(f"{path} does not fit its {CONFIG}: {'; '.join(problems)}")
-    model.load_state_dict(given, strict=True)
+        at = folder / (WEIGHTS if WEIGHTS in files else INDEX)
+        raise InputError(f"{at} does not fit its {CONFIG}: {'; '.join(problems)}")
+    for name in files:
+        model.load_state_dict(read_tensors(folder / name), strict=False)  # checked above, in name and shape
+
+
+def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors of a safetensors file, from its header."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} is not a readable safetensors file ({_line(error)})") from None
 
 
 def _few(keys: list[str]) -> str:
@@ -435,13 +539,14 @@ def _load_film_unet(folder: Path) -> Segmenter:
 LOADERS: dict[str, Callable[[Path], Segmenter]] = {"uniresxx": _load_uniresxx, "film_unet": _load_film_unet}
 
 
-def load_segmenter(path: Path, say: Say | None = None) -> Segmenter:
-    """The model of a run folder (best, else newest verified checkpoint) or of a `from_pretrained` folder.
+def load_segmenter(path: str | os.PathLike[str], say: Say | None = None) -> Segmenter:
+    """The model of a run folder (best, else newest verified checkpoint), of a `from_pretrained` folder, or of
+    `hub:OWNER/NAME`.
 
     `say` gets a line for each damaged checkpoint passed over (default: a warning).
     Raises InputError for anything that is not a complete checkpoint of a known kind.
     """
-    folder = resolve(path, say or _warn)
+    folder = resolve(named_folder(path), say or _warn)
     kind = read_json(folder / CONFIG).get("model_type")
     loader = LOADERS.get(kind) if isinstance(kind, str) else None
     if loader is None:
@@ -449,9 +554,21 @@ def load_segmenter(path: Path, say: Say | None = None) -> Segmenter:
             f"{folder / CONFIG} says model_type {kind!r}; known: {', '.join(sorted(LOADERS))}: "
             "give a checkpoint trained or converted by this project"
         )
-    if not (folder / WEIGHTS).is_file():
-        raise InputError(f"{folder / WEIGHTS} is missing: give a complete checkpoint folder")
+    weight_files(folder)  # says what is missing before anything is built
     return loader(folder)
+
+
+def named_folder(path: str | os.PathLike[str]) -> Path:
+    """The folder itself, or for `hub:OWNER/NAME[@REVISION]` the downloaded one; only so is anything downloaded."""
+    source = os.fspath(path)
+    if not source.startswith(HUB):
+        return Path(source)
+    from mllm.loading import folder_of
+
+    try:
+        return folder_of(source.removeprefix(HUB))
+    except ValueError as error:
+        raise InputError(str(error)) from error
 
 
 def _warn(line: str) -> None:

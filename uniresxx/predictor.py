@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -47,10 +46,10 @@ class Predictor:
 
     @classmethod
     def from_pretrained(cls, path: str | os.PathLike[str], decoding: Decoding | None = None) -> Predictor:
-        """Load a run folder or a `from_pretrained` folder. InputError where it is none."""
+        """Load a run folder, a `from_pretrained` folder or `hub:OWNER/NAME`. InputError where it is none."""
         from uniresxx.checkpoint import load_segmenter  # late: brings torch
 
-        return cls(load_segmenter(Path(path)), decoding)
+        return cls(load_segmenter(path), decoding)
 
     @property
     def photo(self) -> np.ndarray | None:
@@ -62,13 +61,7 @@ class Predictor:
 
         Returns the photo as uint8 (y, x, 3). Where it cannot be used, InputError, and the photo before stays.
         """
-        pixels, name = _pixels_of(photo)
-        if min(pixels.shape[:2]) < SMALLEST_SIDE:
-            height, width = pixels.shape[:2]
-            raise InputError(
-                f"{name} is {width} x {height} pixels (width x height): too small to point at anything, "
-                f"both sides need at least {SMALLEST_SIDE}"
-            )
+        pixels = photo_pixels(photo)
         sight = self.segmenter.look([pixels])
         self._photo, self._sight = pixels, sight
         return pixels
@@ -87,6 +80,18 @@ class Predictor:
             found += self.segmenter.answer(self._sight, [part], self.decoding)
         assert len(found) == len(asked), (len(found), len(asked))
         return found
+
+
+def photo_pixels(photo: Photo) -> np.ndarray:
+    """A photo of any kind as uint8 (y, x, 3); InputError where it is none or too small."""
+    pixels, name = _pixels_of(photo)
+    if min(pixels.shape[:2]) < SMALLEST_SIDE:
+        height, width = pixels.shape[:2]
+        raise InputError(
+            f"{name} is {width} x {height} pixels (width x height): too small to point at anything, "
+            f"both sides need at least {SMALLEST_SIDE}"
+        )
+    return pixels
 
 
 def checked(text: str | Question) -> str | Question:

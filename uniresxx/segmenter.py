@@ -22,10 +22,12 @@ class Decoding:
     rule: DecisionRule | None = None  # None: the default of the model's config
     template: str = EVALUATION_TEMPLATE  # the chat uses "{expression}": the text as typed
     max_new_tokens: int = 48
+    cache_bytes: int = 4 * 2**30  # of keys and values while generating; changes memory and time, no answer
 
     def describe(self, rule: DecisionRule) -> dict[str, Any]:
         """JSON-ready record with the resolved rule and a hash of the template."""
         record = asdict(self) | {"rule": rule, "search": "greedy"}
+        del record["cache_bytes"]  # no answer depends on it
         return record | {"template_sha256": sha256(self.template.encode()).hexdigest()[:12]}
 
 

@@ -20,6 +20,7 @@ from mllm.loading import (
     load_part,
     load_sam,
 )
+from mllm.prefix import check_packed
 from mllm.tokens import Vocabulary
 from uniresxx.checkpoint import CONFIG, TOKENIZER, load_weights, read_json, resolve
 from uniresxx.errors import InputError
@@ -76,6 +77,7 @@ def build_for_training(
     Raises InputError where a required part is not named or a folder does not fit.
     """
     check_sources(config)
+    _as_input(lambda: check_packed(config.mllm.attention), "--model.mllm.attention")
     w = config.weights
     model = UniRESPlusPlus(config, vocabulary, llm_later=w.llava is not None or w.start is not None)
     if config.tuning.frozen_dtype == "bf16":  # before loading: half the memory is never needed
@@ -92,13 +94,13 @@ def build_for_training(
 
 def load_sources(model: UniRESPlusPlus) -> list[tuple[str, Report]]:
     """Load every source that the config names, in a fixed order; a checkpoint of ours (`start`) comes alone."""
-    w, m = model.config.weights, model.mllm
+    w, m = model.settings.weights, model.mllm
     if w.start is not None:
         folder = resolve(Path(w.start), print)
         before, start = read_json(folder / CONFIG).get("boxes"), str(folder)
-        if before != model.config.boxes:
+        if before != model.settings.boxes:
             raise InputError(
-                f"{folder} was trained with boxes={before!r} and would go on with {model.config.boxes!r}: "
+                f"{folder} was trained with boxes={before!r} and would go on with {model.settings.boxes!r}: "
                 "region tokens mean what their boxes are; give the same --model.boxes"
             )
         report = _as_input(lambda: load_part(model, start, OWN_RULES), "--model.weights.start")
@@ -123,8 +125,8 @@ def load_sources(model: UniRESPlusPlus) -> list[tuple[str, Report]]:
 
 def attach_detector(model: UniRESPlusPlus) -> None:
     """Open the detector of boxes "owlv2"; it is no part of the model and of no checkpoint."""
-    check_sources(model.config)
-    c = model.config
+    check_sources(model.settings)
+    c = model.settings
     source = str(c.weights.owlv2)
     model.detector = _as_input(
         lambda: Owlv2Proposer(source, c.mllm.max_objects, c.mllm.max_parts), "--model.weights.owlv2"
@@ -169,9 +171,17 @@ def load_with(
     return model.eval()
 
 
-def load_model(folder: Path) -> UniRESPlusPlus:
-    """`load_with` for UniRES++."""
-    model = load_with(folder, UniRESPlusPlusConfig.from_dict, build_model)
-    if model.config.boxes == "owlv2":
+def load_model(folder: Path, attention: str | None = None) -> UniRESPlusPlus:
+    """`load_with` for UniRES++; `attention` instead of that of the config."""
+
+    def read(values: dict[str, Any]) -> UniRESPlusPlusConfig:
+        if attention is not None and isinstance(values.get("mllm"), dict):
+            values = values | {"mllm": values["mllm"] | {"attention": attention}}
+        return UniRESPlusPlusConfig.from_dict(values)
+
+    # every weight is loaded, strictly: writing random ones first takes minutes at 7B
+    model = load_with(folder, read, lambda config, words: UniRESPlusPlus(config, words, llm_later=True))
+    model.source = folder
+    if model.settings.boxes == "owlv2":
         attach_detector(model)
     return model

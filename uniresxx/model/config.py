@@ -15,6 +15,7 @@ HeadKind = Literal["pyramid", "sam", "sam2"]
 MaskResolution = Literal["full", "low", "points"]
 Source = Literal["llava", "clip", "convnext", "sam"]
 NORM_GROUPS = 8
+BOOKKEEPING = ("architectures", "transformers_version", "dtype")  # what transformers may add to a config.json
 
 
 @dataclass(frozen=True)
@@ -189,7 +190,7 @@ class UniRESPlusPlusConfig:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> UniRESPlusPlusConfig:
         """Inverse of `to_dict`; unknown or missing keys and another model type raise InputError."""
-        values = dict(values)
+        values = {key: value for key, value in values.items() if key not in BOOKKEEPING}
         kind = values.pop("model_type", None)
         if kind != MODEL_TYPE:
             raise InputError(

@@ -6,7 +6,7 @@ frame, K decisions of one answer.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -29,6 +29,7 @@ from uniresxx.model.boxes import BoxHead, BoxOutput
 from uniresxx.model.config import UniRESPlusPlusConfig
 from uniresxx.model.detector import Detector
 from uniresxx.model.heads import HeadOutput, MaskHead
+from uniresxx.model.hub import HubConfig, HubModel
 from uniresxx.model.losses import (
     Counts,
     LossTerms,
@@ -41,10 +42,8 @@ from uniresxx.model.losses import (
 from uniresxx.model.processing import (
     FROM_FEATURES,
     View,
-    mask_pixels,
-    pad_boxes,
     photo_masks,
-    pixels,
+    tensors_of,
     view_photo,
 )
 from uniresxx.model.pyramid import PyramidHead
@@ -53,7 +52,9 @@ from uniresxx.model.tuning import tune
 from uniresxx.segmenter import DecisionRule, Decoding, Question
 from uniresxx.types import Batch, ImageRecord, Prediction, Segment
 
+BOX_FIELDS = ("object_boxes_BO4", "object_valid_BO", "part_boxes_BP4", "part_valid_BP")
 NOT_TAUGHT = 255  # dense label of pixels that must not be supervised
+ANSWERS_AT_ONCE = 64  # whose masks exist at the same time, at the size of the photo; no answer depends on it
 
 
 class Output(NamedTuple):
@@ -84,12 +85,26 @@ class _Found:
     output: BoxOutput | None
 
 
-class UniRESPlusPlus(nn.Module):
-    """The full method; the tiny model is this class with small numbers."""
+class UniRESPlusPlus(HubModel):
+    """The full method; the tiny model is this class with small numbers.
 
-    def __init__(self, config: UniRESPlusPlusConfig, vocabulary: Vocabulary, llm_later: bool = False) -> None:
-        super().__init__()
-        self.config, self.vocabulary = config, vocabulary
+    `settings` is its configuration, `config` the same as transformers takes it.
+    """
+
+    def __init__(
+        self,
+        config: UniRESPlusPlusConfig | HubConfig,
+        vocabulary: Vocabulary | None = None,
+        llm_later: bool = False,
+    ) -> None:
+        """Random weights; InputError without a vocabulary, which no configuration holds."""
+        if vocabulary is None:
+            raise InputError(
+                "a new model needs its vocabulary; a saved one: UniRESPlusPlus.from_pretrained(folder)"
+            )
+        config = config.settings if isinstance(config, HubConfig) else config
+        super().__init__(config)
+        self.vocabulary = vocabulary
         self.mllm = MLLM(config.mllm, vocabulary, llm_later)
         self.head = _head(config)
         classes = sum(config.dense_classes)
@@ -112,12 +127,12 @@ class UniRESPlusPlus(nn.Module):
         sight = self.mllm.see(batch.pixels_low_B3hw, batch.pixels_high_B3HW, found.boxes, found.stages)
         states_BTD = self.mllm.read(sight, batch.token_ids_BT, batch.branch_BT, batch.position_BT)
         learned_BT = batch.labels_BT != IGNORE
-        own = int(self.config.mllm.prompt_state == "own")
+        own = int(self.settings.mllm.prompt_state == "own")
         prompts_ED = states_BTD[batch.image_of_expr_E, batch.seg_position_E + own]
         features = self._features(sight, batch.pixels_mask_B3SS)
         dense: tuple[Tensor, ...] = ()
         if self.dense is not None:
-            dense = self.dense(features.fine_BChw).split(self.config.dense_classes, dim=1)
+            dense = self.dense(features.fine_BChw).split(self.settings.dense_classes, dim=1)
         return Output(
             self.mllm.logits(states_BTD[learned_BT]),
             batch.labels_BT[learned_BT],
@@ -131,10 +146,10 @@ class UniRESPlusPlus(nn.Module):
         if self.box_head is not None:
             stages = self.mllm.high(pixels_high_B3HW)
             output = self.box_head(stages)
-            m = self.config.mllm
+            m = self.settings.mllm
             found = self.box_head.propose(output, extent_B2, m.max_objects, m.max_parts)
             return _Found(found, stages, output)
-        if self.config.boxes == "owlv2":
+        if self.settings.boxes == "owlv2":
             if self.detector is None:
                 raise InputError(
                     "boxes='owlv2' needs its detector: name it by --model.weights.owlv2 FOLDER_OR_HUB_ID"
@@ -157,7 +172,7 @@ class UniRESPlusPlus(nn.Module):
 
     def loss(self, output: Output, batch: Batch) -> LossTerms:
         """Sums over this micro-batch; masks are supervised only where the truth has one."""
-        w, present = self.config.loss, batch.present_E
+        w, present = self.settings.loss, batch.present_E
         bce, dice, iou_E = self._mask_terms(output.head.masks_Ehw[present].float(), batch)
         quality_E = output.head.quality_E[present].float()
         quality = F.binary_cross_entropy_with_logits(quality_E, iou_E, reduction="sum")
@@ -198,7 +213,7 @@ class UniRESPlusPlus(nn.Module):
         Below full resolution the IoU is that on the head's grid. Points are drawn from torch's random numbers: a
         step that is cut differently draws others.
         """
-        w = self.config.loss
+        w = self.settings.loss
         truth_EHW = batch.masks_EHW[batch.present_E]
         valid_EHW = batch.pixel_valid_BHW[batch.image_of_expr_E[batch.present_E]]
         if w.resolution == "full":
@@ -228,14 +243,18 @@ class UniRESPlusPlus(nn.Module):
         return torch.stack(losses).sum() * stride * stride
 
     def _features(self, sight: MLLMSight, pixels_mask_B3SS: Tensor | None) -> Any:
-        g = self.config.mllm.low_grid
+        head: MaskHead = self.head
+        return head.see(*self.head_inputs(sight), pixels_mask_B3SS)
+
+    def head_inputs(self, sight: MLLMSight) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
+        """What a mask head sees beside pixels of its own: stage maps, image map, regions, their validity."""
+        g = self.settings.mllm.low_grid
         image_BDhw = sight.prefix_BLD[:, sight.layout.image].transpose(1, 2).unflatten(2, (g, g))
         regions = torch.cat((sight.object_BOD, sight.part_BPD), dim=1)
         valid = torch.cat(
             (sight.valid_BL[:, sight.layout.objects], sight.valid_BL[:, sight.layout.parts]), dim=1
         )
-        head: MaskHead = self.head
-        return head.see(sight.stages, image_BDhw, regions, valid, pixels_mask_B3SS)
+        return sight.stages, image_BDhw, regions, valid
 
     # answering ------------------------------------------------------------------------------------------------
 
@@ -247,57 +266,51 @@ class UniRESPlusPlus(nn.Module):
     @property
     def decision_rule(self) -> DecisionRule:
         """The rule of the config."""
-        return self.config.decision_rule
+        return self.settings.decision_rule
 
     @torch.no_grad()
     def look(self, photos: Sequence[np.ndarray]) -> Sight:
         """Encode photos once: proposals, both towers, MGFE, the LLM's prefix, the mask head's maps."""
         with self._mixed():
-            return self._look([view_photo(photo, self.config) for photo in photos])
+            return self._look([view_photo(photo, self.settings) for photo in photos])
 
     @property
     def wants_truth_boxes(self) -> bool:
         """True for the labelled ablation `boxes = "truth"`."""
-        return self.config.boxes == "truth"
+        return self.settings.boxes == "truth"
 
     @torch.no_grad()
     def look_with_truth_boxes(self, records: Sequence[ImageRecord]) -> Sight:
         """`look` of that ablation."""
         with self._mixed():
-            return self._look([view_photo(photo_of(record), self.config, record) for record in records])
+            return self._look([view_photo(photo_of(record), self.settings, record) for record in records])
 
     def _mixed(self) -> AbstractContextManager[Any]:
-        """Autocast where frozen weights are kept in bf16 beside trained ones in fp32; nothing elsewhere."""
-        kinds = {parameter.dtype for parameter in self.parameters()}
-        if len(kinds) > 1:
+        """Autocast where weights are kept in bf16, all or only the frozen ones; nothing elsewhere."""
+        if any(parameter.dtype == torch.bfloat16 for parameter in self.parameters()):
             return torch.autocast(next(self.parameters()).device.type, dtype=torch.bfloat16)
         return nullcontext()
 
+    @torch.no_grad()
+    def predict(self, inputs: Mapping[str, Any]) -> list[Prediction]:
+        """Answers to what `UniRESPlusPlusProcessor` prepared; flat, photo by photo."""
+        with self._mixed():
+            sight = self._see(inputs["views"], inputs)
+        return self.answer(sight, inputs["texts"], inputs["decoding"])
+
     def _look(self, views: list[View]) -> Sight:
+        return self._see(views, tensors_of(views, self.settings))
+
+    def _see(self, views: list[View], inputs: Mapping[str, Any]) -> Sight:
         device = next(self.parameters()).device
-        boxes = pad_boxes(views, self.config)
-        boxes = Boxes(
-            *(
-                value.to(device)
-                for value in (boxes.objects_BO4, boxes.object_valid_BO, boxes.parts_BP4, boxes.part_valid_BP)
-            )
-        )
-        stats = self.config.mllm.pixel_stats
-        high = pixels([v.high_HW3 for v in views], stats).to(device)
-        extent_B2 = torch.tensor(
-            [[v.letterbox.inner_width, v.letterbox.inner_height] for v in views],
-            dtype=torch.float32,
-            device=device,
-        )
-        found = self._find_boxes(high, boxes, extent_B2)
-        if self.config.boxes in FROM_FEATURES:
+        given = {name: value.to(device) for name, value in inputs.items() if isinstance(value, Tensor)}
+        high = given["pixels_high_B3HW"]
+        boxes = Boxes(*(given[name] for name in BOX_FIELDS))
+        found = self._find_boxes(high, boxes, given["extent_B2"])
+        if self.settings.boxes in FROM_FEATURES:
             views = [replace(v, boxes=_proposals(found.boxes, b)) for b, v in enumerate(views)]
-        sight = self.mllm.see(
-            pixels([v.low_hw3 for v in views], stats).to(device), high, found.boxes, found.stages
-        )
-        own = mask_pixels(views)
-        features = self._features(sight, None if own is None else own.to(device))
-        return Sight(views, self.mllm.prefill(sight), features)
+        sight = self.mllm.see(given["pixels_low_B3hw"], high, found.boxes, found.stages)
+        return Sight(views, self.mllm.prefill(sight), self._features(sight, given.get("pixels_mask_B3SS")))
 
     def regions(self, sight: Sight) -> list[dict[str, np.ndarray]]:
         """The proposals each photo was read with: xyxy (N, 4) in the image frame by "object" and "part"."""
@@ -317,17 +330,28 @@ class UniRESPlusPlus(nn.Module):
         image_of_row, branches = asked_branches(texts, decoding, self.vocabulary)
         if not branches:
             return []
+        predictions: list[Prediction] = []
         with self._mixed():
-            spoken = self.mllm.speak(sight.prefix, branches, image_of_row, decoding.max_new_tokens)
-            prompts = torch.cat([s.prompts_KD for s in spoken])
-            image_of_prompt = [
-                b for b, s in zip(image_of_row, spoken, strict=True) for _ in range(len(s.prompts_KD))
-            ]
-            image_E = torch.tensor(image_of_prompt, device=prompts.device)
-            head = self.head(sight.features, prompts, image_E)
+            spoken = self.mllm.speak(
+                sight.prefix, branches, image_of_row, decoding.max_new_tokens, decoding.cache_bytes
+            )
+            for start in range(0, len(spoken), ANSWERS_AT_ONCE):
+                part = slice(start, start + ANSWERS_AT_ONCE)
+                predictions += self._masked(sight, spoken[part], image_of_row[part], decoding)
+        return predictions
+
+    def _masked(
+        self, sight: Sight, spoken: Sequence[Spoken], image_of_row: Sequence[int], decoding: Decoding
+    ) -> list[Prediction]:
+        """Masks and decisions of generated answers, which come photo by photo."""
+        prompts = torch.cat([s.prompts_KD for s in spoken])
+        image_of_prompt = [
+            b for b, s in zip(image_of_row, spoken, strict=True) for _ in range(len(s.prompts_KD))
+        ]
+        head = self.head(sight.features, prompts, torch.tensor(image_of_prompt, device=prompts.device))
         p_seg = torch.cat([s.p_seg_K for s in spoken])
-        absent = (1 - p_seg * head.presence_E.sigmoid()).tolist()
-        scores = head.quality_E.sigmoid().tolist()
+        absent = (1 - p_seg * head.presence_E.float().sigmoid()).tolist()
+        scores = head.quality_E.float().sigmoid().tolist()
         masks = photo_masks(head.masks_Ehw, image_of_prompt, sight.views)
         predictions, start = [], 0
         for item in spoken:

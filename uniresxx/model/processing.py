@@ -102,6 +102,24 @@ def pixels(views: Sequence[np.ndarray], stats: PixelStats = "half") -> Tensor:
     return (torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2).float() - mean) / std
 
 
+def tensors_of(views: Sequence[View], config: UniRESPlusPlusConfig) -> dict[str, Tensor]:
+    """What the model takes of B photos; names as in uniresxx.types.Batch, `extent_B2` is each photo's (x, y) size
+    within the high frame."""
+    stats, boxes = config.mllm.pixel_stats, pad_boxes(views, config)
+    extent = [[view.letterbox.inner_width, view.letterbox.inner_height] for view in views]
+    found = {
+        "pixels_low_B3hw": pixels([view.low_hw3 for view in views], stats),
+        "pixels_high_B3HW": pixels([view.high_HW3 for view in views], stats),
+        "extent_B2": torch.tensor(extent, dtype=torch.float32),
+        "object_boxes_BO4": boxes.objects_BO4,
+        "object_valid_BO": boxes.object_valid_BO,
+        "part_boxes_BP4": boxes.parts_BP4,
+        "part_valid_BP": boxes.part_valid_BP,
+    }
+    own = mask_pixels(views)
+    return found if own is None else found | {"pixels_mask_B3SS": own}
+
+
 def mask_pixels(views: Sequence[View]) -> Tensor | None:
     """The mask head's own frame of B photos (SAM's normalisation), None for a head without one."""
     frames = [view.mask_SS3 for view in views if view.mask_SS3 is not None]

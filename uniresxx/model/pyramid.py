@@ -128,18 +128,34 @@ class PyramidHead(nn.Module):
 
     def forward(self, features: MaskFeatures, prompts_ED: Tensor, image_of_expr_E: Tensor) -> HeadOutput:
         """All expressions of all images at once."""
-        prompt_EC = self.prompt(prompts_ED)
-        tokens_EKC = torch.stack((prompt_EC, self.quality_token.expand_as(prompt_EC)), dim=1)
         memory_EMC = features.memory_BMC[image_of_expr_E]
         bias_EM = features.memory_bias_BM[image_of_expr_E]
+        filters, quality, presence = self._decode(memory_EMC, bias_EM, prompts_ED)
+        C = features.fine_BChw.shape[1]
+        masks = _dot(filters[:, :C], features.fine_BChw, image_of_expr_E) + filters[:, C, None, None]
+        return HeadOutput(masks, quality, presence)
+
+    def of_one_photo(self, features: MaskFeatures, prompts_ED: Tensor) -> HeadOutput:
+        """`forward` for B = 1, without a step whose size depends on data: what torch.export can follow."""
+        E, C = prompts_ED.shape[0], features.fine_BChw.shape[1]
+        memory_EMC = features.memory_BMC.expand(E, -1, -1)
+        filters, quality, presence = self._decode(
+            memory_EMC, features.memory_bias_BM.expand(E, -1), prompts_ED
+        )
+        masks = torch.einsum("ec,chw->ehw", filters[:, :C], features.fine_BChw[0]) + filters[:, C, None, None]
+        return HeadOutput(masks, quality, presence)
+
+    def _decode(
+        self, memory_EMC: Tensor, bias_EM: Tensor, prompts_ED: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Filters (E, C + 1) of the fine map and its offset, quality (E), presence (E)."""
+        prompt_EC = self.prompt(prompts_ED)
+        tokens_EKC = torch.stack((prompt_EC, self.quality_token.expand_as(prompt_EC)), dim=1)
         for block in self.blocks:
             tokens_EKC, memory_EMC = block(tokens_EKC, memory_EMC, bias_EM)
         tokens_EKC = self.norm(tokens_EKC)
-        filters = self.mask(tokens_EKC[:, 0])
-        C = features.fine_BChw.shape[1]
-        masks = _dot(filters[:, :C], features.fine_BChw, image_of_expr_E) + filters[:, C, None, None]
         quality, presence = self.judge(tokens_EKC.flatten(1)).unbind(-1)
-        return HeadOutput(masks, quality, presence)
+        return self.mask(tokens_EKC[:, 0]), quality, presence
 
 
 def _dot(filters_EC: Tensor, fine_BChw: Tensor, image_of_expr_E: Tensor) -> Tensor:

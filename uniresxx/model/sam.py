@@ -56,7 +56,7 @@ def nothing(features: SamFeatures) -> HeadOutput:
 
 def two_way(sam: Any, first_KC: Tensor, prompts_EC: Tensor, image_EChw: Tensor) -> tuple[Tensor, Tensor]:
     """SAM's two-way transformer over its own tokens and one prompt -> tokens (E, K + 1, C), image (E, C, h, w)."""
-    E = len(prompts_EC)
+    E = prompts_EC.shape[0]
     tokens = torch.cat((first_KC.expand(E, -1, -1), prompts_EC[:, None]), dim=1)
     place = sam.get_image_wide_positional_embeddings().expand(E, -1, -1, -1)
     tokens, image = sam.mask_decoder.transformer(tokens[:, None], image_EChw, place, None)
@@ -110,7 +110,7 @@ class SamHead(nn.Module):
 
     def forward(self, features: SamFeatures, prompts_ED: Tensor, image_of_expr_E: Tensor) -> HeadOutput:
         """All expressions of all images at once."""
-        if not len(prompts_ED):
+        if prompts_ED.shape[0] == 0:  # not len(): torch.export keeps a shape symbolic
             return nothing(features)
         decoder = self.sam.mask_decoder
         first = torch.cat((decoder.iou_token.weight, decoder.mask_tokens.weight))
@@ -151,7 +151,7 @@ class Sam2Head(nn.Module):
 
     def forward(self, features: SamFeatures, prompts_ED: Tensor, image_of_expr_E: Tensor) -> HeadOutput:
         """All expressions of all images at once."""
-        if not len(prompts_ED):
+        if prompts_ED.shape[0] == 0:  # not len(): torch.export keeps a shape symbolic
             return nothing(features)
         decoder = self.sam.mask_decoder
         first = torch.cat(

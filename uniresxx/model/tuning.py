@@ -31,8 +31,12 @@ PARTS: dict[Part, tuple[str, ...]] = {
 class Tunable(Protocol):
     """The model, as far as tuning knows it."""
 
-    config: UniRESPlusPlusConfig
     mllm: MLLM
+
+    @property
+    def settings(self) -> UniRESPlusPlusConfig:
+        """Its configuration."""
+        ...
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """As of nn.Module."""
@@ -41,7 +45,7 @@ class Tunable(Protocol):
 
 def tune(model: Tunable) -> None:
     """Apply `config.tuning`; the defaults change nothing."""
-    config, mllm = model.config, model.mllm
+    config, mllm = model.settings, model.mllm
     frozen = set(config.tuning.frozen)
     for name, parameter in model.named_parameters():
         if part_of(name) in frozen:

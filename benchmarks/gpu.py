@@ -1,0 +1,359 @@
+"""What the 7B recipe costs on one GPU, with random weights: training steps, answers, memory, both mask heads.
+
+    python -m benchmarks.gpu --record        (one GPU of 80 GB or more)
+    python -m benchmarks.gpu --small         (anywhere: tiny sizes, shows that it runs; no figures)
+
+Training: the recipe's own step (its images per micro-batch, K expressions each, forward, backward, update). Answers:
+one photo looked at and K expressions answered, the text cut after ANSWER tokens. Peak memory is what torch allocated.
+
+Model FLOP utilisation = FLOPs of a step / seconds / the GPU's dense bf16 peak. FLOPs of a step are those the method
+needs, not those that were executed (recomputed activations do not count, nor does what a dense mask wastes):
+
+    frozen weights of the LLM       2 N per token forward, 2 N backward (gradient of the activations only)
+    adapters (LoRA)                 6 n per token
+    attention                       12 D per layer and pair (query, key it may see), forward and backward
+    output matrix, frozen           4 V D per label position
+    everything else                 forward as torch counts it, times 1 where frozen (low tower), 3 where trained
+
+Shapes: B images, K expressions of an image, L prefix, T tokens of a branch, D LLM width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks._common import finish, median_of, parser
+from mllm.config import MLLMConfig
+from mllm.lora import is_adapter
+from mllm.tokens import Vocabulary
+from train.engine import Engine
+from train.loop import do_step
+from train.recipe import Recipe
+from train.recipes.uniresxx_7b import uniresxx_7b
+from uniresxx.data.collate import collate, make_sample
+from uniresxx.data.templates import TRAINING_TEMPLATES
+from uniresxx.masks import area, encode
+from uniresxx.model.config import (
+    BoxHeadConfig,
+    HeadKind,
+    PyramidHeadConfig,
+    SamHeadConfig,
+    UniRESPlusPlusConfig,
+    sam_huge,
+)
+from uniresxx.model.modeling import UniRESPlusPlus
+from uniresxx.model.tuning import cast_frozen
+from uniresxx.segmenter import Decoding
+from uniresxx.types import Batch, Expression, Granularity, ImageRecord
+
+NAME = "gpu"
+TRAIN_K, INFER_K = (1, 8, 32), (1, 7, 32)
+HEADLINE_TRAIN_K, HEADLINE_INFER_K = 8, 7
+WARM_UP, REPEATS = 2, 5
+ANSWER = 3  # tokens: a mark, a full stop, the end
+HEIGHT, WIDTH = 480, 640
+SENTENCE = "the left wheel of the small red car that stands in front of the old house"
+# Dense bf16 peak in FLOP/s, of the makers' data sheets; the first name found in that of the GPU counts.
+PEAK = {
+    "H200": 989e12, "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12,
+    "4090": 165e12, "3090": 71e12,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What is measured; smaller in the tests."""
+
+    train_k: Sequence[int] = TRAIN_K
+    infer_k: Sequence[int] = INFER_K
+    warm_up: int = WARM_UP
+    repeats: int = REPEATS
+    small: bool = False
+
+
+SMALL = Sizes(warm_up=0, repeats=1, small=True)
+
+
+@dataclass
+class Found:
+    """Medians in seconds, bytes and tokens by name."""
+
+    details: dict[str, Any] = field(default_factory=dict)
+    peak_bytes: int = 0  # of all training steps
+
+
+def recipe_of(sizes: Sizes, head: HeadKind, count: int) -> Recipe:
+    """The 7B recipe with K expressions per image, without pretrained weights, and one of the mask heads."""
+    recipe = uniresxx_7b()
+    model: UniRESPlusPlusConfig = replace(recipe.model, mask_head=head, sam=sam_huge())
+    if sizes.small:
+        tiny = MLLMConfig(
+            low_size=28, low_patch=14, low_width=32, low_layers=2, low_heads=2, high_size=64, high_patch=4,
+            high_widths=(8, 16, 24, 32), high_depths=(1, 1, 1, 1), pixel_stats="clip", projector="mlp2x_gelu",
+            llm_width=32, llm_layers=2, llm_heads=4, llm_mlp=64, vocabulary=400, max_objects=3, max_parts=4,
+            roi_size=2, mgfe_width=16, mgfe_heads=4, bos=1, activation_checkpointing=True,
+        )  # fmt: skip
+        sam = SamHeadConfig(
+            size=64, width=32, layers=2, heads=2, global_blocks=(1,), window=2, decoder_width=16,
+            decoder_mlp=32, decoder_heads=2,
+        )  # fmt: skip
+        model = replace(
+            model, mllm=tiny, sam=sam, head=PyramidHeadConfig(width=16, heads=2),
+            box_head=BoxHeadConfig(width=16, convs=1), loss=replace(model.loss, points=100),
+        )  # fmt: skip
+    if head == "sam":
+        model = replace(model, tuning=replace(model.tuning, frozen=("low", "high", "mask_encoder")))
+    optim = replace(recipe.optim, lr_scale=() if head == "sam" else recipe.optim.lr_scale)
+    data = replace(recipe.data, expressions_per_image=count, accumulate=1)
+    return replace(recipe, model=model, data=data, optim=optim)
+
+
+def vocabulary_of(config: MLLMConfig) -> Vocabulary:
+    """Words that cost about a token each, as LLaVA's do."""
+    return Vocabulary.train([SENTENCE, *TRAINING_TEMPLATES] * 5, min(config.vocabulary, 600))
+
+
+def build(recipe: Recipe, vocabulary: Vocabulary, device: torch.device) -> UniRESPlusPlus:
+    """Random weights, made where they are used; frozen ones in bf16."""
+    torch.manual_seed(0)
+    with device:
+        model = UniRESPlusPlus(recipe.model, vocabulary)
+    cast_frozen(model, torch.bfloat16)
+    return model
+
+
+def text_of(number: int) -> str:
+    """Different expressions of the same length."""
+    words = SENTENCE.split()
+    return " ".join(words[number % len(words) :] + words[: number % len(words)])
+
+
+def photograph(number: int) -> np.ndarray:
+    """uint8 (y, x, 3) noise: what is seen does not change what is computed."""
+    return np.random.default_rng(number).integers(0, 255, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+
+
+def batch_of(recipe: Recipe, vocabulary: Vocabulary, count: int) -> Batch:
+    """One micro-batch of the recipe, all expressions with a mask."""
+    config, samples = recipe.model, []
+    for image in range(recipe.data.batch_images):
+        mask = np.zeros((HEIGHT, WIDTH), dtype=bool)
+        mask[100:300, 50 + 20 * image : 250] = True
+        rle = encode(mask)
+        expressions = tuple(
+            Expression(f"gpu/train/{image}_{n}", text_of(n), Granularity.OBJECT, rle, area(rle))
+            for n in range(count)
+        )
+        record = ImageRecord(str(image), HEIGHT, WIDTH, expressions, pixels=photograph(image))
+        samples.append(make_sample(record, expressions, (), [0] * count, config, vocabulary))
+    return collate(samples, config, vocabulary)
+
+
+def llm_flops(model: UniRESPlusPlus, prefix: int, branches: Sequence[int], labels: int) -> float:
+    """FLOPs of the LLM in one training step on one image: the formula above."""
+    m, llm = model.settings.mllm, model.mllm.llm
+    tokens = prefix + sum(branches)
+    frozen = trained = adapters = 0
+    for name, parameter in llm.model.layers.named_parameters():
+        if parameter.ndim == 2:
+            if is_adapter(name):
+                adapters += parameter.numel()
+            elif parameter.requires_grad:
+                trained += parameter.numel()
+            else:
+                frozen += parameter.numel()
+    pairs = prefix * (prefix + 1) / 2 + sum(t * prefix + t * (t + 1) / 2 for t in branches)
+    output = (6 if llm.lm_head.weight.requires_grad else 4) * m.vocabulary * m.llm_width * labels
+    weights = (4 * frozen + 6 * (trained + adapters)) * tokens
+    return weights + 12 * m.llm_width * m.llm_layers * pairs + output
+
+
+def step_flops(engine: Engine, model: UniRESPlusPlus, batch: Batch) -> float:
+    """FLOPs of one training step on a micro-batch."""
+    counter = FlopCounterMode(display=False)
+    model.eval()
+    with torch.no_grad(), counter:
+        engine.forward(engine.place(batch))
+    model.train()
+    found = counter.get_flop_counts()
+
+    def forward(path: str) -> int:
+        return sum(sum(ops.values()) for name, ops in found.items() if name.endswith(path))
+
+    def grows(module: nn.Module) -> int:
+        return 3 if any(p.requires_grad for p in module.parameters()) else 1
+
+    llm = forward(".mllm.llm.model") + forward(".mllm.llm.lm_head")
+    low, high = forward(".mllm.low"), forward(".mllm.high")
+    encoder = forward(".head.sam.vision_encoder")
+    rest = forward("Global") - llm - low - high - encoder
+    total = float(low * grows(model.mllm.low) + high * grows(model.mllm.high) + encoder + 3 * rest)
+    B = len(batch.token_ids_BT)
+    prefix = prefix_of(model.settings.mllm)
+    for b in range(B):
+        row = batch.branch_BT[b]
+        branches = [int((row == k).sum()) for k in range(int(row.max()) + 1)]
+        total += llm_flops(model, prefix, branches, int((batch.labels_BT[b] >= 0).sum()))
+    return total
+
+
+def prefix_of(m: MLLMConfig) -> int:
+    """Tokens before the text: a mark before each stream, the streams, the first token of a pretrained LLM."""
+    return 3 + m.low_grid**2 + m.max_objects + m.max_parts + (m.bos is not None)
+
+
+def peak_of(device: torch.device) -> float | None:
+    """FLOP/s the GPU could do in bf16; None for one that is not in the table, and for a CPU."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((peak for key, peak in PEAK.items() if key in name), None)
+
+
+def seconds(work: Callable[[], Any], device: torch.device, sizes: Sizes) -> float:
+    """Median wall time after warming up, the GPU's queue emptied before and after."""
+    times = []
+    for turn in range(sizes.warm_up + sizes.repeats):
+        _wait(device)
+        start = time.perf_counter()
+        work()
+        _wait(device)
+        if turn >= sizes.warm_up:
+            times.append(time.perf_counter() - start)
+    return median_of(times)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def train(sizes: Sizes, head: HeadKind, counts: Sequence[int], device: torch.device, found: Found) -> None:
+    """Step time, tokens and expressions per second, memory and MFU at each K."""
+    recipe = recipe_of(sizes, head, counts[0])
+    vocabulary = vocabulary_of(recipe.model.mllm)
+    model = build(recipe, vocabulary, device)
+    engine = Engine(
+        model,
+        replace(recipe, engine=replace(recipe.engine, device="auto" if device.type == "cuda" else "cpu")),
+    )
+    model.train()
+    for count in counts:
+        batch = batch_of(recipe, vocabulary, count)
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        taken = seconds(lambda batch=batch: do_step(engine, model, [batch], 0), device, sizes)  # type: ignore[misc]
+        rows = len(batch.token_ids_BT)
+        tokens = rows * prefix_of(recipe.model.mllm) + int((batch.branch_BT >= 0).sum())
+        at = f"{head}_k{count}"
+        found.details |= {
+            f"train_seconds_{at}": taken,
+            f"train_tokens_per_s_{at}": tokens / taken,
+            f"train_expressions_per_s_{at}": rows * count / taken,
+        }
+        if device.type == "cuda":
+            used = torch.cuda.max_memory_allocated(device)
+            found.peak_bytes = max(found.peak_bytes, used)
+            found.details[f"train_peak_gb_{at}"] = used / 1e9
+        flops, peak = step_flops(engine, model, batch), peak_of(device)
+        found.details[f"train_tflop_{at}"] = flops / 1e12
+        if peak is not None:
+            found.details[f"mfu_{at}"] = flops / taken / peak
+        branch = tokens // rows - prefix_of(recipe.model.mllm)
+        planned = planned_gb(recipe_of(sizes, head, count), branch // count)
+        if planned is not None:
+            found.details[f"train_planned_gb_{at}"] = planned
+
+
+def planned_gb(recipe: Recipe, tokens: int) -> float | None:
+    """What `python -m train plan` predicts for one GPU; None where the program has no plan."""
+    if find_spec("train.plan") is None:
+        return None
+    from importlib import import_module
+
+    planned: Any = import_module("train.plan").plan(recipe, gpus=1, tokens=tokens)
+    return float(planned.peak) / 1e9
+
+
+def infer(sizes: Sizes, head: HeadKind, counts: Sequence[int], device: torch.device, found: Found) -> None:
+    """Expressions per second of one photo at a time, and what of it looking and the mask head take."""
+    recipe = recipe_of(sizes, head, counts[0])
+    model = build(recipe, vocabulary_of(recipe.model.mllm), device).eval()
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(torch.bfloat16)
+    photo, decoding = photograph(0), Decoding(max_new_tokens=ANSWER)
+    found.details[f"look_seconds_{head}"] = seconds(lambda: model.look([photo]), device, sizes)
+    sight = model.look([photo])
+    for count in counts:
+        texts = [[text_of(n) for n in range(count)]]
+
+        def whole(texts: list[list[str]] = texts) -> None:
+            model.answer(model.look([photo]), texts, decoding)
+
+        def masks(count: int = count) -> None:
+            prompts = torch.zeros(count, recipe.model.mllm.llm_width, device=device)
+            with torch.no_grad(), torch.autocast(device.type, dtype=torch.bfloat16):
+                model.head(sight.features, prompts, torch.zeros(count, dtype=torch.long, device=device))
+
+        taken = seconds(whole, device, sizes)
+        found.details |= {
+            f"infer_seconds_{head}_k{count}": taken,
+            f"infer_expressions_per_s_{head}_k{count}": count / taken,
+            f"head_seconds_{head}_k{count}": seconds(masks, device, sizes),
+        }
+
+
+def measure(sizes: Sizes, device: torch.device) -> Found:
+    """Everything, one model at a time."""
+    found = Found()
+    one_train, one_infer = (HEADLINE_TRAIN_K,), (HEADLINE_INFER_K,)
+    for work, head, counts in (
+        (train, "pyramid", sizes.train_k), (train, "sam", one_train),
+        (infer, "pyramid", sizes.infer_k), (infer, "sam", one_infer),
+    ):  # fmt: skip
+        work(sizes, head, counts, device, found)  # type: ignore[arg-type]
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+    return found
+
+
+def headline_of(found: Found, measured: bool) -> dict[str, float | None]:
+    """The keys of the benchmark; null where nothing was measured on a GPU."""
+    d, k, q = found.details, HEADLINE_TRAIN_K, HEADLINE_INFER_K
+    return {
+        "mfu": d.get(f"mfu_pyramid_k{k}"),
+        f"train_expressions_per_s_k{k}": d[f"train_expressions_per_s_pyramid_k{k}"] if measured else None,
+        f"infer_expressions_per_s_k{q}": d[f"infer_expressions_per_s_pyramid_k{q}"] if measured else None,
+        "peak_gb": found.peak_bytes / 1e9 if measured else None,
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The benchmark."""
+    words = parser(NAME, __doc__).parse_args(argv)
+    if words.small and words.record:
+        print("gpu: --small measures nothing: leave out --record", file=sys.stderr)
+        return 2
+    if not words.small and not torch.cuda.is_available():
+        print("gpu: torch sees no GPU here: --small shows that it runs", file=sys.stderr)
+        return 2
+    device = torch.device("cpu" if words.small else "cuda")
+    found = measure(SMALL if words.small else Sizes(), device)
+    finish(NAME, headline_of(found, measured=not words.small), found.details, words.record)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
