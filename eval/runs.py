@@ -76,9 +76,17 @@ def _label(folder: Path, entry: Mapping[str, Any], entries: Sequence[Mapping[str
         e for e in entries if (e["benchmark"], e.get("split")) == (entry["benchmark"], entry.get("split"))
     ]
 
-    def asked(e: Mapping[str, Any]) -> tuple[str, str, str]:
-        rule, padded = (e.get("rejection") or {}).get("rule"), e.get("padded_world_size")
-        return str(e["protocol"]), f"rejected by {rule or 'flag'}", f"padded to {padded}" if padded else ""
+    def asked(e: Mapping[str, Any]) -> tuple[str, ...]:
+        rejection, padded, limit = e.get("rejection") or {}, e.get("padded_world_size"), e.get("limit")
+        above = "" if rejection.get("threshold") is None else f" above {rejection['threshold']:.4g}"
+        return (
+            str(e["protocol"]),
+            f"rejected by {rejection.get('rule') or 'flag'}{above}",
+            f"padded to {padded}" if padded else "",
+            f"first {limit} pictures" if limit else "",
+            "partial" if e.get("partial") else "",
+            Path(e.get("predictions") or "").name,
+        )
 
     differing = zip(asked(entry), *map(asked, rivals), strict=True)
     apart = [own for own, *others in differing if own and len(set(others)) > 1]

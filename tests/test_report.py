@@ -28,7 +28,7 @@ from eval.tables import published_tables
 from uniresxx import masks
 from uniresxx.errors import InputError
 from uniresxx.evaluate import evaluate, score_file, write_json, write_metrics
-from uniresxx.predictions import read_predictions
+from uniresxx.predictions import Problems, sizes_of, stream_predictions
 from uniresxx.protocols import STRICT
 from uniresxx.rejection import Rejection
 from uniresxx.segmenter import Decoding
@@ -60,6 +60,10 @@ def made(number):
 
 
 RECORDS = [made(k) for k in range(16)]
+
+
+def answers_in(path):
+    return dict(stream_predictions(path, sizes_of(RECORDS), Problems()))
 
 
 class Varied:
@@ -181,7 +185,7 @@ def test_no_expression_is_shown_twice(folder):
 def test_cases_are_judged_as_the_entry_says(folder):
     """The protocol and the rule of rejection of the entry decide, not the file's flag alone."""
     (run,) = read_runs([folder], None)
-    given = read_predictions(folder / "scenes_easy/val/predictions.jsonl", RECORDS)
+    given = answers_in(folder / "scenes_easy/val/predictions.jsonl")
     assert run.cases == judge_all(RECORDS, given, STRICT)
     entry = json.loads((folder / "metrics.json").read_text())[0]
     for rule, threshold, keep in (
@@ -198,7 +202,7 @@ def test_cases_are_judged_as_the_entry_says(folder):
 
 def test_a_folder_of_masks_is_shown_like_a_file(folder, tmp_path):
     pngs, other = tmp_path / "pngs", tmp_path / "other"
-    given = read_predictions(folder / "scenes_easy/val/predictions.jsonl", RECORDS)
+    given = answers_in(folder / "scenes_easy/val/predictions.jsonl")
     for name, prediction in given.items():
         path = pngs / f"{name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -247,6 +251,27 @@ def test_equal_names_of_folders_are_told_apart(folder, tmp_path):
         "run",
         "run #2",
     ]
+
+
+def test_entries_of_one_folder_say_what_tells_them_apart(folder):
+    """Two files of answers, a part of one, the first pictures, two thresholds."""
+    (entry,) = json.loads((folder / "metrics.json").read_text())
+    absent = [{"rule": "p_absent", "threshold": x, "tuned_on": None} for x in (0.25, 0.5)]
+    others = [
+        {"predictions": "x/second.jsonl"},
+        {"partial": {"scored": 32, "expressions": 64}},
+        {"limit": 4},
+        *({"rejection": rejection} for rejection in absent),
+    ]
+    write_metrics(folder / "metrics.json", [entry | change for change in others])
+    (group,) = group_runs(read_runs([folder], None))
+    labels = [run.label for run in group.runs]
+    for label, word in zip(
+        labels[1:],
+        ("second.jsonl", "partial", "first 4 pictures", "p_absent above 0.25", "p_absent above 0.5"),
+        strict=True,
+    ):
+        assert word in label and "#" not in label, labels
 
 
 def test_numbers_without_their_pictures_still_make_a_page(folder):
