@@ -10,7 +10,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from eval.score import load_records, name_of, origin, print_entry
+from eval.score import load_records, origin, print_entry
+from uniresxx.data.benchmarks import benchmark_name
 from uniresxx.errors import InputError
 from uniresxx.evaluate import evaluate, evaluate_dialogues, read_about, score_file, write_metrics
 from uniresxx.protocols import protocol_of
@@ -35,7 +36,7 @@ def run(
     The same command continues where it stopped. InputError for wrong names, folders, or an OUT that holds the
     evaluation of another checkpoint or another way of decoding.
     """
-    names = {benchmark: name_of(benchmark, data) for benchmark in dict.fromkeys(benchmarks)}
+    names = {benchmark: benchmark_name(benchmark, data) for benchmark in dict.fromkeys(benchmarks)}
     for name in names.values():
         protocol_of(protocol).check(name)
     if len(set(names.values())) < len(names):

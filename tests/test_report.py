@@ -26,9 +26,11 @@ from eval.runs import group_runs, read_runs
 from eval.score import origin, score
 from eval.tables import published_tables
 from uniresxx import masks
+from uniresxx.data.benchmarks import load_benchmark
+from uniresxx.data.store_write import Preparation, write_store
 from uniresxx.errors import InputError
 from uniresxx.evaluate import evaluate, score_file, write_json, write_metrics
-from uniresxx.predictions import Problems, sizes_of, stream_predictions
+from uniresxx.predictions import JsonlWriter, Problems, sizes_of, stream_predictions, to_json
 from uniresxx.protocols import STRICT
 from uniresxx.rejection import Rejection
 from uniresxx.segmenter import Decoding
@@ -530,3 +532,25 @@ class Halves(Varied):
                 mask[:, : width * (k + 1) // (len(given) + 1)] = True
                 answers.append(Prediction(k % 5 == 4, None if k % 5 == 4 else masks.encode(mask), "[SEG]."))
         return answers
+
+
+@pytest.mark.skipif(not MINI_REAL.is_dir(), reason="the shared photographs are not on this machine")
+def test_a_store_that_moved_is_found_again(tmp_path):
+    made, split = tmp_path / "made" / "refcoco", "refcoco/val"
+    records = load_benchmark(split, MINI_REAL)
+    write_store(made, Preparation("refcoco", {"val": lambda: (records, {})}, image_root=MINI_REAL))
+    answers = tmp_path / "answers.jsonl"
+    with JsonlWriter(answers) as lines:
+        for record in records:
+            for e in record.expressions:
+                lines.write(to_json(e.expression_id, Prediction(False, e.rle, None)))
+    out = tmp_path / "run"
+    score(answers, f"{made}/val", out)
+    data = tmp_path / "moved"
+    (data / "stores").mkdir(parents=True)
+    made.rename(data / "stores" / "refcoco")
+    (run,) = read_runs([out], None)
+    assert run.missing is not None and run.missing.startswith(f"{made}/val: the store is not there any more")
+    for place in (data, MINI_REAL):  # the store, the native files
+        (run,) = read_runs([out], place)
+        assert run.missing is None and len(run.cases) == 15
