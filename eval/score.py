@@ -91,10 +91,12 @@ def rejection_of(
     return tune(Path(path), load_records(benchmark, data), name)
 
 
-def load_records(benchmark: str, data: Path | None, limit: int | None = None) -> Sequence[ImageRecord]:
-    """Records of NAME/SPLIT or STORE/SPLIT, the first `limit` pictures; InputError for unknown names and
-    missing files."""
-    records = open_benchmark(benchmark, data)
+def load_records(
+    benchmark: str, data: Path | None, limit: int | None = None, images: Path | None = None
+) -> Sequence[ImageRecord]:
+    """Records of NAME/SPLIT or STORE/SPLIT, the first `limit` pictures; `images` is where a store's photographs
+    lie now. InputError for unknown names and missing files."""
+    records = open_benchmark(benchmark, data, images)
     if not any(record.expressions for record in records):
         raise InputError(f"{benchmark} holds no expression: check --data {data}")
     return records if limit is None else records[:limit]
