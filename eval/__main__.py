@@ -31,6 +31,9 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--benchmark", nargs="+", required=True, metavar="NAME/SPLIT")
     run.add_argument("--rule", choices=("token", "token_and_presence"), help="default: the model's own")
     run.add_argument("--batch-images", type=_positive, default=8, metavar="N")
+    run.add_argument(
+        "--images", type=Path, metavar="DIR", help="where the photographs of a prepared store lie now"
+    )
     run.add_argument("--fresh", action="store_true", help="forget an evaluation of these benchmarks in --out")
 
     score = commands.add_parser(
@@ -109,6 +112,7 @@ def _run(args: argparse.Namespace) -> None:
         args.benchmark,
         args.out,
         data=args.data,
+        images=args.images,
         rule=args.rule,
         protocol=args.protocol,
         limit=args.limit,

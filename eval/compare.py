@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from eval.score import load_records, name_of, print_table
+from eval.score import load_records, print_table
+from uniresxx.data.benchmarks import benchmark_name
 from uniresxx.errors import InputError
 from uniresxx.evaluate import tally_file
 from uniresxx.protocols import protocol_of
@@ -31,7 +32,7 @@ def compare(
     """Print and return what `resampling.compare_pairs` finds. InputError for bad or incomplete files: a paired
     test needs an answer of both to everything."""
     way = protocol_of(protocol)
-    name = name_of(benchmark, data)
+    name = benchmark_name(benchmark, data)
     way.check(name)
     for path in (a, b):
         if not path.exists():

@@ -44,7 +44,7 @@ def _histogram(pool: Sequence[Case]) -> Histogram:
 
 def bin_of(values: np.ndarray) -> np.ndarray:
     """Index of the bin of each value; values outside 0..1 belong to the first and the last bin."""
-    return np.clip((np.asarray(values) * BINS).astype(int), 0, BINS - 1)
+    return np.minimum((np.clip(values, 0, 1) * BINS).astype(int), BINS - 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,12 +127,15 @@ class Reliability:
 
 
 def reliability(cases: Sequence[Case]) -> Reliability | None:
-    """Reliability of `score` over the answers that were not rejected; None where none has a score."""
+    """Reliability of `score` over the answers that were not rejected; None where none has a score.
+
+    Some heads predict a little over 1 (SAM's is not bounded): scores outside 0..1 count as 0 or 1.
+    """
     answered = [c for c in cases if not c.rejected]
     known = [(c.prediction.score, c.iou) for c in answered if c.prediction.score is not None]
     if not known:
         return None
-    pairs = np.array(known, dtype=np.float64)
+    pairs = np.clip(np.array(known, dtype=np.float64), 0, 1)
     bins = bin_of(pairs[:, 0])
     counts = np.bincount(bins, minlength=BINS)
     means = [

@@ -10,8 +10,9 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from eval.score import load_records, name_of, origin, print_entry
-from uniresxx.errors import InputError
+from eval.score import load_records, origin, print_entry
+from uniresxx.data.benchmarks import benchmark_name, find_store
+from uniresxx.errors import InputError, MissingPhotoError
 from uniresxx.evaluate import evaluate, evaluate_dialogues, read_about, score_file, write_metrics
 from uniresxx.protocols import protocol_of
 from uniresxx.segmenter import DecisionRule, Decoding, Segmenter
@@ -24,6 +25,7 @@ def run(
     out: Path,
     *,
     data: Path | None = None,
+    images: Path | None = None,
     rule: DecisionRule | None = None,
     protocol: str = "strict",
     limit: int | None = None,
@@ -35,7 +37,7 @@ def run(
     The same command continues where it stopped. InputError for wrong names, folders, or an OUT that holds the
     evaluation of another checkpoint or another way of decoding.
     """
-    names = {benchmark: name_of(benchmark, data) for benchmark in dict.fromkeys(benchmarks)}
+    names = {benchmark: benchmark_name(benchmark, data) for benchmark in dict.fromkeys(benchmarks)}
     for name in names.values():
         protocol_of(protocol).check(name)
     if len(set(names.values())) < len(names):
@@ -46,24 +48,28 @@ def run(
     # Once: a run that still trains may save, and thin out, between two looks.
     folder = resolve(checkpoint, lambda line: console.print(line, markup=False, highlight=False))
     identity = checkpoint_identity(folder)
-    loaded = {benchmark: load_records(benchmark, data, limit) for benchmark in names}
+    loaded = {benchmark: load_records(benchmark, data, limit, images) for benchmark in names}
     segmenter = load_segmenter(folder)
     _refuse_mixing(out, identity, rule or segmenter.decision_rule, anew=[*names.values()] if fresh else ())
     entries = []
     for benchmark, records in loaded.items():
         name = names[benchmark]
-        entry = run_one(
-            segmenter,
-            records,
-            name,
-            out,
-            identity=identity,
-            rule=rule,
-            protocol=protocol,
-            batch_images=batch_images,
-            fresh=fresh,
-            console=console,
-        )
+        try:
+            entry = run_one(
+                segmenter,
+                records,
+                name,
+                out,
+                identity=identity,
+                rule=rule,
+                protocol=protocol,
+                batch_images=batch_images,
+                fresh=fresh,
+                console=console,
+            )
+        except MissingPhotoError as error:
+            option = f"below --data {data}" if find_store(benchmark, data) is None else "with --images DIR"
+            raise InputError(f"{error} (photographs of {benchmark} are looked for {option})") from None
         entry |= origin(out / name / "predictions.jsonl", out, data, limit, benchmark)
         entry["training_data"] = trained_on(folder)
         write_metrics(out / "metrics.json", [entry])

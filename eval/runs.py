@@ -9,6 +9,7 @@ from typing import Any
 
 from eval.cases import Case, judge_all
 from eval.score import load_records
+from uniresxx.data.benchmarks import find_store
 from uniresxx.errors import InputError
 from uniresxx.evaluate import read_metrics
 from uniresxx.predictions import Problems, sizes_of, stream_predictions
@@ -76,9 +77,17 @@ def _label(folder: Path, entry: Mapping[str, Any], entries: Sequence[Mapping[str
         e for e in entries if (e["benchmark"], e.get("split")) == (entry["benchmark"], entry.get("split"))
     ]
 
-    def asked(e: Mapping[str, Any]) -> tuple[str, str, str]:
-        rule, padded = (e.get("rejection") or {}).get("rule"), e.get("padded_world_size")
-        return str(e["protocol"]), f"rejected by {rule or 'flag'}", f"padded to {padded}" if padded else ""
+    def asked(e: Mapping[str, Any]) -> tuple[str, ...]:
+        rejection, padded, limit = e.get("rejection") or {}, e.get("padded_world_size"), e.get("limit")
+        above = "" if rejection.get("threshold") is None else f" above {rejection['threshold']:.4g}"
+        return (
+            str(e["protocol"]),
+            f"rejected by {rejection.get('rule') or 'flag'}{above}",
+            f"padded to {padded}" if padded else "",
+            f"first {limit} pictures" if limit else "",
+            "partial" if e.get("partial") else "",
+            Path(e.get("predictions") or "").name,
+        )
 
     differing = zip(asked(entry), *map(asked, rivals), strict=True)
     apart = [own for own, *others in differing if own and len(set(others)) > 1]
@@ -105,13 +114,25 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
     return groups
 
 
+def _place(entry: Mapping[str, Any], data: Path | None) -> str | None:
+    """The store that was scored, None where there was none or `data` must serve instead of one that is gone."""
+    place = entry.get("store")
+    if place is None or find_store(place, None) is not None:
+        return place
+    if data is None:
+        raise InputError(
+            f"{place}: the store is not there any more; --data DIR names where its data lies now"
+        )
+    return None
+
+
 def _cases(home: Path, entry: Mapping[str, Any], data: Path | None) -> list[Case]:
     benchmark = f"{entry['benchmark']}/{entry['split']}"
     path = home / (entry.get("predictions") or f"{benchmark}/predictions.jsonl")
     if not path.exists():
         raise InputError(f"{path} is not there any more")
     root = data or (Path(entry["data"]) if entry.get("data") else None)
-    records = load_records(entry.get("store") or benchmark, root, entry.get("limit"))
+    records = load_records(_place(entry, data) or benchmark, root, entry.get("limit"))
     rejection, sizes, problems = Rejection(**(entry.get("rejection") or {})), sizes_of(records), Problems()
     answers = dict(stream_predictions(path, sizes, problems, rejection.apply))
     if not entry.get("partial") and not entry.get("problems"):  # else it was scored as far as it goes

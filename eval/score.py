@@ -11,6 +11,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from uniresxx.data.benchmarks import benchmark_name, find_store, open_benchmark
 from uniresxx.errors import InputError
 from uniresxx.evaluate import read_metrics, score_file, write_metrics
 from uniresxx.metrics import SCORE_KEYS
@@ -46,7 +47,7 @@ def score(
 ) -> list[dict[str, Any]]:
     """Score a predictions.jsonl or a folder of PNGs, add it to OUT/metrics.json, print tables. InputError for
     bad files."""
-    name = name_of(benchmark, data)
+    name = benchmark_name(benchmark, data)
     protocol_of(protocol).check(name)
     if not predictions.exists():
         raise InputError(f"{predictions} is no file: give a predictions.jsonl or a folder of PNGs")
@@ -85,24 +86,17 @@ def rejection_of(
     if chosen != "p_absent" or threshold is not None:
         raise InputError("--tune-on goes with --rejected p_absent, and without --threshold")
     path, benchmark = tune_on
-    name = name_of(benchmark, data)
+    name = benchmark_name(benchmark, data)
     check_is_val(name)
     return tune(Path(path), load_records(benchmark, data), name)
 
 
-def name_of(benchmark: str, data: Path | None) -> str:
-    """NAME/SPLIT under which results are kept: of a prepared store, its data set and split."""
-    from uniresxx.data.benchmarks import benchmark_name
-
-    return benchmark_name(benchmark, data)
-
-
-def load_records(benchmark: str, data: Path | None, limit: int | None = None) -> Sequence[ImageRecord]:
-    """Records of NAME/SPLIT or STORE/SPLIT, the first `limit` pictures; InputError for unknown names and
-    missing files."""
-    from uniresxx.data.benchmarks import open_benchmark
-
-    records = open_benchmark(benchmark, data)
+def load_records(
+    benchmark: str, data: Path | None, limit: int | None = None, images: Path | None = None
+) -> Sequence[ImageRecord]:
+    """Records of NAME/SPLIT or STORE/SPLIT, the first `limit` pictures; `images` is where a store's photographs
+    lie now. InputError for unknown names and missing files."""
+    records = open_benchmark(benchmark, data, images)
     if not any(record.expressions for record in records):
         raise InputError(f"{benchmark} holds no expression: check --data {data}")
     return records if limit is None else records[:limit]
@@ -112,8 +106,6 @@ def origin(
     predictions: Path, out: Path, data: Path | None, limit: int | None, benchmark: str | None = None
 ) -> dict[str, Any]:
     """Where an entry's predictions, records and photographs lie, for the report."""
-    from uniresxx.data.benchmarks import find_store
-
     store = None if benchmark is None else find_store(benchmark, data)
     place = None if store is None else "/".join([str(store[0].resolve()), *filter(None, store[1:])])
     return {

@@ -24,7 +24,7 @@ def run(name, *words, **changes):
         env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | changes,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,  # a busy machine takes minutes to import torch
         check=False,
     )
 

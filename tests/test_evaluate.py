@@ -13,11 +13,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import eval.__main__ as program
 import eval.run as run_module
 import eval.score as score_module
 from uniresxx import masks
+from uniresxx.data.store_write import Preparation, write_store
 from uniresxx.errors import InputError
 from uniresxx.evaluate import (
     box_recall,
@@ -29,6 +31,7 @@ from uniresxx.evaluate import (
     score_predictions,
     write_metrics,
 )
+from uniresxx.images import photo_of
 from uniresxx.metrics import SCORE_KEYS
 from uniresxx.segmenter import Decoding, Question, Segmenter
 from uniresxx.testing import ColourSegmenter
@@ -486,7 +489,7 @@ def cli(tmp_path, monkeypatch, capsys):
     """`python -m eval …` with made benchmarks and a stub checkpoint; returns (exit code, stderr, stub)."""
     stubs = defaultdict(lambda: Stub(perfect))
 
-    def load(name, data, limit=None):
+    def load(name, data, limit=None, images=None):
         if not name.startswith("made/"):
             raise InputError(f"unknown benchmark {name!r}")
         return TALKING[:limit] if name.endswith("talk") else RECORDS[:limit]
@@ -614,7 +617,7 @@ def test_the_checkpoint_that_is_named_is_the_one_that_answers(tmp_path, monkeypa
     run, loaded = tmp_path / "run", []
     checkpoint.save(run, 1, model, {}, {}, {})
 
-    def save_another(name, data, limit):
+    def save_another(name, data, limit, images):
         checkpoint.save(run, 2, model, {}, {}, {})
         return RECORDS
 
@@ -757,6 +760,27 @@ def test_full_disk_is_exit_1(cli, tmp_path, monkeypatch):
     monkeypatch.setattr(run_module, "write_metrics", full)
     code, said = cli("run", "--checkpoint", "c", "--benchmark", "made/val", "--out", tmp_path / "o")
     assert code == 1 and "No space left" in said.err and len(said.err.strip().splitlines()) == 1
+
+
+def test_a_missing_photo_names_the_path_and_the_option(tmp_path, monkeypatch):
+    monkeypatch.setattr("uniresxx.checkpoint.resolve", lambda path, say: path)
+    monkeypatch.setattr(run_module, "checkpoint_identity", lambda path: path.name)
+    monkeypatch.setattr("uniresxx.checkpoint.load_segmenter", lambda path: Stub(perfect))
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    records = [
+        replace(record, pixels=None, path=str(photos / f"{number}.png"))
+        for number, record in enumerate(RECORDS)
+    ]
+    for old, new in zip(RECORDS, records, strict=True):
+        Image.fromarray(photo_of(old)).save(new.path)
+    write_store(tmp_path / "made", Preparation("made", {"val": lambda: (records, {})}, image_root=photos))
+    photos.rename(tmp_path / "moved")
+    call = (Path("stub"), [f"{tmp_path}/made/val"], tmp_path / "out")
+    with pytest.raises(InputError, match=r"photos/0\.png: no such photo .*with --images DIR"):
+        run_module.run(*call)
+    (entry,) = run_module.run(*call, images=tmp_path / "moved")
+    assert entry["overall"]["mIoU"] == 100
 
 
 def test_the_identity_of_a_checkpoint_follows_its_content(tmp_path):

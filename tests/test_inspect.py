@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +13,7 @@ from PIL import Image
 
 from uniresxx import masks
 from uniresxx.cli import data as command
-from uniresxx.cli._inspect import beside
+from uniresxx.cli._inspect import beside, passing, summary
 from uniresxx.data.benchmarks import CONVERTED, load_benchmark, merge_records, splits_of
 from uniresxx.data.published_counts import PUBLISHED, PublishedCount, published, published_of
 from uniresxx.data.readers.coco import COCO_MASKS, NOT_STATED
@@ -235,11 +236,21 @@ def test_the_sheet_depends_on_the_data_alone_and_shows_every_kind():
     assert bytes_of(one.draw("d")) == bytes_of(two.draw("d"))
 
 
-def test_the_sheet_holds_few_records():
-    sheet = Sheet()
-    for start in range(0, 600, 50):
-        sheet.add([scene(number % 30) for number in range(start, start + 50)])
-    assert sum(len(pairs) for pairs in sheet.kept.values()) <= 4 * 64 and sheet.counts.total() == 2400
+def test_inspecting_holds_few_records():
+    """However large a split is: each record is looked at once, as it passes, and a few are kept to be drawn."""
+    sheet, licences, most = Sheet(), Counter[str](), 0
+
+    def records():
+        nonlocal most
+        for number in range(600):
+            most = max(most, sum(len(pairs) for pairs in sheet.kept.values()))
+            yield scene(number % 30)
+
+    counts = summary(passing(records(), licences, sheet))
+    assert most < 8 * 64 and sheet.counts.total() == 2400
+    assert (counts["images"], counts["expressions"], counts["part"]) == (600, 2400, 600)
+    assert counts["words, median"] == 5 + 3 * 14.5
+    assert licences == {"not stated": 600}
 
 
 def test_odd_photos_have_a_tile_too(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -15,7 +16,6 @@ from uniresxx.predictions import (
     JsonlWriter,
     Problems,
     from_json,
-    read_predictions,
     sizes_of,
     stream_predictions,
     to_json,
@@ -108,9 +108,18 @@ def test_nan_is_not_written(tmp_path):
     assert (tmp_path / "p.jsonl").read_text() == ""
 
 
+def read(path):
+    """Answers to the expressions of `record`, and what is wrong with the file."""
+    sizes, problems = sizes_of([record()]), Problems()
+    found = dict(stream_predictions(path, sizes, problems))
+    problems.add_missing([name for name in sizes if name not in found], len(sizes))
+    return found, problems
+
+
 def test_reading_in_any_order_ignoring_unknown_keys(tmp_path):
     path = write(tmp_path / "p.jsonl", [good("c", later="x"), good("a"), "\n", good("b")])
-    assert read_predictions(path, [record()])["c"] == Prediction(False, HALF, "[SEG].", 0.5, 0.1)
+    found, problems = read(path)
+    assert found["c"] == Prediction(False, HALF, "[SEG].", 0.5, 0.1) and not problems
 
 
 @pytest.mark.parametrize(
@@ -128,7 +137,7 @@ def test_reading_in_any_order_ignoring_unknown_keys(tmp_path):
         ([good("a"), good("b"), good("c", mask_if_forced=7)], "line 3: `mask_if_forced`:"),
         ([good("a"), good("b"), '{"expression_id":"c","rejected":false}\n'], "line 3: `mask` is missing"),
         ([good("a"), good("b"), json.dumps(good("c"))[:-20]], r"line 3: not JSON \(truncated last line\)"),
-        ([good("a"), good("b"), json.dumps(good("c")).replace("0.5", "NaN") + "\n"], "line 3: not JSON"),
+        ([good("a"), good("b"), json.dumps(good("c")).replace("0.5", "NaN") + "\n"], r"not JSON \(NaN is not"),
         ([good("a"), good("b"), good("c", score="high")], "line 3: `score` must be a finite number"),
         ([good("a"), good("b"), json.dumps(good("c")).replace("0.5", "1e999") + "\n"], "line 3: `score`"),
         ([good("a"), good("b"), good("c", p_absent=True)], "line 3: `p_absent`"),
@@ -137,19 +146,26 @@ def test_reading_in_any_order_ignoring_unknown_keys(tmp_path):
 )  # fmt: skip
 def test_wrong_files_are_refused_with_the_place(tmp_path, lines, message):
     path = write(tmp_path / "p.jsonl", lines)
-    with pytest.raises(InputError, match=message):
-        read_predictions(path, [record()])
+    _, problems = read(path)
+    assert re.search(message, str(problems))
 
 
 def test_all_problems_are_listed_and_long_lists_are_cut(tmp_path):
     path = write(tmp_path / "p.jsonl", [good(f"no{k}") for k in range(20)])
-    with pytest.raises(InputError, match=r"line 1: .*; line 2: .*; and 13 more"):
-        read_predictions(path, [record()])
+    _, problems = read(path)
+    assert re.search(r"line 1: .*; line 2: .*; and 13 more", str(problems))
+
+
+def test_the_first_missing_id_is_told_whole():
+    """It is what one looks for in one's own file."""
+    problems, name = Problems(), "refcocom/val_object_part/900031_0"
+    problems.add_missing([name], 3)
+    assert f"first {name!r}" in str(problems)
 
 
 def test_a_missing_file_is_a_clear_line(tmp_path):
     with pytest.raises(InputError, match="cannot be read"):
-        read_predictions(tmp_path / "nope.jsonl", [record()])
+        read(tmp_path / "nope.jsonl")
 
 
 anything = st.recursive(

@@ -249,6 +249,7 @@ def test_what_cannot_be_right_is_refused_by_name(tmp_path, record, words):
         instances(annotations=[{"image_id": 7}]),
         instances(annotations=[{"id": 1, "image_id": 7, "segmentation": {"size": [30, 20], "counts": "x"}}]),
         instances(annotations=[{"id": 1, "image_id": 7, "segmentation": "rle"}]),
+        instances(annotations=[{"id": 1, "image_id": 7, "segmentation": [box]} for box in (BOX, NEXT)]),
     ],
 )
 def test_broken_instances_are_refused(tmp_path, content):

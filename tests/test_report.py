@@ -26,9 +26,11 @@ from eval.runs import group_runs, read_runs
 from eval.score import origin, score
 from eval.tables import published_tables
 from uniresxx import masks
+from uniresxx.data.benchmarks import load_benchmark
+from uniresxx.data.store_write import Preparation, write_store
 from uniresxx.errors import InputError
 from uniresxx.evaluate import evaluate, score_file, write_json, write_metrics
-from uniresxx.predictions import read_predictions
+from uniresxx.predictions import JsonlWriter, Problems, sizes_of, stream_predictions, to_json
 from uniresxx.protocols import STRICT
 from uniresxx.rejection import Rejection
 from uniresxx.segmenter import Decoding
@@ -60,6 +62,10 @@ def made(number):
 
 
 RECORDS = [made(k) for k in range(16)]
+
+
+def answers_in(path):
+    return dict(stream_predictions(path, sizes_of(RECORDS), Problems()))
 
 
 class Varied:
@@ -181,7 +187,7 @@ def test_no_expression_is_shown_twice(folder):
 def test_cases_are_judged_as_the_entry_says(folder):
     """The protocol and the rule of rejection of the entry decide, not the file's flag alone."""
     (run,) = read_runs([folder], None)
-    given = read_predictions(folder / "scenes_easy/val/predictions.jsonl", RECORDS)
+    given = answers_in(folder / "scenes_easy/val/predictions.jsonl")
     assert run.cases == judge_all(RECORDS, given, STRICT)
     entry = json.loads((folder / "metrics.json").read_text())[0]
     for rule, threshold, keep in (
@@ -198,7 +204,7 @@ def test_cases_are_judged_as_the_entry_says(folder):
 
 def test_a_folder_of_masks_is_shown_like_a_file(folder, tmp_path):
     pngs, other = tmp_path / "pngs", tmp_path / "other"
-    given = read_predictions(folder / "scenes_easy/val/predictions.jsonl", RECORDS)
+    given = answers_in(folder / "scenes_easy/val/predictions.jsonl")
     for name, prediction in given.items():
         path = pngs / f"{name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -247,6 +253,27 @@ def test_equal_names_of_folders_are_told_apart(folder, tmp_path):
         "run",
         "run #2",
     ]
+
+
+def test_entries_of_one_folder_say_what_tells_them_apart(folder):
+    """Two files of answers, a part of one, the first pictures, two thresholds."""
+    (entry,) = json.loads((folder / "metrics.json").read_text())
+    absent = [{"rule": "p_absent", "threshold": x, "tuned_on": None} for x in (0.25, 0.5)]
+    others = [
+        {"predictions": "x/second.jsonl"},
+        {"partial": {"scored": 32, "expressions": 64}},
+        {"limit": 4},
+        *({"rejection": rejection} for rejection in absent),
+    ]
+    write_metrics(folder / "metrics.json", [entry | change for change in others])
+    (group,) = group_runs(read_runs([folder], None))
+    labels = [run.label for run in group.runs]
+    for label, word in zip(
+        labels[1:],
+        ("second.jsonl", "partial", "first 4 pictures", "p_absent above 0.25", "p_absent above 0.5"),
+        strict=True,
+    ):
+        assert word in label and "#" not in label, labels
 
 
 def test_numbers_without_their_pictures_still_make_a_page(folder):
@@ -505,3 +532,25 @@ class Halves(Varied):
                 mask[:, : width * (k + 1) // (len(given) + 1)] = True
                 answers.append(Prediction(k % 5 == 4, None if k % 5 == 4 else masks.encode(mask), "[SEG]."))
         return answers
+
+
+@pytest.mark.skipif(not MINI_REAL.is_dir(), reason="the shared photographs are not on this machine")
+def test_a_store_that_moved_is_found_again(tmp_path):
+    made, split = tmp_path / "made" / "refcoco", "refcoco/val"
+    records = load_benchmark(split, MINI_REAL)
+    write_store(made, Preparation("refcoco", {"val": lambda: (records, {})}, image_root=MINI_REAL))
+    answers = tmp_path / "answers.jsonl"
+    with JsonlWriter(answers) as lines:
+        for record in records:
+            for e in record.expressions:
+                lines.write(to_json(e.expression_id, Prediction(False, e.rle, None)))
+    out = tmp_path / "run"
+    score(answers, f"{made}/val", out)
+    data = tmp_path / "moved"
+    (data / "stores").mkdir(parents=True)
+    made.rename(data / "stores" / "refcoco")
+    (run,) = read_runs([out], None)
+    assert run.missing is not None and run.missing.startswith(f"{made}/val: the store is not there any more")
+    for place in (data, MINI_REAL):  # the store, the native files
+        (run,) = read_runs([out], place)
+        assert run.missing is None and len(run.cases) == 15

@@ -99,6 +99,18 @@ def test_histograms_hold_every_target_once(given_cases: list[Case]) -> None:
     assert "none" not in found
 
 
+def test_scores_outside_0_to_1_count_as_the_nearest() -> None:
+    picture = ImageRecord("im", 4, 4, ())
+    expression = Expression("a", "a", Granularity.NONE, None)
+    given_cases = [
+        Case(picture, expression, Prediction(False, None, None, score), 0.0, False, False)
+        for score in (1e308, 1e308, 1.02, -1e308)
+    ]
+    found = reliability(given_cases)
+    assert found is not None and found.counts == (1, *(0,) * (BINS - 2), 3)
+    assert (found.predicted[0], found.predicted[-1], found.error) == (0.0, 1.0, 0.75)
+
+
 @given(cases())
 @settings(max_examples=25, deadline=None)
 def test_decisions_are_n_acc_and_t_acc(given_cases: list[Case]) -> None:

@@ -9,3 +9,7 @@ class InputError(ValueError):
 
 class NotThereError(InputError):
     """The files or the split asked for are not among the data; other splits may be."""
+
+
+class MissingPhotoError(InputError):
+    """A photo is not where the data says; programs add the option that says where it lies."""

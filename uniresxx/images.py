@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
-from uniresxx.errors import InputError
+from uniresxx.errors import InputError, MissingPhotoError
 from uniresxx.types import ImageRecord
 
 FORMATS = ("JPEG", "PNG", "WEBP")
@@ -74,7 +74,7 @@ def read_encoded(path: str | os.PathLike[str]) -> bytes:
     place = Path(path)
     try:
         if not place.exists():
-            raise InputError(f"{place}: no such photo")
+            raise MissingPhotoError(f"{place}: no such photo")
         if place.is_dir():
             raise InputError(f"{place}: is a folder, not a photo; name the files in it")
         if not place.is_file():

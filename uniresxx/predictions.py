@@ -195,8 +195,12 @@ class Problems:
     def add_missing(self, missing: Collection[str], total: int) -> None:
         """Note the expressions that nothing was said about, if any."""
         if missing:
-            first = reprlib.repr(next(iter(missing)))
-            self.add("missing", f"{len(missing)} of {total} expressions missing, first {first}", len(missing))
+            first = next(iter(missing))
+            self.add(
+                "missing",
+                f"{len(missing)} of {total} expressions missing, first {first[:100]!r}",
+                len(missing),
+            )
 
     def __bool__(self) -> bool:
         return self.entries > 0
@@ -262,9 +266,10 @@ def _lines(path: Path, problems: Problems) -> Iterator[tuple[str, str, Any]]:
             place = f"line {number}"
             try:
                 line = _parse(raw)
-            except ValueError:
+            except ValueError as error:
+                why = "" if isinstance(error, json.JSONDecodeError | UnicodeDecodeError) else f" ({error})"
                 cut = "" if raw.endswith(b"\n") else " (truncated last line)"
-                problems.add("not JSON", f"{place}: not JSON{cut}")
+                problems.add("not JSON", f"{place}: not JSON{why or cut}")
                 continue
             name = line.get("expression_id") if isinstance(line, dict) else None
             if isinstance(name, str):
@@ -299,16 +304,3 @@ def _from_png(path: Path, size: tuple[int, int]) -> Prediction:
             f"mask is {mask.shape[0]} x {mask.shape[1]} (height x width), the photo is {size[0]} x {size[1]}"
         )
     return Prediction(rejected=False, mask=masks.encode(mask), text=None)
-
-
-def read_predictions(path: Path, records: Iterable[ImageRecord]) -> dict[str, Prediction]:
-    """Predictions by expression id for exactly the expressions of `records`, all in memory.
-
-    InputError lists what is wrong; nothing is guessed and nothing is left out silently.
-    """
-    sizes, problems = sizes_of(records), Problems()
-    found = dict(stream_predictions(path, sizes, problems))
-    problems.add_missing([name for name in sizes if name not in found], len(sizes))
-    if problems:
-        raise InputError(f"{path}: {problems}")
-    return found

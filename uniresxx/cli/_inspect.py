@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,35 +20,46 @@ from uniresxx.types import Expression, Granularity, ImageRecord
 COMPARED = {"images": "images", "refs": "refs", "expressions": "sentences"}
 
 
-def summary(records: Sequence[ImageRecord]) -> dict[str, Any]:
-    """What `inspect` prints of one split.
+def summary(records: Iterable[ImageRecord]) -> dict[str, Any]:
+    """What `inspect` prints of one split; looks at each record once and keeps none.
 
     Counts per granularity (and per level where expressions have one, shares in percent), the median share of
     the photo that a target covers in percent, the median number of words, how much was left out, and how many
     photos are missing. `refs` are object records by their native ids, where the data set has such.
     """
-    pairs = [(record, expression) for record in records for expression in record.expressions]
-    kinds = Counter(expression.granularity for _, expression in pairs)
-    levels = Counter(expression.level for _, expression in pairs if expression.level is not None)
-    shares = {
-        kind: [100 * e.area / (r.height * r.width) for r, e in pairs if e.granularity is kind]
-        for kind in Granularity
-        if kind is not Granularity.NONE
+    totals, kinds, levels = Counter[str](), Counter[Granularity](), Counter[int]()
+    shares: dict[Granularity, list[float]] = {
+        kind: [] for kind in Granularity if kind is not Granularity.NONE
     }
-    refs = {_ref_of(record, expression) for record, expression in pairs} - {None}
+    words: list[int] = []
+    refs: set[tuple[str, str, str]] = set()
+    for record in records:
+        totals["images"] += 1
+        totals["left out"] += len(record.source.get("left_out", ()))
+        totals["photos missing"] += _is_missing(record)
+        for expression in record.expressions:
+            kinds[expression.granularity] += 1
+            words.append(len(expression.text.split()))
+            if expression.level is not None:
+                levels[expression.level] += 1
+            if expression.granularity in shares:
+                shares[expression.granularity].append(100 * expression.area / (record.height * record.width))
+            ref = _ref_of(record, expression)
+            if ref is not None:
+                refs.add(ref)
     return {
-        "images": len(records),
+        "images": totals["images"],
         **({"refs": len(refs)} if refs else {}),
-        "expressions": len(pairs),
+        "expressions": len(words),
         **{str(kind): kinds[kind] for kind in Granularity},
         **{
             f"level {level}, %": round(100 * count / levels.total(), 1)
             for level, count in sorted(levels.items())
         },
         **{f"{kind}, median % of photo": round(statistics.median(s), 2) for kind, s in shares.items() if s},
-        "words, median": statistics.median([len(e.text.split()) for _, e in pairs]) if pairs else None,
-        "left out": sum(len(item.source.get("left_out", ())) for item in records),
-        "photos missing": sum(_is_missing(record) for record in records),
+        "words, median": statistics.median(words) if words else None,
+        "left out": totals["left out"],
+        "photos missing": totals["photos missing"],
     }
 
 
@@ -92,7 +103,7 @@ def beside(
 
 
 def print_split(
-    name: str, records: Sequence[ImageRecord], told: PublishedCount | None, removed: Mapping[str, int]
+    name: str, records: Iterable[ImageRecord], told: PublishedCount | None, removed: Mapping[str, int]
 ) -> None:
     """Print the summary of a split beside what is published; a difference is one line on stderr."""
     counts = summary(records)
@@ -115,9 +126,15 @@ def print_licences(licences: Counter[str]) -> None:
         print(f"  {count} images: {licence}")
 
 
-def licences_of(records: Sequence[ImageRecord]) -> Counter[str]:
-    """Images by licence, as their readers noted it."""
-    return Counter(str(record.source.get("licence", "not stated")) for record in records)
+def passing(
+    records: Iterable[ImageRecord], licences: Counter[str], sheet: Sheet | None
+) -> Iterator[ImageRecord]:
+    """The records one by one, while their licences and what the sheet may show of them are noted."""
+    for record in records:
+        licences[str(record.source.get("licence", "not stated"))] += 1
+        if sheet is not None:
+            sheet.add([record])
+        yield record
 
 
 def inspect(name: str, data: Path | None, sheet_path: Path | None = None) -> int:
@@ -126,12 +143,12 @@ def inspect(name: str, data: Path | None, sheet_path: Path | None = None) -> int
     Drawn scenes have more to say (shares, templates, twins): their own report, of `val` where none is named.
     """
     dataset, _, split = name.partition("/")
-    sheet, licences = Sheet(), Counter[str]()
+    sheet, licences = None if sheet_path is None else Sheet(), Counter[str]()
     if dataset in SCENES:
         from uniresxx.data.scenes.inspect import report
 
         print(report(dataset, split or "val"))
-        if sheet_path is not None:
+        if sheet is not None and sheet_path is not None:
             sheet.add(load_benchmark(f"{dataset}/{split or 'val'}", data))
             save_sheet(sheet, f"{dataset}/{split or 'val'}", sheet_path)
         return 0
@@ -143,16 +160,14 @@ def inspect(name: str, data: Path | None, sheet_path: Path | None = None) -> int
         except InputError as error:
             missing.append(f"{dataset}/{item}: {error}")
             continue
-        print_split(f"{dataset}/{item}", records, published_of(dataset, item), {})
-        licences += licences_of(records)
-        if sheet_path is not None:
-            sheet.add(records)
+        told = published_of(dataset, item)
+        print_split(f"{dataset}/{item}", passing(records, licences, sheet), told, {})
     if len(missing) == len(splits):
         raise InputError(missing[0] if missing else f"{name}: no split found")
     print_licences(licences)
     for line in missing:
         print(f"not read: {line}", file=sys.stderr)
-    if sheet_path is not None:
+    if sheet is not None and sheet_path is not None:
         save_sheet(sheet, name, sheet_path)
     return 0
 
@@ -162,20 +177,19 @@ def inspect_store(path: Path, split: str | None, images: Path | None, sheet_path
     from uniresxx.cli._store import lines_of_store
     from uniresxx.data.store import Store
 
-    store, sheet, licences = Store.open(path, images), Sheet(), Counter[str]()
+    store, licences = Store.open(path, images), Counter[str]()
+    sheet = None if sheet_path is None else Sheet()
     chosen = store.splits if split is None else [split]
     for item in chosen:
         store.rows(item)  # a wrong name is told before anything is printed
     print("\n".join(lines_of_store(store)))
     dataset = store.name.partition("/")[0]
     for item in chosen:
-        records, notes = list(store.records(item)), store.meta["splits"][item].get("notes", {})
-        print_split(f"{path}/{item}", records, published_of(dataset, item), notes)
-        licences += licences_of(records)
-        if sheet_path is not None:
-            sheet.add(records)
+        records, notes = store.records(item), store.meta["splits"][item].get("notes", {})
+        told = published_of(dataset, item)
+        print_split(f"{path}/{item}", passing(records, licences, sheet), told, notes)
     print_licences(licences)
-    if sheet_path is not None:
+    if sheet is not None and sheet_path is not None:
         save_sheet(sheet, store.name if split is None else f"{dataset}/{split}", sheet_path)
     return 0
 

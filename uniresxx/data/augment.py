@@ -77,9 +77,7 @@ def mirror_text(text: str) -> str | None:
     if counted and not sided:  # which way the row is counted is not said
         return None
     swapped = _SIDE.sub(lambda found: found[1] + _swapped(found[2]) + found[3], text)
-    return re.sub(
-        r"\b[lr]hs\b", lambda found: _like(found[0], _SHORT[found[0].lower()]), swapped, flags=re.IGNORECASE
-    )
+    return _HAND_SIDE.sub(lambda found: _like(found[0], _SHORT[found[0].lower()]), swapped)
 
 
 def _lone_letter(word: str) -> bool:
@@ -119,6 +117,7 @@ def mirrored(record: ImageRecord) -> ImageRecord | None:
         dialogues=tuple(dialogues),
         pixels=np.ascontiguousarray(photo_of(record)[:, ::-1]),
         path=None,
+        inside=None,
         boxes={kind: _mirror_boxes(boxes, record.width) for kind, boxes in record.boxes.items()},
         dense=None if record.dense is None else np.ascontiguousarray(record.dense[:, ::-1]),
     )

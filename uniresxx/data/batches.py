@@ -17,7 +17,7 @@ from uniresxx.data.collate import Sample, collate, make_sample
 from uniresxx.data.ledger import IN_A_ROW, BadSample, no_counts, over_budget
 from uniresxx.data.scenes import scene_record
 from uniresxx.data.scenes.lessons import first_lesson
-from uniresxx.errors import InputError
+from uniresxx.errors import InputError, MissingPhotoError
 from uniresxx.model.config import UniRESPlusPlusConfig
 from uniresxx.types import Batch, ImageRecord
 
@@ -154,7 +154,7 @@ class Batches:
     def _told(self, slot: int, attempt: int, error: Exception) -> BadSample:
         reason = " ".join(str(error).split())
         hint = self.source.hint(slot)
-        if hint and "no such photo" in reason:
+        if hint and isinstance(error, MissingPhotoError):
             reason = f"{reason} ({hint})"
         return BadSample(slot, self.source.name(slot, attempt), reason)
 

@@ -55,19 +55,20 @@ class Sheet:
 
     def add(self, records: Iterable[ImageRecord]) -> None:
         """Take the expressions of some records into account."""
-        found: dict[Granularity, list[Pair]] = {kind: list(pairs) for kind, pairs in self.kept.items()}
         for record in records:
             for item in record.expressions:
-                found.setdefault(item.granularity, []).append((record, item))
+                kept = self.kept.setdefault(item.granularity, [])
+                kept.append((record, item))
                 self.counts[item.granularity] += 1
-        self.kept = {kind: nsmallest(CANDIDATES, pairs, key=_rank) for kind, pairs in found.items()}
+                if len(kept) >= 2 * CANDIDATES:
+                    kept[:] = nsmallest(CANDIDATES, kept, key=_rank)
 
     def chosen(self, kind: Granularity) -> list[Pair]:
         """The expressions to draw: photos that no other tile of the granularity shows first, then the rest."""
         first: list[Pair] = []
         again: list[Pair] = []
         seen: set[str] = set()
-        for record, item in self.kept.get(kind, []):
+        for record, item in nsmallest(CANDIDATES, self.kept.get(kind, []), key=_rank):
             (again if record.image_id in seen else first).append((record, item))
             seen.add(record.image_id)
         return [*first, *again][: COLUMNS * ROWS]

@@ -49,7 +49,10 @@ class Protocol:
     def check(self, benchmark: str) -> None:
         """Raise InputError where the protocol is not defined for the benchmark (NAME/SPLIT)."""
         if benchmark.split("/")[0] in self.refuses:
-            raise InputError(f"protocol {self.name!r} is not defined on {benchmark}: use --protocol strict")
+            raise InputError(
+                f"{benchmark} may ask for what is not there, which protocol {self.name!r} has no rule for: "
+                "use --protocol strict"
+            )
 
     def tally_image(self, record: ImageRecord, predictions: Mapping[str, Prediction]) -> Tally:
         """Judge every counted expression of one picture; a missing prediction is a KeyError (check files

@@ -244,10 +244,7 @@ class Instances:
             rows = need(content, name, str(path))
             if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
                 raise InputError(f"{path}: {name} must be a list of objects")
-            tables[name] = {
-                whole(need(row, "id", f"{path}: {name}[{index}]"), "id", f"{path}: {name}[{index}]"): row
-                for index, row in enumerate(rows)
-            }
+            tables[name] = _by_id(rows, f"{path}: {name}")
         return cls(
             path, tables["images"], tables["annotations"], _licences(content.get("licenses")) or COCO_LICENCES
         )
@@ -287,6 +284,16 @@ class Instances:
         """`overlap_source` of annotations and their masks."""
         rows = [self.annotation(ann_id, image_id, who) for ann_id in ann_ids]
         return overlap_source(rows, rles, self.image(image_id, who)[1:])
+
+
+def _by_id(rows: Sequence[Mapping[str, Any]], who: str) -> dict[int, Mapping[str, Any]]:
+    """Rows by their `id`; InputError where two different rows have the same."""
+    found: dict[int, Mapping[str, Any]] = {}
+    for index, row in enumerate(rows):
+        number = whole(need(row, "id", f"{who}[{index}]"), "id", f"{who}[{index}]")
+        if found.setdefault(number, row) != row:
+            raise InputError(f"{who}[{index}]: id {number} is also that of another one; correct the file")
+    return found
 
 
 def photo_licence(row: Mapping[str, Any], names: Mapping[Any, str] = COCO_LICENCES) -> str:
