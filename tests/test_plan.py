@@ -283,7 +283,9 @@ def test_the_documented_stages_are_those_of_the_plan() -> None:
         states = states_of(model, replace(found, engine=replace(found.engine, zero_stage=int(stage))), 8)
         shown = (states.weights, states.gradients, states.optimizer, states.communication + CONTEXT + PER_JOB)
         assert (weights, gradients, optimizer, rest) == tuple(round(value / GB, 1) for value in shown)
-        assert peak == pytest.approx(weights + gradients + optimizer + activations + rest, abs=0.3)
+        running = weights + gradients + optimizer + activations + rest
+        loading = (states.start + CONTEXT + PER_JOB) / GB  # the whole model, before stage 3 divides it
+        assert peak == pytest.approx(max(running, loading), abs=0.3)
 
 
 @pytest.mark.slow
