@@ -30,6 +30,7 @@ from uniresxx.model.losses import mask_sums, true_iou
 from uniresxx.model.modeling import UniRESPlusPlus
 from uniresxx.model.processing import view_photo
 from uniresxx.model.pyramid import HeadOutput, PyramidHead
+from uniresxx.predictor import Predictor
 from uniresxx.segmenter import Decoding, Question, Segmenter
 from uniresxx.types import Batch, Dialogue, Expression, Granularity, ImageRecord, Phrase, Turn
 
@@ -219,6 +220,44 @@ def test_answers_do_not_depend_on_the_company_or_the_batch(model: UniRESPlusPlus
         a, b = (p.mask or p.mask_if_forced for p in (one, other))
         assert a is not None and b is not None and tuple(a["size"]) == size
         assert masks.area(masks.union([a, b], size)) - masks.intersection_area(a, b) <= 2
+
+
+def test_a_photo_is_encoded_once_for_all_its_questions(
+    model: UniRESPlusPlus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Towers, prefix and the mask head's maps are kept; more questions only speak and point."""
+    calls: list[str] = []
+    for owner, name in ((type(model.mllm), "see"), (type(model.mllm), "prefill"), (PyramidHead, "see")):
+        original = getattr(owner, name)
+
+        def counted(self: object, *args: object, _name: str = name, _do: object = original) -> object:
+            calls.append(_name)
+            return _do(self, *args)  # type: ignore[operator]
+
+        monkeypatch.setattr(owner, name, counted)
+    predictor = Predictor(model, Decoding(max_new_tokens=2))
+    predictor.set_image(picture(0).pixels)
+    for text in ("the red square", Question("and blue?", (("the red square", "[SEG]."),))):
+        predictor.segment(text)
+    predictor.segment([f"square {i}" for i in range(40)])
+    assert sorted(calls) == ["prefill", "see", "see"]
+
+
+def test_answers_come_in_parts_without_a_change(
+    model: UniRESPlusPlus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fewer masks at once and a cache of one row: the same text and masks, states within rounding."""
+    sight = model.look([picture(0).pixels, picture(1, 20, 32).pixels])
+    texts = [["the red square", "both"], ["the blue square", "wheel", "the green square"]]
+    whole = model.answer(sight, texts, Decoding(max_new_tokens=4))
+    monkeypatch.setattr("uniresxx.model.modeling.ANSWERS_AT_ONCE", 2)
+    parts = model.answer(sight, texts, Decoding(max_new_tokens=4, cache_bytes=1))
+    for a, b in zip(whole, parts, strict=True):
+        assert (a.text, a.mask, a.mask_if_forced) == (b.text, b.mask, b.mask_if_forced)
+        assert a.p_absent == pytest.approx(b.p_absent, abs=1e-4) and a.score == pytest.approx(
+            b.score, abs=1e-4
+        )
+    assert "cache_bytes" not in Decoding(cache_bytes=1).describe("token")
 
 
 def test_marks_typed_by_a_user_change_no_count(model: UniRESPlusPlus) -> None:

@@ -40,6 +40,10 @@ def test_an_exported_head_answers_as_the_model_does(head: str, tmp_path: Path) -
     assert about["answer"]["inputs"]["prompts_ED"] == ["E", 32]
     photo = torch.randint(0, 255, (32, 32, 3), dtype=torch.uint8).numpy()
     sight = model.look([photo])
+    if head == "sam":  # the encoder's weights are in the program that runs it alone
+        sizes = [(tmp_path / about[name]["file"]).stat().st_size for name in ("see", "answer")]
+        encoder = sum(p.nbytes for p in model.head.sam.vision_encoder.parameters())
+        assert sizes[0] - sizes[1] > encoder / 2
     answer = torch.export.load(tmp_path / about["answer"]["file"]).module()
     features = (
         list(sight.features) if head == "pyramid" else [sight.features.image_BChw, *sight.features.fine]

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from uniresxx.checkpoint import load_segmenter
     from uniresxx.errors import InputError
     from uniresxx.model.config import UniRESPlusPlusConfig
+    from uniresxx.model.hub import UniRESPlusPlusProcessor
     from uniresxx.model.modeling import UniRESPlusPlus
     from uniresxx.predictor import Predictor
     from uniresxx.segmenter import Decoding, Question, Segmenter
@@ -30,6 +31,7 @@ __all__ = [
     "Segmenter",
     "UniRESPlusPlus",
     "UniRESPlusPlusConfig",
+    "UniRESPlusPlusProcessor",
     "__version__",
     "load_segmenter",
 ]
@@ -50,6 +52,8 @@ def _home_of(name: str) -> str | None:
             return "uniresxx.model.modeling"
         case "UniRESPlusPlusConfig":
             return "uniresxx.model.config"
+        case "UniRESPlusPlusProcessor":
+            return "uniresxx.model.hub"
         case "load_segmenter":
             return "uniresxx.checkpoint"
     return None

@@ -8,6 +8,7 @@ Shapes: B = 1 photo, E expressions, D LLM width, S side of the mask frame, h w g
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -88,7 +89,7 @@ def programs_of(model: UniRESPlusPlus) -> list[Program]:
     def draw(*size: int) -> Tensor:
         return torch.randn(size, generator=generator)
 
-    see, answer = See(head).eval(), Answer(head).eval()
+    see, answer = See(head).eval(), Answer(_without_encoder(head)).eval()
     with torch.no_grad():
         if isinstance(head, PyramidHead):
             none = torch.zeros(1, m.max_objects, 4), torch.zeros(1, m.max_objects, dtype=torch.bool)
@@ -116,6 +117,13 @@ def programs_of(model: UniRESPlusPlus) -> list[Program]:
         Program("see", see, given, other, names, features, False),
         Program("answer", answer, asked[0], asked[1], ("prompts_ED", *features), OUTPUTS, True),
     ]
+
+
+def _without_encoder(head: PyramidHead | SamHead | Sam2Head) -> PyramidHead | SamHead | Sam2Head:
+    """A head whose image encoder, most of SAM's weights, is left out of the program that never runs it."""
+    if isinstance(head, PyramidHead):
+        return head
+    return copy.deepcopy(head, {id(head.sam.vision_encoder): nn.Identity()})
 
 
 def traced(program: Program) -> Any:
