@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
 import sys
 import threading
 from dataclasses import dataclass, replace
@@ -27,6 +28,8 @@ from train.zero import CONFIGS, settings
 from uniresxx import checkpoint
 from uniresxx.cli import main as uniresxx
 from uniresxx.errors import InputError
+
+ROOT = Path(__file__).resolve().parents[1]
 
 torch.set_num_threads(1)
 STEPS = 8
@@ -213,8 +216,14 @@ def test_zero_without_deepspeed_says_what_to_install(monkeypatch):
         _import_deepspeed("cpu")
 
 
-def test_stage_0_never_loads_deepspeed():
-    assert "deepspeed" not in sys.modules  # this process has trained and read train.zero's settings
+def test_stage_0_never_loads_deepspeed(tmp_path):
+    code = (
+        "import sys; from train.__main__ import main; "
+        f"code = main(['tiny_scenes', '--optim.steps', '1', '--out', {str(tmp_path / 'run')!r}]); "
+        "sys.exit(code or 10 * ('deepspeed' in sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 # ---- cuts and what may change
