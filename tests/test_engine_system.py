@@ -38,6 +38,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PATIENCE = 900  # seconds for a launch on a machine that is busy with other work
 STEPS, HALF = 4, 2
 ENGINES = {"ddp": 0, "zero1": 1, "zero2": 2, "zero3": 3}
+ALONE = {"one": 0, "one_zero1": 1, "one_zero2": 2, "one_zero3": 3}  # one process
 
 
 def lora() -> Recipe:
@@ -205,13 +206,13 @@ def runs(tmp_path_factory):
     )
     lines.append(f"lora --log.save_async True --engine.zero_stage 3 --out {folder}/zero3_async")
     ended(launched(*with_deepspeed(__file__, plan_of(folder, lines))))
-    lines = [f"lora --out {folder}/one", f"lora --engine.zero_stage 3 --out {folder}/one_zero3"]
+    lines = [f"lora --engine.zero_stage {stage} --out {folder}/{name}" for name, stage in ALONE.items()]
     lines.append(f"lora --data.batch_images 1 --data.accumulate 4 --out {folder}/one_cut")
     ended(launched(sys.executable, __file__, plan_of(folder, lines)))
     return folder
 
 
-@pytest.mark.parametrize("name", [*ENGINES, "ddp_cut", "zero2_cut", "zero3_async", "one_zero3", "one_cut"])
+@pytest.mark.parametrize("name", [*ENGINES, *ALONE, "ddp_cut", "zero2_cut", "zero3_async", "one_cut"])
 def test_engines_cuts_and_world_sizes_agree(runs, name):
     assert_close(runs / name, runs / "one")
 
@@ -277,12 +278,13 @@ def test_two_ranks_to_one_go_on(runs, name, tmp_path):
 
 
 def test_one_rank_resumes_exactly(runs, tmp_path):
-    out = interrupted(runs / "one", tmp_path / "one")
-    three = interrupted(runs / "one_zero3", tmp_path / "one_zero3")
-    lines = [f"lora --out {out}", f"lora --engine.zero_stage 3 --out {three}"]
+    lines = []
+    for name, stage in ALONE.items():
+        out = interrupted(runs / name, tmp_path / name)
+        lines.append(f"lora --engine.zero_stage {stage} --out {out}")
     ended(launched(sys.executable, __file__, plan_of(tmp_path, lines)))
-    assert_same(runs / "one", out)
-    assert_same(runs / "one_zero3", three)
+    for name in ALONE:
+        assert_same(runs / name, tmp_path / name)
 
 
 @pytest.mark.parametrize("name", ENGINES)

@@ -68,7 +68,7 @@ def test_recalled_numbers_are_marked(tmp_path, capsys):
     assert command.run(["inspect", "refcocog_umd/val", "--data", str(root)]) == 0
     printed = capsys.readouterr()
     assert "expressions               1           published 4,896 (recalled)" in printed.out
-    assert "expressions 1, published 4,896 (recalled) (sentences)" in printed.err
+    assert "expressions 1, published 4,896 (sentences, recalled)" in printed.err
 
 
 def test_what_agrees_gives_no_warning_and_the_guard_explains_its_part():

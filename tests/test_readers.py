@@ -418,11 +418,20 @@ def test_masks_of_one_photo_must_agree_on_its_size(tmp_path):
 # ---- names and the command line
 
 
-@pytest.mark.parametrize("name", ["", "refcoco", "nothing/val", "scenes", "/val"])
+@pytest.mark.parametrize("name", ["", "nothing/val", "/val"])
 def test_unknown_names_list_the_known(tmp_path, name):
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(InputError, match="unknown benchmark") as caught:
         load_benchmark(name, tmp_path)
-    assert all(item in str(caught.value) for item in known_benchmarks())
+    listed = str(caught.value).partition("known: ")[2].split(", ")
+    assert listed == list(dict.fromkeys(item.partition("/")[0] for item in known_benchmarks()))
+
+
+@pytest.mark.parametrize("name", ["refcoco", "scenes"])
+def test_a_name_without_its_split_lists_the_splits(tmp_path, name):
+    with pytest.raises(InputError, match="needs a split") as caught:
+        load_benchmark(name, tmp_path)
+    listed = str(caught.value).partition(": ")[2].split(", ")
+    assert listed == [item for item in known_benchmarks() if item.startswith(f"{name}/")]
 
 
 def test_missing_folders_say_what_to_do(tmp_path):

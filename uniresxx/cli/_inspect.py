@@ -89,14 +89,16 @@ def beside(
         number = getattr(told, source)
         if number is None or name not in counts:
             continue
-        said = f"{number:,} (recalled)" if source in told.recalled else f"{number:,}"
+        recalled = source in told.recalled
+        said = f"{number:,} (recalled)" if recalled else f"{number:,}"
         gone = removed.get(name, 0)
         shown[name] = f"published {said}" + (f", removed by the guard {gone:,}" if gone else "")
         if name == "refs" and removed.get("images"):
             continue
         if counts[name] + gone != number:
             found = f"{counts[name]:,}" + (f" (and {gone:,} removed)" if gone else "")
-            differ.append(f"{name} {found}, published {said} ({source})")
+            field = f"{source}, recalled" if recalled else source
+            differ.append(f"{name} {found}, published {number:,} ({field})")
     if told.only_objects and "expressions" in shown:
         shown["object"] = shown["expressions"]
     return shown, differ

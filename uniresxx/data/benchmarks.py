@@ -121,13 +121,16 @@ def load_benchmark(name: str, data: Path | None) -> Sequence[ImageRecord]:
         from uniresxx.data.scenes import benchmark_records
 
         return benchmark_records(dataset, split)
-    if dataset not in (*REFCOCO, *CONVERTED, "grefcoco", "refcocom", "mini_real"):
+    if dataset not in (*REFCOCO, *CONVERTED, *SCENES, "grefcoco", "refcocom", "mini_real"):
         if find_store(name, None) is not None:
             return open_benchmark(name, None)
-        split = ""
+        raise InputError(
+            f"unknown benchmark {name!r}: no prepared store, and no data set of that name; "
+            f"known: {', '.join(_known_sets())}"
+        )
     if not split:
         raise InputError(
-            f"unknown benchmark {name!r}: no prepared store, and none of {', '.join(known_benchmarks())}"
+            f"{name} needs a split: {', '.join(f'{name}/{item}' for item in splits_of(dataset, data))}"
         )
     if data is None:
         raise InputError(f"{name} is read from disk: give the root of the native layout with --data DIR")
@@ -198,6 +201,10 @@ def splits_of(dataset: str, data: Path | None) -> list[str]:
         return hub.benchmark_splits(data)
     splits = [name.partition("/")[2] for name in known_benchmarks() if name.partition("/")[0] == dataset]
     if not splits:
-        names = list(dict.fromkeys(name.partition("/")[0] for name in known_benchmarks()))
-        raise InputError(f"unknown data set {dataset!r}; known: {', '.join(names)}")
+        raise InputError(f"unknown data set {dataset!r}; known: {', '.join(_known_sets())}")
     return splits
+
+
+def _known_sets() -> list[str]:
+    """Names of the data sets, without splits."""
+    return list(dict.fromkeys(name.partition("/")[0] for name in known_benchmarks()))
