@@ -139,8 +139,10 @@ def test_it_works_in_threads_and_daemonic_workers(tmp_path):
         assert [job.result() for job in jobs] == [[n] for n in range(50)]
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(load_pickle, [path] * 4)) == [expected] * 4
-    with get_context("fork").Pool(2) as workers:  # its workers are daemons: they may not have multiprocessing
-        assert workers.map(_load_in_worker, [path] * 2) == [expected] * 2
+    workers = get_context("fork").Pool(2)  # its workers are daemons: they may not have multiprocessing
+    assert workers.map(_load_in_worker, [path] * 2) == [expected] * 2
+    workers.close()  # not `with`: it ends workers by a signal, which a handler that they inherited may swallow
+    workers.join()
 
 
 def test_the_child_loads_nothing_heavy_and_ends_with_its_parent():
