@@ -432,6 +432,7 @@ def test_out_of_memory_names_the_knobs(monkeypatch, tmp_path, capsys):
 def test_a_lost_rank_is_one_line(monkeypatch, tmp_path, capsys):
     error = RuntimeError("[../gloo/transport/tcp/pair.cc:534] Connection closed by peer [10.0.0.1]:3")
     assert is_lost(error) and not is_lost(RuntimeError("shapes do not match"))
+    assert is_lost(RuntimeError("Application timeout caused pair closure"))  # gloo, without its name
     assert not is_lost(RuntimeError("a file timed out"))
     assert ends_with(error, monkeypatch, tmp_path) == 1
     assert capsys.readouterr().err.startswith("error: another process of the job is gone or silent ([../gloo")

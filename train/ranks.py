@@ -156,5 +156,6 @@ def join(device: torch.device, timeout_minutes: float, always: bool = False) -> 
 def is_lost(error: RuntimeError) -> bool:
     """Does this error say that another process is gone or silent?"""
     text = str(error).lower()
-    told = isinstance(error, dist.DistError) or "gloo" in text or "nccl" in text
+    # gloo tells the operations beside the one that waited too long in words that do not name it
+    told = isinstance(error, dist.DistError) or any(name in text for name in ("gloo", "nccl", "pair closure"))
     return told and any(sign in text for sign in _LOST)
