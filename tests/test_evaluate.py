@@ -794,6 +794,21 @@ def test_the_identity_of_a_checkpoint_follows_its_content(tmp_path):
     assert run_module.checkpoint_identity(tmp_path) != first
 
 
+def test_a_checkpoint_in_shards_is_known_by_all_of_them(tmp_path):
+    """As models above 5 GB are exported."""
+    names = [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": dict(zip("ab", names, strict=True))}))
+    (tmp_path / names[0]).write_bytes(b"one")
+    with pytest.raises(InputError, match="copy all shards"):
+        run_module.checkpoint_identity(tmp_path)
+    found = []
+    for content in (b"two", b"three"):
+        (tmp_path / names[1]).write_bytes(content)
+        found.append(run_module.checkpoint_identity(tmp_path))
+    assert len(set(found)) == 2
+
+
 def test_help_and_wrong_names_load_no_torch():
     code = (
         "import sys, eval.__main__ as m; "
