@@ -798,7 +798,9 @@ def test_a_checkpoint_in_shards_is_known_by_all_of_them(tmp_path):
     """As models above 5 GB are exported."""
     names = [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
     (tmp_path / "config.json").write_text("{}")
-    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": dict(zip("ab", names, strict=True))}))
+    (tmp_path / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": dict(zip("ab", names, strict=True))})
+    )
     (tmp_path / names[0]).write_bytes(b"one")
     with pytest.raises(InputError, match="copy all shards"):
         run_module.checkpoint_identity(tmp_path)

@@ -243,7 +243,10 @@ class UniRESPlusPlus(HubModel):
         return torch.stack(losses).sum() * stride * stride
 
     def _features(self, sight: MLLMSight, pixels_mask_B3SS: Tensor | None) -> Any:
+        """What the mask head keeps; the image-blind control hides the frame that it looks at itself as well."""
         head: MaskHead = self.head
+        if pixels_mask_B3SS is not None and self.settings.mllm.blind_to_image:
+            pixels_mask_B3SS = pixels_mask_B3SS * 0
         return head.see(*self.head_inputs(sight), pixels_mask_B3SS)
 
     def head_inputs(self, sight: MLLMSight) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
