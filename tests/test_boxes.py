@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from time import perf_counter
 
 import numpy as np
 import pytest
@@ -225,6 +226,15 @@ def test_a_level_that_is_not_marked_teaches_nothing(vocabulary: Vocabulary) -> N
         terms.sums["box"].backward()
         grad = model.box_head.out.bias.grad.view(2, 6)
         assert not grad[1].any() and bool(grad[0].any()) is bool(boxes)
+
+
+@pytest.mark.parametrize("boxes", ["learned", "segmenter"])
+def test_the_time_of_proposals_is_told_apart(boxes: str, vocabulary: Vocabulary) -> None:
+    model = new_model(vocabulary, replace(LEARNED, boxes=boxes))
+    photos = [picture(0).pixels, picture(1).pixels]
+    before = perf_counter()
+    told = model.proposal_seconds(model.look(photos))
+    assert 0 < told < perf_counter() - before
 
 
 def owlv2(folder: Path) -> str:

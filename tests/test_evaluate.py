@@ -321,6 +321,9 @@ class WithRegions(Stub):
         boxes = np.array([[1, 1, 6, 6], [20, 20, 30, 30]], np.float32)
         return [{"object": boxes, "part": np.zeros((0, 4), np.float32)} for _ in sight]
 
+    def proposal_seconds(self, sight):
+        return 0.5 * len(sight)
+
 
 def test_proposal_recall_is_measured_where_the_model_shows_its_regions(tmp_path):
     path = evaluate(WithRegions(perfect), RECORDS, "made/val", Decoding(), tmp_path, batch_images=2)
@@ -328,7 +331,9 @@ def test_proposal_recall_is_measured_where_the_model_shows_its_regions(tmp_path)
     assert entry["proposal_recall"] == {"object": 100.0, "part": 0.0}
     assert entry["proposal_boxes"] == {"object": 5, "part": 5}
     assert entry["seconds_per_image"] > 0
-    assert score(tmp_path / "plain", perfect)["proposal_recall"] is None
+    assert entry["proposal_seconds_per_image"] == 0.5
+    plain = score(tmp_path / "plain", perfect)
+    assert plain["proposal_recall"] is None and plain["proposal_seconds_per_image"] is None
 
 
 def test_box_recall_against_a_loop():
