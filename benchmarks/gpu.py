@@ -1,6 +1,6 @@
 """What the 7B recipe costs on one GPU, with random weights: training steps, answers, memory, both mask heads.
 
-    python -m benchmarks.gpu --record        (one GPU of 80 GB or more)
+    python -m benchmarks.gpu --record        (one GPU of 140 GB: plan predicts 98 GB at K = 32)
     python -m benchmarks.gpu --small         (anywhere: tiny sizes, shows that it runs; no figures)
 
 Training: the recipe's own step (its images per micro-batch, K expressions each, forward, backward, update). Answers:
@@ -25,7 +25,6 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -39,6 +38,7 @@ from mllm.lora import is_adapter
 from mllm.tokens import Vocabulary
 from train.engine import Engine
 from train.loop import do_step
+from train.plan import plan
 from train.recipe import Recipe
 from train.recipes.uniresxx_7b import uniresxx_7b
 from uniresxx.data.collate import collate, make_sample
@@ -271,19 +271,12 @@ def train(sizes: Sizes, head: HeadKind, counts: Sequence[int], device: torch.dev
         if peak is not None:
             found.details[f"mfu_{at}"] = flops / taken / peak
         branch = tokens // rows - prefix_of(recipe.model.mllm)
-        planned = planned_gb(recipe_of(sizes, head, count), branch // count)
-        if planned is not None:
-            found.details[f"train_planned_gb_{at}"] = planned
+        found.details[f"train_planned_gb_{at}"] = planned_gb(recipe_of(sizes, head, count), branch // count)
 
 
-def planned_gb(recipe: Recipe, tokens: int) -> float | None:
-    """What `python -m train plan` predicts for one GPU; None where the program has no plan."""
-    if find_spec("train.plan") is None:
-        return None
-    from importlib import import_module
-
-    planned: Any = import_module("train.plan").plan(recipe, gpus=1, tokens=tokens)
-    return float(planned.peak) / 1e9
+def planned_gb(recipe: Recipe, tokens: int) -> float:
+    """What `python -m train plan` predicts for one GPU."""
+    return plan(recipe, gpus=1, tokens=tokens).peak / 1e9
 
 
 def infer(sizes: Sizes, head: HeadKind, counts: Sequence[int], device: torch.device, found: Found) -> None:

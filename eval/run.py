@@ -118,14 +118,13 @@ def run_one(
 
 def checkpoint_identity(folder: Path) -> str:
     """`<folder name>:<hash of config and weights>` of a resolved checkpoint folder."""
-    from uniresxx.checkpoint import CONFIG, WEIGHTS
+    from uniresxx.checkpoint import CONFIG, weight_files
 
+    if not (folder / CONFIG).is_file():
+        raise InputError(f"{folder / CONFIG} is missing: give a complete checkpoint folder")
     digest = sha256()
-    for name in (CONFIG, WEIGHTS):
-        path = folder / name
-        if not path.is_file():
-            raise InputError(f"{path} is missing: give a complete checkpoint folder")
-        with path.open("rb") as file:
+    for name in (CONFIG, *weight_files(folder)):  # one file, or all shards
+        with (folder / name).open("rb") as file:
             while block := file.read(1 << 20):
                 digest.update(block)
     return f"{folder.resolve().name}:{digest.hexdigest()[:16]}"

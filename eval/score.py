@@ -199,7 +199,9 @@ def notes(entry: Mapping[str, Any]) -> list[str]:
     lines += [f"{name.replace('_', ' ')}: {what}" for name, what in TRIVIAL_NAMES.items()]
     if entry.get("proposal_recall"):
         recall = ", ".join(f"{stream} {number(value)}" for stream, value in entry["proposal_recall"].items())
-        lines.append(f"proposal recall at box IoU 0.5: {recall}")
+        each = entry.get("proposal_seconds_per_image")
+        cost = "" if each is None else f"; {1000 * each:.1f} ms per picture"
+        lines.append(f"proposal recall at box IoU 0.5: {recall}{cost}")
     follow = (entry.get("dialogues") or {}).get("follow_up")
     if follow:
         lines.append(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from time import perf_counter
 
 import numpy as np
 import pytest
@@ -17,7 +18,10 @@ from mllm.towers import HighTower
 from tests.test_model import CONFIG, batch_of, picture
 from train.recipes import KNOWN
 from uniresxx.checkpoint import load_segmenter, save_pretrained
+from uniresxx.data.batches import Batches
+from uniresxx.data.census import boxes_of_masks
 from uniresxx.data.collate import truth_boxes
+from uniresxx.data.mixture import Mixture, Pool
 from uniresxx.data.proposals import NMS_IOU as CLASSICAL_NMS
 from uniresxx.data.proposals import propose
 from uniresxx.data.scenes import scene_record
@@ -39,6 +43,7 @@ from uniresxx.model.config import BoxHeadConfig, UniRESPlusPlusConfig, WeightsCo
 from uniresxx.model.modeling import UniRESPlusPlus
 from uniresxx.model.processing import pixels
 from uniresxx.segmenter import Decoding
+from uniresxx.types import Granularity
 
 HEAD = BoxHeadConfig(width=16, stages=(0, 1, 2), convs=1)
 CLIP_PIXELS = replace(CONFIG, mllm=replace(CONFIG.mllm, pixel_stats="clip"))
@@ -191,13 +196,45 @@ def test_the_box_loss_trains_the_box_head_and_does_not_depend_on_how_a_step_is_c
     assert float(together.detach()) == pytest.approx(apart, rel=1e-5)
 
 
-def test_an_image_without_any_truth_box_has_a_loss(vocabulary: Vocabulary) -> None:
+def test_what_is_not_asked_for_is_still_an_object(vocabulary: Vocabulary) -> None:
+    """Of a picture with many expressions few are asked; a part of a mixture asks for groups alone."""
+    record = picture(0)
+    known = boxes_of_masks(record)
+    assert {name: len(boxes) for name, boxes in known.items()} == {"object": 1, "part": 1}
+    groups = Pool.of("toy[multi]", [record], 4, kinds=(Granularity.MULTI,))
+    for pool in (Pool.of("toy", [record], 1), groups):
+        source = Mixture((pool,), 0)
+        for slot in range(6):
+            batch = Batches(source, LEARNED, vocabulary, 3, 1, 1, 1, 0.0)(slot, 0)
+            assert len(batch.expression_ids) == 1
+            assert batch.truth_boxes_BGM4[0, :, 0].tolist() == [
+                known[k][0].tolist() for k in ("object", "part")
+            ]
+    assert {e.granularity for e in groups.record(0).expressions} == {"multi"}
+
+
+def test_a_level_that_is_not_marked_teaches_nothing(vocabulary: Vocabulary) -> None:
     model = new_model(vocabulary)
-    record = replace(picture(0), expressions=picture(0).expressions[3:], dialogues=())
-    batch = batch_of([record], vocabulary, LEARNED)
-    terms = model.loss(model(batch), batch)
-    assert model.counts(batch)["box"] == 0
-    assert torch.isfinite(terms.total(model.counts(batch))) and float(terms.sums["box"].detach()) > 0
+    only_object = replace(picture(0), expressions=picture(0).expressions[:1], dialogues=())
+    only_none = replace(picture(0), expressions=picture(0).expressions[3:], dialogues=())
+    for record, boxes in ((only_object, 1), (only_none, 0)):
+        batch = batch_of([record], vocabulary, LEARNED)
+        terms = model.loss(model(batch), batch)
+        assert model.counts(batch)["box"] == boxes
+        assert torch.isfinite(terms.total(model.counts(batch)))
+        model.zero_grad()
+        terms.sums["box"].backward()
+        grad = model.box_head.out.bias.grad.view(2, 6)
+        assert not grad[1].any() and bool(grad[0].any()) is bool(boxes)
+
+
+@pytest.mark.parametrize("boxes", ["learned", "segmenter"])
+def test_the_time_of_proposals_is_told_apart(boxes: str, vocabulary: Vocabulary) -> None:
+    model = new_model(vocabulary, replace(LEARNED, boxes=boxes))
+    photos = [picture(0).pixels, picture(1).pixels]
+    before = perf_counter()
+    told = model.proposal_seconds(model.look(photos))
+    assert 0 < told < perf_counter() - before
 
 
 def owlv2(folder: Path) -> str:

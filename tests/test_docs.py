@@ -121,6 +121,19 @@ def test_a_data_command_parses_with_its_values(words: tuple[str, ...]) -> None:
         assert found.root is not None and found.out.parts[0] == "stores"
 
 
+def test_training_commands_parse_with_their_values() -> None:
+    """By the parser of the program; values that mean nothing are refused there."""
+    from train.__main__ import parse
+    from train.recipes import KNOWN
+
+    found = [words[3:] for words in COMMANDS if words[:3] == ("python", "-m", "train")]
+    for words in found:
+        if words[0] in KNOWN:
+            assert parse(list(words), KNOWN).recipe.name == words[0]
+    sam = next(parse(list(words), KNOWN).recipe for words in found if "sam" in words)
+    assert sam.optim.lr_scale == () and "mask_encoder" in sam.model.tuning.frozen
+
+
 def test_every_native_data_set_has_its_command() -> None:
     from uniresxx.data.benchmarks import REFCOCO
 

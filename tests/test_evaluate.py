@@ -321,6 +321,9 @@ class WithRegions(Stub):
         boxes = np.array([[1, 1, 6, 6], [20, 20, 30, 30]], np.float32)
         return [{"object": boxes, "part": np.zeros((0, 4), np.float32)} for _ in sight]
 
+    def proposal_seconds(self, sight):
+        return 0.5 * len(sight)
+
 
 def test_proposal_recall_is_measured_where_the_model_shows_its_regions(tmp_path):
     path = evaluate(WithRegions(perfect), RECORDS, "made/val", Decoding(), tmp_path, batch_images=2)
@@ -328,7 +331,9 @@ def test_proposal_recall_is_measured_where_the_model_shows_its_regions(tmp_path)
     assert entry["proposal_recall"] == {"object": 100.0, "part": 0.0}
     assert entry["proposal_boxes"] == {"object": 5, "part": 5}
     assert entry["seconds_per_image"] > 0
-    assert score(tmp_path / "plain", perfect)["proposal_recall"] is None
+    assert entry["proposal_seconds_per_image"] == 0.5
+    plain = score(tmp_path / "plain", perfect)
+    assert plain["proposal_recall"] is None and plain["proposal_seconds_per_image"] is None
 
 
 def test_box_recall_against_a_loop():
@@ -792,6 +797,23 @@ def test_the_identity_of_a_checkpoint_follows_its_content(tmp_path):
     assert first == run_module.checkpoint_identity(tmp_path) and first.startswith(f"{tmp_path.name}:")
     (tmp_path / "model.safetensors").write_bytes(b"two")
     assert run_module.checkpoint_identity(tmp_path) != first
+
+
+def test_a_checkpoint_in_shards_is_known_by_all_of_them(tmp_path):
+    """As models above 5 GB are exported."""
+    names = [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": dict(zip("ab", names, strict=True))})
+    )
+    (tmp_path / names[0]).write_bytes(b"one")
+    with pytest.raises(InputError, match="copy all shards"):
+        run_module.checkpoint_identity(tmp_path)
+    found = []
+    for content in (b"two", b"three"):
+        (tmp_path / names[1]).write_bytes(content)
+        found.append(run_module.checkpoint_identity(tmp_path))
+    assert len(set(found)) == 2
 
 
 def test_help_and_wrong_names_load_no_torch():

@@ -20,7 +20,7 @@ from train.recipes import KNOWN
 from uniresxx.checkpoint import load_segmenter, save_pretrained
 from uniresxx.data.templates import TRAINING_TEMPLATES
 from uniresxx.errors import InputError
-from uniresxx.model.build import build_model
+from uniresxx.model.build import build_for_training, build_model
 from uniresxx.model.config import (
     Sam2HeadConfig,
     SamHeadConfig,
@@ -154,6 +154,19 @@ def test_stages_train_what_they_say() -> None:
     assert llm.split() == ["llm", "0.0", "67,182.6", "6,738,939.9", "6,806,122.5"]
 
 
+@pytest.mark.parametrize("recipe", FULL)
+def test_learning_rates_of_the_stages(recipe: str) -> None:
+    """The high tower learns at 2e-5 in stages B and C, where it is trained."""
+    found = KNOWN[recipe]()
+    stage = recipe.rpartition("_")[2]
+    assert found.optim.lr == {"align": 1e-3, "ground": 3e-4}.get(stage, 2e-4)
+    high = [found.optim.lr * factor for path, factor in found.optim.lr_scale if path == "mllm.high"]
+    trained = "high" not in found.model.tuning.frozen
+    assert high == ([pytest.approx(2e-5)] if trained else [])
+    assert trained == (stage != "align" and "24gb" not in recipe)
+    assert found.optim.warmup_steps == 0.03 * found.optim.steps and found.optim.betas == (0.9, 0.95)
+
+
 def test_states_of_one_stage_fit_the_next() -> None:
     """Only adapters are new from stage A to B; B and C have the same names."""
     a, b, c = ({*on_meta(f"uniresxx_7b{s}").state_dict()} for s in ("_align", "_ground", ""))
@@ -212,6 +225,17 @@ def test_recipes_start_from_named_weights_only(capsys: pytest.CaptureFixture[str
     model = replace(recipe_7b.model, weights=weights, mask_head="sam")
     with pytest.raises(InputError, match=r"give --model\.weights\.sam"):
         open_job(replace(recipe_7b, model=model), None)
+
+
+@pytest.mark.parametrize("installed", [False, True])
+def test_flash_attention_is_no_way_to_train(installed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Packed rows need branches that do not see each other; before any weight is made or read."""
+    monkeypatch.setattr("mllm.prefix.is_flash_attn_2_available", lambda: installed)
+    config = KNOWN["uniresxx_7b"]().model
+    weights = replace(config.weights, llava="a", convnext="b")
+    config = replace(config, mllm=replace(config.mllm, attention="flash_attention_2"), weights=weights)
+    with pytest.raises(InputError, match=r"--model\.mllm\.attention: .*'flex_attention' on a GPU"):
+        build_for_training(config, vocabulary())
 
 
 def test_help_of_a_full_recipe_builds_nothing() -> None:

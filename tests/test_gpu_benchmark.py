@@ -33,7 +33,13 @@ def test_it_runs_small_and_measures_nothing(capsys: pytest.CaptureFixture[str]) 
     }  # fmt: skip
     details = dict(line.split(": ", 1) for line in lines[:-1])
     for count in gpu.TRAIN_K:
-        for name in ("train_seconds", "train_tokens_per_s", "train_expressions_per_s", "train_tflop"):
+        for name in (
+            "train_seconds",
+            "train_tokens_per_s",
+            "train_expressions_per_s",
+            "train_tflop",
+            "train_planned_gb",
+        ):
             assert float(details[f"{name}_pyramid_k{count}"]) > 0
     for name in ("train_seconds_sam_k8", "infer_seconds_sam_k7", "head_seconds_sam_k7", "look_seconds_sam"):
         assert float(details[name]) > 0

@@ -173,6 +173,26 @@ def test_the_whole_model_trains_and_answers_with_a_sam_head(kind: str, words: Vo
     assert both <= 2
 
 
+@pytest.mark.parametrize("kind", ["sam", "sam2"])
+def test_an_image_blind_model_hides_the_frame_of_a_sam_head_too(kind: str, words: Vocabulary) -> None:
+    for blind in (True, False):
+        config = replace(
+            CONFIG, mask_head=kind, sam=SAM, sam2=SAM2, mllm=replace(CONFIG.mllm, blind_to_image=blind),
+            dense_classes=(0, 0, 0), loss=replace(CONFIG.loss, dense=0.0),
+        )  # fmt: skip
+        torch.manual_seed(0)
+        model = build_model(config, words).eval()
+        with torch.no_grad():
+            for parameter in model.head.parameters():  # transformers starts some at zero
+                parameter.add_(0.1 * torch.randn_like(parameter))
+        batches = [batch_of([picture(i)], words, config) for i in (0, 1)]
+        with torch.no_grad():
+            a, b = (model.look([picture(i).pixels]).features.image_BChw for i in (0, 1))
+            first = model(batches[0]).head.masks_Ehw
+            other = model(replace(batches[0], pixels_mask_B3SS=batches[1].pixels_mask_B3SS)).head.masks_Ehw
+        assert torch.equal(a, b) is torch.equal(first, other) is blind
+
+
 def test_the_mask_frame_is_that_of_sams_own_processor() -> None:
     from transformers.models.sam.image_processing_pil_sam import SamImageProcessorPil
 

@@ -165,12 +165,16 @@ def test_auto_needs_no_import_but_ours_and_runs_no_code_of_the_folder(
 ) -> None:
     """In a fresh process; a config that names code of its own is refused, not followed."""
     model.save_pretrained(tmp_path / "m")
-    code = (
-        "import uniresxx.auto\nfrom transformers import AutoModel\n"
-        f"m = AutoModel.from_pretrained({str(tmp_path / 'm')!r})\nprint(type(m).__name__)"
-    )
-    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert run.stdout.strip().endswith("UniRESPlusPlus"), run.stderr
+    known = f"from uniresxx import Predictor\nPredictor.from_pretrained({str(tmp_path / 'm')!r})"
+    for first in ("import uniresxx.auto", known):  # the Predictor registers by itself
+        code = (
+            f"{first}\nfrom transformers import AutoModel\n"
+            f"m = AutoModel.from_pretrained({str(tmp_path / 'm')!r})\nprint(type(m).__name__)"
+        )
+        run = subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        assert run.stdout.strip().endswith("UniRESPlusPlus"), run.stderr
     evil = CONFIG.to_dict() | {"auto_map": {"AutoModel": "evil.Model", "AutoConfig": "evil.Config"}}
     (tmp_path / "m" / "config.json").write_text(json.dumps(evil))
     (tmp_path / "m" / "evil.py").write_text("raise SystemExit('executed')")

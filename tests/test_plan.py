@@ -267,6 +267,19 @@ def test_a_full_recipe_fits_its_gpus(name: str) -> None:
     assert plan(found, gpus).peak <= limit * GB
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["uniresxx_7b", "uniresxx_13b", "uniresxx_7b_24gb"])
+def test_the_peak_of_a_full_recipe_rises_with_expressions_and_falls_with_the_stage(name: str) -> None:
+    found = KNOWN[name]()
+    found = replace(found, data=replace(found.data, batch_images=8))
+    few, many = (replay(found.model, Sizes(1, count, 32), True) for count in (2, 8))
+    peaks = [
+        plan(replace(found, engine=replace(found.engine, zero_stage=stage)), 8, replayed=use).peak
+        for stage, use in ((0, many), (0, few), (1, few), (2, few), (3, few))
+    ]
+    assert peaks == sorted(peaks, reverse=True) and len(set(peaks)) == len(peaks)
+
+
 def documented() -> list[list[float]]:
     """The table of the page: stage, then GB."""
     text = (ROOT / "docs" / "train.md").read_text(encoding="utf-8")

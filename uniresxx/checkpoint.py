@@ -524,6 +524,7 @@ def _line(error: BaseException) -> str:
 
 
 def _load_uniresxx(folder: Path) -> Segmenter:
+    import uniresxx.auto  # noqa: F401  registers: whoever loads one of ours may use the Auto classes too
     from uniresxx.model.build import load_model
 
     return load_model(folder)

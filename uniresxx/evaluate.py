@@ -60,6 +60,15 @@ class ShowsRegions(Protocol):
 
 
 @runtime_checkable
+class TimesRegions(Protocol):
+    """Optional door of a Segmenter that proposes regions: what that costs, apart from the rest."""
+
+    def proposal_seconds(self, sight: Any) -> float:
+        """Seconds that finding the proposals of all photos of the sight took."""
+        ...
+
+
+@runtime_checkable
 class ReadsTruthBoxes(Protocol):
     """Optional door for the labelled ablation whose region proposals are the truth's boxes."""
 
@@ -246,6 +255,9 @@ def _image_lines(
     if isinstance(segmenter, ShowsRegions):
         for line, record, proposals in zip(lines, records, segmenter.regions(sight), strict=True):
             line["found"], line["total"] = box_recall(record, proposals)
+    if isinstance(segmenter, TimesRegions):
+        for line in lines:
+            line["proposal_seconds"] = segmenter.proposal_seconds(sight) / len(records)
     return lines
 
 
@@ -349,10 +361,12 @@ def _image_summary(path: Path, image_ids: set[str]) -> dict[str, Any]:
     for line in lines.values():
         recall.add(line.get("found", {}), line.get("total", {}))
     seconds = sum(line["seconds"] for line in lines.values())
+    proposing = [line["proposal_seconds"] for line in lines.values() if "proposal_seconds" in line]
     return {
         "proposal_recall": recall.scores() or None,
         "proposal_boxes": recall.total or None,
         "seconds_per_image": seconds / len(lines) if lines else None,
+        "proposal_seconds_per_image": sum(proposing) / len(proposing) if proposing else None,
     }
 
 

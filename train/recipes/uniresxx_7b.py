@@ -51,8 +51,10 @@ def joint(name: str, mllm: MLLMConfig, tuning: TuningConfig) -> Recipe:
 
 
 def ground(name: str, stage_c: Recipe) -> Recipe:
-    """Stage B from stage C: part and object grounding at scale, lr 3e-4."""
-    return replace(stage_c, name=name, optim=replace(stage_c.optim, lr=3e-4))
+    """Stage B from stage C: part and object grounding at scale, lr 3e-4; the high tower keeps its own rate."""
+    lr = 3e-4
+    scale = tuple((path, factor * stage_c.optim.lr / lr) for path, factor in stage_c.optim.lr_scale)
+    return replace(stage_c, name=name, optim=replace(stage_c.optim, lr=lr, lr_scale=scale))
 
 
 def align(name: str, stage_c: Recipe) -> Recipe:

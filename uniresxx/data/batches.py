@@ -13,6 +13,7 @@ import numpy as np
 
 from mllm.tokens import Vocabulary
 from uniresxx.data.augment import mirrored
+from uniresxx.data.census import boxes_of_masks
 from uniresxx.data.collate import Sample, collate, make_sample
 from uniresxx.data.ledger import IN_A_ROW, BadSample, no_counts, over_budget
 from uniresxx.data.scenes import scene_record
@@ -168,7 +169,10 @@ class Batches:
         wanted = int(count * self.dialogue_share / (1 - self.dialogue_share) + rng.random())
         picked = rng.permutation(len(record.dialogues))[:wanted]
         dialogues = [record.dialogues[int(i)] for i in picked]
-        asked = replace(record, expressions=tuple(expressions), dialogues=tuple(dialogues))
+        boxes = record.boxes
+        if self.config.boxes == "learned":  # of what is not asked for as well
+            boxes = boxes_of_masks(record)
+        asked = replace(record, expressions=tuple(expressions), dialogues=tuple(dialogues), boxes=boxes)
         if self.flip and np.random.default_rng((self.seed, slot, FLIP)).random() < self.flip:
             asked = mirrored(asked) or asked
         return make_sample(asked, asked.expressions, asked.dialogues, choices, self.config, self.vocabulary)

@@ -14,12 +14,13 @@ import torch
 
 from mllm.chat import IGNORE, Row, render
 from mllm.tokens import Vocabulary
+from uniresxx.data.census import boxes_of_masks
 from uniresxx.data.ledger import BadSample
 from uniresxx.data.templates import dialogue_turn, expression_turn
 from uniresxx.errors import InputError
 from uniresxx.geometry import Letterbox
 from uniresxx.images import photo_of
-from uniresxx.masks import box_of, decode
+from uniresxx.masks import decode
 from uniresxx.model.config import UniRESPlusPlusConfig
 from uniresxx.model.processing import View, mask_pixels, pad_boxes, pixels, view_photo
 from uniresxx.types import RLE, Batch, Dialogue, Expression, Granularity, ImageRecord
@@ -78,20 +79,13 @@ def make_sample(
 
 
 def truth_boxes(record: ImageRecord, letterbox: Letterbox) -> tuple[np.ndarray, np.ndarray]:
-    """Object and part boxes that the box head learns: the data set's own, else those of all masks of the image.
-
-    The union of several referents is no object, so `multi` gives none (our choice).
-    """
-    found = []
-    for name in (Granularity.OBJECT, Granularity.PART):
-        if name in record.boxes:
-            boxes = np.asarray(record.boxes[name], dtype=np.float32).reshape(-1, 4)
-        else:
-            rles = [e.rle for e in record.expressions if e.granularity == name and e.rle is not None]
-            seen = {box for rle in rles if (box := box_of(rle)) is not None}
-            boxes = np.array(sorted(seen), dtype=np.float32).reshape(-1, 4)
-        found.append(letterbox.boxes(boxes).astype(np.float32))
-    return found[0], found[1]
+    """Object and part boxes that the box head learns, in the high frame."""
+    known, none_N4 = boxes_of_masks(record), np.zeros((0, 4), dtype=np.float32)
+    objects, parts = (
+        letterbox.boxes(known.get(name, none_N4)).astype(np.float32)
+        for name in (Granularity.OBJECT, Granularity.PART)
+    )
+    return objects, parts
 
 
 def _pad_truth(samples: Sequence[Sample]) -> tuple[torch.Tensor | None, torch.Tensor | None]:

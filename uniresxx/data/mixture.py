@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from uniresxx.data.benchmarks import SCENES, find_store, load_benchmark
-from uniresxx.data.census import KINDS, kinds_of
+from uniresxx.data.census import KINDS, boxes_of_masks, kinds_of
 from uniresxx.data.guard import Guard, is_training, stored_report
 from uniresxx.errors import InputError
 from uniresxx.types import Granularity, ImageRecord
@@ -97,12 +97,15 @@ class Pool:
         return cls(label, weight, records, rows_N, float(shown), tuple(kinds), about or {}, hint)
 
     def record(self, row: int) -> ImageRecord:
-        """A record with the expressions of this part; InputError where its store is damaged there."""
+        """A record with the expressions of this part; InputError where its store is damaged there.
+
+        Truth boxes stay those of all expressions: a picture asked only for groups still shows objects.
+        """
         record = self.records[row]
         if not self.kinds:
             return record
         kept = tuple(item for item in record.expressions if item.granularity in self.kinds)
-        return replace(record, expressions=kept, dialogues=())
+        return replace(record, expressions=kept, dialogues=(), boxes=boxes_of_masks(record))
 
 
 @dataclass(frozen=True)

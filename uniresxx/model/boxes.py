@@ -92,13 +92,15 @@ class BoxHead(nn.Module):
         """Focal loss on objectness, 1 - GIoU and centre-ness on responsible locations; divide by the truth boxes.
 
         FCOS divides by the number of responsible locations; `POSITIVES` per box stands in for it, so that the
-        denominator is known before the forward pass (our choice).
+        denominator is known before the forward pass (our choice). A level without any truth box teaches nothing:
+        most data sets mark either objects or parts, and what is not marked is not absent (our choice).
         """
         chosen_BGL = assign(output.points_L2, output.stride_L, truth_BGM4, valid_BGM)
         positive = chosen_BGL >= 0
         on_photo_BL = (output.points_L2 < extent_B2[:, None]).all(dim=-1)
         logits = output.objectness_BGL.float()
-        focal = _focal(logits, positive.float()) * on_photo_BL[:, None]
+        taught_BGL = on_photo_BL[:, None] & valid_BGM.any(dim=2)[..., None]
+        focal = _focal(logits, positive.float()) * taught_BGL
         index = chosen_BGL.clamp(min=0)[..., None].expand(-1, -1, -1, 4)
         target = truth_BGM4.gather(2, index) if truth_BGM4.shape[2] else output.boxes_BGL4.detach()
         giou = pairwise_giou(output.boxes_BGL4.float(), target)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from time import perf_counter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -74,6 +75,7 @@ class Sight:
     views: list[View]
     prefix: Prefix
     features: Any  # the mask head's own
+    proposal_seconds: float  # that finding the boxes of all photos took
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +85,7 @@ class _Found:
     boxes: Boxes
     stages: list[Tensor] | None
     output: BoxOutput | None
+    seconds: float = 0.0  # that it took; 0 for boxes prepared with the photo, and in training
 
 
 class UniRESPlusPlus(HubModel):
@@ -145,17 +148,28 @@ class UniRESPlusPlus(HubModel):
         """The configured boxes: as prepared with the photo, or found here on the model's own input."""
         if self.box_head is not None:
             stages = self.mllm.high(pixels_high_B3HW)
+            start = self._clock()
             output = self.box_head(stages)
             m = self.settings.mllm
             found = self.box_head.propose(output, extent_B2, m.max_objects, m.max_parts)
-            return _Found(found, stages, output)
+            return _Found(found, stages, output, self._clock() - start)
         if self.settings.boxes == "owlv2":
             if self.detector is None:
                 raise InputError(
                     "boxes='owlv2' needs its detector: name it by --model.weights.owlv2 FOLDER_OR_HUB_ID"
                 )
-            return _Found(self.detector(pixels_high_B3HW, extent_B2), None, None)
+            start = self._clock()
+            found = self.detector(pixels_high_B3HW, extent_B2)
+            return _Found(found, None, None, self._clock() - start)
         return _Found(given, None, None)
+
+    def _clock(self) -> float:
+        """Seconds once the GPU is done; 0 in training, which never waits for it."""
+        if self.training:
+            return 0.0
+        if next(self.parameters()).is_cuda:
+            torch.cuda.synchronize()
+        return perf_counter()
 
     def counts(self, batch: Batch) -> Counts:
         """Denominators of the loss terms, known before the forward pass."""
@@ -243,7 +257,10 @@ class UniRESPlusPlus(HubModel):
         return torch.stack(losses).sum() * stride * stride
 
     def _features(self, sight: MLLMSight, pixels_mask_B3SS: Tensor | None) -> Any:
+        """What the mask head keeps; the image-blind control hides the frame that it looks at itself as well."""
         head: MaskHead = self.head
+        if pixels_mask_B3SS is not None and self.settings.mllm.blind_to_image:
+            pixels_mask_B3SS = pixels_mask_B3SS * 0
         return head.see(*self.head_inputs(sight), pixels_mask_B3SS)
 
     def head_inputs(self, sight: MLLMSight) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
@@ -307,10 +324,12 @@ class UniRESPlusPlus(HubModel):
         high = given["pixels_high_B3HW"]
         boxes = Boxes(*(given[name] for name in BOX_FIELDS))
         found = self._find_boxes(high, boxes, given["extent_B2"])
+        seconds = found.seconds + sum(view.box_seconds for view in views)
         if self.settings.boxes in FROM_FEATURES:
             views = [replace(v, boxes=_proposals(found.boxes, b)) for b, v in enumerate(views)]
         sight = self.mllm.see(given["pixels_low_B3hw"], high, found.boxes, found.stages)
-        return Sight(views, self.mllm.prefill(sight), self._features(sight, given.get("pixels_mask_B3SS")))
+        features = self._features(sight, given.get("pixels_mask_B3SS"))
+        return Sight(views, self.mllm.prefill(sight), features, seconds)
 
     def regions(self, sight: Sight) -> list[dict[str, np.ndarray]]:
         """The proposals each photo was read with: xyxy (N, 4) in the image frame by "object" and "part"."""
@@ -321,6 +340,10 @@ class UniRESPlusPlus(HubModel):
             }
             for view in sight.views
         ]
+
+    def proposal_seconds(self, sight: Sight) -> float:
+        """What finding the boxes of all photos took; the high tower, which is needed anyway, is not in it."""
+        return sight.proposal_seconds
 
     @torch.no_grad()
     def answer(
