@@ -50,6 +50,7 @@ from uniresxx.geometry import Letterbox
 from uniresxx.masks import encode
 from uniresxx.model.build import build_model
 from uniresxx.model.config import PyramidHeadConfig, UniRESPlusPlusConfig
+from uniresxx.model.losses import photo_logits
 from uniresxx.model.modeling import UniRESPlusPlus
 from uniresxx.types import Batch, Expression, Granularity, ImageRecord
 
@@ -282,9 +283,8 @@ def photo_loss(masks_Ehw: Tensor, case: Case) -> tuple[Tensor, Tensor]:
     for image in case.batch.image_of_expr_E.unique().tolist():
         own = case.batch.image_of_expr_E == image
         truth = case.truth_Eyx[own].float()
-        square = F.interpolate(masks_Ehw[own][:, None], (side, side), mode="bilinear", align_corners=False)
-        cut = square[..., : box.inner_height, : box.inner_width]
-        logits = F.interpolate(cut, truth.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
+        inner = box.inner_height, box.inner_width
+        logits = photo_logits(masks_Ehw[own], (side, side), inner, truth.shape[-2:])
         bce = bce + F.binary_cross_entropy_with_logits(logits, truth, reduction="none").mean((1, 2)).sum()
         p = logits.sigmoid()
         shared, total = (p * truth).sum((1, 2)), p.sum((1, 2)) + truth.sum((1, 2))

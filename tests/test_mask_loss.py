@@ -12,9 +12,18 @@ from mllm.tokens import Vocabulary
 from tests.test_model import CONFIG, batch_of, picture
 from uniresxx.data.templates import TRAINING_TEMPLATES
 from uniresxx.errors import InputError
+from uniresxx.geometry import Letterbox
 from uniresxx.model.build import build_model
 from uniresxx.model.config import LossConfig, UniRESPlusPlusConfig
-from uniresxx.model.losses import at_points, cells, choose_points, mask_point_sums, mask_sums
+from uniresxx.model.losses import (
+    at_points,
+    cells,
+    choose_points,
+    mask_point_sums,
+    mask_sums,
+    photo_sums,
+    true_iou,
+)
 
 
 def some(side: int = 64, grid: int = 16, count: int = 6) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -108,13 +117,68 @@ def test_points_keep_no_map_of_the_frame_for_the_backward_pass() -> None:
     assert saved["low"] < saved["full"] / 10 and saved["points"] < saved["full"] / 10
 
 
-@pytest.mark.parametrize("resolution", ["full", "low", "points"])
+@pytest.mark.parametrize("size", [(40, 64), (64, 48), (90, 33), (200, 130)])
+def test_loss_at_the_photo_s_size_is_that_of_its_pixels_one_by_one(size: tuple[int, int]) -> None:
+    """Against pixel centres of the photo looked up in the frame's logits, mask by mask, by hand."""
+    box, frame = Letterbox.fit(*size, 64), (64, 64)
+    logits = some()[0]
+    generator = torch.Generator().manual_seed(1)
+    truth = torch.rand(6, *size, generator=generator) > 0.6
+    valid = torch.from_numpy(box.valid())[None]
+    images = torch.zeros(6, dtype=torch.long)
+    bce, dice, iou = photo_sums(logits, images, [truth], valid, 1.0)
+    found = []
+    for one, own in zip(upsampled(logits, frame[0]), truth, strict=True):
+        inner = one[: box.inner_height, : box.inner_width]
+        y = (torch.arange(size[0]) + 0.5) * box.inner_height / size[0] - 0.5
+        x = (torch.arange(size[1]) + 0.5) * box.inner_width / size[1] - 0.5
+        at = inner_bilinear(inner, y, x)
+        p, g = at.sigmoid(), own.float()
+        share = (2 * (p * g).sum() + 1) / (p.sum() + g.sum() + 1)
+        mask = at > 0
+        found.append(
+            (
+                F.binary_cross_entropy(p.double(), g.double()),
+                1 - share,
+                (mask & own).sum() / (mask | own).sum(),
+            )
+        )
+    assert float(bce) == pytest.approx(float(sum(f[0] for f in found)), rel=1e-4)
+    assert float(dice) == pytest.approx(float(sum(f[1] for f in found)), rel=1e-4)
+    assert iou.tolist() == pytest.approx([float(f[2]) for f in found], abs=2e-3)
+
+
+def inner_bilinear(map_hw: torch.Tensor, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    h, w = map_hw.shape
+    y, x = y.clamp(0, h - 1), x.clamp(0, w - 1)
+    top, left = y.floor().long(), x.floor().long()
+    bottom, right = (top + 1).clamp(max=h - 1), (left + 1).clamp(max=w - 1)
+    dy, dx = (y - top)[:, None], (x - left)[None]
+    above = map_hw[top][:, left] * (1 - dx) + map_hw[top][:, right] * dx
+    below = map_hw[bottom][:, left] * (1 - dx) + map_hw[bottom][:, right] * dx
+    return above * (1 - dy) + below * dy
+
+
+def test_photos_of_the_frame_s_size_give_the_full_loss_image_by_image() -> None:
+    logits, truth, _ = some()
+    valid = torch.ones(3, 64, 64, dtype=torch.bool)
+    images = torch.tensor([0, 0, 2, 2, 2, 2])
+    parts = [truth[:2], truth[:0], truth[2:]]  # the second picture has no target
+    bce, dice, iou = photo_sums(logits, images, parts, valid, 1.0)
+    full = upsampled(logits, 64)
+    expected = mask_sums(full, truth, valid[images])
+    assert float(bce) == pytest.approx(float(expected[0]), rel=1e-6)
+    assert float(dice) == pytest.approx(float(expected[1]), rel=1e-6)
+    assert torch.equal(iou, true_iou(full, truth, valid[images]))
+
+
+@pytest.mark.parametrize("resolution", ["full", "low", "points", "photo"])
 def test_the_model_trains_at_every_resolution(resolution: str) -> None:
     vocabulary = Vocabulary.train([*TRAINING_TEMPLATES, "the red square", "both squares"] * 3, 340)
     loss = replace(CONFIG.loss, resolution=resolution, points=500)
     torch.manual_seed(0)
     model = build_model(replace(CONFIG, loss=loss), vocabulary).eval()
-    batch = batch_of([picture(0), picture(1, 20, 32)], vocabulary)
+    batch = batch_of([picture(0), picture(1, 20, 32)], vocabulary, model.settings)
     terms = model.loss(model(batch), batch)
     terms.total(model.counts(batch)).backward()
     assert model.head.mask[2].weight.grad.any()
@@ -122,7 +186,7 @@ def test_the_model_trains_at_every_resolution(resolution: str) -> None:
     plain.load_state_dict(model.state_dict())
     full = plain.loss(plain(batch), batch).sums
     for name in ("mask", "dice"):
-        close = {"full": 1e-6, "low": 0.15, "points": 0.6}[resolution]
+        close = {"full": 1e-6, "low": 0.15, "points": 0.6, "photo": 0.15}[resolution]
         assert float(terms.sums[name].detach()) == pytest.approx(float(full[name].detach()), rel=close)
 
 

@@ -28,6 +28,7 @@ from uniresxx.types import Batch
 
 LABELS = 5  # of a decision: the answer `[SEG].` with its end
 TRUTH_BOXES = 8  # of a level, for the learned box head
+_PHOTO = 480, 640  # where the loss is taken at the photo's size: COCO's usual one
 _CANDIDATES = 16  # boxes in NMS: its loop costs time here and no memory
 
 
@@ -169,6 +170,7 @@ def _batch(config: UniRESPlusPlusConfig, sizes: Sizes, fake: FakeTensorMode) -> 
         low, high = torch.empty(B, 3, m.low_size, m.low_size), torch.empty(B, 3, S, S)
         own = None if config.mask_size is None else torch.empty(B, 3, config.mask_size, config.mask_size)
         masks = torch.empty(B * K, S, S, dtype=torch.bool)
+        photos = [torch.empty(K, *_PHOTO, dtype=torch.bool) for _ in range(B)]
         dense = torch.empty(B, S, S, 3, dtype=torch.uint8) if any(config.dense_classes) else None
     place_T = torch.arange(T) % t
     box = torch.tensor([0.0, 0.0, S / 2, S / 2])
@@ -191,6 +193,7 @@ def _batch(config: UniRESPlusPlusConfig, sizes: Sizes, fake: FakeTensorMode) -> 
         seg_position_E=(torch.arange(1, K + 1) * t - 2).repeat(B),
         present_E=filled(B * K, dtype=torch.bool),
         masks_EHW=masks,
+        masks_photo=photos if config.loss.resolution == "photo" else [],
         pixel_valid_BHW=filled(B, S, S, dtype=torch.bool),
         dense_BHW3=dense,
     )

@@ -40,6 +40,9 @@ class Sample:
     label: str = ""  # the data set it is of
     bad: tuple[BadSample, ...] = ()  # samples it stands in for
     truth_boxes: tuple[np.ndarray, np.ndarray] | None = None  # object and part level, high frame
+    masks_photo: list[np.ndarray] = field(
+        default_factory=list
+    )  # bool (y, x) of each target, for loss "photo"
 
 
 def make_sample(
@@ -71,11 +74,13 @@ def make_sample(
             ids.append(dialogue.dialogue_id)
     assert len(row.decisions) == len(masks), (len(row.decisions), len(masks))
     view = view_photo(photo_of(record), config, record)
-    framed = [None if rle is None else _framed(rle, record, view.letterbox) for rle in masks]
+    truth = [None if rle is None else _decoded(rle, record) for rle in masks]
+    framed = [None if mask_yx is None else _framed(mask_yx, view.letterbox) for mask_yx in truth]
     drawn = {"images": 1, "dialogues": len(dialogues)} | Counter(str(e.granularity) for e in expressions)
     boxes = truth_boxes(record, view.letterbox) if config.boxes == "learned" else None
     dense = _dense(record, view.letterbox)
-    return Sample(view, row, framed, kinds, ids, dense, truth_boxes=boxes, drawn=drawn)
+    own = [m for m in truth if m is not None] if config.loss.resolution == "photo" else []
+    return Sample(view, row, framed, kinds, ids, dense, truth_boxes=boxes, masks_photo=own, drawn=drawn)
 
 
 def truth_boxes(record: ImageRecord, letterbox: Letterbox) -> tuple[np.ndarray, np.ndarray]:
@@ -155,17 +160,28 @@ def collate(samples: Sequence[Sample], config: UniRESPlusPlusConfig, vocabulary:
         else torch.zeros(0, side, side, dtype=torch.bool),
         pixel_valid_BHW=torch.from_numpy(np.stack([s.view.letterbox.valid() for s in samples])),
         dense_BHW3=torch.from_numpy(np.stack(known)) if len(known) == len(samples) else None,
+        masks_photo=[_stacked(s) for s in samples] if config.loss.resolution == "photo" else [],
         expression_ids=[i for s in samples for i in s.expression_ids],
         granularities=[g for s in samples for g in s.granularities],
     )
 
 
-def _framed(rle: RLE, record: ImageRecord, letterbox: Letterbox) -> np.ndarray:
-    """Bool mask (S, S) of a mask of the photo."""
+def _stacked(sample: Sample) -> torch.Tensor:
+    box = sample.view.letterbox
+    masks = [np.zeros((0, box.height, box.width), dtype=bool), *(m[None] for m in sample.masks_photo)]
+    return torch.from_numpy(np.concatenate(masks))
+
+
+def _decoded(rle: RLE, record: ImageRecord) -> np.ndarray:
+    """Bool mask (y, x) of the photo."""
     if list(rle["size"]) != [record.height, record.width]:
         raise InputError(
             f"image {record.image_id}: a mask is {rle['size']} (height, width), its photo "
             f"{[record.height, record.width]}"
         )
-    mask_yx = decode(rle)
+    return decode(rle)
+
+
+def _framed(mask_yx: np.ndarray, letterbox: Letterbox) -> np.ndarray:
+    """Bool mask (S, S) of a mask of the photo."""
     return mask_yx if mask_yx.shape == (letterbox.side, letterbox.side) else letterbox.mask(mask_yx)

@@ -12,7 +12,7 @@ from uniresxx.segmenter import DecisionRule
 MODEL_TYPE = "uniresxx"
 BoxSource = Literal["segmenter", "learned", "owlv2", "grid", "truth", "shuffled", "random"]
 HeadKind = Literal["pyramid", "sam", "sam2"]
-MaskResolution = Literal["full", "low", "points"]
+MaskResolution = Literal["full", "low", "points", "photo"]
 Source = Literal["llava", "clip", "convnext", "sam"]
 NORM_GROUPS = 8
 BOOKKEEPING = ("architectures", "transformers_version", "dtype")  # what transformers may add to a config.json
@@ -108,8 +108,9 @@ class WeightsConfig:
 class LossConfig:
     """Weights of METHOD section 4; `dense` is the auxiliary of the scenes (kind, colour, part per pixel).
 
-    `resolution` is where BCE and dice are taken: every pixel of the high frame; the head's own grid; or `points`
-    sampled points (losses.mask_point_sums). The `lisa` family has dice_smooth 0.001 (its scale of 1000 at eps 1e-6).
+    `resolution` is where BCE and dice are taken: every pixel of the high frame; the head's own grid; `points`
+    sampled points (losses.mask_point_sums); or every pixel of the photo at its own size. The `lisa` family has
+    "photo" and dice_smooth 0.001 (its scale of 1000 at eps 1e-6).
     """
 
     text: float = 1.0

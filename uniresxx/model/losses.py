@@ -1,11 +1,12 @@
 """Loss sums of METHOD section 4; divided by the counts of the whole global batch by the caller.
 
 Shapes: E expressions, H W pixels of the high frame, h w the head's grid, K sampled points, L label positions,
-V vocabulary, B images.
+V vocabulary, B images, y x pixels of a photo.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -59,6 +60,41 @@ def mask_sums(
     inter_E = (p * truth).flatten(1).sum(1)
     dice_E = 1 - (2 * inter_E + smooth) / (p.flatten(1).sum(1) + truth.flatten(1).sum(1) + smooth)
     return bce_E.sum(), dice_E.sum()
+
+
+def resized(logits_Ehw: Tensor, size: Sequence[int]) -> Tensor:
+    """Bilinear, edges on edges."""
+    if logits_Ehw.shape[-2:] == tuple(size):
+        return logits_Ehw
+    return F.interpolate(logits_Ehw[:, None], size=tuple(size), mode="bilinear", align_corners=False)[:, 0]
+
+
+def photo_logits(
+    logits_Ehw: Tensor, frame: Sequence[int], inner: Sequence[int], size: Sequence[int]
+) -> Tensor:
+    """Logits at the photo's size (y, x): to the whole frame, cut to what shows the photo, to the photo.
+
+    The order of SAM's `postprocess_masks`, which LISA's loss goes through (dvlab-research/LISA:model/LISA.py).
+    """
+    return resized(resized(logits_Ehw, frame)[:, : inner[0], : inner[1]], size)
+
+
+def photo_sums(
+    logits_Ehw: Tensor, image_E: Tensor, masks_photo: Sequence[Tensor], valid_BHW: Tensor, smooth: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(BCE, dice, IoU of each) of every mask at the size of its photo; `masks_photo` as in Batch, E in its order.
+
+    A loop over images, because their sizes differ. Each map is kept for the backward pass at two sizes.
+    """
+    sums, ious = [logits_Ehw.new_zeros(2)], [logits_Ehw.new_zeros(0)]
+    for b, truth_Eyx in enumerate(masks_photo):
+        inner = int(valid_BHW[b].any(dim=1).sum()), int(valid_BHW[b].any(dim=0).sum())
+        logits_Eyx = photo_logits(logits_Ehw[image_E == b], valid_BHW.shape[1:], inner, truth_Eyx.shape[1:])
+        everywhere = torch.ones_like(truth_Eyx)
+        sums.append(torch.stack(mask_sums(logits_Eyx, truth_Eyx, everywhere, smooth)))
+        ious.append(true_iou(logits_Eyx, truth_Eyx, everywhere))
+    bce, dice = torch.stack(sums).sum(dim=0)
+    return bce, dice, torch.cat(ious)
 
 
 def cells(truth_EHW: Tensor, valid_EHW: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:

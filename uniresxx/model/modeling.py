@@ -37,6 +37,8 @@ from uniresxx.model.losses import (
     cells,
     mask_point_sums,
     mask_sums,
+    photo_sums,
+    resized,
     text_sum,
     true_iou,
 )
@@ -227,11 +229,12 @@ class UniRESPlusPlus(HubModel):
         Below full resolution the IoU is that on the head's grid. Points are drawn from torch's random numbers: a
         step that is cut differently draws others.
         """
-        w = self.settings.loss
-        truth_EHW = batch.masks_EHW[batch.present_E]
-        valid_EHW = batch.pixel_valid_BHW[batch.image_of_expr_E[batch.present_E]]
+        w, image_E = self.settings.loss, batch.image_of_expr_E[batch.present_E]
+        if w.resolution == "photo":
+            return photo_sums(logits_Ehw, image_E, batch.masks_photo, batch.pixel_valid_BHW, w.dice_smooth)
+        truth_EHW, valid_EHW = batch.masks_EHW[batch.present_E], batch.pixel_valid_BHW[image_E]
         if w.resolution == "full":
-            logits_EHW = _resize(logits_Ehw, truth_EHW.shape[-2:])
+            logits_EHW = resized(logits_Ehw, truth_EHW.shape[-2:])
             bce, dice = mask_sums(logits_EHW, truth_EHW, valid_EHW, w.dice_smooth)
             return bce, dice, true_iou(logits_EHW, truth_EHW, valid_EHW)
         h, w_ = logits_Ehw.shape[-2:]
@@ -445,9 +448,3 @@ def _phrases(text: str, count: int) -> list[str]:
     """Phrases of `a: [SEG], b: [REJ].`, empty strings where the answer names none."""
     pieces = [piece.strip(" ,.;:") for piece in text.replace("[REJ]", "[SEG]").split("[SEG]")]
     return (pieces + [""] * count)[:count]
-
-
-def _resize(logits_Ehw: Tensor, size: Sequence[int]) -> Tensor:
-    if logits_Ehw.shape[-2:] == tuple(size):
-        return logits_Ehw
-    return F.interpolate(logits_Ehw[:, None], size=tuple(size), mode="bilinear", align_corners=False)[:, 0]
