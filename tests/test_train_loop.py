@@ -444,7 +444,15 @@ def test_ten_in_a_row_stop_the_run_with_the_ids(tmp_path):
     job = job_of(recipe)
     with pytest.raises(TrainingError, match=r"10 steps in a row .*stub/train/164"):
         train(recipe, replace(job, batches=poisoned(job.batches, set(range(11, 40)))), tmp_path)
-    assert checkpoint.newest_verified(tmp_path, print).name == "step_00000020"
+    assert checkpoint.newest_verified(tmp_path, print).name == "step_00000010"  # none from between
+
+
+def test_a_save_that_is_due_waits_for_a_finite_step(tmp_path):
+    recipe = recipe_of(steps=14, save_every=5)
+    job = job_of(recipe)
+    train(recipe, replace(job, batches=poisoned(job.batches, {9, 10})), tmp_path)
+    names = [path.name for path in sorted((tmp_path / "checkpoints").iterdir())]
+    assert names == ["step_00000012", "step_00000014"]
 
 
 def test_a_full_disk_ends_the_run_and_keeps_what_was_saved(tmp_path, monkeypatch):
