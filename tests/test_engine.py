@@ -410,6 +410,7 @@ def ends_with(error, monkeypatch, tmp_path):
 
     monkeypatch.setattr("train.job.open_job", lambda recipe, data: Job(None, lambda step, micro: None))
     monkeypatch.setattr("train.loop.train", fail)
+    monkeypatch.setattr("train.plan.forecast", lambda recipe, gpus: "")  # tests/test_plan.py has it
     return main(["tiny_scenes", "--engine.device", "cpu", "--out", str(tmp_path / "x")])
 
 
@@ -427,6 +428,16 @@ def test_out_of_memory_names_the_knobs(monkeypatch, tmp_path, capsys):
         "offload",
     ):
         assert knob in told
+
+
+def test_out_of_cpu_memory_is_told_in_the_same_way(monkeypatch, tmp_path, capsys):
+    with pytest.raises(RuntimeError) as found:
+        torch.empty(1 << 60, dtype=torch.uint8)
+    for error in (found.value, MemoryError("Unable to allocate 9 TiB"), MemoryError()):
+        assert ends_with(error, monkeypatch, tmp_path) == 1
+        told = capsys.readouterr().err
+        assert told.startswith("error: out of memory (") and "data.batch_images" in told
+        assert told.count("\n") == 1 and "()" not in told
 
 
 def test_a_lost_rank_is_one_line(monkeypatch, tmp_path, capsys):

@@ -38,6 +38,13 @@ ROOT = Path(__file__).resolve().parents[1]
 PATIENCE = 900  # seconds for a launch on a machine that is busy with other work
 STEPS, HALF = 4, 2
 ENGINES = {"ddp": 0, "zero1": 1, "zero2": 2, "zero3": 3}
+OPTIONS = {
+    "bf16_zero3": "lora --engine.zero_stage 3 --engine.precision bf16",
+    "offload_optimizer": "lora --engine.zero_stage 2 --engine.offload optimizer",
+    "offload_all": "lora --engine.zero_stage 3 --engine.offload all",
+    "dropout_zero2": "dropout --engine.zero_stage 2",
+}
+AGAIN = "_again"  # ends the name of a run that goes on from a checkpoint of the run so named without it
 ALONE = {"one": 0, "one_zero1": 1, "one_zero2": 2, "one_zero3": 3}  # one process
 
 
@@ -53,27 +60,30 @@ def lora() -> Recipe:
     )
 
 
-def with_lora(model):
+def with_lora(model, dropout=0.0):
     """LoRA on the attention of the language model; its other weights and both towers frozen."""
     from peft import LoraConfig, inject_adapter_in_model
 
     model.mllm.requires_grad_(False)
     torch.manual_seed(5)
-    config = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"])
+    config = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], lora_dropout=dropout)
     inject_adapter_in_model(config, model.mllm.llm)
     return model
 
 
 def as_script(path):
     """Every line of the plan as one run, all in the same job."""
-    known = {"lora": lora, "poisoned": lora}
+    known = {"lora": lora, "dropout": lora, "poisoned": lora}
     lines = json.loads(Path(path).read_text())
     plan = [parse(line.split(), known) for line in lines]
     ranks = join_ranks(max((c.recipe.engine for c in plan), key=lambda engine: engine.zero_stage))
-    codes, base = [], open_lora(lora())
+    codes, base = [], open_job(lora(), None)
     for line, command in zip(lines, plan, strict=True):
         recipe = command.recipe
-        model = copy.deepcopy(base.model)
+        model = with_lora(copy.deepcopy(base.model), 0.2 if line.startswith("dropout") else 0.0)
+        if command.out.name.endswith(AGAIN):
+            whole = command.out.with_name(command.out.name.removesuffix(AGAIN))
+            ranks.decide(partial(interrupted, whole, command.out))
         cut = {"batch_images": recipe.data.batch_images, "accumulate": recipe.data.accumulate}
         batches = replace(base.batches, **cut)
         job = replace(
@@ -252,9 +262,8 @@ def continued(runs, tmp_path_factory):
     lines.append(f"lora --engine.zero_stage 1 --out {out}")
     for name, stage in ENGINES.items():
         lines.append(f"poisoned --engine.zero_stage {stage} --out {folder}/poisoned_{name}")
-    lines.append(f"lora --engine.zero_stage 3 --engine.precision bf16 --out {folder}/bf16_zero3")
-    lines.append(f"lora --engine.zero_stage 2 --engine.offload optimizer --out {folder}/offload_optimizer")
-    lines.append(f"lora --engine.zero_stage 3 --engine.offload all --out {folder}/offload_all")
+    for name, line in OPTIONS.items():
+        lines += [f"{line} --out {folder}/{name}{end}" for end in ("", AGAIN)]
     ended(launched(*with_torchrun(__file__, plan_of(folder, lines))))
     return folder
 
@@ -298,6 +307,15 @@ def test_all_ranks_skip_what_is_not_finite_on_one(continued, name):
     )
 
 
+@pytest.mark.parametrize("name", OPTIONS)
+def test_resume_is_exact_in_bf16_with_offload_and_with_dropout(continued, name):
+    assert_same(continued / name, continued / f"{name}{AGAIN}")
+
+
+def test_dropout_is_really_on(runs, continued):
+    assert losses(continued / "dropout_zero2") != pytest.approx(losses(runs / "one"), abs=1e-4)
+
+
 def test_bf16_and_offload_stay_near(runs, continued):
     assert losses(continued / "bf16_zero3") == pytest.approx(losses(runs / "one"), abs=0.2)
     assert {value.dtype for value in tensors(continued / "bf16_zero3").values()} == {torch.float32}
@@ -310,7 +328,7 @@ def test_bf16_and_offload_stay_near(runs, continued):
 SMALL = (
     "train", "tiny_scenes", "--data.batch_images", "2", "--data.expressions_per_image", "2",
     "--optim.steps", "30", "--log.save_every", "5", "--log.overlay_every", "1000",
-    "--log.overlay_first_seconds", "100000", "--engine.device", "cpu",
+    "--log.overlay_first_seconds", "100000", "--engine.device", "cpu", "--optim.max_minutes", "None",
 )  # fmt: skip
 
 
@@ -343,8 +361,10 @@ def test_sigterm_to_one_rank_saves_on_all_and_the_same_command_continues(tmp_pat
     out = tmp_path / "run"
     stage = ("--engine.zero_stage", "2", "--data.workers", "1")
     process = launched(*with_deepspeed("--module", *SMALL, *stage, "--out", out))
+    wait_for_step(out, 1, process)
+    second = children(process)[1]  # looked for early: the run must not be over by then
     wait_for_step(out, 7, process)
-    os.kill(children(process)[1], signal.SIGTERM)
+    os.kill(second, signal.SIGTERM)
     said = ended(process, 75)
     step = len(read_log(out / "log.jsonl"))
     assert 7 <= step < 30 and f"stopped and saved at step {step} of 30" in said
@@ -377,7 +397,7 @@ def errors(said):
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_rank_that_is_dead_or_silent_ends_the_job_with_one_line(tmp_path, number):
     out = tmp_path / "run"
-    patience = "0.5" if number == signal.SIGSTOP else "30"
+    patience = "1.5" if number == signal.SIGSTOP else "30"  # also how far apart the two may start
     one, other = two_ranks(*SMALL, "--engine.timeout_minutes", patience, "--out", out)
     wait_for_step(out, 7, one)
     other.send_signal(number)

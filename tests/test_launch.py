@@ -23,6 +23,11 @@ def launched(words: list[str]) -> tuple[Command, int]:
     return parse(options.training_script_args, KNOWN), int(options.nnodes) * int(options.nproc_per_node)
 
 
+def check_time_to_save(seconds: str, patience: int) -> None:
+    """torchrun kills its processes so long after a signal; the cluster kills torchrun after `patience`."""
+    assert 300 <= int(seconds) < patience
+
+
 def check(words: list[str]) -> None:
     command, processes = launched(words)
     assert share_of(command.recipe.data, processes) >= 1
@@ -32,7 +37,10 @@ def check(words: list[str]) -> None:
 
 def test_the_slurm_file_is_shell_and_starts_the_recipe() -> None:
     subprocess.run(["bash", "-n", SLURM], check=True)
-    stubs = 'srun() { printf "%s\\n" "$@"; }; scontrol() { printf "node1\\nnode2\\n"; }; source "$0"'
+    stubs = (
+        'srun() { printf "%s\\n" "$TORCH_ELASTIC_SHUTDOWN_TIMEOUT" "$@"; }; '
+        'scontrol() { printf "node1\\nnode2\\n"; }; source "$0"'
+    )
     variables = {"SLURM_NNODES": "2", "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "node[1-2]"}
     shown = subprocess.run(
         ["bash", "-c", stubs, str(SLURM)],
@@ -41,7 +49,7 @@ def test_the_slurm_file_is_shell_and_starts_the_recipe() -> None:
         text=True,
         check=True,
     )
-    program, *words = shown.stdout.split()
+    seconds, program, *words = shown.stdout.split()
     assert program == "torchrun" and "node1:29500" in words
     check(words)
     asked = dict(
@@ -49,6 +57,7 @@ def test_the_slurm_file_is_shell_and_starts_the_recipe() -> None:
         for line in SLURM.read_text().splitlines()
         if line.startswith("#SBATCH") and "=" in line
     )
+    check_time_to_save(seconds, int(asked["signal"].removeprefix("TERM@")))
     assert (asked["nodes"], asked["gpus-per-node"], asked["ntasks-per-node"]) == ("2", "8", "1")
 
 
@@ -67,6 +76,8 @@ def test_the_kubernetes_file_is_yaml_and_starts_the_recipe() -> None:
     options = get_args_parser().parse_args(words)
     assert spec["completions"] == spec["parallelism"] == int(options.nnodes) == 2
     assert container["resources"]["limits"]["nvidia.com/gpu"] == int(options.nproc_per_node)
+    variables = {item["name"]: item["value"] for item in container["env"]}
+    check_time_to_save(variables["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"], pod["terminationGracePeriodSeconds"])
     assert options.master_addr == f"{name}-0.{service['metadata']['name']}"
     mounts, volumes = (
         {item["name"] for item in place} for place in (container["volumeMounts"], pod["volumes"])

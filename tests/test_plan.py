@@ -288,7 +288,7 @@ def documented() -> list[list[float]]:
 
 
 def test_the_documented_stages_are_those_of_the_plan() -> None:
-    """All but the activations, which the slow test computes anew."""
+    """All but the activations, which the test below computes anew."""
     found, rows = KNOWN["uniresxx_7b"](), documented()
     assert [row[0] for row in rows] == [0, 1, 2, 3]
     model = Model.of(model_without_memory(found.model))
@@ -301,7 +301,7 @@ def test_the_documented_stages_are_those_of_the_plan() -> None:
         assert peak == pytest.approx(max(running, loading), abs=0.3)
 
 
-@pytest.mark.slow
+@pytest.mark.system
 def test_the_documented_activations_are_those_of_the_plan() -> None:
     found = plan(KNOWN["uniresxx_7b"](), 8)
     assert {row[4] for row in documented()} == {round(found.activations / GB, 1)}

@@ -1,7 +1,7 @@
 """The loop with a stub model: accumulation, exact resume, signals, kills, guards, refusals.
 
-Run as a script (`python test_train_loop.py OUT STEPS SAVE_EVERY PAUSE WORKERS`) it trains the stub, for the
-tests that need a process of their own.
+Run as a script (`python test_train_loop.py OUT STEPS SAVE_EVERY SLOW_FROM WORKERS`) it trains the stub, for the
+tests that need a process of their own: slowly from step SLOW_FROM on, so that a busy test still meets it there.
 """
 
 from __future__ import annotations
@@ -172,8 +172,9 @@ def script():
     """Starts this file as a program that trains the stub; nothing it starts outlives the test."""
     started = []
 
-    def start(out, steps, save_every, pause=0.0, workers=0, **kwargs):
-        command = [sys.executable, __file__, str(out), str(steps), str(save_every), str(pause), str(workers)]
+    def start(out, steps, save_every, slow_from=1000, workers=0, **kwargs):
+        numbers = (steps, save_every, slow_from, workers)
+        command = [sys.executable, __file__, str(out), *map(str, numbers)]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, **kwargs
@@ -282,9 +283,13 @@ def test_a_failing_step_leaves_no_worker(tmp_path):
 # ---- whole runs
 
 
-@pytest.mark.parametrize("stop_at", [5, 7, 11])  # 5: right after a checkpoint
-def test_resumed_equals_uninterrupted(tmp_path, stop_at):
+@pytest.mark.parametrize(
+    ("stop_at", "precision"), [(5, "fp32"), (7, "fp32"), (11, "fp32"), (7, "bf16")]
+)  # 5: right after a checkpoint
+def test_resumed_equals_uninterrupted(tmp_path, stop_at, precision):
+    """With dropout, so the random state matters."""
     recipe = recipe_of()
+    recipe = replace(recipe, engine=replace(recipe.engine, precision=precision))
     assert train(recipe, job_of(recipe), tmp_path / "whole") == DONE
     job = job_of(recipe)
     with pytest.raises(StopAtError):
@@ -439,7 +444,15 @@ def test_ten_in_a_row_stop_the_run_with_the_ids(tmp_path):
     job = job_of(recipe)
     with pytest.raises(TrainingError, match=r"10 steps in a row .*stub/train/164"):
         train(recipe, replace(job, batches=poisoned(job.batches, set(range(11, 40)))), tmp_path)
-    assert checkpoint.newest_verified(tmp_path, print).name == "step_00000020"
+    assert checkpoint.newest_verified(tmp_path, print).name == "step_00000010"  # none from between
+
+
+def test_a_save_that_is_due_waits_for_a_finite_step(tmp_path):
+    recipe = recipe_of(steps=14, save_every=5)
+    job = job_of(recipe)
+    train(recipe, replace(job, batches=poisoned(job.batches, {9, 10})), tmp_path)
+    names = [path.name for path in sorted((tmp_path / "checkpoints").iterdir())]
+    assert names == ["step_00000012", "step_00000014"]
 
 
 def test_a_full_disk_ends_the_run_and_keeps_what_was_saved(tmp_path, monkeypatch):
@@ -487,8 +500,8 @@ def test_curve_of_an_empty_log_is_no_picture(tmp_path):
 @pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.system), 1])
 def test_signals_save_and_the_same_command_continues(tmp_path, workers, script):
     out = tmp_path / "cut"
-    process = script(out, 40, 10, 0.03, workers, start_new_session=True)
-    wait_for_lines(out / "log.jsonl", 13, process)
+    process = script(out, 40, 10, 12, workers, start_new_session=True)
+    wait_for_lines(out / "log.jsonl", 12, process)
     os.killpg(
         process.pid, signal.SIGTERM if workers else signal.SIGINT
     )  # the whole group, as a terminal does
@@ -506,7 +519,7 @@ def test_signals_save_and_the_same_command_continues(tmp_path, workers, script):
 
 
 def test_a_reader_that_goes_away_stops_nothing(tmp_path, script):
-    process = script(tmp_path, 30, 10, 0.01)
+    process = script(tmp_path, 30, 10, 28)
     process.stdout.readline()
     process.stdout.close()
     assert process.wait(timeout=PATIENCE) == DONE
@@ -517,7 +530,7 @@ def test_a_reader_that_goes_away_stops_nothing(tmp_path, script):
 def test_kill_9_loses_nothing(tmp_path, script):
     out = tmp_path / "cut"
     for lines in (8, 19):
-        process = script(out, 30, 4, 0.01)
+        process = script(out, 30, 4, lines)
         wait_for_lines(out / "log.jsonl", lines, process)
         process.kill()
         process.communicate()
@@ -542,17 +555,18 @@ def test_a_file_size_limit_is_a_full_disk(tmp_path, script):
 
 
 def as_script(arguments):
-    out, steps, save_every, pause, workers = arguments
-    recipe = recipe_of(int(steps), save_every=int(save_every), workers=int(workers))
+    out = Path(arguments[0])
+    steps, save_every, slow_from, workers = map(int, arguments[1:])
+    recipe = recipe_of(steps, save_every=save_every, workers=workers)
     job = job_of(recipe)
     get = job.batches
 
     def slow(step, micro):
-        time.sleep(float(pause))
+        time.sleep(0.5 if step >= slow_from else 0.0)
         return get(step, micro)
 
     try:
-        return train(recipe, replace(job, batches=slow), Path(out), command="again")
+        return train(recipe, replace(job, batches=slow), out, command="again")
     except checkpoint.SaveError as error:
         print(f"error: {error}")
         return 1

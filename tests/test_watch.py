@@ -250,7 +250,7 @@ def test_log_lines_carry_what_a_step_costs(runs):
 
 
 @pytest.mark.system
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(2400)
 @pytest.mark.parametrize("stage", [0, 3])
 def test_two_ranks_measure_together(tmp_path, stage):
     """A real job: the scores are those of the weights it saved, and only rank 0 wrote them."""
@@ -265,7 +265,7 @@ def test_two_ranks_measure_together(tmp_path, stage):
     launcher = ["torchrun", "--nproc_per_node", "2", "--master_port", port]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
-        launcher + words, cwd=ROOT, capture_output=True, text=True, timeout=800, check=False,
+        launcher + words, cwd=ROOT, capture_output=True, text=True, timeout=2000, check=False,
         env=os.environ | {"PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
@@ -464,7 +464,7 @@ def test_a_short_run_follows_the_committed_curve(tmp_path, capsys, monkeypatch):
 def test_the_training_step_benchmark_runs_small():
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.training_step", "--small"], cwd=ROOT, text=True, capture_output=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, timeout=240, check=False,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     headline = json.loads(done.stdout.splitlines()[-1])
@@ -482,4 +482,5 @@ def test_the_benchmark_has_the_full_prefix_and_the_recorded_rows_say_where():
     with path.open(newline="", encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
     details = json.loads(rows[-1]["details"])
+    assert float(rows[-1]["expressions_ratio"]) >= 3  # what the project promises against LISA's way
     assert details["prefix_tokens"] == 675 and rows[-1]["cpu"] and len(details["load_average"]) == 2

@@ -251,7 +251,7 @@ def main(argv: list[str] | None = None) -> int:
         together = False
         print("stopped; the same command continues", file=sys.stderr)
         return STOPPED
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, MemoryError) as error:
         code, line = _explain(error)
         together = code is not None and not (line or "").startswith(_LOST)
         line = _with_forecast(error, line, recipes)
@@ -269,17 +269,15 @@ def main(argv: list[str] | None = None) -> int:
 _LOST = "another process of the job is gone or silent"
 
 
-def _explain(error: OSError | RuntimeError) -> tuple[int | None, str | None]:
+def _explain(error: OSError | RuntimeError | MemoryError) -> tuple[int | None, str | None]:
     """Exit code and line for the failures that are no bug; (None, None) for a bug, no line for a follower."""
-    import torch
-
     from train.loop import TrainingError
     from train.ranks import FollowedError, is_lost
     from uniresxx.checkpoint import DISK_FULL, SaveError
 
     if isinstance(error, FollowedError):
         return error.code, None
-    if isinstance(error, torch.OutOfMemoryError):
+    if _is_out_of_memory(error):
         return FAILED, (
             f"out of memory ({_first_line(error)}): halve --data.batch_images and double --data.accumulate (the "
             "losses stay the same), lower --data.expressions_per_image, use --engine.precision bf16, "
@@ -296,20 +294,25 @@ def _explain(error: OSError | RuntimeError) -> tuple[int | None, str | None]:
     return None, None
 
 
-def _with_forecast(error: Exception, line: str | None, recipes: list[Recipe]) -> str | None:
-    """The line with what `plan` predicts, where memory ran out: worked out only then (some seconds)."""
+def _is_out_of_memory(error: BaseException) -> bool:
+    """On a GPU torch has a class for it, on a CPU only words."""
     import torch
 
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+def _with_forecast(error: Exception, line: str | None, recipes: list[Recipe]) -> str | None:
+    """The line with what `plan` predicts, where memory ran out: worked out only then (some seconds)."""
     from train.plan import forecast
 
-    if line is None or not recipes or not isinstance(error, torch.OutOfMemoryError):
+    if line is None or not recipes or not _is_out_of_memory(error):
         return line
     found = forecast(recipes[0], int(os.environ.get("WORLD_SIZE", "1")))
     return f"{line}; {found}" if found else line
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0][:200]
+    return str(error).strip().split("\n")[0][:200] or type(error).__name__
 
 
 def _fail(code: int, error: Exception | str) -> int:

@@ -276,6 +276,7 @@ class _Run:
         self.trackers = open_trackers(recipe.log, out, state.step, about) if self.ranks.chief else []
         self.writer = Background()
         self.saved = state.step if state.step else -1
+        self.owed = False  # a regular save that waits for a step that is finite
         self.pictured = self.ranks.decide(lambda: any((out / OVERLAYS).glob("step_*.png")))
         self.started = time.monotonic() - state.seconds
 
@@ -295,7 +296,8 @@ class _Run:
                     state.finished = state.step >= steps or self._time_used() >= 1.0
                     self._picture()
                     measured = not stopping and self._measure()
-                    due = state.step % self.recipe.log.save_every == 0
+                    self.owed |= state.step % self.recipe.log.save_every == 0
+                    due = self.owed and not state.skipped_in_a_row  # else weights gone bad push out good ones
                     if state.finished or stopping or measured or due:
                         self._save()
                     if state.finished or stopping:
@@ -459,6 +461,7 @@ class _Run:
     def _save(self) -> None:
         """Checkpoint, best mark and curve."""
         state = self.state
+        self.owed = False
         if self.saved == state.step:
             return
         model: Any = self.job.model

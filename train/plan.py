@@ -223,5 +223,5 @@ def forecast(recipe: Recipe, gpus: int) -> str:
     """The sentence for a message about memory; empty where there is no plan."""
     try:
         return plan(recipe, gpus).line()
-    except (InputError, RuntimeError):
+    except (InputError, RuntimeError, MemoryError):  # there may be none left for it either
         return ""
