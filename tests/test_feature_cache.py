@@ -10,6 +10,7 @@ import resource
 import shutil
 from contextlib import contextmanager
 from dataclasses import replace
+from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -271,7 +272,7 @@ def one_photo(pixels):
     record = ImageRecord("1", *mask.shape, (expression,), pixels=pixels)
 
     class Source:
-        wanted = {"x": 1.0}
+        wanted = MappingProxyType({"x": 1.0})
 
         def __call__(self, slot, attempt=0):
             return record
