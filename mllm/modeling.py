@@ -1,7 +1,7 @@
 """The multimodal LLM and its four doors: see, read, prefill, speak.
 
 Shapes: B images, R rows to generate, T text tokens, L prefix length, N image tokens, O objects, P parts, D width,
-V vocabulary. Boxes are xyxy in the high frame.
+C channels of a tower, V vocabulary. Boxes are xyxy in the high frame.
 """
 
 from __future__ import annotations
@@ -141,18 +141,23 @@ class MLLM(nn.Module):
         pixels_high_B3HW: Tensor,
         boxes: Boxes,
         stages: list[Tensor] | None = None,
+        low_BNC: Tensor | None = None,
     ) -> Sight:
         """Look at B images once. The image-blind control sees neither pixels nor where regions were proposed.
 
-        `stages`: `self.high(pixels_high)`, where the caller has computed it already (boxes learned on it).
+        `stages`, `low`: `self.high(pixels_high)` and `self.low(pixels_low)`, where the caller has them already (boxes
+        learned on the former; features that were kept).
         """
         boxes = boxes.without(objects=not self.config.use_objects, parts=not self.config.use_parts)
         if self.config.blind_to_image:
-            pixels_low_B3hw, pixels_high_B3HW, stages = pixels_low_B3hw * 0, pixels_high_B3HW * 0, None
+            pixels_low_B3hw, pixels_high_B3HW = pixels_low_B3hw * 0, pixels_high_B3HW * 0
+            stages = low_BNC = None
             boxes = boxes.without(objects=True, parts=True)
         if stages is None:
             stages = self.high(pixels_high_B3HW)
-        image = self.image_tokens(self.low(pixels_low_B3hw), stages)
+        if low_BNC is None:
+            low_BNC = self.low(pixels_low_B3hw)
+        image = self.image_tokens(low_BNC, stages)
         objects = self.object_tokens(stages, boxes.objects_BO4)
         parts = self.part_tokens(stages, boxes.parts_BP4)
         object_valid = boxes.object_valid_BO | (not self.config.use_objects)

@@ -62,6 +62,15 @@ class Divisible(Protocol):
     def for_rank(self, rank: int, world_size: int) -> Callable[[int, int], Any]: ...
 
 
+class Kept(Protocol):
+    """What is kept of the model's work from run to run (uniresxx.model.feature_cache)."""
+
+    @property
+    def numbers(self) -> Mapping[str, int]: ...
+    def open(self, device: str, precision: str) -> str: ...
+    def news(self) -> list[str]: ...
+
+
 @dataclass(frozen=True)
 class Job:
     """What a recipe trains.
@@ -81,6 +90,7 @@ class Job:
         `eval.every`-th step and the last; writes into the folder. A checkpoint is saved then, and the one with the
         best value is kept and marked.
     work: tokens and FLOPs of a micro-batch, for the log.
+    kept: opened when the model holds its starting weights; its news are said, and its numbers at the end.
     """
 
     model: Any
@@ -91,6 +101,7 @@ class Job:
     ledger: Ledger | None = None
     measure: Callable[[int, Path], Measured] | None = None
     work: Callable[[Any], Work] | None = None
+    kept: Kept | None = None
 
 
 @dataclass
@@ -254,6 +265,9 @@ def train(
                 f"{out} is finished ({state.step} steps, {state.seconds / 60:.1f} min); --fresh starts over"
             )
             return DONE
+        kept = job.kept
+        if kept is not None:
+            print_line(ranks.together(lambda: kept.open(engine.device.type, recipe.engine.precision)))
         ranks.decide(lambda: _tidy(out, state))
         if state.step:
             print_line(f"continuing {out} after step {state.step}")
@@ -308,6 +322,9 @@ class _Run:
                 self.log.close()
                 for tracker in self.trackers:
                     tracker.close()
+        if self.job.kept is not None:
+            numbers = self.engine.reduce(self.job.kept.numbers)
+            print_line("kept features: " + ", ".join(f"{name} {n}" for name, n in numbers.items()))
         if not state.finished:
             print_line(f"stopped and saved at step {state.step} of {steps}; continue with: {command}")
             return STOPPED
@@ -358,6 +375,8 @@ class _Run:
             record["drawn"] = {key: count for key, count in drawn.items() if count}
         self._write(record, "train")
         self.display.show(record)
+        for line in self.job.kept.news() if self.job.kept is not None else ():
+            self.display.say(line)
         if result.skipped:
             self._tell_skipped(result)
 

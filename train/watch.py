@@ -68,8 +68,13 @@ class Work:
     flops: float = 0.0
 
 
-def work_counter(model: nn.Module, config: UniRESPlusPlusConfig) -> Callable[[Batch], Work]:
-    """Counts the work of micro-batches for a UniRESPlusPlus; parameters are counted now, once."""
+def work_counter(
+    model: nn.Module, config: UniRESPlusPlusConfig, kept: Sequence[str] = ()
+) -> Callable[[Batch], Work]:
+    """Counts the work of micro-batches for a UniRESPlusPlus; parameters are counted now, once.
+
+    `kept` are towers whose features come from a cache: they count nothing, also where one computes to fill it.
+    """
     m = config.mllm
     visual = m.low_grid**2 + m.max_objects + m.max_parts + 3 + (m.bos is not None)
     llm = _cost(model, "mllm.llm.model.layers.")
@@ -79,7 +84,8 @@ def work_counter(model: nn.Module, config: UniRESPlusPlusConfig) -> Callable[[Ba
         _cost(model, f"mllm.high.backbone.encoder.stages.{s}.") * (m.high_size // (m.high_patch * 2**s)) ** 2
         for s in range(len(m.high_widths))
     )
-    per_image = low * m.low_grid**2 + 4.0 * low_pairs * low_times + high
+    low_image = low * m.low_grid**2 + 4.0 * low_pairs * low_times
+    per_image = low_image * ("low" not in kept) + high * ("high" not in kept)
     output = (6 if _trained(model, "mllm.llm.lm_head.weight") else 4) * m.vocabulary * m.llm_width
 
     def count(batch: Batch) -> Work:

@@ -133,6 +133,9 @@ class Prediction:
     segments: tuple[Segment, ...] = ()  # one per phrase, where several were asked together
 
 
+_PLAIN = ("expression_ids", "granularities", "drawn", "bad", "frame_names")  # of a Batch: no tensors
+
+
 @dataclass(slots=True)
 class Batch:
     """Prepared images with their packed token rows; the only thing a model's forward takes.
@@ -167,13 +170,14 @@ class Batch:
     granularities: list[Granularity] = field(default_factory=list)
     drawn: dict[str, int] = field(default_factory=dict)  # images and expressions, "<data set> <what>"
     bad: list[Any] = field(default_factory=list)  # ledger.BadSample: what could not be prepared
+    frame_names: dict[str, list[str]] = field(default_factory=dict)  # of a feature cache, by tower
 
     def to(self, device: Any) -> Batch:
         """The same batch on another device (the only device move in the project)."""
-        moved = {}
+        moved: dict[str, Any] = {}
         for item in fields(self):
             value = getattr(self, item.name)
-            if item.name not in ("expression_ids", "granularities", "drawn", "bad") and value is not None:
+            if item.name not in _PLAIN and value is not None:
                 several = isinstance(value, list)
                 moved[item.name] = [v.to(device) for v in value] if several else value.to(device)
         return replace(self, **moved)

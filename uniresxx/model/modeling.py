@@ -1,7 +1,7 @@
 """UniRES++: wires the multimodal LLM to the mask head; trains through `forward` and `loss`, answers as a Segmenter.
 
-Shapes: B images, E expressions, T tokens, L label positions, V vocabulary, D LLM width, h w mask grid, H W high
-frame, K decisions of one answer.
+Shapes: B images, E expressions, T tokens, L label positions, V vocabulary, D LLM width, N C tokens and channels of
+the low tower, h w mask grid, H W high frame, K decisions of one answer.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from uniresxx.masks import encode, union
 from uniresxx.model.boxes import BoxHead, BoxOutput
 from uniresxx.model.config import UniRESPlusPlusConfig
 from uniresxx.model.detector import Detector
+from uniresxx.model.feature_cache import FeatureCache
 from uniresxx.model.heads import HeadOutput, MaskHead
 from uniresxx.model.hub import HubConfig, HubModel
 from uniresxx.model.losses import (
@@ -118,6 +119,9 @@ class UniRESPlusPlus(HubModel):
         learned = config.boxes == "learned"
         self.box_head = BoxHead(config.box_head, m.high_widths, m.high_patch) if learned else None
         self.detector: Detector | None = None  # of boxes "owlv2": outside the model, never saved with it
+        self.feature_cache: FeatureCache | None = (
+            None  # of training alone: `forward` asks it, `look` does not
+        )
         tune(self)
 
     # training -------------------------------------------------------------------------------------------------
@@ -128,8 +132,10 @@ class UniRESPlusPlus(HubModel):
             batch.object_boxes_BO4, batch.object_valid_BO, batch.part_boxes_BP4, batch.part_valid_BP
         )
         extent_B2 = photo_extent(batch.pixel_valid_BHW)
-        found = self._find_boxes(batch.pixels_high_B3HW, boxes, extent_B2)
-        sight = self.mllm.see(batch.pixels_low_B3hw, batch.pixels_high_B3HW, found.boxes, found.stages)
+        low_BNC, stages = self._kept(batch)
+        high_B3HW = batch.pixels_high_B3HW
+        found = self._find_boxes(high_B3HW, boxes, extent_B2, stages)
+        sight = self.mllm.see(batch.pixels_low_B3hw, high_B3HW, found.boxes, found.stages, low_BNC)
         states_BTD = self.mllm.read(sight, batch.token_ids_BT, batch.branch_BT, batch.position_BT)
         learned_BT = batch.labels_BT != IGNORE
         own = int(self.settings.mllm.prompt_state == "own")
@@ -146,10 +152,22 @@ class UniRESPlusPlus(HubModel):
             found.output,
         )
 
-    def _find_boxes(self, pixels_high_B3HW: Tensor, given: Boxes, extent_B2: Tensor) -> _Found:
+    def _kept(self, batch: Batch) -> tuple[Tensor | None, list[Tensor] | None]:
+        """The low tower's tokens and the high tower's maps, as far as they are kept on the disk."""
+        cache, mllm = self.feature_cache, self.mllm
+        if cache is None:
+            return None, None
+        names, device = batch.frame_names, batch.pixels_low_B3hw.device
+        low = cache.maps("low", names, device, lambda: [mllm.low(batch.pixels_low_B3hw)])
+        high = cache.maps("high", names, device, lambda: mllm.high(batch.pixels_high_B3HW))
+        return None if low is None else low[0], high
+
+    def _find_boxes(
+        self, pixels_high_B3HW: Tensor, given: Boxes, extent_B2: Tensor, stages: list[Tensor] | None = None
+    ) -> _Found:
         """The configured boxes: as prepared with the photo, or found here on the model's own input."""
         if self.box_head is not None:
-            stages = self.mllm.high(pixels_high_B3HW)
+            stages = self.mllm.high(pixels_high_B3HW) if stages is None else stages
             start = self._clock()
             output = self.box_head(stages)
             m = self.settings.mllm
@@ -162,8 +180,8 @@ class UniRESPlusPlus(HubModel):
                 )
             start = self._clock()
             found = self.detector(pixels_high_B3HW, extent_B2)
-            return _Found(found, None, None, self._clock() - start)
-        return _Found(given, None, None)
+            return _Found(found, stages, None, self._clock() - start)
+        return _Found(given, stages, None)
 
     def _clock(self) -> float:
         """Seconds once the GPU is done; 0 in training, which never waits for it."""
