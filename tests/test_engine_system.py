@@ -407,6 +407,28 @@ def test_a_rank_that_is_dead_or_silent_ends_the_job_with_one_line(tmp_path, numb
         assert len(read_log(out / "log.jsonl")) == LONG
 
 
+GROUPS = """
+import sys
+from dataclasses import replace
+import torch
+from train.engine import build_engine, join_ranks
+from train.job import open_job
+from train.recipe import EngineConfig
+from train.recipes import KNOWN
+for stage in (1, 3):
+    config = EngineConfig(device="cpu", threads=1, zero_stage=stage, timeout_minutes=7.0)
+    recipe = replace(KNOWN["tiny_scenes"](), engine=config)
+    engine = build_engine(open_job(recipe, None).model, recipe, join_ranks(config))
+    groups = (engine.zero.dp_process_group, torch.distributed.group.WORLD, engine.ranks.group)
+    print(stage, *{group._get_backend(torch.device("cpu")).options._timeout for group in groups})
+"""
+
+
+def test_deepspeed_waits_as_long_as_the_recipe_says():
+    said = ended(launched(sys.executable, "-c", GROUPS))
+    assert [line for line in said.splitlines() if line[:2] in ("1 ", "3 ")] == ["1 0:07:00", "3 0:07:00"]
+
+
 def test_data_that_only_one_machine_lacks_ends_all_with_its_words(tmp_path):
     data = ROOT.parent / "shared/mini_real"
     if not data.exists():
