@@ -161,7 +161,11 @@ def test_processes_and_threads_share_a_store(tmp_path, photos):
         assert pool.submit(read_all, store).result() == told
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 @given(st.data())
 def test_a_flipped_bit_is_never_another_photo(tmp_path, photos, data):
     root, records = photos
