@@ -358,7 +358,7 @@ def measure(work: Path, sizes: Sizes, refer: str) -> tuple[dict[str, float], dic
         "classic_seconds": round(old["seconds"], 3),
         "classic_processor_seconds": round(old["processor"], 3),
         "store_processor_seconds": round(new["processor"], 4),
-        "processor_time_ratio": round(old["processor"] / new["processor"], 1),
+        "processor_time_ratio": round(old["processor"] / max(new["processor"], 1e-6), 1),
         "classic_mb": round(old["bytes"] / 1e6, 1),
         "store_seconds": round(new["seconds_with_rows"], 4),
         "store_mb": round(new["bytes_with_rows"] / 1e6, 2),
