@@ -322,6 +322,11 @@ def read_all(path: Path) -> float:
 # ---- the whole
 
 
+def _four_digits(ratio: float) -> float:
+    """Rounded, however small: tiny sizes on a busy machine give any ratio, but not none."""
+    return float(f"{ratio:.4g}")
+
+
 def measure(work: Path, sizes: Sizes, refer: str) -> tuple[dict[str, float], dict[str, Any]]:
     """(headline, details)."""
     for arm, place in (("classic", "native"), ("store", "store")):
@@ -344,16 +349,16 @@ def measure(work: Path, sizes: Sizes, refer: str) -> tuple[dict[str, float], dic
     )
     old, new = found["classic"], found["store"]
     headline = {
-        "time_ratio": round(old["seconds"] / new["seconds_with_rows"], 1),
-        "memory_ratio": round(old["bytes"] / max(new["bytes_with_rows"], SMALLEST), 1),
-        "growth_100x": round(median_of(growth["many"]) / median_of(growth["few"]), 2),
+        "time_ratio": _four_digits(old["seconds"] / new["seconds_with_rows"]),
+        "memory_ratio": _four_digits(old["bytes"] / max(new["bytes_with_rows"], SMALLEST)),
+        "growth_100x": _four_digits(median_of(growth["many"]) / median_of(growth["few"])),
     }
     details = {
         "classic_is": "refer.py" if refer else "built in",
         "classic_seconds": round(old["seconds"], 3),
         "classic_processor_seconds": round(old["processor"], 3),
         "store_processor_seconds": round(new["processor"], 4),
-        "processor_time_ratio": round(old["processor"] / new["processor"], 1),
+        "processor_time_ratio": round(old["processor"] / max(new["processor"], 1e-6), 1),
         "classic_mb": round(old["bytes"] / 1e6, 1),
         "store_seconds": round(new["seconds_with_rows"], 4),
         "store_mb": round(new["bytes_with_rows"] / 1e6, 2),

@@ -1,14 +1,21 @@
-"""What holds for every test: no wall-clock deadline, because machines are shared; signal handlers as they were."""
+"""What holds for every test: the same examples every time, no deadline, signal handlers as they were.
+
+Machines are shared, so nothing is judged by the clock. Property tests draw the same examples in every run: one that
+fails, fails for everyone. Search further with `pytest --hypothesis-profile search`.
+"""
 
 from __future__ import annotations
 
 import signal
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
-settings.register_profile("shared machines", deadline=None)
-settings.load_profile("shared machines")
+settings.register_profile(
+    "search", deadline=None, derandomize=False, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile("the same", settings.get_profile("search"), derandomize=True, database=None)
+settings.load_profile("the same")
 
 
 @pytest.fixture(autouse=True)

@@ -27,6 +27,7 @@ from uniresxx.testing import ColourSegmenter
 from uniresxx.types import Prediction, Segment
 
 ROOT = Path(__file__).resolve().parents[1]
+PATIENCE = 600  # seconds for a process on a machine that is busy with other work
 MASK = masks.encode(np.eye(4, dtype=bool))
 THERE = Prediction(rejected=False, mask=MASK, text="[SEG].", score=0.5)
 ABSENT = Prediction(rejected=True, mask=None, text="[REJ].")
@@ -249,7 +250,7 @@ def start(arguments, **kwargs):
 
 def test_without_terminal_one_line_and_exit_2():
     process = start(["-m", "chat_demo", "--checkpoint", "x"], stderr=subprocess.PIPE, cwd=ROOT)
-    _, said = process.communicate(timeout=30)
+    _, said = process.communicate(timeout=PATIENCE)
     assert process.returncode == 2 and said.decode().count("\n") == 1 and b"--terminal" in said
 
 
@@ -258,7 +259,7 @@ def test_piped_bytes_that_are_no_text(tmp_path):
     process = start(
         arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path
     )
-    said, wrong = process.communicate(b"red \xff\xfe\n:save\n", timeout=30)
+    said, wrong = process.communicate(b"red \xff\xfe\n:save\n", timeout=PATIENCE)
     assert (process.returncode, wrong) == (0, b"")
     assert b"50 pixels" in said and (tmp_path / "chat_001.png").exists()
 
@@ -277,10 +278,10 @@ def test_keys_leave_cleanly_on_a_real_terminal(tmp_path, key):
     said += read_until(person, b"> ")
     for _ in range(10):  # a key pressed while the prompt is still being drawn can be lost, as for a person
         os.write(person, key)
-        said += read_until(person, b"Bye.\r\n", silence=1.0)
+        said += read_until(person, b"Bye.\r\n", silence=20.0)  # a second Ctrl-C would break the farewell
         if said.endswith(b"Bye.\r\n"):
             break
-    assert process.wait(timeout=30) == 0
+    assert process.wait(timeout=PATIENCE) == 0
     os.close(person)
     assert b"50 pixels" in said and b"Bye." in said and b"Traceback" not in said
 
@@ -293,7 +294,7 @@ def take_terminal():
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # a test runner in the background hands down "ignored"
 
 
-def read_until(person, mark, silence=30.0):
+def read_until(person, mark, silence=120.0):
     """What the program printed, up to a mark, its end, or that many seconds of silence."""
     said = b""
     while not said.endswith(mark) and select.select([person], [], [], silence)[0]:

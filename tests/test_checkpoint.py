@@ -249,13 +249,16 @@ def test_a_really_full_file_system(tmp_path):
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("mounting a small tmpfs needs root")
     try:
+        whole = os.statvfs(mount)
+        if whole.f_blocks * whole.f_frsize > 2**20:
+            pytest.skip("this system gives a tmpfs whatever size it likes")
         with pytest.raises(checkpoint.SaveError, match="the disk is full"):
             for step in range(1, 20):
                 save(mount, step, keep_last=20)
         assert checkpoint.newest_verified(mount, print) is not None
         assert not [name for name in names(mount) if name.endswith(".tmp")]
     finally:
-        subprocess.run(["umount", str(mount)], check=True)
+        subprocess.run(["umount", "-l", str(mount)], check=True)  # whoever may still look at it
 
 
 # ---- folders of users

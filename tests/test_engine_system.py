@@ -9,12 +9,14 @@ from __future__ import annotations
 import copy
 import json
 import os
+import random
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -129,13 +131,19 @@ pytestmark = [pytest.mark.system, pytest.mark.timeout(2400)]
 
 def environment(**more):
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PATH": path} | more
+    fixed = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PATH": path}
+    if sys.platform == "linux":
+        fixed["GLOO_SOCKET_IFNAME"] = "lo"  # whatever the machine's name resolves to
+    return os.environ | fixed | more
 
 
 def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
+    """A port below those that systems hand out: between here and its use nobody gets it by chance."""
+    for port in random.SystemRandom().sample(range(20_000, 30_000), 100):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return str(port)
+    raise AssertionError("no free port")
 
 
 def launched(*command, **options):
@@ -325,9 +333,10 @@ def test_bf16_and_offload_stay_near(runs, continued):
 
 # ---- the command line itself, signals, deaths
 
+LONG = 60  # steps: many more than pass between a look at the log and a signal
 SMALL = (
     "train", "tiny_scenes", "--data.batch_images", "2", "--data.expressions_per_image", "2",
-    "--optim.steps", "30", "--log.save_every", "5", "--log.overlay_every", "1000",
+    "--optim.steps", str(LONG), "--log.save_every", "5", "--log.overlay_every", "1000",
     "--log.overlay_first_seconds", "100000", "--engine.device", "cpu", "--optim.max_minutes", "None",
 )  # fmt: skip
 
@@ -349,12 +358,15 @@ def children(process):
             values = dict(
                 line.split(b"=", 1) for line in (path / "environ").read_bytes().split(b"\0") if b"=" in line
             )
-        except OSError:
+            parent, group = (path / "stat").read_text().rpartition(")")[2].split()[1:3]
+        except OSError:  # it has ended meanwhile
             continue
-        mine = os.getpgid(int(path.name)) == process.pid if path.exists() else False
-        if mine and b"train" in words and b"RANK" in values:
-            found.setdefault(int(values[b"RANK"]), []).append(int(path.name))
-    return {rank: min(numbers) for rank, numbers in found.items()}  # the others are its data workers
+        if int(group) == process.pid and b"train" in words and b"RANK" in values:
+            found.setdefault(int(values[b"RANK"]), {})[int(path.name)] = int(parent)
+    return {  # the others are its data workers
+        rank: next(number for number, parent in parents.items() if parent not in parents)
+        for rank, parents in found.items()
+    }
 
 
 def test_sigterm_to_one_rank_saves_on_all_and_the_same_command_continues(tmp_path):
@@ -367,12 +379,12 @@ def test_sigterm_to_one_rank_saves_on_all_and_the_same_command_continues(tmp_pat
     os.kill(second, signal.SIGTERM)
     said = ended(process, 75)
     step = len(read_log(out / "log.jsonl"))
-    assert 7 <= step < 30 and f"stopped and saved at step {step} of 30" in said
+    assert 7 <= step < LONG and f"stopped and saved at step {step} of {LONG}" in said
     assert said.count("stopped and saved") == 1
     assert checkpoint.newest_verified(out, print).name == f"step_{step:08d}"
     again = ended(launched(*with_torchrun("-m", *SMALL, *stage, "--out", out)))
     assert f"continuing {out} after step {step}" in again
-    assert len(read_log(out / "log.jsonl")) == 30
+    assert len(read_log(out / "log.jsonl")) == LONG
     assert checkpoint.load_segmenter(out) is not None
 
 
@@ -399,16 +411,40 @@ def test_a_rank_that_is_dead_or_silent_ends_the_job_with_one_line(tmp_path, numb
     out = tmp_path / "run"
     patience = "1.5" if number == signal.SIGSTOP else "30"  # also how far apart the two may start
     one, other = two_ranks(*SMALL, "--engine.timeout_minutes", patience, "--out", out)
-    wait_for_step(out, 7, one)
-    other.send_signal(number)
-    said = ended(one, 1)
-    other.kill()
-    other.communicate()
+    try:
+        wait_for_step(out, 7, one)
+        other.send_signal(number)
+        said = ended(one, 1)
+    finally:
+        other.kill()  # one that was stopped would stay for ever
+        other.communicate()
     assert len(errors(said)) == 1 and "another process of the job is gone or silent" in errors(said)[0]
     assert "Traceback" not in said
     if number == signal.SIGKILL:
         ended(launched(sys.executable, "-m", *SMALL, "--out", out))  # goes on, on one rank
-        assert len(read_log(out / "log.jsonl")) == 30
+        assert len(read_log(out / "log.jsonl")) == LONG
+
+
+GROUPS = """
+import sys
+from dataclasses import replace
+import torch
+from train.engine import build_engine, join_ranks
+from train.job import open_job
+from train.recipe import EngineConfig
+from train.recipes import KNOWN
+for stage in (1, 3):
+    config = EngineConfig(device="cpu", threads=1, zero_stage=stage, timeout_minutes=7.0)
+    recipe = replace(KNOWN["tiny_scenes"](), engine=config)
+    engine = build_engine(open_job(recipe, None).model, recipe, join_ranks(config))
+    groups = (engine.zero.dp_process_group, torch.distributed.group.WORLD, engine.ranks.group)
+    print(stage, *{group._get_backend(torch.device("cpu")).options._timeout for group in groups})
+"""
+
+
+def test_deepspeed_waits_as_long_as_the_recipe_says():
+    said = ended(launched(sys.executable, "-c", GROUPS))
+    assert [line for line in said.splitlines() if line[:2] in ("1 ", "3 ")] == ["1 0:07:00", "3 0:07:00"]
 
 
 def test_data_that_only_one_machine_lacks_ends_all_with_its_words(tmp_path):

@@ -158,7 +158,7 @@ def test_the_child_loads_nothing_heavy_and_ends_with_its_parent():
     done = subprocess.run(
         [sys.executable, "-I", "-S", pickle_child.__file__],
         stdin=subprocess.DEVNULL,
-        timeout=30,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0

@@ -57,11 +57,15 @@ class Browser:
         os.close(from_child)
         self.write, self.read = os.fdopen(ours_out, "wb"), os.fdopen(ours_in, "rb")
         self.number, self.session, self.events = 0, None, []
-        targets = self.call("Target.getTargets")["targetInfos"]
-        page = next(t["targetId"] for t in targets if t["type"] == "page")
+        pages: list[str] = []
+        while not pages:  # its first page may be later than its first answer
+            targets = self.call("Target.getTargets")["targetInfos"]
+            pages = [target["targetId"] for target in targets if target["type"] == "page"]
+        page = pages[0]
         self.session = self.call("Target.attachToTarget", targetId=page, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
+        self.call("Page.setLifecycleEventsEnabled", enabled=True)
 
     def _next(self) -> dict[str, Any]:
         message = bytearray()
@@ -85,8 +89,12 @@ class Browser:
             self.events.append(answer)
 
     def open(self, page: Path) -> None:
-        self.call("Page.navigate", url=page.resolve().as_uri())
-        while not any(event.get("method") == "Page.loadEventFired" for event in self.events):
+        loader = self.call("Page.navigate", url=page.resolve().as_uri())["loaderId"]
+        while not any(  # this page's, not that of the blank one before it
+            event.get("method") == "Page.lifecycleEvent"
+            and (event["params"]["loaderId"], event["params"]["name"]) == (loader, "load")
+            for event in self.events
+        ):
             self.events.append(self._next())
 
     def run(self, script: str) -> Any:
@@ -296,11 +304,21 @@ def test_the_keyboard_moves_through_the_list(chromium: Browser) -> None:
     assert greens.index(chosen(chromium)) > 3
 
 
+PAINTED = """new Promise(done => {  // the photos are decoded on the side; until then their canvases are grey
+    const grey = c => c.getContext('2d').getImageData(6.5 * c.width / 36, c.height / 2, 1, 1).data[0] === 136;
+    const look = () => {
+        const all = [...document.querySelectorAll('.detail canvas')];
+        all.length === 3 && !all.some(grey) ? done() : requestAnimationFrame(look);
+    };
+    look();
+})"""
+
+
 def test_a_click_shows_photo_truth_and_answer(chromium: Browser) -> None:
     """Pixels of the canvases: clear inside the mask, a veil outside, the edge in its colour."""
     put(chromium, "words", "refcoco/val/8_1")
     chromium.run("document.querySelector('.row').click()")
-    chromium.run("new Promise(done => setTimeout(done, 200))")  # the photo is decoded on the side
+    chromium.run(PAINTED)
     assert answer(8, 1).rejected is False
     point = """(n, x, y) => {
         const c = document.querySelectorAll('.detail canvas')[n], s = c.width / 36;

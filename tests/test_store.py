@@ -142,7 +142,11 @@ def store(tmp_path, small_batches):
     return write_store(tmp_path / "store", work_of({"train": found[:7], "extra": [], "val": found[7:]}, root))
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=25,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 @given(st.lists(records(), max_size=4), st.lists(records(), max_size=2))
 def test_records_come_back_as_they_went_in(tmp_path_factory, first, second):
     folder = tmp_path_factory.mktemp("round")
@@ -289,7 +293,11 @@ def test_a_file_cut_short_or_away_is_refused_at_opening(store, name):
         Store.open(store.path)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 @given(st.data())
 def test_a_flipped_bit_is_an_input_error_or_changes_nothing(store, data):
     """Nothing but InputError comes out, no record is ever another one, and verify finds the damage."""

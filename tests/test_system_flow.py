@@ -15,7 +15,7 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[1]
 TRAIN = ("train", "tiny_scenes", "--data.batch_images", "2", "--optim.steps")
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(1800)]
 
 
 def program(*words: str | Path, say: str = "", code: int = 0) -> str:

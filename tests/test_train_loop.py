@@ -1,7 +1,8 @@
 """The loop with a stub model: accumulation, exact resume, signals, kills, guards, refusals.
 
-Run as a script (`python test_train_loop.py OUT STEPS SAVE_EVERY SLOW_FROM WORKERS`) it trains the stub, for the
-tests that need a process of their own: slowly from step SLOW_FROM on, so that a busy test still meets it there.
+Run as a script (`python test_train_loop.py OUT STEPS SAVE_EVERY PAUSE WORKERS HOLD`) it trains the stub, for the
+tests that need a process of their own. The step HOLD waits for a file OUT.go: whatever has to meet the run before
+its end can come as late as a busy machine lets it.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from uniresxx import checkpoint
 from uniresxx.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
-PATIENCE = 240  # seconds for a process on a machine that is busy with other work
+PATIENCE = 600  # seconds for a process on a machine that is busy with other work
 torch.set_num_threads(1)
 WIDTH, VOCABULARY = 8, 16
 
@@ -172,10 +173,14 @@ def script():
     """Starts this file as a program that trains the stub; nothing it starts outlives the test."""
     started = []
 
-    def start(out, steps, save_every, slow_from=1000, workers=0, **kwargs):
-        numbers = (steps, save_every, slow_from, workers)
-        command = [sys.executable, __file__, str(out), *map(str, numbers)]
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    def start(out, steps, save_every, pause=0.0, workers=0, hold=1000, **kwargs):
+        command = [sys.executable, __file__, *map(str, (out, steps, save_every, pause, workers, hold))]
+        # no bytecode: Python 3.11 leaves half of it where the size of files is limited
+        environment = os.environ | {
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(ROOT),
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, **kwargs
         )
@@ -500,13 +505,15 @@ def test_curve_of_an_empty_log_is_no_picture(tmp_path):
 @pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.system), 1])
 def test_signals_save_and_the_same_command_continues(tmp_path, workers, script):
     out = tmp_path / "cut"
-    process = script(out, 40, 10, 12, workers, start_new_session=True)
-    wait_for_lines(out / "log.jsonl", 12, process)
+    process = script(out, 40, 10, 0.03, workers, 25, start_new_session=True)
+    wait_for_lines(out / "log.jsonl", 13, process)
     os.killpg(
         process.pid, signal.SIGTERM if workers else signal.SIGINT
     )  # the whole group, as a terminal does
-    time.sleep(0.005)
-    os.killpg(process.pid, signal.SIGINT)  # impatience must not break the save
+    Path(f"{out}.go").touch()
+    for _ in range(50):  # impatience must not break the save
+        time.sleep(0.005)
+        process.send_signal(signal.SIGINT)
     said = process.communicate(timeout=PATIENCE)[0]
     assert process.returncode == STOPPED, said
     step = len(read_log(out / "log.jsonl"))
@@ -519,7 +526,7 @@ def test_signals_save_and_the_same_command_continues(tmp_path, workers, script):
 
 
 def test_a_reader_that_goes_away_stops_nothing(tmp_path, script):
-    process = script(tmp_path, 30, 10, 28)
+    process = script(tmp_path, 30, 10, 0.01)
     process.stdout.readline()
     process.stdout.close()
     assert process.wait(timeout=PATIENCE) == DONE
@@ -530,7 +537,7 @@ def test_a_reader_that_goes_away_stops_nothing(tmp_path, script):
 def test_kill_9_loses_nothing(tmp_path, script):
     out = tmp_path / "cut"
     for lines in (8, 19):
-        process = script(out, 30, 4, lines)
+        process = script(out, 30, 4, 0.01, hold=lines + 4)
         wait_for_lines(out / "log.jsonl", lines, process)
         process.kill()
         process.communicate()
@@ -555,18 +562,21 @@ def test_a_file_size_limit_is_a_full_disk(tmp_path, script):
 
 
 def as_script(arguments):
-    out = Path(arguments[0])
-    steps, save_every, slow_from, workers = map(int, arguments[1:])
-    recipe = recipe_of(steps, save_every=save_every, workers=workers)
+    out, steps, save_every, pause, workers, hold = arguments
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # but for what the loop makes of it
+    recipe = recipe_of(int(steps), save_every=int(save_every), workers=int(workers))
     job = job_of(recipe)
     get = job.batches
 
     def slow(step, micro):
-        time.sleep(0.5 if step >= slow_from else 0.0)
+        end = time.monotonic() + PATIENCE
+        time.sleep(float(pause))
+        while step >= int(hold) and not Path(f"{out}.go").exists() and time.monotonic() < end:
+            time.sleep(0.01)
         return get(step, micro)
 
     try:
-        return train(recipe, replace(job, batches=slow), out, command="again")
+        return train(recipe, replace(job, batches=slow), Path(out), command="again")
     except checkpoint.SaveError as error:
         print(f"error: {error}")
         return 1

@@ -36,7 +36,16 @@ class Tally:
 
 def project_files(root: Path) -> list[Path]:
     """Tracked files and new ones that git does not ignore, as paths relative to the root."""
-    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    command = [
+        "git",
+        "-c",
+        "safe.directory=*",
+        "ls-files",
+        "-z",
+        "--cached",
+        "--others",
+        "--exclude-standard",
+    ]
     listed = subprocess.run(command, cwd=root, check=True, capture_output=True, text=True).stdout
     return sorted(Path(name) for name in listed.split("\0") if name and (root / name).is_file())
 

@@ -22,7 +22,12 @@ from uniresxx.errors import InputError
 Value = TypeVar("Value")
 FAILED, WRONG_INPUT, STOPPED = 1, 2, 75
 _FAREWELL_SECONDS = 10
-_LOST = ("connection closed", "connection reset", "connection refused", "broken pipe", "timed out", "timeout")
+# what gloo, NCCL, torch's store and the system say then
+_LOST = (
+    "timed out", "timeout", "connection closed", "connection was likely closed", "connection reset",
+    "connection refused", "connection abort", "closed the connection", "socket closed", "unexpectedly closed",
+    "broken pipe", "not connected", "unreachable", "no route to host", "host is down",
+)  # fmt: skip
 
 
 class FollowedError(RuntimeError):
@@ -156,6 +161,7 @@ def join(device: torch.device, timeout_minutes: float, always: bool = False) -> 
 def is_lost(error: RuntimeError) -> bool:
     """Does this error say that another process is gone or silent?"""
     text = str(error).lower()
-    # gloo tells the operations beside the one that waited too long in words that do not name it
-    told = isinstance(error, dist.DistError) or any(name in text for name in ("gloo", "nccl", "pair closure"))
+    # two of their sentences do not name who speaks: the first is told to the operations beside the one that waited
+    unnamed = ("application timeout caused pair closure", "operation timed out!")
+    told = isinstance(error, dist.DistError) or any(name in text for name in ("gloo", "nccl", *unnamed))
     return told and any(sign in text for sign in _LOST)

@@ -13,6 +13,8 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +66,9 @@ class Zero(Engine):
     def __init__(self, model: nn.Module, recipe: Recipe, ranks: Ranks) -> None:
         super().__init__(model, recipe, ranks)
         deepspeed = _import_deepspeed(self.device.type)
+        # the groups it makes for itself would wait for the default of torch, half an hour
+        patience = timedelta(minutes=self.config.timeout_minutes)
+        deepspeed.comm.comm.cdb.new_group = partial(torch.distributed.new_group, timeout=patience)
         self.stage = recipe.engine.zero_stage
         self.wrapped, self.zero, _, _ = deepspeed.initialize(
             model=self.model, optimizer=self.optimizer, config=settings(recipe), dist_init_required=False
