@@ -13,7 +13,9 @@ from uniresxx.errors import InputError
 def main(argv: Sequence[str]) -> int:
     """Check the command line and start the chat."""
     parser = OneLineParser(prog="python -m chat_demo", description=__doc__)
-    parser.add_argument("--checkpoint", required=True, help="run folder or from_pretrained folder")
+    parser.add_argument(
+        "--checkpoint", required=True, help="run or from_pretrained folder, or hub:OWNER/NAME"
+    )
     parser.add_argument(
         "--terminal", action="store_true", help="chat in this terminal (also with piped input)"
     )

@@ -26,7 +26,7 @@ def parser() -> argparse.ArgumentParser:
 
     run = commands.add_parser("run", help="generate answers with a checkpoint, then score them")
     run.add_argument(
-        "--checkpoint", type=Path, required=True, metavar="DIR", help="run or from_pretrained folder"
+        "--checkpoint", required=True, metavar="DIR", help="run or from_pretrained folder, or hub:OWNER/NAME"
     )
     run.add_argument("--benchmark", nargs="+", required=True, metavar="NAME/SPLIT")
     run.add_argument("--rule", choices=("token", "token_and_presence"), help="default: the model's own")

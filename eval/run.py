@@ -20,7 +20,7 @@ from uniresxx.types import ImageRecord
 
 
 def run(
-    checkpoint: Path,
+    checkpoint: str | Path,
     benchmarks: Sequence[str],
     out: Path,
     *,
@@ -42,11 +42,17 @@ def run(
         protocol_of(protocol).check(name)
     if len(set(names.values())) < len(names):
         raise InputError(f"{', '.join(names)}: two of them are the same benchmark; measure it once")
-    from uniresxx.checkpoint import load_segmenter, resolve  # late: torch comes with the weights
+    from uniresxx.checkpoint import (
+        load_segmenter,
+        named_folder,
+        resolve,
+    )  # late: torch comes with the weights
 
     console = Console(stderr=True)
     # Once: a run that still trains may save, and thin out, between two looks.
-    folder = resolve(checkpoint, lambda line: console.print(line, markup=False, highlight=False))
+    folder = resolve(
+        named_folder(checkpoint), lambda line: console.print(line, markup=False, highlight=False)
+    )
     identity = checkpoint_identity(folder)
     loaded = {benchmark: load_records(benchmark, data, limit, images) for benchmark in names}
     segmenter = load_segmenter(folder)

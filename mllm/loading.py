@@ -1,4 +1,4 @@
-"""Pretrained weights into our names: LLaVA-1.5, CLIP ViT, CLIP ConvNeXt, SAM. Safetensors only, strict both ways.
+"""Pretrained weights into our names: LLaVA-1.5, CLIP ViT, CLIP ConvNeXt, SAM, SAM 2. Safetensors only, strict.
 
 A source is a local folder, or the id of a hub repository (`owner/name`, `owner/name@revision`), which is downloaded
 only because it was named. Raises ValueError that says what does not fit; nothing of a named part stays random
@@ -69,7 +69,12 @@ CONVNEXT_RULES: Rules = (
     (r"(?:transformer|token_embedding|ln_final|text)\..*", None),
     (r"positional_embedding|text_projection(?:\..*)?|logit_scale|logit_bias|attn_mask", None),
 )
-SAM_RULES: Rules = ((r"(.*)", r"\1"),)
+# Published SAM 2 folders hold the memory for video too (transformers' Sam2VideoModel), which single images never use.
+SAM_RULES: Rules = (
+    (r"(?:memory_|mask_downsample\.|object_pointer_proj\.|temporal_positional_encoding_).*", None),
+    (r"no_memory_positional_encoding|no_object_pointer|occlusion_spatial_embedding_parameter", None),
+    (r"(.*)", r"\1"),
+)
 # Our own checkpoints, with or without adapters around a weight.
 OWN_RULES: Rules = ((r"(.*)\.base_layer\.(.*)", r"\1.\2"), (r"(.*)", r"\1"))
 # What a published layout leaves out because it is another tensor's twin.
@@ -282,7 +287,7 @@ def load_convnext(model: MLLM, source: str) -> Report:
 
 
 def load_sam(sam: nn.Module, source: str) -> Report:
-    """transformers' SamModel or Sam2Model."""
+    """transformers' SamModel, Sam2Model, or the image half of Sam2VideoModel."""
     return load_part(sam, source, SAM_RULES, twins=SAM_TWINS)
 
 

@@ -365,6 +365,24 @@ def test_a_hub_id_is_looked_for_only_where_it_is_named(
     assert len(asked) == 2
 
 
+def test_an_evaluation_takes_a_hub_id_and_weights_in_shards(
+    model: UniRESPlusPlus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from eval import run as evaluation
+
+    folder = tmp_path / "weights"
+    model.save_pretrained(folder, max_shard_size="100KB")
+    assert not (folder / "model.safetensors").exists()
+    before = evaluation.checkpoint_identity(folder)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **options: str(folder))
+    monkeypatch.setattr(evaluation, "load_records", lambda *given: [picture(0)])
+    (entry,) = evaluation.run("hub:someone/mine", ["scenes_easy/val"], tmp_path / "out")
+    assert entry["checkpoint"] == before and "mIoU" in entry["overall"]
+    last = max(folder.glob("model-*.safetensors"))
+    last.write_bytes(last.read_bytes()[:-1] + b"x")
+    assert evaluation.checkpoint_identity(folder) != before
+
+
 # ---- adapters and the command
 
 

@@ -22,6 +22,9 @@ from transformers import (
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    Sam2Model,
+    Sam2VideoConfig,
+    Sam2VideoModel,
     SamModel,
 )
 
@@ -29,12 +32,13 @@ from mllm.config import MLLMConfig, TuningConfig
 from mllm.loading import folder_of, load_clip, load_convnext, load_llava, load_sam, weight_files
 from mllm.modeling import MLLM
 from mllm.tokens import SPECIAL_TOKENS, Vocabulary
-from tests.test_heads import SAM
+from tests.test_heads import SAM, SAM2, see
 from tests.test_model import batch_of, picture
 from train.engine import Engine
 from train.loop import do_step
 from train.recipes import KNOWN
 from uniresxx.checkpoint import load_segmenter, save_pretrained
+from uniresxx.cli import main as command
 from uniresxx.errors import InputError
 from uniresxx.model.build import build_for_training, open_vocabulary
 from uniresxx.model.config import (
@@ -44,7 +48,7 @@ from uniresxx.model.config import (
     WeightsConfig,
 )
 from uniresxx.model.modeling import UniRESPlusPlus
-from uniresxx.model.sam import SamHead, _sam_config
+from uniresxx.model.sam import Sam2Head, SamHead, _sam2_config, _sam_config
 from uniresxx.model.tuning import part_of
 from uniresxx.segmenter import Decoding
 
@@ -234,6 +238,80 @@ def test_sam_gives_its_own_image_embedding(tmp_path: Path, twin: bool) -> None:
         )
 
 
+def sam_2(video: bool) -> nn.Module:
+    """transformers' own model of still images, or the whole one of published folders, with random weights."""
+    torch.manual_seed(4)
+    config = _sam2_config(SAM2)
+    if video:
+        parts = {
+            name: getattr(config, f"{name}_config") for name in ("vision", "prompt_encoder", "mask_decoder")
+        }
+        whole = Sam2VideoConfig(
+            **{f"{name}_config": part for name, part in parts.items()}, image_size=SAM2.size,
+            memory_attention_num_layers=1,
+        )  # fmt: skip
+    made = Sam2VideoModel(whole) if video else Sam2Model(config)
+    with torch.no_grad():  # some start at zero, which would hide a wrong key
+        for parameter in made.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return made.eval()
+
+
+@pytest.mark.parametrize("video", [False, True])
+def test_sam_2_gives_its_own_masks_for_the_same_prompt(tmp_path: Path, video: bool) -> None:
+    theirs = sam_2(video)
+    theirs.save_pretrained(tmp_path)
+    made = Sam2Head(SAM2, 24).eval()
+    report = load_sam(made.sam, str(tmp_path))
+    assert report.new == [] and bool(report.ignored) == video
+    assert not {name.partition(".")[0] for name in report.ignored} & {n for n, _ in made.sam.named_children()}
+    theirs.mask_decoder.dynamic_multimask_via_stability = (
+        False  # always the single mask's token, as we take it
+    )
+    pixels, states = torch.randn(1, 3, 64, 64), torch.randn(3, 24)
+    with torch.no_grad():
+        got = made(see(made, pixels), states, torch.zeros(3, dtype=torch.long))
+        *fine, image = maps_of(theirs, pixels)
+        masks, iou, *_, presence = theirs.mask_decoder(
+            image_embeddings=image,
+            image_positional_embeddings=theirs.get_image_wide_positional_embeddings(),
+            sparse_prompt_embeddings=made.prompt(states)[None, :, None],
+            dense_prompt_embeddings=theirs.prompt_encoder.no_mask_embed.weight[:, :, None, None].expand_as(
+                image
+            ),
+            multimask_output=False,
+            high_resolution_features=fine,
+        )
+    torch.testing.assert_close(got.masks_Ehw, masks[0, :, 0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(got.quality_E.sigmoid(), iou[0, :, 0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(got.presence_E, presence[0, :, 0], atol=1e-5, rtol=1e-5)
+
+
+def maps_of(theirs: nn.Module, pixels: torch.Tensor) -> list[torch.Tensor]:
+    """Maps of a SAM 2, finest first, as its decoder takes them; from its flattened ones where it is for video."""
+    if isinstance(theirs, Sam2Model):
+        return list(theirs.get_image_embeddings(pixels))
+    flat = theirs.get_image_features(pixels, return_dict=True).fpn_hidden_states
+    maps = [x.permute(1, 2, 0) for x in flat]  # (h w, B, C) each
+    maps[-1] = maps[-1] + theirs.no_memory_embedding.reshape(1, -1, 1)
+    return [x.unflatten(-1, (int(x.shape[-1] ** 0.5),) * 2) for x in maps]
+
+
+def test_what_is_no_sam_2_is_refused_by_name(tmp_path: Path) -> None:
+    sam_2(video=False).save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    good, sam = load_file(path), Sam2Head(SAM2, 24).sam
+    lost = "vision_encoder.backbone.blocks.0.attn.qkv.weight"
+    for tensors, message in (
+        ({k: v for k, v in good.items() if k != lost}, f"1 missing: {lost}"),
+        (good | {"mask_decoder.extra.weight": torch.ones(2)}, r"1 unexpected: mask_decoder\.extra\.weight"),
+        (good | {"no_memory_embedding": torch.ones(1, 1, 5)}, r"no_memory_embedding \(1, 1, 5\) instead of"),
+    ):
+        save_file(tensors, path)
+        with pytest.raises(ValueError, match=message):
+            load_sam(sam, str(tmp_path))
+
+
 def test_what_does_not_fit_is_named(model: MLLM, tmp_path: Path) -> None:
     theirs = scrambled(CLIPVisionModel(CLIPVisionConfig(**VIT)))
     theirs.save_pretrained(tmp_path)
@@ -362,9 +440,14 @@ def test_a_full_recipe_with_small_numbers_trains_saves_and_answers(tmp_path: Pat
     save_pretrained(tmp_path / "saved", model)
     loaded = load_segmenter(tmp_path / "saved")
     assert isinstance(loaded, UniRESPlusPlus) and loaded.settings == config
+    assert [p.dtype for p in loaded.parameters()] == [p.dtype for p in model.parameters()]
     again = loaded.answer(loaded.look(photos), ask, Decoding(max_new_tokens=3))
-    for one, other in zip(answers, again, strict=True):  # fp32 after loading, bf16 before
-        assert other.p_absent == pytest.approx(one.p_absent, abs=0.1)
+    for one, other in zip(answers, again, strict=True):
+        assert other.p_absent == pytest.approx(one.p_absent, abs=1e-6) and other.text == one.text
+    if config.tuning.lora_rank:  # adapters are added in fp32, not in bf16
+        assert command(["export", str(tmp_path / "saved"), str(tmp_path / "merged"), "--merge"]) == 0
+        target = "mllm.llm.model.layers.1.self_attn.q_proj.weight"
+        assert load_file(tmp_path / "merged" / "model.safetensors")[target].dtype == torch.float32
 
 
 def test_a_hub_id_is_asked_for_weights_and_never_for_code(

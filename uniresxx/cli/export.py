@@ -110,12 +110,12 @@ def _rebuilt(source: Path, options: argparse.Namespace) -> list[str]:
         from uniresxx.model.portable import check_form, export_mask_head
 
         check_form(options.mask_head)
-        errors = export_mask_head(load_model(source), options.out, options.mask_head)
+        errors = export_mask_head(load_model(source).float(), options.out, options.mask_head)
         print(
             ", ".join(f"{name}: largest difference from eager {error:.1e}" for name, error in errors.items())
         )
         return sorted(path.name for path in options.out.glob("mask_head*"))
     model = load_model(source)
-    if options.merge:
-        return export_merged(model, options.out, shard)
+    if options.merge:  # in fp32: added to bf16, most of an adapter would be rounded away
+        return export_merged(model.float(), options.out, shard)
     return save_adapter(model, options.out) if options.adapter else save_pretrained(options.out, model, shard)

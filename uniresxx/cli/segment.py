@@ -63,7 +63,9 @@ def parse(argv: Sequence[str]) -> Job:
     )
     parser.add_argument("words", nargs="*", metavar="PHOTO… EXPRESSION…", help="photos, then expressions")
     parser.add_argument("-e", "--expression", action="append", default=[], help="an expression, always")
-    parser.add_argument("--checkpoint", required=True, help="run folder or from_pretrained folder")
+    parser.add_argument(
+        "--checkpoint", required=True, help="run or from_pretrained folder, or hub:OWNER/NAME"
+    )
     parser.add_argument("--out", required=True, type=Path, help="folder for the results")
     options = parser.parse_intermixed_args(argv)
     words: list[str] = options.words

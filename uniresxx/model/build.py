@@ -171,16 +171,26 @@ def load_with(
     return model.eval()
 
 
+def _to_load(config: UniRESPlusPlusConfig, vocabulary: Vocabulary) -> UniRESPlusPlus:
+    """A model whose weights come next, all of them: writing random ones first takes minutes at 7B."""
+    model = UniRESPlusPlus(config, vocabulary, llm_later=True)
+    if config.tuning.frozen_dtype == "bf16":
+        cast_frozen(model, torch.bfloat16)
+    return model
+
+
 def load_model(folder: Path, attention: str | None = None) -> UniRESPlusPlus:
-    """`load_with` for UniRES++; `attention` instead of that of the config."""
+    """`load_with` for UniRES++; `attention` instead of that of the config.
+
+    Frozen weights that were kept in bf16 stay so: answers are those of the training's own evaluations.
+    """
 
     def read(values: dict[str, Any]) -> UniRESPlusPlusConfig:
         if attention is not None and isinstance(values.get("mllm"), dict):
             values = values | {"mllm": values["mllm"] | {"attention": attention}}
         return UniRESPlusPlusConfig.from_dict(values)
 
-    # every weight is loaded, strictly: writing random ones first takes minutes at 7B
-    model = load_with(folder, read, lambda config, words: UniRESPlusPlus(config, words, llm_later=True))
+    model = load_with(folder, read, _to_load)
     model.source = folder
     if model.settings.boxes == "owlv2":
         attach_detector(model)

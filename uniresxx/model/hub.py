@@ -97,9 +97,9 @@ class HubModel(PreTrainedModel):
     ) -> Self:
         """A run folder, a `from_pretrained` folder, or a Hub id, which is downloaded because it was named.
 
-        `dtype`: of all weights, fp32 where it is not given; "auto" is that. `attn_implementation` as in
-        `mllm.attention`. In evaluation mode, on the CPU. InputError for an option that would be ignored, and
-        for whatever is no complete checkpoint.
+        `dtype`: of all weights; where it is not given ("auto" is that) fp32, and bf16 for frozen weights that
+        were trained so. `attn_implementation` as in `mllm.attention`. In evaluation mode, on the CPU. InputError
+        for an option that would be ignored, and for whatever is no complete checkpoint.
         """
         from uniresxx.model.build import load_model
 

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mllm.modeling import Boxes
 from uniresxx.checkpoint import to_json
@@ -156,7 +157,7 @@ def check_form(form: Form) -> None:
     missing = [name for name in NEEDS_ONNX if form == "onnx" and find_spec(name) is None]
     if missing:
         raise InputError(
-            f"ONNX needs {', '.join(missing)}: pip install {' '.join(NEEDS_ONNX)}, or choose --mask-head torch"
+            f"ONNX needs {', '.join(missing)}: pip install 'uniresxx[onnx]', or choose --mask-head torch"
         )
 
 
@@ -205,10 +206,12 @@ def _write_torch(exported: Any, path: Path) -> Callable[..., Sequence[Tensor]]:
 def _write_onnx(exported: Any, program: Program, path: Path) -> Callable[..., Sequence[Tensor]]:
     import onnxruntime
 
-    torch.onnx.export(
-        exported, (), str(path), dynamo=True, verbose=False,
-        input_names=list(program.names), output_names=list(program.outputs), external_data=False,
-    )  # fmt: skip
+    # SAM's encoder views attention's result in the memory layout of the plain formula, not of the fused kernel
+    with sdpa_kernel(SDPBackend.MATH):
+        torch.onnx.export(
+            exported, (), str(path), dynamo=True, verbose=False,
+            input_names=list(program.names), output_names=list(program.outputs), external_data=False,
+        )  # fmt: skip
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     names = [item.name for item in session.get_inputs()]
 
