@@ -161,6 +161,7 @@ def test_stages_train_what_they_say() -> None:
         "fusion",
         "regions",
         "exploitation",
+        "box_head",
         "all",
     }
     assert table("uniresxx_7b_24gb")["high"].trained == 0

@@ -58,10 +58,11 @@ def ground(name: str, stage_c: Recipe) -> Recipe:
 
 
 def align(name: str, stage_c: Recipe) -> Recipe:
-    """Stage A from stage C: only fusion, projector, region tokens, MGFE and new token rows; 256 images."""
-    tuning = TuningConfig(
-        frozen=("low", "high", "llm", "head", "box_head"), token_rows="new", frozen_dtype="bf16"
-    )
+    """Stage A from stage C: only fusion, projector, region tokens, MGFE, box head and new token rows; 256 images.
+
+    The box head learns here already (our choice): tokens of regions that mean nothing align with nothing.
+    """
+    tuning = TuningConfig(frozen=("low", "high", "llm", "head"), token_rows="new", frozen_dtype="bf16")
     return replace(
         stage_c,
         name=name,
@@ -84,7 +85,7 @@ def uniresxx_7b() -> Recipe:
 def uniresxx_7b_ground() -> Recipe:
     """python -m train uniresxx_7b_ground --model.weights.start runs/7b_a --data DIR --out runs/7b_b
 
-    Stage B (ground): adds LoRA, mask head and box head. Hardware: 8 GPUs of 80 GB (launch: docs/train.md).
+    Stage B (ground): adds LoRA, mask head and high tower. Hardware: 8 GPUs of 80 GB (launch: docs/train.md).
     Hours: not yet measured. Expected: not yet measured.
     """
     return ground("uniresxx_7b_ground", uniresxx_7b())
