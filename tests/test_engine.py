@@ -495,6 +495,14 @@ def test_a_lost_rank_is_one_line(monkeypatch, tmp_path, capsys):
     assert capsys.readouterr().err.startswith("error: another process of the job is gone or silent ([../gloo")
 
 
+def test_who_lost_another_waits_for_nobody(monkeypatch):
+    codes = []
+    monkeypatch.setattr("train.ranks.os._exit", codes.append)
+    Ranks().abandon(1)  # alone, nobody can be lost
+    Ranks(world_size=2, group=object()).abandon(75)
+    assert codes == [75]
+
+
 def test_alone_every_decision_is_one_s_own():
     ranks = Ranks()
     assert ranks.sum([1, True, 0.5]) == [1.0, 1.0, 0.5] and ranks.gather("x") == ["x"]

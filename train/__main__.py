@@ -9,7 +9,7 @@ import re
 import shlex
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -250,6 +250,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         together = False
         print("stopped; the same command continues", file=sys.stderr)
+        _abandon(jobs, STOPPED)
         return STOPPED
     except (OSError, RuntimeError, MemoryError) as error:
         code, line = _explain(error)
@@ -257,13 +258,22 @@ def main(argv: list[str] | None = None) -> int:
         line = _with_forecast(error, line, recipes)
         if code is None:
             raise
-        return code if line is None else _fail(code, line)
+        if line is not None:
+            _fail(code, line)
+        if not together:
+            _abandon(jobs, code)
+        return code
     except BaseException:
         together = False
         raise
     finally:
         for ranks in jobs:
             ranks.leave(together)
+
+
+def _abandon(jobs: Sequence[Ranks], code: int) -> None:
+    for ranks in jobs:
+        ranks.abandon(code)
 
 
 _LOST = "another process of the job is gone or silent"

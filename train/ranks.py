@@ -8,6 +8,7 @@ instead of hanging when a process is gone.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -127,6 +128,16 @@ class Ranks:
             with suppress(RuntimeError):  # a rank that is gone cannot be waited for
                 dist.barrier(group=self.farewell)
         dist.destroy_process_group()
+
+    def abandon(self, code: int) -> None:
+        """Where there are several processes, end this one now with `code`. Everything is said and written; ending
+        the communication in order could wait for ever for a process that is gone."""
+        if self.group is None:
+            return
+        with suppress(OSError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
 
 
 def _code(error: BaseException) -> int:
