@@ -147,7 +147,10 @@ def _layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
 
 
 def merge(model: nn.Module) -> None:
-    """Add the adapters into the weights they adapt; the output stays, `unmerge` undoes it (up to rounding)."""
+    """Add the adapters into the weights they adapt; the output stays, `unmerge` undoes it (up to rounding).
+
+    In the weights' own type: bf16 rounds most of a small adapter away, so call `model.float()` first.
+    """
     for _, layer in _layers(model):
         layer.merge()
 

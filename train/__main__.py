@@ -291,7 +291,8 @@ def _explain(error: OSError | RuntimeError | MemoryError) -> tuple[int | None, s
         return FAILED, (
             f"out of memory ({_first_line(error)}): halve --data.batch_images and double --data.accumulate (the "
             "losses stay the same), lower --data.expressions_per_image, use --engine.precision bf16, "
-            "--engine.zero_stage 2 or 3 on more GPUs, or --engine.offload optimizer"
+            "--engine.zero_stage 2 or 3 on more GPUs, or --engine.offload optimizer; of the CPU's memory fewer "
+            "--data.workers need less"
         )
     full = isinstance(error, OSError) and error.errno in DISK_FULL
     if full or isinstance(error, TrainingError | SaveError):
@@ -305,10 +306,12 @@ def _explain(error: OSError | RuntimeError | MemoryError) -> tuple[int | None, s
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    """On a GPU torch has a class for it, on a CPU only words."""
+    """On a GPU torch has a class for it, on a CPU only words; so for a process that prepares batches."""
     import torch
 
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
+    said = str(error)
+    worker = "DataLoader worker" in said and "Killed" in said  # by the system, when memory runs out
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in said or worker
 
 
 def _with_forecast(error: Exception, line: str | None, recipes: list[Recipe]) -> str | None:

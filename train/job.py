@@ -113,7 +113,8 @@ def _open_data(recipe: Recipe, data: Path | None) -> _Data:
         source = SceneSource(d.source, seed, d.first_preset, d.first_images, d.lesson_images)
         texts = [*text_corpus(d.source, CORPUS_LINES), *COLOUR_FORMS, *SIDE_FORMS]
         about = [{"data": f"{d.source}/train", "share": 1.0, "guard": {"mode": "drawn"}}]
-        return _Data(source, shown, texts, f"{d.source}/{d.split}, seed {seed}", about)
+        drawn = _digest([scene_record(d.source, d.split, index, seed) for index in range(SHOWN)])
+        return _Data(source, shown, texts, f"{d.source}/{d.split}, seed {seed}, drawn {drawn[:16]}", about)
     images = None if d.images is None else Path(d.images)
     mixture = open_mixture(
         parts or (MixturePart(d.source, d.split),), d.expressions_per_image, seed, data, images, d.guard

@@ -403,7 +403,7 @@ class _Run:
                 raise FollowedError(FAILED)
             raise TrainingError(
                 f"{GIVE_UP_AFTER} steps in a row were not finite; the last is {what}. "
-                "Look at these samples, or lower --optim.lr"
+                "Look at these samples, or lower --optim.lr with another --out (or --fresh)"
             )
 
     def _note(self, micro: Sequence[Any]) -> dict[str, int]:

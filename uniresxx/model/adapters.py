@@ -42,7 +42,7 @@ def plain(config: UniRESPlusPlusConfig) -> UniRESPlusPlusConfig:
 def merged(model: UniRESPlusPlus) -> Snapshot:
     """The model with its adapters added into the weights and its token rows put in place; `model` stays as it is.
 
-    InputError where it has neither.
+    InputError where it has neither. Weights that are in bf16 are rounded: call `model.float()` first.
     """
     if not adapter_tensors(model):
         raise InputError(
