@@ -289,9 +289,7 @@ def _stacked(entries: Sequence[Mapping[str, Tensor]], device: torch.device) -> l
         between, *within = entries[0][f"{i}{_STRIDE}"].tolist()
         extent = 1 + sum((n - 1) * step for n, step in zip(first.shape, within, strict=True))
         strides = (max(between, extent), *within)  # of one image alone the first may be anything
-        map_B = torch.empty_strided(
-            (len(entries), *first.shape), strides, dtype=first.dtype, device=device
-        )
+        map_B = torch.empty_strided((len(entries), *first.shape), strides, dtype=first.dtype, device=device)
         for b, entry in enumerate(entries):
             map_B[b].copy_(entry[f"{i}"])
         maps.append(map_B)

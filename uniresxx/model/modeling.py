@@ -119,9 +119,7 @@ class UniRESPlusPlus(HubModel):
         learned = config.boxes == "learned"
         self.box_head = BoxHead(config.box_head, m.high_widths, m.high_patch) if learned else None
         self.detector: Detector | None = None  # of boxes "owlv2": outside the model, never saved with it
-        self.feature_cache: FeatureCache | None = (
-            None  # of training alone: `forward` asks it, `look` does not
-        )
+        self.feature_cache: FeatureCache | None = None  # of training: `forward` asks it, `look` does not
         tune(self)
 
     # training -------------------------------------------------------------------------------------------------
