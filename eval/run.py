@@ -42,11 +42,8 @@ def run(
         protocol_of(protocol).check(name)
     if len(set(names.values())) < len(names):
         raise InputError(f"{', '.join(names)}: two of them are the same benchmark; measure it once")
-    from uniresxx.checkpoint import (
-        load_segmenter,
-        named_folder,
-        resolve,
-    )  # late: torch comes with the weights
+    # late: torch comes with the weights
+    from uniresxx.checkpoint import load_segmenter, named_folder, resolve
 
     console = Console(stderr=True)
     # Once: a run that still trains may save, and thin out, between two looks.

@@ -431,6 +431,28 @@ def test_out_of_memory_names_the_knobs(monkeypatch, tmp_path, capsys):
         assert knob in told
 
 
+@pytest.mark.parametrize("bug", [ZeroDivisionError("a bug"), RuntimeError("a bug")])
+def test_a_bug_in_a_job_is_shown_before_the_communication_ends(bug, monkeypatch, tmp_path, capfd):
+    """Ending it may hang, and a traceback that waits for that is never seen."""
+    happened = []
+
+    class Joined(Ranks):
+        def together(self, work):
+            return work()
+
+        def leave(self, together):
+            happened.append(("left", together))
+
+    def end(code):
+        happened.append((code, f"{type(bug).__name__}: a bug" in capfd.readouterr().err))
+
+    monkeypatch.setattr("train.engine.join_ranks", lambda config: Joined(world_size=2, group=object()))
+    monkeypatch.setattr("train.ranks.os._exit", end)
+    with pytest.raises(type(bug)):
+        ends_with(bug, monkeypatch, tmp_path)
+    assert happened == [(1, True), ("left", False)]  # nothing is left where the process really ends
+
+
 def test_out_of_cpu_memory_is_told_in_the_same_way(monkeypatch, tmp_path, capsys):
     with pytest.raises(RuntimeError) as found:
         torch.empty(1 << 60, dtype=torch.uint8)

@@ -252,6 +252,19 @@ def test_maps_come_back_bit_by_bit_in_the_same_layout(tmp_path, vocabulary, name
         assert seen[0].dtype == torch.bfloat16
 
 
+def test_images_kept_one_by_one_never_share_memory(tmp_path, vocabulary):
+    """The distance to the next image means nothing where there is none."""
+    eyes = Eyes(tmp_path, seeing(vocabulary))
+    frames = frames_of(3)
+    maps = [eyes.mllm.high(frame[None]) for frame in frames]
+    for frame, own in zip(frames, maps, strict=True):
+        odd = [m.as_strided(m.shape, (1, *m.stride()[1:])) for m in own]
+        eyes.cache.maps("high", {"high": [frame_name(frame)]}, CPU, lambda odd=odd: odd)
+    found = eyes(frames)
+    assert eyes.looks == 0
+    assert all(torch.equal(m[b], maps[b][i][0]) for i, m in enumerate(found) for b in range(3))
+
+
 def test_one_new_picture_is_seen_in_its_batch_and_the_others_files_stay(tmp_path, vocabulary):
     eyes = Eyes(tmp_path, seeing(vocabulary))
     frames = frames_of(3)

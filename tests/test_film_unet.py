@@ -232,12 +232,15 @@ def test_config_round_trip_and_refusals(vocabulary: Vocabulary, tmp_path: Path) 
         FilmUNetConfig.from_dict(TOY.inputs.to_dict())
     with pytest.raises(InputError, match="does not fit"):
         FilmUNetConfig.from_dict(TOY.to_dict() | {"depth": 3})
+    with pytest.raises(InputError, match=r"does not fit.*half"):
+        FilmUNetConfig.from_dict(TOY.to_dict() | {"loss": TOY.to_dict()["loss"] | {"resolution": "half"}})
     refused = {
         "widths .16, 20": {"widths": (16, 20)},
         "widths .16,": {"widths": (16,)},
         "text_width": {"text_width": 0},
         "high_size=32": {"widths": (16,) * 6},
         "dense": {"loss": LossConfig(dense=0.5)},
+        "resolution": {"loss": LossConfig(resolution="photo")},
     }
     for word, change in refused.items():
         with pytest.raises(InputError, match=word):

@@ -316,8 +316,11 @@ def test_config_round_trip_and_refusals() -> None:
 
 
 def test_truth_boxes_are_refused_without_truth() -> None:
-    with pytest.raises(InputError, match="ablation"):
-        view_photo(np.zeros((8, 8, 3), dtype=np.uint8), replace(CONFIG, boxes="truth"))
+    """Also where only one level is known, as of a data set that marks no parts."""
+    objects = replace(picture(0), boxes={"object": np.array([[0.0, 0.0, 4.0, 4.0]])})
+    for record in (None, replace(objects, boxes={}), objects):
+        with pytest.raises(InputError, match="ablation"):
+            view_photo(picture(0).pixels, replace(CONFIG, boxes="truth"), record)
 
 
 @pytest.mark.parametrize("boxes", ["shuffled", "random"])

@@ -9,6 +9,7 @@ import re
 import shlex
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass, replace
@@ -257,6 +258,7 @@ def main(argv: list[str] | None = None) -> int:
         together = code is not None and not (line or "").startswith(_LOST)
         line = _with_forecast(error, line, recipes)
         if code is None:
+            _crash(jobs)
             raise
         if line is not None:
             _fail(code, line)
@@ -265,10 +267,18 @@ def main(argv: list[str] | None = None) -> int:
         return code
     except BaseException:
         together = False
+        _crash(jobs)
         raise
     finally:
         for ranks in jobs:
             ranks.leave(together)
+
+
+def _crash(jobs: Sequence[Ranks]) -> None:
+    """A bug: where others wait for this process, its traceback now; Python would show it after `leave`."""
+    if any(ranks.group is not None for ranks in jobs):
+        traceback.print_exc()
+        _abandon(jobs, FAILED)
 
 
 def _abandon(jobs: Sequence[Ranks], code: int) -> None:

@@ -163,9 +163,8 @@ class Batch:
     pixels_mask_B3SS: torch.Tensor | None = None  # for mask heads with a frame of their own (SAM)
     truth_boxes_BGM4: torch.Tensor | None = None  # boxes of all masks, by object and part; high frame
     truth_boxes_valid_BGM: torch.Tensor | None = None
-    masks_photo: list[torch.Tensor] = field(
-        default_factory=list
-    )  # by image: bool (targets, y, x) at the photo's size, where the loss is taken there
+    # by image: bool (targets, y, x) at the photo's size, where the loss is taken there
+    masks_photo: list[torch.Tensor] = field(default_factory=list)
     expression_ids: list[str] = field(default_factory=list)
     granularities: list[Granularity] = field(default_factory=list)
     drawn: dict[str, int] = field(default_factory=dict)  # images and expressions, "<data set> <what>"

@@ -40,9 +40,7 @@ class Sample:
     label: str = ""  # the data set it is of
     bad: tuple[BadSample, ...] = ()  # samples it stands in for
     truth_boxes: tuple[np.ndarray, np.ndarray] | None = None  # object and part level, high frame
-    masks_photo: list[np.ndarray] = field(
-        default_factory=list
-    )  # bool (y, x) of each target, for loss "photo"
+    masks_photo: list[np.ndarray] = field(default_factory=list)  # bool (y, x) of targets, for loss "photo"
 
 
 def make_sample(

@@ -17,7 +17,8 @@ class FilmUNetConfig:
     """Defaults come within 10 % of the tiny model's parameters (tests/test_film_unet.py asserts it).
 
     Of `inputs` count what decides pixels, rows and vocabulary; towers, boxes and ablations are not read.
-    Of `loss` count mask, dice, quality and presence; the model predicts no words and no dense labels.
+    Of `loss` count mask, dice with its smoothing, quality and presence; the model predicts no words and no dense
+    labels, and its mask loss is taken at full resolution.
     """
 
     inputs: UniRESPlusPlusConfig = field(default_factory=UniRESPlusPlusConfig)  # of the compared model
@@ -36,6 +37,10 @@ class FilmUNetConfig:
             raise InputError(f"high_size={side} is not a multiple of {stride}: change it or widths")
         if self.loss.dense:
             raise InputError(f"loss.dense={self.loss.dense}: this baseline has no dense head, set 0")
+        if self.loss.resolution != "full":
+            raise InputError(
+                f"loss.resolution={self.loss.resolution!r}: this baseline learns at 'full' alone"
+            )
 
     @property
     def view(self) -> UniRESPlusPlusConfig:
@@ -60,5 +65,5 @@ class FilmUNetConfig:
                 loss=LossConfig(**values.pop("loss")),
                 **values,
             )
-        except (TypeError, KeyError, AttributeError) as error:
+        except (TypeError, KeyError, AttributeError, ValueError) as error:
             raise InputError(f"config.json does not fit this version: {error}") from error

@@ -23,7 +23,7 @@ from uniresxx.data.templates import asked_branches
 from uniresxx.film_unet.config import GROUPS, FilmUNetConfig
 from uniresxx.masks import encode
 from uniresxx.model.build import build_model, load_with
-from uniresxx.model.losses import Counts, LossTerms, mask_sums, true_iou
+from uniresxx.model.losses import Counts, LossTerms, mask_sums, resized, true_iou
 from uniresxx.model.processing import View, photo_masks, pixels, view_photo
 from uniresxx.segmenter import DecisionRule, Decoding, Question
 from uniresxx.types import Batch, Prediction, Segment
@@ -211,13 +211,8 @@ class FilmUNet(nn.Module):
         w, present = self.config.loss, batch.present_E
         truth_EHW = batch.masks_EHW[present]
         valid_EHW = batch.pixel_valid_BHW[batch.image_of_expr_E[present]]
-        logits_EHW = F.interpolate(
-            output.masks_Ehw[present][:, None],
-            size=truth_EHW.shape[-2:],
-            mode="bilinear",
-            align_corners=False,
-        )[:, 0]
-        bce, dice = mask_sums(logits_EHW, truth_EHW, valid_EHW)
+        logits_EHW = resized(output.masks_Ehw[present], truth_EHW.shape[-2:])
+        bce, dice = mask_sums(logits_EHW, truth_EHW, valid_EHW, w.dice_smooth)
         iou_E = true_iou(logits_EHW, truth_EHW, valid_EHW)
         quality_E, presence_E = output.quality_E.float(), output.presence_E.float()
         sums = {

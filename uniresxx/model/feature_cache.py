@@ -286,12 +286,10 @@ def _stacked(entries: Sequence[Mapping[str, Tensor]], device: torch.device) -> l
     maps = []
     for i in range(len(entries[0]) // 2):
         first = entries[0][f"{i}"]
-        map_B = torch.empty_strided(
-            (len(entries), *first.shape),
-            entries[0][f"{i}{_STRIDE}"].tolist(),
-            dtype=first.dtype,
-            device=device,
-        )
+        between, *within = entries[0][f"{i}{_STRIDE}"].tolist()
+        extent = 1 + sum((n - 1) * step for n, step in zip(first.shape, within, strict=True))
+        strides = (max(between, extent), *within)  # of one image alone the first may be anything
+        map_B = torch.empty_strided((len(entries), *first.shape), strides, dtype=first.dtype, device=device)
         for b, entry in enumerate(entries):
             map_B[b].copy_(entry[f"{i}"])
         maps.append(map_B)

@@ -119,9 +119,7 @@ class UniRESPlusPlus(HubModel):
         learned = config.boxes == "learned"
         self.box_head = BoxHead(config.box_head, m.high_widths, m.high_patch) if learned else None
         self.detector: Detector | None = None  # of boxes "owlv2": outside the model, never saved with it
-        self.feature_cache: FeatureCache | None = (
-            None  # of training alone: `forward` asks it, `look` does not
-        )
+        self.feature_cache: FeatureCache | None = None  # of training: `forward` asks it, `look` does not
         tune(self)
 
     # training -------------------------------------------------------------------------------------------------
@@ -244,8 +242,8 @@ class UniRESPlusPlus(HubModel):
     def _mask_terms(self, logits_Ehw: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """BCE and dice sums at the configured resolution, and the true IoU of each mask.
 
-        Below full resolution the IoU is that on the head's grid. Points are drawn from torch's random numbers: a
-        step that is cut differently draws others.
+        With "low" and "points" the IoU is that on the head's grid, else where the loss is. Points are drawn from
+        torch's random numbers: a step that is cut differently draws others.
         """
         w, image_E = self.settings.loss, batch.image_of_expr_E[batch.present_E]
         if w.resolution == "photo":

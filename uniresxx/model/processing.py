@@ -70,7 +70,7 @@ def _boxes_of(
     if config.boxes == "grid":
         return Proposals(grid_boxes(side, m.max_objects), grid_boxes(side, m.max_parts))
     if config.boxes == "truth":
-        if truth is None or not truth.boxes:
+        if truth is None or not {"object", "part"} <= truth.boxes.keys():
             raise InputError(
                 "boxes='truth' is an ablation on data with truth boxes; use boxes='segmenter' here"
             )
