@@ -201,7 +201,7 @@ def test_what_is_not_asked_for_is_still_an_object(vocabulary: Vocabulary) -> Non
     record = picture(0)
     known = boxes_of_masks(record)
     assert {name: len(boxes) for name, boxes in known.items()} == {"object": 1, "part": 1}
-    groups = Pool.of("toy[multi]", [record], 4, kinds=(Granularity.MULTI,))
+    groups = Pool.of("toy[multi]", [record], 4, kinds=(Granularity.MULTI,), all_boxes=True)
     for pool in (Pool.of("toy", [record], 1), groups):
         source = Mixture((pool,), 0)
         for slot in range(6):

@@ -55,7 +55,7 @@ def open_job(recipe: Recipe, data: Path | None) -> Job:
     check(recipe)
     inputs = recipe.model.view if isinstance(recipe.model, FilmUNetConfig) else recipe.model
     check_sources(inputs)
-    found = _open_data(recipe, data)
+    found = _open_data(recipe, data, all_boxes=inputs.boxes == "learned")
     vocabulary = open_vocabulary(inputs, [*found.texts, *TRAINING_TEMPLATES])
     torch.manual_seed(recipe.seed)
     model = BUILDERS[type(recipe.model)](recipe.model, vocabulary)
@@ -105,7 +105,7 @@ class _Data:
     ]  # JSON, by data set: share of the expressions, fingerprint, what the guard did
 
 
-def _open_data(recipe: Recipe, data: Path | None) -> _Data:
+def _open_data(recipe: Recipe, data: Path | None, all_boxes: bool) -> _Data:
     d, seed = recipe.data, recipe.seed
     parts = mixture_named(d.mixture) if d.mixture else d.parts
     if not parts and d.source in SCENES:
@@ -117,8 +117,9 @@ def _open_data(recipe: Recipe, data: Path | None) -> _Data:
         return _Data(source, shown, texts, f"{d.source}/{d.split}, seed {seed}, drawn {drawn[:16]}", about)
     images = None if d.images is None else Path(d.images)
     mixture = open_mixture(
-        parts or (MixturePart(d.source, d.split),), d.expressions_per_image, seed, data, images, d.guard
-    )
+        parts or (MixturePart(d.source, d.split),), d.expressions_per_image, seed,
+        data, images, d.guard, all_boxes,
+    )  # fmt: skip
     pools = {id(pool.records): pool for pool in mixture.pools}.values()  # parts may share a data set
     texts = [text for pool in pools for text in texts_of(pool.records, CORPUS_TEXTS)]
     about = [

@@ -74,6 +74,7 @@ class Pool:
     kinds: tuple[Granularity, ...] = ()
     about: Mapping[str, Any] = field(default_factory=dict)  # JSON: fingerprint, guard
     hint: str = ""  # what to set where its photographs are not found
+    all_boxes: bool = False  # records bring the boxes of all their masks, for boxes that are learned
 
     @classmethod
     def of(
@@ -85,6 +86,7 @@ class Pool:
         kinds: Sequence[Granularity] = (),
         about: Mapping[str, Any] | None = None,
         hint: str = "",
+        all_boxes: bool = False,
     ) -> Pool:
         """Count what the records yield. InputError where none of them has such an expression."""
         counts_N4 = kinds_of(records)
@@ -94,18 +96,19 @@ class Pool:
         if not rows_N.size:
             raise InputError(f"{label}: holds no expression{' of ' + ', '.join(kinds) if kinds else ''}")
         shown = np.minimum(counts_N[rows_N], expressions_per_image).mean()
-        return cls(label, weight, records, rows_N, float(shown), tuple(kinds), about or {}, hint)
+        return cls(label, weight, records, rows_N, float(shown), tuple(kinds), about or {}, hint, all_boxes)
 
     def record(self, row: int) -> ImageRecord:
         """A record with the expressions of this part; InputError where its store is damaged there.
 
-        Truth boxes stay those of all expressions: a picture asked only for groups still shows objects.
+        With `all_boxes` truth boxes stay those of all expressions: a picture asked only for groups shows objects.
         """
         record = self.records[row]
         if not self.kinds:
             return record
         kept = tuple(item for item in record.expressions if item.granularity in self.kinds)
-        return replace(record, expressions=kept, dialogues=(), boxes=boxes_of_masks(record))
+        boxes = boxes_of_masks(record) if self.all_boxes else record.boxes
+        return replace(record, expressions=kept, dialogues=(), boxes=boxes)
 
 
 @dataclass(frozen=True)
@@ -230,12 +233,13 @@ def open_mixture(
     data: Path | None = None,
     images: Path | None = None,
     guard: str = "on",
+    all_boxes: bool = False,
 ) -> Mixture:
     """Open every part: stores are mapped, native layouts read, and the leak guard looks at both.
 
     `data` is the root of native layouts and of stores called by name, `images` where the photographs of stores
-    lie now. Raises InputError: what is not there, weights and granularities that mean nothing, a split that
-    measures, and what `guard` refuses.
+    lie now, `all_boxes` as in Pool. Raises InputError: what is not there, weights and granularities that mean
+    nothing, a split that measures, and what `guard` refuses.
     """
     opened: dict[str, _Opened] = {}
     pools: list[Pool] = []
@@ -249,8 +253,11 @@ def open_mixture(
         if any(pool.label == label for pool in pools):
             raise InputError(f"{label} is twice in the mixture: give it once, with both weights")
         pools.append(
-            Pool.of(label, found.records, expressions_per_image, part.weight, kinds, found.about, found.hint)
-        )
+            Pool.of(
+                label, found.records, expressions_per_image, part.weight, kinds,
+                found.about, found.hint, all_boxes,
+            )
+        )  # fmt: skip
     if not pools:
         raise InputError("the mixture has no part")
     return Mixture(tuple(pools), seed)
