@@ -16,6 +16,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import fields, replace
 from multiprocessing import get_context
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pyarrow as pa
@@ -624,6 +625,35 @@ def test_prepare_says_what_is_missing(tmp_path, capsys):
         assert data_command.run(["prepare", *words]) == 2
         lines = capsys.readouterr().err.splitlines()
         assert message in lines[-1]
+
+
+def test_stores_below_the_root_are_no_input(tmp_path, monkeypatch, capsys):
+    root = tiny_root(tmp_path / "root")
+    words = ["prepare", "refcoco", "--root", str(root), "--out", str(root / "stores/refcoco")]
+    with monkeypatch.context() as stop:
+        stop.setattr(store_write, "_assemble", Mock(side_effect=KeyboardInterrupt))
+        assert data_command.run(words) == 75
+    assert (root / "stores/refcoco.partial/manifest.json").is_file()
+    for _ in range(2):  # continues, and keeps what is finished
+        assert data_command.run(words) == 0, capsys.readouterr().err
+    other = ["prepare", "refcoco+", "--root", str(root), "--out", str(root / "stores/refcoco+")]
+    assert data_command.run(other) == 0
+    assert data_command.run(words) == 0, capsys.readouterr().err
+
+
+def test_annotations_behind_a_link_are_input(tmp_path, capsys):
+    far = tiny_root(tmp_path / "far")
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "refcoco").symlink_to(far / "refcoco")
+    (root / "refcoco/up").symlink_to(root)  # round and round
+    (root / "gone.json").symlink_to(tmp_path / "nothing")
+    words = ["prepare", "refcoco", "--root", str(root), "--out", str(tmp_path / "s")]
+    assert data_command.run(words) == 0
+    path = far / "refcoco/refs(unc).json"
+    path.write_text(path.read_text().replace('"it"', '"that"'))
+    assert data_command.run(words) == 2
+    assert "refcoco/refs(unc).json: " in capsys.readouterr().err
 
 
 def test_prepare_stops_with_75_and_continues(tmp_path, monkeypatch, capsys):
