@@ -13,18 +13,18 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from uniresxx.data.readers import coco, grefcoco, refcocom
+from uniresxx.data.readers import coco, cris, grefcoco, refcocom
 from uniresxx.data.readers.pickles import load_records
 from uniresxx.errors import InputError
 from uniresxx.types import ImageRecord
 
 MODES = ("on", "strict", "published_data")
-# benchmark -> (folders, annotation lists, folder in the CRIS layout); RefCOCOm's lists are found by looking
+# benchmark -> (folders, annotation lists, folders in the CRIS layout); RefCOCOm's lists are found by looking
 LISTS = {
-    "refcoco": (("refcoco",), ("refs(unc).p", "refs(unc).json"), "refcoco"),
-    "refcoco+": (("refcoco+", "refcocoplus"), ("refs(unc).p", "refs(unc).json"), "refcoco+"),
-    "refcocog_umd": (("refcocog",), ("refs(umd).p", "refs(umd).json"), "refcocog_u"),
-    "grefcoco": (grefcoco.FOLDERS, ("grefs(unc).p", "grefs(unc).json"), "grefcoco"),
+    "refcoco": (("refcoco",), ("refs(unc).p", "refs(unc).json"), cris.SETS["refcoco"]),
+    "refcoco+": (("refcoco+", "refcocoplus"), ("refs(unc).p", "refs(unc).json"), cris.SETS["refcoco+"]),
+    "refcocog_umd": (("refcocog",), ("refs(umd).p", "refs(umd).json"), cris.SETS["refcocog_umd"]),
+    "grefcoco": (grefcoco.FOLDERS, ("grefs(unc).p", "grefs(unc).json"), ("grefcoco",)),
 }
 BENCHMARKS = (*LISTS, "refcocom")
 
@@ -104,13 +104,14 @@ def _ids_of(root: Path, name: str) -> Iterator[int]:
         for folder in coco.data_folders(root, refcocom.FOLDERS):
             yield from _photo_ids((folder / "annotations").glob("*.json"))
         return
-    folders, files, cris = LISTS[name]
+    folders, files, cris_folders = LISTS[name]
     paths = [folder / item for folder in coco.data_folders(root, folders) for item in files]
     there = [path for path in paths if path.is_file()]
     for path in there[:1]:
         yield from _ref_ids(path)
     for parent in (root, root / "datasets") if not there else ():
-        yield from _photo_ids((parent / "anns" / cris).glob("*.json"))
+        for folder in coco.data_folders(parent / "anns", cris_folders):
+            yield from _photo_ids(folder.glob("*.json"))
 
 
 def _ref_ids(path: Path) -> Iterator[int]:
