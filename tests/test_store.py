@@ -641,6 +641,15 @@ def test_stores_below_the_root_are_no_input(tmp_path, monkeypatch, capsys):
     assert data_command.run(words) == 0, capsys.readouterr().err
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere names of files are Unicode")
+def test_a_file_whose_name_is_no_unicode_is_input(tmp_path):
+    root = tiny_root(tmp_path / "root")
+    Path(os.fsdecode(os.fsencode(root) + b"/old\xff.json")).touch()
+    words = ["prepare", "refcoco", "--root", str(root), "--out", str(tmp_path / "s")]
+    assert data_command.run(words) == 0 == data_command.run(words)
+    assert "old\\udcff.json" in Store.open(tmp_path / "s").meta["inputs"]
+
+
 def test_annotations_behind_a_link_are_input(tmp_path, capsys):
     far = tiny_root(tmp_path / "far")
     root = tmp_path / "root"

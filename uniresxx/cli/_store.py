@@ -103,9 +103,10 @@ def inputs_of(root: Path | None) -> dict[str, str]:
                 status = path.stat()
                 stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(status.st_mtime))
                 fraction = f"{status.st_mtime_ns % 10**9:09d}"
-                found[path.relative_to(root or folder).as_posix()] = (
-                    f"{status.st_size} bytes of {stamp}.{fraction}"
-                )
+                place = path.relative_to(root or folder).as_posix()
+                # a name need not be UTF-8, the manifest is
+                place = place.encode("utf-8", "backslashreplace").decode()
+                found[place] = f"{status.st_size} bytes of {stamp}.{fraction}"
     return found
 
 
