@@ -677,7 +677,13 @@ def test_prepare_stops_with_75_and_continues(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(command, "load_benchmark", stopped)
     assert data_command.run(words) == 75
     assert capsys.readouterr().err.splitlines()[-1] == "uniresxx data: stopped; the same command continues"
+    assert data_command.run([*words, "--fresh"]) == 75
+    assert capsys.readouterr().err.endswith("starts over, without --fresh it continues\n")
     monkeypatch.setattr(command, "load_benchmark", real)
+    assert data_command.run(words) == 0
+    monkeypatch.setattr(command, "load_benchmark", stopped)
+    assert data_command.run([*words, "--fresh"]) == 75  # the finished store stays until then
+    assert capsys.readouterr().err.endswith("the same command starts over\n")
     assert data_command.run(words) == 0
 
 

@@ -18,7 +18,7 @@ from uniresxx.cli import OneLineParser
 from uniresxx.data.benchmarks import SCENES, load_benchmark, splits_of
 from uniresxx.data.guard import MODES, Guard, lines_of_report, stored_report
 from uniresxx.data.shards import SHARD_BYTES
-from uniresxx.data.store import META, RECORDS, Store
+from uniresxx.data.store import META, RECORDS, Store, is_store
 from uniresxx.data.store_check import check_store
 from uniresxx.data.store_write import MANIFEST, Preparation, write_store
 from uniresxx.errors import InputError
@@ -182,10 +182,17 @@ def prepare(argv: Sequence[str]) -> int:
                 print(line, file=sys.stderr)
             store = write_store(words.out, work, words.fresh, _show)
     except KeyboardInterrupt:
-        print("uniresxx data: stopped; the same command continues", file=sys.stderr)
+        print(f"uniresxx data: stopped; {_way_on(words.out, words.fresh)}", file=sys.stderr)
         return STOPPED
     print("\n".join(lines_of_store(store)))
     return 0
+
+
+def _way_on(out: Path, fresh: bool) -> str:
+    """What to do after an interruption; `--fresh` means what it says every time."""
+    if not fresh:
+        return "the same command continues"
+    return "the same command starts over" + ("" if is_store(out) else ", without --fresh it continues")
 
 
 @contextmanager
