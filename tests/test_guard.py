@@ -171,12 +171,27 @@ def test_a_list_that_lacks_is_named_and_strict_refuses(tmp_path, name):
     assert lines_of_report(report)[-1] == f"guard: warning: found no id list of {name}"
 
 
-def test_lists_in_the_layout_of_cris_serve_too(tmp_path):
-    folder = tmp_path / "anns" / "refcocog_u"
+@pytest.mark.parametrize("spelling", ["refcocog_u", "RefCOCOg_umd"])  # the reader takes both
+def test_lists_in_the_layout_of_cris_serve_too(tmp_path, spelling):
+    folder = tmp_path / "anns" / spelling
     folder.mkdir(parents=True)
     for split, number in (("train", 1), ("val", 2), ("test", 3)):
         (folder / f"{split}.json").write_text(json.dumps([{"img_name": f"COCO_train2014_{number:012d}.jpg"}]))
     assert held_out(tmp_path).ids == {"refcocog_umd": frozenset({2, 3})}
+
+
+def test_a_split_without_its_list_is_named_and_strict_refuses(tmp_path):
+    root = benchmarks_root(tmp_path, without=("refcoco",))
+    folder = root / "datasets" / "anns" / "refcoco"
+    folder.mkdir(parents=True)
+    for split, number in (("val", 2), ("testB", 3)):
+        (folder / f"{split}.json").write_text(json.dumps([{"img_name": f"COCO_train2014_{number:012d}.jpg"}]))
+    held = held_out(root)
+    assert held.ids["refcoco"] == {2, 3} and held.not_found == ("refcoco (testA)",)
+    with pytest.raises(InputError, match=r"no id list of refcoco \(testA\)"):
+        Guard.of("strict", root)
+    (folder / "testA.json").write_text("[]")
+    assert held_out(root).not_found == ()
 
 
 def test_modes(tmp_path):

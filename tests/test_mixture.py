@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import pickle
 import subprocess
@@ -399,9 +400,34 @@ def test_training_on_a_mixture_of_stores_counts_and_replaces(tmp_path, capsys):
     assert train(recipe, job, tmp_path / "run") == DONE
     said = capsys.readouterr().out
     assert "drawn: toy/train: " in said and "two/train[part+none]" in said
+    assert said.index("guard: off (published_data)") < said.index("step 1/")
     bad = read_quarantine(tmp_path / "run/quarantine.jsonl")
     assert bad and all(item.key == "toy/train row 2" and "gone.png" in item.reason for item in bad)
     assert "--data.images" in bad[0].reason
     about = job.extra["training_data"]
     assert [item["data"] for item in about] == ["toy/train", "two/train[part+none]"]
     assert about[0]["guard"]["mode"] == "published_data" and about[0]["share"] == 0.75
+
+
+def test_a_run_on_native_files_says_what_the_guard_did(tmp_path):
+    """Photo 1 of RefCOCO's train is one of RefCOCO+'s val; the other lists are not there."""
+    names = {number: f"COCO_train2014_{number:012d}.jpg" for number in (1, 2)}
+    rows = {
+        "images": [{"id": key, "file_name": name, "height": 4, "width": 6} for key, name in names.items()],
+        "annotations": [{"id": key, "image_id": key, "segmentation": [[0, 0, 3, 0, 3, 3]]} for key in names],
+    }
+    for folder, splits in (("refcoco", ("train", "train")), ("refcoco+", ("val", "train"))):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "instances.json").write_text(json.dumps(rows))
+        refs = [
+            {"ann_id": key, "image_id": key, "split": split, "sentences": [{"sent": "it", "sent_id": key}]}
+            for key, split in zip(names, splits, strict=True)
+        ]
+        (tmp_path / folder / "refs(unc).json").write_text(json.dumps(refs))
+    model = replace(CONFIG, dense_classes=(), loss=replace(KNOWN["tiny_scenes"]().model.loss, dense=0.0))
+    recipe = replace(KNOWN["tiny_scenes"](), model=model, data=DataConfig(source="refcoco"))
+    assert open_job(recipe, tmp_path).said[1:] == (
+        "guard: refcoco/train: removed 1 images, 1 expressions",
+        "guard: warning: found no id list of refcoco, refcocog_umd, grefcoco, refcocom",
+    )
+    assert open_job(KNOWN["tiny_scenes"](), None).said == ()

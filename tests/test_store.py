@@ -16,6 +16,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import fields, replace
 from multiprocessing import get_context
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pyarrow as pa
@@ -626,6 +627,44 @@ def test_prepare_says_what_is_missing(tmp_path, capsys):
         assert message in lines[-1]
 
 
+def test_stores_below_the_root_are_no_input(tmp_path, monkeypatch, capsys):
+    root = tiny_root(tmp_path / "root")
+    words = ["prepare", "refcoco", "--root", str(root), "--out", str(root / "stores/refcoco")]
+    with monkeypatch.context() as stop:
+        stop.setattr(store_write, "_assemble", Mock(side_effect=KeyboardInterrupt))
+        assert data_command.run(words) == 75
+    assert (root / "stores/refcoco.partial/manifest.json").is_file()
+    for _ in range(2):  # continues, and keeps what is finished
+        assert data_command.run(words) == 0, capsys.readouterr().err
+    other = ["prepare", "refcoco+", "--root", str(root), "--out", str(root / "stores/refcoco+")]
+    assert data_command.run(other) == 0
+    assert data_command.run(words) == 0, capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere names of files are Unicode")
+def test_a_file_whose_name_is_no_unicode_is_input(tmp_path):
+    root = tiny_root(tmp_path / "root")
+    Path(os.fsdecode(os.fsencode(root) + b"/old\xff.json")).touch()
+    words = ["prepare", "refcoco", "--root", str(root), "--out", str(tmp_path / "s")]
+    assert data_command.run(words) == 0 == data_command.run(words)
+    assert "old\\udcff.json" in Store.open(tmp_path / "s").meta["inputs"]
+
+
+def test_annotations_behind_a_link_are_input(tmp_path, capsys):
+    far = tiny_root(tmp_path / "far")
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "refcoco").symlink_to(far / "refcoco")
+    (root / "refcoco/up").symlink_to(root)  # round and round
+    (root / "gone.json").symlink_to(tmp_path / "nothing")
+    words = ["prepare", "refcoco", "--root", str(root), "--out", str(tmp_path / "s")]
+    assert data_command.run(words) == 0
+    path = far / "refcoco/refs(unc).json"
+    path.write_text(path.read_text().replace('"it"', '"that"'))
+    assert data_command.run(words) == 2
+    assert "refcoco/refs(unc).json: " in capsys.readouterr().err
+
+
 def test_prepare_stops_with_75_and_continues(tmp_path, monkeypatch, capsys):
     root = tiny_root(tmp_path / "root")
     words = ["prepare", "refcoco/train", "--root", str(root), "--out", str(tmp_path / "s")]
@@ -638,7 +677,13 @@ def test_prepare_stops_with_75_and_continues(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(command, "load_benchmark", stopped)
     assert data_command.run(words) == 75
     assert capsys.readouterr().err.splitlines()[-1] == "uniresxx data: stopped; the same command continues"
+    assert data_command.run([*words, "--fresh"]) == 75
+    assert capsys.readouterr().err.endswith("starts over, without --fresh it continues\n")
     monkeypatch.setattr(command, "load_benchmark", real)
+    assert data_command.run(words) == 0
+    monkeypatch.setattr(command, "load_benchmark", stopped)
+    assert data_command.run([*words, "--fresh"]) == 75  # the finished store stays until then
+    assert capsys.readouterr().err.endswith("the same command starts over\n")
     assert data_command.run(words) == 0
 
 

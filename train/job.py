@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
@@ -20,6 +20,7 @@ from train.watch import work_counter
 from uniresxx.data.batches import Batches, SceneSource, Source
 from uniresxx.data.benchmarks import SCENES
 from uniresxx.data.census import texts_of
+from uniresxx.data.guard import lines_of_report
 from uniresxx.data.ledger import Ledger
 from uniresxx.data.mixture import Mixture, MixturePart, mixture_named, open_mixture
 from uniresxx.data.scenes import scene_record, text_corpus
@@ -77,7 +78,14 @@ def open_job(recipe: Recipe, data: Path | None) -> Job:
         work_counter(model, recipe.model, kept) if isinstance(recipe.model, UniRESPlusPlusConfig) else None
     )
     measure = open_measure(recipe.eval, model, data)
-    return Job(model, batches, picture, found.fingerprint, extra, ledger, measure, counter, cache)
+    said = _guard_lines(found.about)
+    return Job(model, batches, picture, found.fingerprint, extra, ledger, measure, counter, cache, said)
+
+
+def _guard_lines(about: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """What the leak guard removed and which lists it lacked, each line once; none of drawn pictures."""
+    reports = [item["guard"] for item in about if item["guard"]["mode"] != "drawn"]
+    return tuple(dict.fromkeys(line for report in reports for line in lines_of_report(report)))
 
 
 def _feature_cache(folder: str | None, model: Any) -> FeatureCache | None:

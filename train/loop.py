@@ -91,6 +91,7 @@ class Job:
         best value is kept and marked.
     work: tokens and FLOPs of a micro-batch, for the log.
     kept: opened when the model holds its starting weights; its news are said, and its numbers at the end.
+    said: lines about the data, printed before the first step.
     """
 
     model: Any
@@ -102,6 +103,7 @@ class Job:
     measure: Callable[[int, Path], Measured] | None = None
     work: Callable[[Any], Work] | None = None
     kept: Kept | None = None
+    said: tuple[str, ...] = ()
 
 
 @dataclass
@@ -269,6 +271,8 @@ def train(
         if kept is not None:
             print_line(ranks.together(lambda: kept.open(engine.device.type, recipe.engine.precision)))
         ranks.decide(lambda: _tidy(out, state))
+        for line in job.said:
+            print_line(line)
         if state.step:
             print_line(f"continuing {out} after step {state.step}")
         return _Run(recipe, job, out, engine, state, about).go(command)

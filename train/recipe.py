@@ -226,7 +226,8 @@ def _check_data(d: DataConfig) -> None:
         mixture_named(d.mixture)
     if d.mixture and d.source and d.source not in SCENES:
         raise InputError(
-            f"--data.source {d.source}: the mixture {d.mixture} would be trained on instead; add --data.mixture ''"
+            f"--data.source {d.source}: the mixture {d.mixture} would be trained on instead; "
+            "add --data.mixture '' or --data.source ''"
         )
     drawn = d.source in SCENES and not (d.mixture or d.parts)
     if drawn and d.split != "train":

@@ -18,9 +18,9 @@ from uniresxx.cli import OneLineParser
 from uniresxx.data.benchmarks import SCENES, load_benchmark, splits_of
 from uniresxx.data.guard import MODES, Guard, lines_of_report, stored_report
 from uniresxx.data.shards import SHARD_BYTES
-from uniresxx.data.store import Store
+from uniresxx.data.store import META, RECORDS, Store, is_store
 from uniresxx.data.store_check import check_store
-from uniresxx.data.store_write import Preparation, write_store
+from uniresxx.data.store_write import MANIFEST, Preparation, write_store
 from uniresxx.errors import InputError
 from uniresxx.types import ImageRecord
 
@@ -83,20 +83,38 @@ def _tenth(done: int, of: int) -> int:
 
 
 def inputs_of(root: Path | None) -> dict[str, str]:
-    """Size and time of every annotation file under `root`: what must be the same to continue."""
+    """Size and time of every annotation file under `root`: what must be the same to continue.
+
+    Links are followed, as the readers follow them. Stores, whole or partial, are no input: they may lie in
+    `root/stores`.
+    """
     found: dict[str, str] = {}
-    for folder, folders, files in os.walk(root) if root is not None else ():
+    walked: set[str] = set()
+    for folder, folders, files in os.walk(root, followlinks=True) if root is not None else ():
+        real = os.path.realpath(folder)
+        if real in walked or _is_output(Path(folder)):  # a link may lead back up
+            folders.clear()
+            continue
+        walked.add(real)
         folders[:] = sorted(name for name in folders if name.lower() not in NO_ANNOTATIONS)
         for name in sorted(files):
             path = Path(folder, name)
-            if path.suffix.lower() in ANNOTATIONS:
+            if path.suffix.lower() in ANNOTATIONS and path.is_file():
                 status = path.stat()
                 stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(status.st_mtime))
                 fraction = f"{status.st_mtime_ns % 10**9:09d}"
-                found[path.relative_to(root or folder).as_posix()] = (
-                    f"{status.st_size} bytes of {stamp}.{fraction}"
-                )
+                place = path.relative_to(root or folder).as_posix()
+                # a name need not be UTF-8, the manifest is
+                place = place.encode("utf-8", "backslashreplace").decode()
+                found[place] = f"{status.st_size} bytes of {stamp}.{fraction}"
     return found
+
+
+def _is_output(folder: Path) -> bool:
+    """Whether a folder is a store or a partial one."""
+    if (folder / META).is_file() and (folder / RECORDS).is_file():
+        return True
+    return folder.name.endswith(".partial") and (folder / MANIFEST).is_file()
 
 
 def preparation(name: str, root: Path | None, mode: str) -> Preparation:
@@ -164,10 +182,17 @@ def prepare(argv: Sequence[str]) -> int:
                 print(line, file=sys.stderr)
             store = write_store(words.out, work, words.fresh, _show)
     except KeyboardInterrupt:
-        print("uniresxx data: stopped; the same command continues", file=sys.stderr)
+        print(f"uniresxx data: stopped; {_way_on(words.out, words.fresh)}", file=sys.stderr)
         return STOPPED
     print("\n".join(lines_of_store(store)))
     return 0
+
+
+def _way_on(out: Path, fresh: bool) -> str:
+    """What to do after an interruption; `--fresh` means what it says every time."""
+    if not fresh:
+        return "the same command continues"
+    return "the same command starts over" + ("" if is_store(out) else ", without --fresh it continues")
 
 
 @contextmanager

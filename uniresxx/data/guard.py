@@ -13,20 +13,22 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from uniresxx.data.readers import coco, grefcoco, refcocom
+from uniresxx.data.readers import coco, cris, grefcoco, refcocom
 from uniresxx.data.readers.pickles import load_records
 from uniresxx.errors import InputError
 from uniresxx.types import ImageRecord
 
 MODES = ("on", "strict", "published_data")
-# benchmark -> (folders, annotation lists, folder in the CRIS layout); RefCOCOm's lists are found by looking
+# benchmark -> (folders, annotation lists, folders in the CRIS layout); RefCOCOm's lists are found by looking
 LISTS = {
-    "refcoco": (("refcoco",), ("refs(unc).p", "refs(unc).json"), "refcoco"),
-    "refcoco+": (("refcoco+", "refcocoplus"), ("refs(unc).p", "refs(unc).json"), "refcoco+"),
-    "refcocog_umd": (("refcocog",), ("refs(umd).p", "refs(umd).json"), "refcocog_u"),
-    "grefcoco": (grefcoco.FOLDERS, ("grefs(unc).p", "grefs(unc).json"), "grefcoco"),
+    "refcoco": (("refcoco",), ("refs(unc).p", "refs(unc).json"), cris.SETS["refcoco"]),
+    "refcoco+": (("refcoco+", "refcocoplus"), ("refs(unc).p", "refs(unc).json"), cris.SETS["refcoco+"]),
+    "refcocog_umd": (("refcocog",), ("refs(umd).p", "refs(umd).json"), cris.SETS["refcocog_umd"]),
+    "grefcoco": (grefcoco.FOLDERS, ("grefs(unc).p", "grefs(unc).json"), ("grefcoco",)),
 }
 BENCHMARKS = (*LISTS, "refcocom")
+_UNC = ("val", "testA", "testB")
+MEASURED = {"refcoco": _UNC, "refcoco+": _UNC, "refcocog_umd": ("val", "test"), "grefcoco": _UNC}
 
 # COCO_train2014_000000581857.jpg, the same with RefCOCO's _<n>, 000000581857.jpg, train2017_000000581857.png
 _COCO_NAME = re.compile(
@@ -81,7 +83,7 @@ class HeldOut:
     """Image ids that no training record may have, by benchmark, and the benchmarks without a list."""
 
     ids: Mapping[str, frozenset[int]] = field(default_factory=dict)
-    not_found: tuple[str, ...] = ()
+    not_found: tuple[str, ...] = ()  # NAME, or NAME (SPLIT, …) where only these lack
 
     def all(self) -> frozenset[int]:
         """The ids of all benchmarks."""
@@ -91,12 +93,19 @@ class HeldOut:
 def held_out(root: Path) -> HeldOut:
     """Ids of the val and test splits of the benchmarks whose lists lie under `root`.
 
-    The lists are the native ones, or those of the CRIS layout. Raises InputError where a list is there and
-    cannot be read.
+    The lists are the native ones, or those of the CRIS layout, one per split: where some of these lack, their
+    ids are unknown, and `not_found` names them behind the benchmark. Raises InputError where a list is there
+    and cannot be read.
     """
     ids = {name: frozenset(_ids_of(root, name)) for name in BENCHMARKS}
     found = {name: held for name, held in ids.items() if held}
-    return HeldOut(found, tuple(name for name in BENCHMARKS if name not in found))
+    not_found = []
+    for name in BENCHMARKS:
+        if name not in found:
+            not_found.append(name)
+        elif lacking := _lacking(root, name):
+            not_found.append(f"{name} ({', '.join(lacking)})")
+    return HeldOut(found, tuple(not_found))
 
 
 def _ids_of(root: Path, name: str) -> Iterator[int]:
@@ -104,13 +113,31 @@ def _ids_of(root: Path, name: str) -> Iterator[int]:
         for folder in coco.data_folders(root, refcocom.FOLDERS):
             yield from _photo_ids((folder / "annotations").glob("*.json"))
         return
-    folders, files, cris = LISTS[name]
-    paths = [folder / item for folder in coco.data_folders(root, folders) for item in files]
-    there = [path for path in paths if path.is_file()]
-    for path in there[:1]:
-        yield from _ref_ids(path)
-    for parent in (root, root / "datasets") if not there else ():
-        yield from _photo_ids((parent / "anns" / cris).glob("*.json"))
+    native = _native_list(root, name)
+    yield from _photo_ids(_cris_lists(root, name)) if native is None else _ref_ids(native)
+
+
+def _native_list(root: Path, name: str) -> Path | None:
+    folders, files, _ = LISTS[name]
+    paths = (folder / item for folder in coco.data_folders(root, folders) for item in files)
+    return next((path for path in paths if path.is_file()), None)
+
+
+def _cris_lists(root: Path, name: str) -> list[Path]:
+    parents = (root / "anns", root / "datasets" / "anns")
+    folders = [item for parent in parents for item in coco.data_folders(parent, LISTS[name][2])]
+    return [path for folder in folders for path in folder.glob("*.json")]
+
+
+def _lacking(root: Path, name: str) -> list[str]:
+    """Val and test splits whose list is not there, where each has a file of its own.
+
+    RefCOCOm's names of files are not known for certain; its photos are RefCOCO's.
+    """
+    if name == "refcocom" or _native_list(root, name) is not None:
+        return []
+    there = {path.stem for path in _cris_lists(root, name)}
+    return [split for split in MEASURED[name] if split not in there]
 
 
 def _ref_ids(path: Path) -> Iterator[int]:
