@@ -405,12 +405,12 @@ def test_another_input_is_refused_with_a_diff(tmp_path, finished):
     def stops():
         raise KeyboardInterrupt
 
-    work = work_of({"train": [simple(0)]}, inputs={"guard": "on", "a.json": "3 bytes"})
+    work = work_of({"train": [simple(0)], "val": [simple(1)]}, inputs={"guard": "on", "a.json": "3 bytes"})
     if finished:
         write_store(tmp_path / "s", work)
     else:
         with pytest.raises(KeyboardInterrupt):
-            write_store(tmp_path / "s", replace(work, splits={"train": stops}))
+            write_store(tmp_path / "s", replace(work, splits={**work.splits, "val": stops}))
     other = replace(work, inputs={"guard": "strict", "b.json": "4 bytes"})
     with pytest.raises(InputError) as error:
         write_store(tmp_path / "s", other)
@@ -625,6 +625,18 @@ def test_prepare_says_what_is_missing(tmp_path, capsys):
         assert data_command.run(["prepare", *words]) == 2
         lines = capsys.readouterr().err.splitlines()
         assert message in lines[-1]
+
+
+def test_input_that_was_corrected_needs_no_fresh_start(tmp_path, capsys):
+    """Nothing was written for the wrong files, so there is nothing of theirs to keep."""
+    root = tiny_root(tmp_path / "root")
+    words = ["prepare", "refcoco/train", "--root", str(root), "--out", str(tmp_path / "s")]
+    path = root / "refcoco/instances.json"
+    good = path.read_text()
+    path.write_text(good[:-2])
+    assert data_command.run(words) == 2
+    path.write_text(good)
+    assert data_command.run(words) == 0, capsys.readouterr().err
 
 
 def test_stores_below_the_root_are_no_input(tmp_path, monkeypatch, capsys):

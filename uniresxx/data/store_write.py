@@ -128,10 +128,10 @@ def _begin(partial: Path, work: Preparation, fresh: bool) -> dict[str, Any]:
     except FileExistsError:
         raise InputError(f"{partial}: is a file; the store is written there first") from None
     path = partial / MANIFEST
-    if not path.is_file():
-        if any(item.suffix == ".chunk" for item in partial.iterdir()):
-            raise InputError(f"{partial}: holds pieces of a store but no {MANIFEST}; --fresh starts over")
+    if not any(item.suffix == ".chunk" for item in partial.iterdir()):  # nothing that could be continued
         _write_json(path, {"inputs": work.identity(), "splits": {}})
+    elif not path.is_file():
+        raise InputError(f"{partial}: holds pieces of a store but no {MANIFEST}; --fresh starts over")
     try:
         done = json.loads(path.read_bytes())
         then, splits = done["inputs"], done["splits"]
