@@ -1,7 +1,8 @@
 """The model card beside exported weights: what a checkpoint and its run recorded, and nothing that was not.
 
 Recipe and data (with what the leak guard did) come from the checkpoint's recipe.json, the step from its state.json,
-scores from the run's metrics.json. Names of local folders are cut to their last part: a card may be published.
+scores of these very weights from the run's metrics.json. Names of local folders are cut to their last part: a card
+may be published.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from uniresxx.checkpoint import BEST, CARD, CHECKPOINTS, RECIPE, STATE, read_json
+from uniresxx.checkpoint import BEST, CARD, CHECKPOINTS, RECIPE, STATE, checkpoint_identity, read_json
 from uniresxx.data.guard import lines_of_report
 from uniresxx.model.config import UniRESPlusPlusConfig
 
@@ -123,16 +124,14 @@ def _data(data: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _metrics(run: Path | None, source: Path | None) -> str:
-    """The entries of the run's metrics.json; in percent, a dash where a score is not defined."""
-    homes = [] if run is None else [run, run / "eval"]
-    home = next((folder for folder in homes if (folder / METRICS).is_file()), None)
+    """What was measured of these weights; in percent, a dash where a score is not defined."""
     best = _json(None if run is None else run / CHECKPOINTS, BEST)
     lines = []
     if best and source is not None and source.name.endswith(f"{best.get('step', -1):08d}"):
         lines = [f"Best of its run by {best.get('metric')}: {best.get('value')}.", ""]
-    if home is None:
+    entries = [] if run is None or source is None else _entries(run, source)
+    if not entries:
         return "\n".join([*lines, UNKNOWN])
-    entries = json.loads((home / METRICS).read_text(encoding="utf-8"))
     lines += [
         f"| benchmark | protocol | expressions | {' | '.join(SHOWN)} |",
         "|---" * (3 + len(SHOWN)) + "|",
@@ -141,8 +140,43 @@ def _metrics(run: Path | None, source: Path | None) -> str:
         overall = entry.get("overall", {})
         numbers = " | ".join("-" if overall.get(k) is None else f"{overall[k]:.1f}" for k in SHOWN)
         name = f"{entry.get('benchmark')}/{entry.get('split')}"
-        lines.append(f"| {name} | {entry.get('protocol')} | {entry.get('n_expressions')} | {numbers} |")
+        lines.append(f"| {name} | {_asked(entry)} | {entry.get('n_expressions')} | {numbers} |")
     return "\n".join(lines)
+
+
+def _entries(run: Path, source: Path) -> list[dict[str, Any]]:
+    """Scores of these very weights. A run's metrics.json may also hold another checkpoint's or another model's:
+    `python -m eval` writes the hash of the weights beside each. Without any, those of training at this step."""
+    found = [
+        entry
+        for folder in (run, run / "eval")
+        for entry in _listed(folder / METRICS)
+        if entry.get("checkpoint")
+    ]
+    if found:
+        own = checkpoint_identity(source).rpartition(":")[2]
+        found = [entry for entry in found if str(entry["checkpoint"]).rpartition(":")[2] == own]
+    return found or _listed(run / "eval" / source.name / METRICS)
+
+
+def _listed(path: Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    return found
+
+
+def _asked(entry: Mapping[str, Any]) -> str:
+    """The protocol, and all that makes the numbers other than those of the whole benchmark by the model's rule."""
+    rejection, partial = entry.get("rejection") or {}, entry.get("partial")
+    rule = rejection.get("rule") or "flag"
+    above = "" if rejection.get("threshold") is None else f" above {rejection['threshold']:.4g}"
+    parts = (
+        str(entry.get("protocol")),
+        "" if rule == "flag" else f"rejected by {rule}{above}",
+        f"only the first {entry['limit']} pictures" if entry.get("limit") else "",
+        f"only {partial['scored']} of {partial['expressions']} expressions" if partial else "",
+        f"padded as for {entry['padded_world_size']} processes" if entry.get("padded_world_size") else "",
+    )
+    return ", ".join(part for part in parts if part)
 
 
 def _licence(config: UniRESPlusPlusConfig, data: Sequence[Mapping[str, Any]]) -> str:
