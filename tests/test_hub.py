@@ -192,6 +192,9 @@ def test_loading_is_strict_and_options_are_not_ignored(model: UniRESPlusPlus, tm
     assert eager.settings.mllm.attention == "eager" and [a.text for a in answers(eager)] == [
         a.text for a in answers(model)
     ]
+    for wrong in ("bogus", "nn", "float16", torch.int8):
+        with pytest.raises(InputError, match="is not one of float32, bfloat16"):
+            UniRESPlusPlus.from_pretrained(tmp_path, dtype=wrong)
     with pytest.raises(InputError, match="device_map"):
         UniRESPlusPlus.from_pretrained(tmp_path, device_map="auto")
     with pytest.raises(InputError, match="neither a folder nor a hub id"):
@@ -491,6 +494,26 @@ def test_a_plain_export_copies_and_writes_the_card(model: UniRESPlusPlus, tmp_pa
     assert command(["export", str(out), str(tmp_path / "cut"), "--max-shard-size", "100KB"]) == 0
     assert command(["export", str(tmp_path / "cut"), str(out)]) == 0  # shards over one file
     assert same_weights(model, load_model(out)) and not (out / "model.safetensors").exists()
+
+
+def test_an_export_never_hides_the_checkpoints_of_a_run(
+    model: UniRESPlusPlus, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Weights beside `checkpoints` would be taken for the run's own, also after more training."""
+    run = a_run(tmp_path / "run", model)
+    before = sorted(tmp_path.rglob("*"))
+    model.save_pretrained(tmp_path / "plain")
+    for source, out, says in (
+        (run, run, "is a run folder"),
+        (tmp_path / "plain", run, "is a run folder"),
+        (tmp_path / "plain", checkpoint.step_folder(run, 150), "is a checkpoint of a run"),
+    ):
+        assert command(["export", str(source), str(out)]) == 2
+        err = capsys.readouterr().err
+        assert says in err and err.count("\n") == 1, err
+    assert sorted(run.rglob("*")) == [path for path in before if path.is_relative_to(run) and path != run]
+    assert command(["export", str(run), str(run), "--mask-head", "torch"]) == 0  # hides nothing
+    assert checkpoint.resolve(run, print) == checkpoint.step_folder(run, 150)
 
 
 def test_auto_registers_again_without_harm() -> None:
