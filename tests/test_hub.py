@@ -455,6 +455,7 @@ def test_export_merges_saves_apart_and_unmerges(adapted: UniRESPlusPlus, tmp_pat
             assert (a.text, a.rejected, a.mask) == (b.text, b.rejected, b.mask)
             assert a.p_absent == pytest.approx(b.p_absent, abs=1e-4)
     assert "adapters: none" in (Path(merged) / "README.md").read_text()
+    assert f"adapters: rank {LORA.lora_rank}" in (Path(back) / "README.md").read_text()
 
 
 def test_wrong_exports_get_one_line(

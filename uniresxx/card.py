@@ -27,10 +27,12 @@ _HUB_ID = re.compile(r"[\w-]+/[\w.-]+(@[\w./-]+)?")
 def card_of(config: UniRESPlusPlusConfig, source: Path | None) -> str:
     """The card of a model loaded from `source` (None: never trained or saved).
 
-    A folder that was exported before has no recipe.json any more: its card is kept.
+    A folder that was exported before has no recipe.json any more: its card is kept, but for the line of the
+    adapters, which may have been merged or taken out since.
     """
     if source is not None and not (source / RECIPE).is_file() and (source / CARD).is_file():
-        return (source / CARD).read_text(encoding="utf-8")
+        kept = (source / CARD).read_text(encoding="utf-8")
+        return re.sub(r"^- adapters: .*$", lambda _: _adapted(config), kept, flags=re.MULTILINE)
     about = _json(source, RECIPE)
     run = source.parent.parent if source is not None and source.parent.name == CHECKPOINTS else source
     data = [item for item in about.get("training_data", []) if isinstance(item, dict)]
@@ -85,12 +87,11 @@ def _pretrained(config: UniRESPlusPlusConfig) -> dict[str, str]:
 
 
 def _recipe(config: UniRESPlusPlusConfig, about: Mapping[str, Any], source: Path | None) -> str:
-    m, t = config.mllm, config.tuning
-    lora = f"rank {t.lora_rank} on {', '.join(t.lora_targets)}" if t.lora_rank else "none"
+    m = config.mllm
     lines = [
         f"- LLM: {m.llm_layers} layers of width {m.llm_width}; towers: {m.low_size} px and {m.high_size} px",
         f"- mask head: {config.mask_head}; boxes: {config.boxes}; decision rule: {config.decision_rule}",
-        f"- adapters: {lora}; frozen: {', '.join(t.frozen) or 'nothing'}",
+        _adapted(config),
     ]
     lines += [f"- pretrained {part}: {name}" for part, name in _pretrained(config).items()]
     recipe = about.get("recipe")
@@ -105,6 +106,12 @@ def _recipe(config: UniRESPlusPlusConfig, about: Mapping[str, Any], source: Path
         f"{data.get('expressions_per_image')} expressions per image, learning rate {optim.get('lr')}"
     )
     return "\n".join(lines)
+
+
+def _adapted(config: UniRESPlusPlusConfig) -> str:
+    t = config.tuning
+    lora = f"rank {t.lora_rank} on {', '.join(t.lora_targets)}" if t.lora_rank else "none"
+    return f"- adapters: {lora}; frozen: {', '.join(t.frozen) or 'nothing'}"
 
 
 def _data(data: Sequence[Mapping[str, Any]]) -> str:
