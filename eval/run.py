@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from eval.score import load_records, origin, print_entry
+from uniresxx.checkpoint import checkpoint_identity
 from uniresxx.data.benchmarks import benchmark_name, find_store
 from uniresxx.errors import InputError, MissingPhotoError
 from uniresxx.evaluate import evaluate, evaluate_dialogues, read_about, score_file, write_metrics
@@ -117,20 +117,6 @@ def run_one(
         bar.update(task, description=f"{benchmark} scoring")
         entry = score_file(path, records, benchmark, protocol)
     return entry if dialogues is None else entry | {"dialogues": dialogues}
-
-
-def checkpoint_identity(folder: Path) -> str:
-    """`<folder name>:<hash of config and weights>` of a resolved checkpoint folder."""
-    from uniresxx.checkpoint import CONFIG, weight_files
-
-    if not (folder / CONFIG).is_file():
-        raise InputError(f"{folder / CONFIG} is missing: give a complete checkpoint folder")
-    digest = sha256()
-    for name in (CONFIG, *weight_files(folder)):  # one file, or all shards
-        with (folder / name).open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    return f"{folder.resolve().name}:{digest.hexdigest()[:16]}"
 
 
 def trained_on(folder: Path) -> list[dict[str, Any]] | None:

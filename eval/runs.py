@@ -43,12 +43,14 @@ class Group:
 
     @property
     def answered(self) -> list[Run]:
-        """Runs whose single answers are known, once per set of answers however many protocols scored it."""
+        """Runs whose single answers are known, once per set of answers however many protocols scored it: another
+        threshold decides otherwise, and other pictures are other answers."""
         found: dict[tuple[Any, ...], Run] = {}
         for run in self.runs:
-            rule = (run.entry.get("rejection") or {}).get("rule")
+            rejection, limit = run.entry.get("rejection") or {}, run.entry.get("limit")
+            decided = (rejection.get("rule"), rejection.get("threshold"), limit)
             if run.cases:
-                found.setdefault((run.folder, run.entry.get("predictions"), rule), run)
+                found.setdefault((run.folder, run.entry.get("predictions"), *decided), run)
         return list(found.values())
 
 

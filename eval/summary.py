@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from eval.runs import Group
+from eval.tables import rejected_by
 from uniresxx.metrics import SCORE_KEYS
 
 PARTS = ("part", "object", "multi")
@@ -32,7 +33,6 @@ def summary_csv(groups: Sequence[Group]) -> str:
 
 def _row(entry: Mapping[str, Any]) -> dict[str, Any]:
     versions = entry.get("versions") or {}
-    rule = (entry.get("decoding") or {}).get("rule") or (entry.get("rejection") or {}).get("rule")
     scores = {key: _rounded(entry["overall"].get(key)) for key in SCORE_KEYS}
     parts = {f"mIoU {p}": _rounded(entry["by_granularity"].get(p, {}).get("mIoU")) for p in PARTS}
     own = {key: entry.get(key) for key in ("benchmark", "split", "protocol", "checkpoint", "template")}
@@ -42,7 +42,7 @@ def _row(entry: Mapping[str, Any]) -> dict[str, Any]:
         **scores,
         **parts,
         **made,
-        "rejected_by": rule,
+        "rejected_by": rejected_by(entry),
         "expressions": entry["n_expressions"],
         "twin_score": _rounded(entry.get("twin_score")),
         "no_answer": entry.get("no_answer"),

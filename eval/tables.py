@@ -37,11 +37,10 @@ def facts(run: Run) -> dict[str, str]:
     """What a reader must know of a run before its numbers, as words."""
     entry = run.entry
     rejection = entry.get("rejection") or {}
-    rule = (entry.get("decoding") or {}).get("rule") or rejection.get("rule") or "the predictions file"
+    rule = rejected_by(entry) or "the predictions file"
     if rejection.get("threshold") is not None:
-        rule = (
-            f"{rejection['rule']} > {rejection['threshold']:g}, tuned on {rejection.get('tuned_on') or '?'}"
-        )
+        tuned = f"tuned on {rejection['tuned_on']}" if rejection.get("tuned_on") else "given by hand"
+        rule += f" > {rejection['threshold']:g}, {tuned}"
     versions = ", ".join(f"{k} {v}" for k, v in (entry.get("versions") or {}).items() if v)
     found = {
         "run": run.label,
@@ -51,9 +50,28 @@ def facts(run: Run) -> dict[str, str]:
         "rejected by": str(rule),
         "question": str(entry.get("template") or "not known"),
     }
+    if part := part_of(entry):
+        found["only"] = part
     if entry.get("padded_world_size"):
         found["padded as on"] = f"{entry['padded_world_size']} processes"
     return found | {"made with": versions or "not known"}
+
+
+def rejected_by(entry: Mapping[str, Any]) -> str | None:
+    """What decided: the rule the file was scored with; where that is its flag, the model's own rule if known."""
+    rule: str | None = (entry.get("rejection") or {}).get("rule")
+    own: str | None = (entry.get("decoding") or {}).get("rule")
+    return own or rule if rule in (None, "flag") else rule
+
+
+def part_of(entry: Mapping[str, Any]) -> str:
+    """Of which part of the benchmark the scores are; empty where it is the whole."""
+    parts = []
+    if partial := entry.get("partial"):
+        parts.append(f"{partial['scored']:,} of {partial['expressions']:,} expressions")
+    if entry.get("limit"):
+        parts.append(f"the first {entry['limit']:,} pictures")
+    return ", ".join(parts)
 
 
 def headline_table(runs: Sequence[Run]) -> Table:
@@ -146,8 +164,9 @@ def _published_row(row: Published, split: str) -> list[str]:
 def _own_row(run: Run, setting: str | None, metric: str) -> list[str]:
     decoding = "generated" if run.entry.get("decoding") else "not known"
     value = number(run.entry["overall"].get(metric))
-    return [f"{run.label} (this report)", setting or "all", metric, decoding, run.entry["protocol"],
-            "this report", value]  # fmt: skip
+    part = part_of(run.entry)
+    name = f"{run.label} (this report{f', only {part}' if part else ''})"
+    return [name, setting or "all", metric, decoding, run.entry["protocol"], "this report", value]
 
 
 def histogram_table(histograms: Mapping[str, Histogram]) -> Table:

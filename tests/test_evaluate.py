@@ -19,6 +19,7 @@ import eval.__main__ as program
 import eval.run as run_module
 import eval.score as score_module
 from uniresxx import masks
+from uniresxx.checkpoint import checkpoint_identity
 from uniresxx.data.store_write import Preparation, write_store
 from uniresxx.errors import InputError
 from uniresxx.evaluate import (
@@ -791,12 +792,12 @@ def test_a_missing_photo_names_the_path_and_the_option(tmp_path, monkeypatch):
 def test_the_identity_of_a_checkpoint_follows_its_content(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(InputError, match=r"model\.safetensors is missing"):
-        run_module.checkpoint_identity(tmp_path)
+        checkpoint_identity(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"one")
-    first = run_module.checkpoint_identity(tmp_path)
-    assert first == run_module.checkpoint_identity(tmp_path) and first.startswith(f"{tmp_path.name}:")
+    first = checkpoint_identity(tmp_path)
+    assert first == checkpoint_identity(tmp_path) and first.startswith(f"{tmp_path.name}:")
     (tmp_path / "model.safetensors").write_bytes(b"two")
-    assert run_module.checkpoint_identity(tmp_path) != first
+    assert checkpoint_identity(tmp_path) != first
 
 
 def test_a_checkpoint_in_shards_is_known_by_all_of_them(tmp_path):
@@ -808,11 +809,11 @@ def test_a_checkpoint_in_shards_is_known_by_all_of_them(tmp_path):
     )
     (tmp_path / names[0]).write_bytes(b"one")
     with pytest.raises(InputError, match="copy all shards"):
-        run_module.checkpoint_identity(tmp_path)
+        checkpoint_identity(tmp_path)
     found = []
     for content in (b"two", b"three"):
         (tmp_path / names[1]).write_bytes(content)
-        found.append(run_module.checkpoint_identity(tmp_path))
+        found.append(checkpoint_identity(tmp_path))
     assert len(set(found)) == 2
 
 

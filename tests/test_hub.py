@@ -91,6 +91,7 @@ def a_run(folder: Path, model: UniRESPlusPlus) -> Path:
         "protocol": "strict",
         "n_expressions": 80,
         "overall": overall,
+        "checkpoint": checkpoint.checkpoint_identity(checkpoint.step_folder(folder, 150)),
     }
     (folder / "metrics.json").write_text(json.dumps([entry]))
     return folder
@@ -191,6 +192,9 @@ def test_loading_is_strict_and_options_are_not_ignored(model: UniRESPlusPlus, tm
     assert eager.settings.mllm.attention == "eager" and [a.text for a in answers(eager)] == [
         a.text for a in answers(model)
     ]
+    for wrong in ("bogus", "nn", "float16", torch.int8):
+        with pytest.raises(InputError, match="is not one of float32, bfloat16"):
+            UniRESPlusPlus.from_pretrained(tmp_path, dtype=wrong)
     with pytest.raises(InputError, match="device_map"):
         UniRESPlusPlus.from_pretrained(tmp_path, device_map="auto")
     with pytest.raises(InputError, match="neither a folder nor a hub id"):
@@ -302,6 +306,45 @@ def test_the_card_says_what_the_run_recorded(model: UniRESPlusPlus, tmp_path: Pa
     ).read_text() == card  # kept: the folder has no recipe.json any more
 
 
+def test_a_card_shows_no_scores_of_other_weights(model: UniRESPlusPlus, tmp_path: Path) -> None:
+    """A run's metrics.json also holds what `score` added about any model, and what an earlier checkpoint reached."""
+    run = a_run(tmp_path / "run", model)
+    (own,) = json.loads((run / "metrics.json").read_text())
+    absent = {"rule": "p_absent", "threshold": 0.25, "tuned_on": None}
+    changes: list[dict[str, Any]] = [
+        {"checkpoint": None, "n_expressions": 81},
+        {"checkpoint": "step_00000150:0123456789abcdef", "n_expressions": 82},
+        {"rejection": absent, "n_expressions": 83},
+        {"limit": 4, "padded_world_size": 8, "n_expressions": 84},
+        {"partial": {"scored": 85, "expressions": 90}, "n_expressions": 85},
+    ]
+    (run / "metrics.json").write_text(json.dumps([own, *(own | change for change in changes)]))
+    card = card_of(CONFIG, checkpoint.step_folder(run, 150))
+    shown = [line.split(" | ")[1:3] for line in card.splitlines() if line.startswith("| scenes_easy/val")]
+    assert shown == [
+        ["strict", "80"],
+        ["strict, rejected by p_absent above 0.25", "83"],
+        ["strict, only the first 4 pictures, padded as for 8 processes", "84"],
+        ["strict, only 85 of 90 expressions", "85"],
+    ]
+    (run / "metrics.json").write_text(json.dumps([own | changes[0], own | changes[1]]))
+    assert UNKNOWN in card_of(CONFIG, checkpoint.step_folder(run, 150))
+
+
+def test_a_card_shows_what_training_measured_at_its_step(model: UniRESPlusPlus, tmp_path: Path) -> None:
+    run = a_run(tmp_path / "run", model)
+    (own,) = json.loads((run / "metrics.json").read_text())
+    (run / "metrics.json").unlink()
+    for step, count in ((100, 79), (150, 80)):
+        folder = run / "eval" / f"step_{step:08d}"
+        folder.mkdir(parents=True)
+        entry = own | {"checkpoint": f"step {step}", "n_expressions": count, "limit": 4}
+        (folder / "metrics.json").write_text(json.dumps([entry]))
+    card = card_of(CONFIG, checkpoint.step_folder(run, 150))
+    assert card.count("| scenes_easy/val") == 1 and UNKNOWN not in card
+    assert "| scenes_easy/val | strict, only the first 4 pictures | 80 | 41.5 |" in card
+
+
 def test_a_card_invents_nothing_and_shows_no_folder_of_this_machine(tmp_path: Path) -> None:
     weights = WeightsConfig(
         llava=str(tmp_path / "private" / "llava-7b"), clip="openai/clip-vit-large-patch14-336"
@@ -373,14 +416,14 @@ def test_an_evaluation_takes_a_hub_id_and_weights_in_shards(
     folder = tmp_path / "weights"
     model.save_pretrained(folder, max_shard_size="100KB")
     assert not (folder / "model.safetensors").exists()
-    before = evaluation.checkpoint_identity(folder)
+    before = checkpoint.checkpoint_identity(folder)
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **options: str(folder))
     monkeypatch.setattr(evaluation, "load_records", lambda *given: [picture(0)])
     (entry,) = evaluation.run("hub:someone/mine", ["scenes_easy/val"], tmp_path / "out")
     assert entry["checkpoint"] == before and "mIoU" in entry["overall"]
     last = max(folder.glob("model-*.safetensors"))
     last.write_bytes(last.read_bytes()[:-1] + b"x")
-    assert evaluation.checkpoint_identity(folder) != before
+    assert checkpoint.checkpoint_identity(folder) != before
 
 
 # ---- adapters and the command
@@ -412,6 +455,7 @@ def test_export_merges_saves_apart_and_unmerges(adapted: UniRESPlusPlus, tmp_pat
             assert (a.text, a.rejected, a.mask) == (b.text, b.rejected, b.mask)
             assert a.p_absent == pytest.approx(b.p_absent, abs=1e-4)
     assert "adapters: none" in (Path(merged) / "README.md").read_text()
+    assert f"adapters: rank {LORA.lora_rank}" in (Path(back) / "README.md").read_text()
 
 
 def test_wrong_exports_get_one_line(
@@ -451,6 +495,26 @@ def test_a_plain_export_copies_and_writes_the_card(model: UniRESPlusPlus, tmp_pa
     assert command(["export", str(out), str(tmp_path / "cut"), "--max-shard-size", "100KB"]) == 0
     assert command(["export", str(tmp_path / "cut"), str(out)]) == 0  # shards over one file
     assert same_weights(model, load_model(out)) and not (out / "model.safetensors").exists()
+
+
+def test_an_export_never_hides_the_checkpoints_of_a_run(
+    model: UniRESPlusPlus, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Weights beside `checkpoints` would be taken for the run's own, also after more training."""
+    run = a_run(tmp_path / "run", model)
+    before = sorted(tmp_path.rglob("*"))
+    model.save_pretrained(tmp_path / "plain")
+    for source, out, says in (
+        (run, run, "is a run folder"),
+        (tmp_path / "plain", run, "is a run folder"),
+        (tmp_path / "plain", checkpoint.step_folder(run, 150), "is a checkpoint of a run"),
+    ):
+        assert command(["export", str(source), str(out)]) == 2
+        err = capsys.readouterr().err
+        assert says in err and err.count("\n") == 1, err
+    assert sorted(run.rglob("*")) == [path for path in before if path.is_relative_to(run) and path != run]
+    assert command(["export", str(run), str(run), "--mask-head", "torch"]) == 0  # hides nothing
+    assert checkpoint.resolve(run, print) == checkpoint.step_folder(run, 150)
 
 
 def test_auto_registers_again_without_harm() -> None:

@@ -500,6 +500,53 @@ def test_two_protocols_of_the_same_answers_are_two_rows_and_one_gallery(folder):
     assert report([folder]).read_text().count("<h3 id=") == 1
 
 
+def test_what_decided_is_the_rule_of_scoring_and_not_the_models_own(folder):
+    """A run's file scored again by another rule: the model's own rule still stands in its entry."""
+    (entry,) = json.loads((folder / "metrics.json").read_text())
+    assert entry["decoding"]["rule"] == "token"
+    by_hand = {"rule": "p_absent", "threshold": 0.25, "tuned_on": None}
+    tuned = by_hand | {"threshold": 0.5, "tuned_on": "scenes_easy/val"}
+    empty = {"rule": "empty_mask", "threshold": None, "tuned_on": None}
+    write_metrics(
+        folder / "metrics.json", [entry | {"rejection": rejection} for rejection in (empty, by_hand, tuned)]
+    )
+    page = report([folder])
+    rows = list(csv.DictReader((page.parent / "summary.csv").open()))
+    assert [row["rejected_by"] for row in rows] == ["token", "empty_mask", "p_absent", "p_absent"]
+    text = (page.parent / "report.md").read_text()
+    for words in ("token", r"empty\_mask", r"p\_absent &gt; 0.25, given by hand",
+                  r"p\_absent &gt; 0.5, tuned on scenes\_easy/val"):  # fmt: skip
+        assert f"- rejected by: {words}\n" in text
+
+
+def test_other_thresholds_and_other_pictures_are_other_answers(folder):
+    """None of them may hide behind the first in histograms, curves and the browser."""
+    (entry,) = json.loads((folder / "metrics.json").read_text())
+    absent = [{"rule": "p_absent", "threshold": x, "tuned_on": None} for x in (0.25, 0.5)]
+    write_json(
+        folder / "metrics.json",
+        [
+            entry | {"limit": 4, "problems": "48 unknown ids"},
+            entry,
+            *(entry | {"rejection": rejection} for rejection in absent),
+        ],
+    )
+    (group,) = group_runs(read_runs([folder], None))
+    assert [len(run.cases) for run in group.answered] == [16, 64, 64, 64]
+    rejected = [sum(c.rejected for c in run.cases) for run in group.answered[2:]]
+    assert rejected[0] > rejected[1]
+
+
+def test_parts_of_a_benchmark_say_so_beside_published_numbers(folder):
+    (entry,) = json.loads((folder / "metrics.json").read_text())
+    entry |= {"benchmark": "refcoco", "limit": 12, "partial": {"scored": 1200, "expressions": 1300}}
+    write_json(folder / "metrics.json", [entry])
+    page = report([folder])
+    own = "run (this report, only 1,200 of 1,300 expressions, the first 12 pictures)"
+    for text in (page.read_text(), (page.parent / "report.md").read_text()):
+        assert own in text
+
+
 @pytest.mark.skipif(not MINI_REAL.is_dir(), reason="the shared photographs are not on this machine")
 def test_report_on_real_photographs(tmp_path):
     from eval.score import load_records

@@ -1,7 +1,8 @@
 """The model card beside exported weights: what a checkpoint and its run recorded, and nothing that was not.
 
 Recipe and data (with what the leak guard did) come from the checkpoint's recipe.json, the step from its state.json,
-scores from the run's metrics.json. Names of local folders are cut to their last part: a card may be published.
+scores of these very weights from the run's metrics.json. Names of local folders are cut to their last part: a card
+may be published.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from uniresxx.checkpoint import BEST, CARD, CHECKPOINTS, RECIPE, STATE, read_json
+from uniresxx.checkpoint import BEST, CARD, CHECKPOINTS, RECIPE, STATE, checkpoint_identity, read_json
 from uniresxx.data.guard import lines_of_report
 from uniresxx.model.config import UniRESPlusPlusConfig
 
@@ -26,10 +27,12 @@ _HUB_ID = re.compile(r"[\w-]+/[\w.-]+(@[\w./-]+)?")
 def card_of(config: UniRESPlusPlusConfig, source: Path | None) -> str:
     """The card of a model loaded from `source` (None: never trained or saved).
 
-    A folder that was exported before has no recipe.json any more: its card is kept.
+    A folder that was exported before has no recipe.json any more: its card is kept, but for the line of the
+    adapters, which may have been merged or taken out since.
     """
     if source is not None and not (source / RECIPE).is_file() and (source / CARD).is_file():
-        return (source / CARD).read_text(encoding="utf-8")
+        kept = (source / CARD).read_text(encoding="utf-8")
+        return re.sub(r"^- adapters: .*$", lambda _: _adapted(config), kept, flags=re.MULTILINE)
     about = _json(source, RECIPE)
     run = source.parent.parent if source is not None and source.parent.name == CHECKPOINTS else source
     data = [item for item in about.get("training_data", []) if isinstance(item, dict)]
@@ -84,12 +87,11 @@ def _pretrained(config: UniRESPlusPlusConfig) -> dict[str, str]:
 
 
 def _recipe(config: UniRESPlusPlusConfig, about: Mapping[str, Any], source: Path | None) -> str:
-    m, t = config.mllm, config.tuning
-    lora = f"rank {t.lora_rank} on {', '.join(t.lora_targets)}" if t.lora_rank else "none"
+    m = config.mllm
     lines = [
         f"- LLM: {m.llm_layers} layers of width {m.llm_width}; towers: {m.low_size} px and {m.high_size} px",
         f"- mask head: {config.mask_head}; boxes: {config.boxes}; decision rule: {config.decision_rule}",
-        f"- adapters: {lora}; frozen: {', '.join(t.frozen) or 'nothing'}",
+        _adapted(config),
     ]
     lines += [f"- pretrained {part}: {name}" for part, name in _pretrained(config).items()]
     recipe = about.get("recipe")
@@ -104,6 +106,12 @@ def _recipe(config: UniRESPlusPlusConfig, about: Mapping[str, Any], source: Path
         f"{data.get('expressions_per_image')} expressions per image, learning rate {optim.get('lr')}"
     )
     return "\n".join(lines)
+
+
+def _adapted(config: UniRESPlusPlusConfig) -> str:
+    t = config.tuning
+    lora = f"rank {t.lora_rank} on {', '.join(t.lora_targets)}" if t.lora_rank else "none"
+    return f"- adapters: {lora}; frozen: {', '.join(t.frozen) or 'nothing'}"
 
 
 def _data(data: Sequence[Mapping[str, Any]]) -> str:
@@ -123,16 +131,14 @@ def _data(data: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _metrics(run: Path | None, source: Path | None) -> str:
-    """The entries of the run's metrics.json; in percent, a dash where a score is not defined."""
-    homes = [] if run is None else [run, run / "eval"]
-    home = next((folder for folder in homes if (folder / METRICS).is_file()), None)
+    """What was measured of these weights; in percent, a dash where a score is not defined."""
     best = _json(None if run is None else run / CHECKPOINTS, BEST)
     lines = []
     if best and source is not None and source.name.endswith(f"{best.get('step', -1):08d}"):
         lines = [f"Best of its run by {best.get('metric')}: {best.get('value')}.", ""]
-    if home is None:
+    entries = [] if run is None or source is None else _entries(run, source)
+    if not entries:
         return "\n".join([*lines, UNKNOWN])
-    entries = json.loads((home / METRICS).read_text(encoding="utf-8"))
     lines += [
         f"| benchmark | protocol | expressions | {' | '.join(SHOWN)} |",
         "|---" * (3 + len(SHOWN)) + "|",
@@ -141,8 +147,43 @@ def _metrics(run: Path | None, source: Path | None) -> str:
         overall = entry.get("overall", {})
         numbers = " | ".join("-" if overall.get(k) is None else f"{overall[k]:.1f}" for k in SHOWN)
         name = f"{entry.get('benchmark')}/{entry.get('split')}"
-        lines.append(f"| {name} | {entry.get('protocol')} | {entry.get('n_expressions')} | {numbers} |")
+        lines.append(f"| {name} | {_asked(entry)} | {entry.get('n_expressions')} | {numbers} |")
     return "\n".join(lines)
+
+
+def _entries(run: Path, source: Path) -> list[dict[str, Any]]:
+    """Scores of these very weights. A run's metrics.json may also hold another checkpoint's or another model's:
+    `python -m eval` writes the hash of the weights beside each. Without any, those of training at this step."""
+    found = [
+        entry
+        for folder in (run, run / "eval")
+        for entry in _listed(folder / METRICS)
+        if entry.get("checkpoint")
+    ]
+    if found:
+        own = checkpoint_identity(source).rpartition(":")[2]
+        found = [entry for entry in found if str(entry["checkpoint"]).rpartition(":")[2] == own]
+    return found or _listed(run / "eval" / source.name / METRICS)
+
+
+def _listed(path: Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    return found
+
+
+def _asked(entry: Mapping[str, Any]) -> str:
+    """The protocol, and all that makes the numbers other than those of the whole benchmark by the model's rule."""
+    rejection, partial = entry.get("rejection") or {}, entry.get("partial")
+    rule = rejection.get("rule") or "flag"
+    above = "" if rejection.get("threshold") is None else f" above {rejection['threshold']:.4g}"
+    parts = (
+        str(entry.get("protocol")),
+        "" if rule == "flag" else f"rejected by {rule}{above}",
+        f"only the first {entry['limit']} pictures" if entry.get("limit") else "",
+        f"only {partial['scored']} of {partial['expressions']} expressions" if partial else "",
+        f"padded as for {entry['padded_world_size']} processes" if entry.get("padded_world_size") else "",
+    )
+    return ", ".join(part for part in parts if part)
 
 
 def _licence(config: UniRESPlusPlusConfig, data: Sequence[Mapping[str, Any]]) -> str:

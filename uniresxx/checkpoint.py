@@ -231,6 +231,18 @@ def weight_files(folder: Path) -> dict[str, list[str] | None]:
     return files
 
 
+def checkpoint_identity(folder: Path) -> str:
+    """`<folder name>:<hash of config and weights>` of a resolved checkpoint folder."""
+    if not (folder / CONFIG).is_file():
+        raise InputError(f"{folder / CONFIG} is missing: give a complete checkpoint folder")
+    digest = sha256()
+    for name in (CONFIG, *weight_files(folder)):  # one file, or all shards
+        with (folder / name).open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return f"{folder.resolve().name}:{digest.hexdigest()[:16]}"
+
+
 def export(source: Path, out: Path) -> list[str]:
     """Copy the `from_pretrained` files of a folder to `out`, verified; returns their names.
 

@@ -46,7 +46,8 @@ class Rejection:
             raise InputError(
                 f"rule {self.rule} takes no threshold"
                 if self.threshold is not None
-                else "rule p_absent needs a threshold: give --threshold X, or --tune-on PREDICTIONS NAME/val"
+                else "rule p_absent needs a threshold: give --threshold X, or --tune-on PREDICTIONS "
+                "NAME/val (of `score` alone)"
             )
         if self.threshold is not None and not np.isfinite(self.threshold):
             raise InputError(f"the threshold must be a finite number, not {self.threshold}")

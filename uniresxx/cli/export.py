@@ -66,9 +66,21 @@ def main(argv: Sequence[str]) -> int:
         raise InputError(f"{options.out} is a file: name a folder")
     if options.out.resolve() == source.resolve():
         raise InputError(f"{options.out} is the checkpoint itself: name another folder")
+    if not (options.adapter or options.mask_head):
+        _refuse_run(options.out)
     names = _export(source, options)
     print(f"{source} -> {options.out}: {', '.join(names)}")
     return 0
+
+
+def _refuse_run(out: Path) -> None:
+    """InputError for folders of a run: weights there would be taken for the run's own, before its checkpoints."""
+    from uniresxx.checkpoint import CHECKPOINTS, MANIFEST
+
+    if (out / CHECKPOINTS).is_dir():
+        raise InputError(f"{out} is a run folder, whose checkpoints a copy would hide: name another folder")
+    if (out / MANIFEST).is_file():
+        raise InputError(f"{out} is a checkpoint of a run: name another folder")
 
 
 def _export(source: Path, options: argparse.Namespace) -> list[str]:

@@ -103,6 +103,7 @@ class HubModel(PreTrainedModel):
         """
         from uniresxx.model.build import load_model
 
+        kind = _weight_type(dtype)
         folder = folder_named(source, options)
         wrong = [
             name for name in options if name not in (*_FROM_AUTO, *_OF_HUB) and options[name] is not None
@@ -110,8 +111,7 @@ class HubModel(PreTrainedModel):
         if model_args or wrong:
             raise InputError(f"from_pretrained does not know {', '.join(wrong) or model_args}")
         model = load_model(folder, attn_implementation)
-        kind = getattr(torch, dtype) if isinstance(dtype, str) and dtype != "auto" else dtype
-        return model.to(kind) if isinstance(kind, torch.dtype) else model
+        return model if kind is None else model.to(kind)
 
     def save_pretrained(
         self,
@@ -230,6 +230,16 @@ def folder_named(source: str | os.PathLike[str], options: dict[str, Any]) -> Pat
         except ValueError as error:
             raise InputError(str(error)) from error
     return checkpoint.resolve(Path(name), print)
+
+
+def _weight_type(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    """The type that is asked for; None: as saved. InputError for all that the model does not run in."""
+    if dtype is None or dtype == "auto":
+        return None
+    kind = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if not isinstance(kind, torch.dtype) or kind not in (torch.float32, torch.bfloat16):
+        raise InputError(f"dtype {dtype} is not one of float32, bfloat16, auto")
+    return kind
 
 
 def byte_size(size: int | str) -> int:
