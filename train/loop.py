@@ -375,8 +375,7 @@ class _Run:
             record["drawn"] = {key: count for key, count in drawn.items() if count}
         self._write(record, "train")
         self.display.show(record)
-        for line in self.job.kept.news() if self.job.kept is not None else ():
-            self.display.say(line)
+        self._tell_kept()
         if result.skipped:
             self._tell_skipped(result)
 
@@ -387,6 +386,13 @@ class _Run:
             numbers = numbers_of({key: value for key, value in record.items() if key != "drawn"})
             named = {f"{group}/{name.removeprefix(f'{group}/')}": number for name, number in numbers.items()}
             tracker.write(record["step"], {key: v for key, v in named.items() if math.isfinite(v)})
+
+    def _tell_kept(self) -> None:
+        """What any rank has to say about the features it keeps: machines have disks of their own."""
+        if self.job.kept is not None:
+            for rank, lines in enumerate(self.ranks.gather(self.job.kept.news())):
+                for line in lines:
+                    self.display.say(f"process {rank}: {line}" if rank else line)
 
     def _tell_skipped(self, result: StepResult) -> None:
         """A line for a step that was not applied; TrainingError after too many that are not finite."""
