@@ -9,6 +9,7 @@ import re
 import shlex
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from train.ranks import Ranks
 
 FAILED, WRONG_INPUT, STOPPED = 1, 2, 75
+_SPEAKING_SECONDS = 10  # that process 0 may need to read the command line after another one has
 _USAGE = "python -m train RECIPE [--section.field value] [--data DIR] --out DIR [--fresh]"
 _PLAN = "python -m train plan RECIPE [--gpus N] [--json] [--section.field value]"
 _FINETUNE = "python -m train finetune --from CKPT --data STORE --out DIR [--section.field value]"
@@ -247,6 +249,8 @@ def main(argv: list[str] | None = None) -> int:
     except InputError as error:
         if jobs or os.environ.get("RANK", "0") == "0":  # every rank reads the same command line
             _fail(WRONG_INPUT, error)
+        else:  # a launcher ends the job with the first process that ends, and process 0 must have spoken
+            time.sleep(_SPEAKING_SECONDS)
         return WRONG_INPUT
     except KeyboardInterrupt:
         together = False
