@@ -456,6 +456,19 @@ def test_a_bug_in_a_job_is_shown_before_the_communication_ends(bug, monkeypatch,
     assert happened == [(1, True), ("left", False)]  # nothing is left where the process really ends
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_what_is_opened_is_said_by_one_process(rank, monkeypatch, tmp_path, capsys):
+    def open_job(recipe, data):
+        print("the table of what is trained")
+        return Job(None, lambda step, micro: None)
+
+    monkeypatch.setattr("train.engine.join_ranks", lambda config: Ranks(rank, world_size=2))
+    monkeypatch.setattr("train.job.open_job", open_job)
+    monkeypatch.setattr("train.loop.train", lambda *arguments: print("step 1") or DONE)
+    assert main(["tiny_scenes", "--engine.device", "cpu", "--out", str(tmp_path / "x")]) == DONE
+    assert capsys.readouterr().out.splitlines() == ["the table of what is trained", "step 1"][rank:]
+
+
 def test_a_full_disk_of_another_process_is_one_line(monkeypatch, tmp_path, capsys):
     """A cache of features opens on every process, and the disks are of several machines."""
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "cache/low")

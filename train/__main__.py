@@ -12,7 +12,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from contextlib import redirect_stderr
+from contextlib import nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
@@ -213,7 +213,8 @@ def run(
     named(recipe)
     ranks = join_ranks(recipe.engine)
     joined(ranks)
-    job = ranks.together(lambda: _open(recipe, command.data))
+    with nullcontext() if ranks.chief else redirect_stdout(io.StringIO()):  # what is trained is said once
+        job = ranks.together(lambda: _open(recipe, command.data))
     job = replace(job, extra={**job.extra, "versions": versions()})
     again = shlex.join(["python", "-m", "train", *(a for a in argv if a != "--fresh")])
     return train(recipe, job, command.out, command.fresh, again, ranks)
