@@ -261,6 +261,7 @@ class MLLM(nn.Module):
         states: list[Tensor] = []
         p_seg: list[Tensor] = []
         done_R = torch.zeros(R, dtype=torch.bool, device=device)
+        enough = max_new - (self.config.prompt_state != "own")  # steps whose state after the token is used
         for step in range(max_new):
             logits_RV = self.logits(state_RD)
             token_R = torch.where(done_R, v.end, logits_RV.argmax(dim=-1))
@@ -269,7 +270,7 @@ class MLLM(nn.Module):
             states.append(state_RD)
             p_seg.append(pair_R2[:, 0])
             done_R = done_R | (token_R == v.end)
-            if bool(done_R.all()):
+            if bool(done_R.all()) or step >= enough:
                 break
             valid_RS = torch.cat((valid_RS, ~done_R[:, None]), dim=1)
             position = (L + lengths_R + step)[:, None]

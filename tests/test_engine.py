@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 import subprocess
 import sys
 import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -23,7 +26,7 @@ from train.guards import WINDOW, Background, is_spike, remember
 from train.log import read_log, read_steps
 from train.loop import DONE, Job, do_step, train
 from train.measure import Measured
-from train.ranks import Ranks, is_lost
+from train.ranks import FollowedError, Ranks, is_lost
 from train.recipe import DataConfig, EngineConfig, EvalConfig, LogConfig, OptimConfig, Recipe, share_of
 from train.zero import CONFIGS, settings
 from uniresxx import checkpoint
@@ -451,6 +454,56 @@ def test_a_bug_in_a_job_is_shown_before_the_communication_ends(bug, monkeypatch,
     with pytest.raises(type(bug)):
         ends_with(bug, monkeypatch, tmp_path)
     assert happened == [(1, True), ("left", False)]  # nothing is left where the process really ends
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_what_is_opened_is_said_by_one_process(rank, monkeypatch, tmp_path, capsys):
+    def open_job(recipe, data):
+        print("the table of what is trained")
+        return Job(None, lambda step, micro: None)
+
+    monkeypatch.setattr("train.engine.join_ranks", lambda config: Ranks(rank, world_size=2))
+    monkeypatch.setattr("train.job.open_job", open_job)
+    monkeypatch.setattr("train.loop.train", lambda *arguments: print("step 1") or DONE)
+    assert main(["tiny_scenes", "--engine.device", "cpu", "--out", str(tmp_path / "x")]) == DONE
+    assert capsys.readouterr().out.splitlines() == ["the table of what is trained", "step 1"][rank:]
+
+
+def test_a_full_disk_of_another_process_is_one_line(monkeypatch, tmp_path, capsys):
+    """A cache of features opens on every process, and the disks are of several machines."""
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "cache/low")
+
+    def no_room():
+        raise full
+
+    class Told(Ranks):
+        def gather(self, value):
+            told.append(value)
+            return told
+
+    told = []
+    with pytest.raises(FollowedError):
+        Told(rank=1, world_size=2, group=object()).together(no_room)
+    told.insert(0, None)  # what process 0 has to tell
+    with pytest.raises(OSError, match="process 1") as found:
+        Told(world_size=2, group=object()).together(lambda: None)
+    assert ends_with(found.value, monkeypatch, tmp_path) == 1
+    assert capsys.readouterr().err == "error: [Errno 28] process 1: No space left on device: 'cache/low'\n"
+
+
+def test_news_of_kept_features_come_from_every_process(tmp_path, capsys):
+    class Joined(Ranks):
+        def gather(self, value):
+            return [value, ["full there"]] if value == ["full here"] else [value]
+
+    news = [["full here"]]
+    kept = SimpleNamespace(
+        open=lambda device, precision: "kept", numbers={}, news=lambda: news.pop() if news else []
+    )
+    recipe = recipe_of()
+    assert train(recipe, job_of(recipe, kept=kept), tmp_path, ranks=Joined()) == DONE
+    said = [line for line in capsys.readouterr().out.splitlines() if "full" in line]
+    assert said == ["full here", "process 1: full there"]
 
 
 def test_out_of_cpu_memory_is_told_in_the_same_way(monkeypatch, tmp_path, capsys):

@@ -477,6 +477,22 @@ def test_conversations_continue_and_are_not_held_twice(tmp_path):
     assert stub.looks == 2 and result["follow_up"]["mIoU"] == 100
 
 
+def test_answers_that_are_not_finite_are_one_line(tmp_path):
+    """A model whose training diverged; what it wrote before stays readable."""
+
+    def gone(number, text):
+        good = talk(number, text) if isinstance(text, Question) else perfect(number, text)
+        return replace(good, p_absent=float("nan")) if number == 1 else good
+
+    first = RECORDS[1].expressions[0].expression_id
+    with pytest.raises(
+        InputError, match=f"answers {first} with numbers that are not finite.*earlier checkpoint"
+    ):
+        evaluate(Stub(gone), RECORDS, "made/val", Decoding(), tmp_path)
+    with pytest.raises(InputError, match="answers d1 with numbers that are not finite"):
+        evaluate_dialogues(Stub(gone), TALKING, Decoding(), tmp_path)
+
+
 def test_pictures_without_conversations_have_no_such_score(tmp_path):
     assert evaluate_dialogues(Stub(perfect), RECORDS, Decoding(), tmp_path) is None
 

@@ -420,6 +420,30 @@ def test_the_repeated_cache_stays_within_its_budget(
     assert 0.5 * budget < max(sizes) <= budget
 
 
+@pytest.mark.parametrize(("kind", "passes"), [("predict", 3), ("own", 4)])
+def test_no_pass_of_the_model_is_thrown_away(
+    vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch, kind: str, passes: int
+) -> None:
+    """The last token's own state is needed where it prompts the mask head, and only there."""
+    model = make(vocabulary, prompt_state=kind)
+
+    def never_ends(states: torch.Tensor) -> torch.Tensor:
+        return F.one_hot(torch.full(states.shape[:-1], vocabulary.seg), 340).float()
+
+    monkeypatch.setattr(model, "logits", never_ends)
+    widths, step = [], MLLM._step
+
+    def watched(self: MLLM, ids: torch.Tensor, *rest: object) -> torch.Tensor:
+        widths.append(ids.shape[1])
+        return step(self, ids, *rest)
+
+    monkeypatch.setattr(MLLM, "_step", watched)
+    branches, image_of_row = asked(vocabulary, 2), [0, 1]
+    spoken = model.speak(model.prefill(look(model)), branches, image_of_row, 3)
+    assert [s.ids for s in spoken] == [[vocabulary.seg] * 3] * 2
+    assert widths == [max(map(len, branches)), *[1] * (passes - 1)]
+
+
 def test_flash_attention_that_is_not_there_gets_a_line(vocabulary: Vocabulary) -> None:
     if is_flash_attn_2_available():
         pytest.skip("flash-attn is installed here")

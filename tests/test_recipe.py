@@ -113,6 +113,17 @@ def test_wrong_command_lines_get_one_line(arguments, line, capsys):
     assert capsys.readouterr() == ("", "")
 
 
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_of_several_processes_the_first_speaks_before_another_ends(rank, monkeypatch, capsys):
+    """A launcher ends all with the first that ends: a silent one that was quicker took the line with it."""
+    waited = []
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setattr("train.__main__.time.sleep", waited.append)
+    assert main(["tiny_scene", "--out", "x"]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert (len(said), waited) == ((1, []) if rank == "0" else (0, [10]))
+
+
 def test_help_names_recipes_and_options(capsys):
     with pytest.raises(SystemExit) as end:
         parse(["--help"], RECIPES)

@@ -30,7 +30,8 @@ from torch import nn
 from train.engine import Engine
 from train.log import draw_curve, read_log, smooth, trim_log
 from train.loop import DONE, STOPPED, Job, TrainingError, do_step, prefetch, train
-from train.recipe import DataConfig, EngineConfig, LogConfig, OptimConfig, Recipe
+from train.measure import Measured
+from train.recipe import DataConfig, EngineConfig, EvalConfig, LogConfig, OptimConfig, Recipe
 from uniresxx import checkpoint
 from uniresxx.errors import InputError
 
@@ -458,6 +459,23 @@ def test_a_save_that_is_due_waits_for_a_finite_step(tmp_path):
     train(recipe, replace(job, batches=poisoned(job.batches, {9, 10})), tmp_path)
     names = [path.name for path in sorted((tmp_path / "checkpoints").iterdir())]
     assert names == ["step_00000012", "step_00000014"]
+
+
+def test_a_measurement_that_is_due_waits_for_a_finite_step(tmp_path):
+    recipe = replace(recipe_of(steps=40, save_every=100), eval=EvalConfig(("any/val",), every=3))
+    measured = []
+
+    def measure(step, folder):
+        measured.append(step)
+        return Measured("mIoU", float(step))
+
+    job = job_of(recipe, measure=measure)
+    gone = poisoned(job.batches, {7, 8, 9, *range(13, 40)})
+    with pytest.raises(TrainingError, match="10 steps in a row"):
+        train(recipe, replace(job, batches=gone), tmp_path)
+    assert measured == [3, 6, 11, 12]  # 9 waited; none of 15, 18, 21
+    assert checkpoint.resolve(tmp_path, print).name == "step_00000012"
+    assert checkpoint.newest_verified(tmp_path, print).name == "step_00000012"
 
 
 def test_a_full_disk_ends_the_run_and_keeps_what_was_saved(tmp_path, monkeypatch):

@@ -9,9 +9,10 @@ import re
 import shlex
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable, Sequence
-from contextlib import redirect_stderr
+from contextlib import nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from train.ranks import Ranks
 
 FAILED, WRONG_INPUT, STOPPED = 1, 2, 75
+_SPEAKING_SECONDS = 10  # that process 0 may need to read the command line after another one has
 _USAGE = "python -m train RECIPE [--section.field value] [--data DIR] --out DIR [--fresh]"
 _PLAN = "python -m train plan RECIPE [--gpus N] [--json] [--section.field value]"
 _FINETUNE = "python -m train finetune --from CKPT --data STORE --out DIR [--section.field value]"
@@ -211,7 +213,8 @@ def run(
     named(recipe)
     ranks = join_ranks(recipe.engine)
     joined(ranks)
-    job = ranks.together(lambda: _open(recipe, command.data))
+    with nullcontext() if ranks.chief else redirect_stdout(io.StringIO()):  # what is trained is said once
+        job = ranks.together(lambda: _open(recipe, command.data))
     job = replace(job, extra={**job.extra, "versions": versions()})
     again = shlex.join(["python", "-m", "train", *(a for a in argv if a != "--fresh")])
     return train(recipe, job, command.out, command.fresh, again, ranks)
@@ -247,6 +250,8 @@ def main(argv: list[str] | None = None) -> int:
     except InputError as error:
         if jobs or os.environ.get("RANK", "0") == "0":  # every rank reads the same command line
             _fail(WRONG_INPUT, error)
+        else:  # a launcher ends the job with the first process that ends, and process 0 must have spoken
+            time.sleep(_SPEAKING_SECONDS)
         return WRONG_INPUT
     except KeyboardInterrupt:
         together = False

@@ -87,8 +87,8 @@ class Job:
     extra: saved in recipe.json and not compared (prompt templates, …).
     ledger: counts what was drawn, and keeps the samples that could not be prepared within their budget.
     measure: (step, folder) -> Measured, called as the overlay is, on every rank with the same result, at every
-        `eval.every`-th step and the last; writes into the folder. A checkpoint is saved then, and the one with the
-        best value is kept and marked.
+        `eval.every`-th step (where that is not finite, at the next one that is) and the last; writes into the
+        folder. A checkpoint is saved then, and the one with the best value is kept and marked.
     work: tokens and FLOPs of a micro-batch, for the log.
     kept: opened when the model holds its starting weights; its news are said, and its numbers at the end.
     said: lines about the data, printed before the first step.
@@ -294,7 +294,7 @@ class _Run:
         self.trackers = open_trackers(recipe.log, out, state.step, about) if self.ranks.chief else []
         self.writer = Background()
         self.saved = state.step if state.step else -1
-        self.owed = False  # a regular save that waits for a step that is finite
+        self.owed = self.unmeasured = False  # a regular save, a measurement that wait for a finite step
         self.pictured = self.ranks.decide(lambda: any((out / OVERLAYS).glob("step_*.png")))
         self.started = time.monotonic() - state.seconds
 
@@ -379,8 +379,7 @@ class _Run:
             record["drawn"] = {key: count for key, count in drawn.items() if count}
         self._write(record, "train")
         self.display.show(record)
-        for line in self.job.kept.news() if self.job.kept is not None else ():
-            self.display.say(line)
+        self._tell_kept()
         if result.skipped:
             self._tell_skipped(result)
 
@@ -391,6 +390,13 @@ class _Run:
             numbers = numbers_of({key: value for key, value in record.items() if key != "drawn"})
             named = {f"{group}/{name.removeprefix(f'{group}/')}": number for name, number in numbers.items()}
             tracker.write(record["step"], {key: v for key, v in named.items() if math.isfinite(v)})
+
+    def _tell_kept(self) -> None:
+        """What any rank has to say about the features it keeps: machines have disks of their own."""
+        if self.job.kept is not None:
+            for rank, lines in enumerate(self.ranks.gather(self.job.kept.news())):
+                for line in lines:
+                    self.display.say(f"process {rank}: {line}" if rank else line)
 
     def _tell_skipped(self, result: StepResult) -> None:
         """A line for a step that was not applied; TrainingError after too many that are not finite."""
@@ -448,8 +454,12 @@ class _Run:
     def _measure(self) -> bool:
         """The benchmarks, where they are due: scores into the log, the overlay beside them, the best noted."""
         state, every, measure = self.state, self.recipe.eval.every, self.job.measure
-        if measure is None or every is None or not (state.finished or state.step % every == 0):
+        if measure is None or every is None:
             return False
+        self.unmeasured |= state.step % every == 0
+        if not (state.finished or (self.unmeasured and not state.skipped_in_a_row)):
+            return False
+        self.unmeasured = False
         folder, overlay = self.out / EVAL / f"step_{state.step:08d}", self.job.overlay
         with ExitStack() as stack:
             if (

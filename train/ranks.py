@@ -97,7 +97,7 @@ class Ranks:
     def together(self, work: Callable[[], Value]) -> Value:
         """Every rank does `work`; where one fails, every rank ends, and rank 0 speaks for the first that did.
 
-        Raises on rank 0 what its own `work` raised, or InputError / RuntimeError with another's words.
+        Raises on rank 0 what its own `work` raised, or InputError / OSError / RuntimeError with another's words.
         """
         if self.group is None:
             return work()
@@ -107,16 +107,18 @@ class Ranks:
             found = work()
         except BaseException as error:
             failure = error
-        told = self.gather(None if failure is None else (_code(failure), str(failure)))
+        told = self.gather(None if failure is None else _words(failure))
         if failure is not None and self.chief:
             raise failure
         first = next(((rank, *words) for rank, words in enumerate(told) if words is not None), None)
         if first is None:
             done: Value = found
             return done
-        rank, code, text = first
+        rank, code, number, text = first
         if not self.chief:
             raise FollowedError(code) from failure
+        if number is not None:
+            raise OSError(number, f"process {rank}: {text}")
         raise (InputError if code == WRONG_INPUT else RuntimeError)(f"process {rank}: {text}")
 
     def leave(self, together: bool) -> None:
@@ -145,6 +147,12 @@ def _code(error: BaseException) -> int:
     if isinstance(error, KeyboardInterrupt):
         return STOPPED
     return WRONG_INPUT if isinstance(error, InputError) else FAILED
+
+
+def _words(error: BaseException) -> tuple[int, int | None, str]:
+    """What other ranks need to know: the exit code, the system's number where it has one (a full disk), the words."""
+    number = error.errno if isinstance(error, OSError) else None
+    return _code(error), number, str(error).removeprefix(f"[Errno {number}] ")
 
 
 def join(device: torch.device, timeout_minutes: float, always: bool = False) -> Ranks:

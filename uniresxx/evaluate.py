@@ -166,11 +166,22 @@ def evaluate(
             for line in _image_lines(segmenter, sight, [r for r, _ in batch], seconds):
                 looks.write(line)
             for expression, prediction in zip(asked_all, answers, strict=True):
-                lines.write(to_json(expression.expression_id, prediction))
+                _write(lines, expression.expression_id, to_json(expression.expression_id, prediction))
             answered += len(asked_all)
             if progress:
                 progress(answered, total)
     return files.predictions
+
+
+def _write(lines: JsonlWriter, asked: str, line: Mapping[str, Any]) -> None:
+    """Append the answer to `asked`. InputError where it holds NaN or infinity, which no score can take."""
+    try:
+        lines.write(line)
+    except ValueError:
+        raise InputError(
+            f"the model answers {asked} with numbers that are not finite: its weights have gone bad, as by too high "
+            "an --optim.lr; use an earlier checkpoint"
+        ) from None
 
 
 def fingerprint(
@@ -462,9 +473,8 @@ def evaluate_dialogues(
                     continue
                 done.add(dialogue.dialogue_id)
                 turns = [to_json(t.question, a) for t, a in zip(dialogue.turns, answers, strict=True)]
-                lines.write(
-                    {"dialogue_id": dialogue.dialogue_id, "image_id": record.image_id, "turns": turns}
-                )
+                line = {"dialogue_id": dialogue.dialogue_id, "image_id": record.image_id, "turns": turns}
+                _write(lines, dialogue.dialogue_id, line)
             if progress:
                 progress(len(done), total)
     return {"decoding": chat.describe(chat.rule or segmenter.decision_rule), **score_dialogues(path, records)}
