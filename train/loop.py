@@ -462,9 +462,7 @@ class _Run:
         self.unmeasured = False
         folder, overlay = self.out / EVAL / f"step_{state.step:08d}", self.job.overlay
         with ExitStack() as stack:
-            if (
-                not self.ranks.chief
-            ):  # the same work, so that all ranks run the same modules; one of them writes
+            if not self.ranks.chief:  # the same work, so that all run the same modules; one of them writes
                 folder = Path(stack.enter_context(TemporaryDirectory()))
             found = self.ranks.together(lambda: self._look(lambda: measure(state.step, folder)))
             picture = None if overlay is None else self._look(lambda: overlay(state.step))
