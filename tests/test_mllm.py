@@ -303,9 +303,7 @@ def test_sizes_that_cannot_fit_are_refused() -> None:
 def test_prompt_states_of_both_kinds_come_from_the_right_position(vocabulary: Vocabulary) -> None:
     for kind, shift in (("predict", 0), ("own", 1)):
         model = make(vocabulary, prompt_state=kind)
-        with (
-            torch.no_grad()
-        ):  # a model that always says [SEG] <end>: logits read from the last token's identity
+        with torch.no_grad():  # it always says [SEG] <end>: logits read from the last token's identity
             model.llm.lm_head.weight.zero_()
         sight = look(model, images=1)
         branch = render([ChatTurn("the car")], vocabulary).ids_T
