@@ -12,6 +12,7 @@ from eval.published import Kind, Published, published_for, split_and_setting
 from eval.runs import Run
 from eval.score import number
 from uniresxx.metrics import SCORE_KEYS
+from uniresxx.scoring import parts_scored
 
 NAMES = {"overall": "All", "part": "Parts", "object": "Objects", "multi": "Several objects",
          "none": "Nothing there"}  # fmt: skip
@@ -50,8 +51,8 @@ def facts(run: Run) -> dict[str, str]:
         "rejected by": str(rule),
         "question": str(entry.get("template") or "not known"),
     }
-    if part := part_of(entry):
-        found["only"] = part
+    if parts := parts_scored(entry):
+        found["only"] = ", ".join(parts)
     if entry.get("padded_world_size"):
         found["padded as on"] = f"{entry['padded_world_size']} processes"
     return found | {"made with": versions or "not known"}
@@ -62,16 +63,6 @@ def rejected_by(entry: Mapping[str, Any]) -> str | None:
     rule: str | None = (entry.get("rejection") or {}).get("rule")
     own: str | None = (entry.get("decoding") or {}).get("rule")
     return own or rule if rule in (None, "flag") else rule
-
-
-def part_of(entry: Mapping[str, Any]) -> str:
-    """Of which part of the benchmark the scores are; empty where it is the whole."""
-    parts = []
-    if partial := entry.get("partial"):
-        parts.append(f"{partial['scored']:,} of {partial['expressions']:,} expressions")
-    if entry.get("limit"):
-        parts.append(f"the first {entry['limit']:,} pictures")
-    return ", ".join(parts)
 
 
 def headline_table(runs: Sequence[Run]) -> Table:
@@ -164,8 +155,8 @@ def _published_row(row: Published, split: str) -> list[str]:
 def _own_row(run: Run, setting: str | None, metric: str) -> list[str]:
     decoding = "generated" if run.entry.get("decoding") else "not known"
     value = number(run.entry["overall"].get(metric))
-    part = part_of(run.entry)
-    name = f"{run.label} (this report{f', only {part}' if part else ''})"
+    only = ", ".join(parts_scored(run.entry))
+    name = f"{run.label} (this report{f', only {only}' if only else ''})"
     return [name, setting or "all", metric, decoding, run.entry["protocol"], "this report", value]
 
 

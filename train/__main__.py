@@ -12,7 +12,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext, redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
@@ -213,7 +213,7 @@ def run(
     named(recipe)
     ranks = join_ranks(recipe.engine)
     joined(ranks)
-    with nullcontext() if ranks.chief else redirect_stdout(io.StringIO()):  # what is trained is said once
+    with ranks.one_voice():
         job = ranks.together(lambda: _open(recipe, command.data))
     job = replace(job, extra={**job.extra, "versions": versions()})
     again = shlex.join(["python", "-m", "train", *(a for a in argv if a != "--fresh")])

@@ -17,7 +17,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager, redirect_stdout
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from itertools import islice
 from pathlib import Path
@@ -252,8 +252,7 @@ def train(
     ranks = ranks or join_ranks(recipe.engine)
     ranks.decide(lambda: share_of(recipe.data, ranks.world_size))
     with ExitStack() as stack:
-        if not ranks.chief:
-            stack.enter_context(redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
+        stack.enter_context(ranks.one_voice())
         ranks.decide(lambda: stack.enter_context(_locked(out)))
         about = {"format": 1, "recipe": recipe.to_dict(), "data": job.fingerprint} | dict(job.extra)
         folder = ranks.decide(lambda: _open_folder(out, about, job.model.tokenizer, fresh))

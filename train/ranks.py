@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -70,6 +70,15 @@ class Ranks:
         found: list[Any] = [None] * self.world_size
         dist.all_gather_object(found, value, group=self.group)
         return found
+
+    @contextmanager
+    def one_voice(self) -> Iterator[None]:
+        """What the other ranks than 0 print inside is dropped."""
+        if self.chief:
+            yield
+        else:
+            with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+                yield
 
     def decide(self, work: Callable[[], Value]) -> Value:
         """Rank 0 does `work`, everyone gets the result; where it fails, every rank ends together.

@@ -16,6 +16,7 @@ from typing import Any
 from uniresxx.checkpoint import BEST, CARD, CHECKPOINTS, RECIPE, STATE, checkpoint_identity, read_json
 from uniresxx.data.guard import lines_of_report
 from uniresxx.model.config import UniRESPlusPlusConfig
+from uniresxx.scoring import parts_scored
 
 METRICS = "metrics.json"
 SHOWN = ("gIoU", "cIoU", "Pr@0.5", "N-acc", "T-acc")
@@ -173,14 +174,13 @@ def _listed(path: Path) -> list[dict[str, Any]]:
 
 def _asked(entry: Mapping[str, Any]) -> str:
     """The protocol, and all that makes the numbers other than those of the whole benchmark by the model's rule."""
-    rejection, partial = entry.get("rejection") or {}, entry.get("partial")
+    rejection = entry.get("rejection") or {}
     rule = rejection.get("rule") or "flag"
     above = "" if rejection.get("threshold") is None else f" above {rejection['threshold']:.4g}"
     parts = (
         str(entry.get("protocol")),
         "" if rule == "flag" else f"rejected by {rule}{above}",
-        f"only the first {entry['limit']} pictures" if entry.get("limit") else "",
-        f"only {partial['scored']} of {partial['expressions']} expressions" if partial else "",
+        *(f"only {part}" for part in parts_scored(entry)),
         f"padded as for {entry['padded_world_size']} processes" if entry.get("padded_world_size") else "",
     )
     return ", ".join(part for part in parts if part)

@@ -235,12 +235,8 @@ def checkpoint_identity(folder: Path) -> str:
     """`<folder name>:<hash of config and weights>` of a resolved checkpoint folder."""
     if not (folder / CONFIG).is_file():
         raise InputError(f"{folder / CONFIG} is missing: give a complete checkpoint folder")
-    digest = sha256()
-    for name in (CONFIG, *weight_files(folder)):  # one file, or all shards
-        with (folder / name).open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    return f"{folder.resolve().name}:{digest.hexdigest()[:16]}"
+    names = (CONFIG, *weight_files(folder))  # one file, or all shards
+    return f"{folder.resolve().name}:{_sha256_of(*(folder / name for name in names))[:16]}"
 
 
 def export(source: Path, out: Path) -> list[str]:
@@ -423,11 +419,13 @@ def damage(folder: Path) -> str | None:
     return None
 
 
-def _sha256_of(path: Path) -> str:
+def _sha256_of(*paths: Path) -> str:
+    """Of the files' contents, one behind the other."""
     total = sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            total.update(block)
+    for path in paths:
+        with path.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                total.update(block)
     return total.hexdigest()
 
 

@@ -167,6 +167,16 @@ def entry_of(
     }
 
 
+def parts_scored(entry: Mapping[str, Any]) -> list[str]:
+    """Of which part of the benchmark an entry of metrics.json is, in words; empty where it is the whole."""
+    parts = []
+    if partial := entry.get("partial"):
+        parts.append(f"{partial['scored']:,} of {partial['expressions']:,} expressions")
+    if entry.get("limit"):
+        parts.append(f"the first {entry['limit']:,} pictures")
+    return parts
+
+
 def _defined(scores: Scores, way: Protocol) -> Scores:
     """The scores without those that the protocol does not know."""
     return {key: None if key in way.undefined else value for key, value in scores.items()}

@@ -18,9 +18,9 @@ from uniresxx.cli import OneLineParser
 from uniresxx.data.benchmarks import SCENES, load_benchmark, splits_of
 from uniresxx.data.guard import MODES, Guard, lines_of_report, stored_report
 from uniresxx.data.shards import SHARD_BYTES
-from uniresxx.data.store import META, RECORDS, Store, is_store
+from uniresxx.data.store import Store, is_store
 from uniresxx.data.store_check import check_store
-from uniresxx.data.store_write import MANIFEST, Preparation, write_store
+from uniresxx.data.store_write import Preparation, is_output, write_store
 from uniresxx.errors import InputError
 from uniresxx.types import ImageRecord
 
@@ -92,7 +92,7 @@ def inputs_of(root: Path | None) -> dict[str, str]:
     walked: set[str] = set()
     for folder, folders, files in os.walk(root, followlinks=True) if root is not None else ():
         real = os.path.realpath(folder)
-        if real in walked or _is_output(Path(folder)):  # a link may lead back up
+        if real in walked or is_output(Path(folder)):  # a link may lead back up
             folders.clear()
             continue
         walked.add(real)
@@ -108,13 +108,6 @@ def inputs_of(root: Path | None) -> dict[str, str]:
                 place = place.encode("utf-8", "backslashreplace").decode()
                 found[place] = f"{status.st_size} bytes of {stamp}.{fraction}"
     return found
-
-
-def _is_output(folder: Path) -> bool:
-    """Whether a folder is a store or a partial one."""
-    if (folder / META).is_file() and (folder / RECORDS).is_file():
-        return True
-    return folder.name.endswith(".partial") and (folder / MANIFEST).is_file()
 
 
 def preparation(name: str, root: Path | None, mode: str) -> Preparation:

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from uniresxx.data.benchmarks import splits_of
 from uniresxx.data.readers import coco, cris, grefcoco, refcocom
 from uniresxx.data.readers.pickles import load_records
 from uniresxx.errors import InputError
@@ -27,8 +28,6 @@ LISTS = {
     "grefcoco": (grefcoco.FOLDERS, ("grefs(unc).p", "grefs(unc).json"), ("grefcoco",)),
 }
 BENCHMARKS = (*LISTS, "refcocom")
-_UNC = ("val", "testA", "testB")
-MEASURED = {"refcoco": _UNC, "refcoco+": _UNC, "refcocog_umd": ("val", "test"), "grefcoco": _UNC}
 
 # COCO_train2014_000000581857.jpg, the same with RefCOCO's _<n>, 000000581857.jpg, train2017_000000581857.png
 _COCO_NAME = re.compile(
@@ -137,7 +136,7 @@ def _lacking(root: Path, name: str) -> list[str]:
     if name == "refcocom" or _native_list(root, name) is not None:
         return []
     there = {path.stem for path in _cris_lists(root, name)}
-    return [split for split in MEASURED[name] if split not in there]
+    return [split for split in splits_of(name, root) if split not in there and not is_training(split)]
 
 
 def _ref_ids(path: Path) -> Iterator[int]:

@@ -27,7 +27,7 @@ from uniresxx.errors import InputError, NotThereError
 from uniresxx.files import sync_to_disk, write_atomic
 from uniresxx.types import Granularity, ImageRecord
 
-MANIFEST = "manifest.json"
+MANIFEST, PARTIAL = "manifest.json", ".partial"
 Progress = Callable[[str, int, int], None]  # (what, done, of)
 # a split is read only when its rows are needed: its records, and notes for the metadata
 Load = Callable[[], tuple[Sequence[ImageRecord], Mapping[str, Any]]]
@@ -87,7 +87,7 @@ def write_store(
     store; a photo to be packed is not there; and what the readers raise. OSError: the disk. `fresh` starts
     over.
     """
-    partial = out.parent / f"{out.name}.partial"
+    partial = out.parent / f"{out.name}{PARTIAL}"
     if not fresh and form.is_store(out):
         _refuse_other(out, Store.open(out).meta["inputs"], work)
         _clean(out)
@@ -110,6 +110,12 @@ def write_store(
     _assemble(partial, work, there, progress, about)
     _put(partial, out)
     return Store.open(out, images)
+
+
+def is_output(folder: Path) -> bool:
+    """Whether a folder is what write_store makes: a whole store or a partial one."""
+    whole = form.is_store(folder) and (folder / RECORDS).is_file()
+    return whole or (folder.name.endswith(PARTIAL) and (folder / MANIFEST).is_file())
 
 
 def _refuse_other(path: Path, then: Mapping[str, Any], work: Preparation) -> None:
