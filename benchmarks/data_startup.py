@@ -36,8 +36,8 @@ from typing import Any, cast, overload
 import numpy as np
 
 from benchmarks._common import ROOT, finish, interleaved, median_of, parser
-from uniresxx.data.store import Store
-from uniresxx.data.store_write import Preparation, write_store
+from uniresxx.data.store.read import Store
+from uniresxx.data.store.write import Preparation, write_store
 from uniresxx.errors import InputError
 from uniresxx.types import ImageRecord
 

@@ -24,18 +24,18 @@ from PIL import Image
 
 from benchmarks._common import finish, interleaved, median_of, parser
 from mllm.chat import Row, render
-from train.engine import build_engine
+from train.distributed import Ranks
+from train.engines.base import build_engine
 from train.loop import do_step, prefetch
-from train.ranks import Ranks
 from train.recipe import Recipe
 from train.recipes.tiny_scenes import tiny_scenes
-from uniresxx.data.batches import Batches
-from uniresxx.data.mixture import MixturePart, open_mixture
-from uniresxx.data.store_write import Preparation, write_store
-from uniresxx.data.templates import expression_turn
-from uniresxx.geometry import Letterbox
-from uniresxx.images import photo_of
-from uniresxx.masks import area, decode, from_polygons
+from uniresxx.data.mixture.batches import Batches
+from uniresxx.data.mixture.mix import MixturePart, open_mixture
+from uniresxx.data.store.write import Preparation, write_store
+from uniresxx.imaging.decode import photo_of
+from uniresxx.imaging.geometry import Letterbox
+from uniresxx.imaging.masks import area, decode, from_polygons
+from uniresxx.model.templates import expression_turn
 from uniresxx.types import Expression, Granularity, ImageRecord
 
 NAME = "data_throughput"

@@ -23,9 +23,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from benchmarks._common import finish, interleaved, median_of, parser
-from uniresxx import masks
-from uniresxx.metrics import Counts
-from uniresxx.protocols import STRICT
+from uniresxx.imaging import masks
+from uniresxx.scoring.metrics import Counts
+from uniresxx.scoring.protocols import STRICT
 from uniresxx.types import RLE, Expression, Granularity, Prediction
 
 HEIGHT, WIDTH = 480, 640  # the usual size of a COCO photo

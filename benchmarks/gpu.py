@@ -36,14 +36,13 @@ from benchmarks._common import finish, median_of, parser
 from mllm.config import MLLMConfig
 from mllm.lora import is_adapter
 from mllm.tokens import Vocabulary
-from train.engine import Engine
+from train.engines.base import Engine
 from train.loop import do_step
 from train.plan import plan
 from train.recipe import Recipe
 from train.recipes.uniresxx_7b import uniresxx_7b
-from uniresxx.data.collate import collate, make_sample
-from uniresxx.data.templates import TRAINING_TEMPLATES
-from uniresxx.masks import area, encode
+from uniresxx.imaging.masks import area, encode
+from uniresxx.model.collate import collate, make_sample
 from uniresxx.model.config import (
     BoxHeadConfig,
     HeadKind,
@@ -53,8 +52,9 @@ from uniresxx.model.config import (
     sam_huge,
 )
 from uniresxx.model.modeling import UniRESPlusPlus
+from uniresxx.model.templates import TRAINING_TEMPLATES
 from uniresxx.model.tuning import cast_frozen
-from uniresxx.segmenter import Decoding
+from uniresxx.segmenters.base import Decoding
 from uniresxx.types import Batch, Expression, Granularity, ImageRecord
 
 NAME = "gpu"

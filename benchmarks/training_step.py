@@ -44,14 +44,14 @@ from mllm.modeling import Boxes, Sight
 from mllm.tokens import Vocabulary
 from train.recipes.uniresxx_7b import uniresxx_7b
 from train.recipes.uniresxx_7b_24gb import uniresxx_7b_24gb
-from uniresxx.data.collate import collate, make_sample
-from uniresxx.data.proposals import random_boxes
-from uniresxx.geometry import Letterbox
-from uniresxx.masks import encode
+from uniresxx.imaging.geometry import Letterbox
+from uniresxx.imaging.masks import encode
 from uniresxx.model.build import build_model
+from uniresxx.model.collate import collate, make_sample
 from uniresxx.model.config import PyramidHeadConfig, UniRESPlusPlusConfig
 from uniresxx.model.losses import photo_logits
 from uniresxx.model.modeling import UniRESPlusPlus
+from uniresxx.model.regions.classical import random_boxes
 from uniresxx.types import Batch, Expression, Granularity, ImageRecord
 
 IMAGES, EXPRESSIONS, REPEATS = 2, 7, 5

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from uniresxx import masks
-from uniresxx.segmenter import Decoding, Question
+from uniresxx.imaging import masks
+from uniresxx.segmenters.base import Decoding, Question
 from uniresxx.types import Prediction, Segment
 
 CHAT_DECODING = Decoding(template="{expression}")  # what is typed goes to the model as it is

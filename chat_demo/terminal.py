@@ -13,7 +13,7 @@ from typing import TextIO
 from chat_demo import session as state
 from uniresxx.errors import InputError
 from uniresxx.files import png_bytes, write_atomic
-from uniresxx.overlay import Layer, draw_overlay, one_line
+from uniresxx.imaging.overlay import Layer, draw_overlay, one_line
 from uniresxx.predictor import Predictor, mask_of
 
 PROMPT = "> "

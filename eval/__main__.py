@@ -13,8 +13,8 @@ from typing import NoReturn
 
 from uniresxx.cli import OneLineParser
 from uniresxx.errors import InputError
-from uniresxx.protocols import PROTOCOLS
-from uniresxx.rejection import CRITERION, RULE_NAMES, RULES
+from uniresxx.scoring.protocols import PROTOCOLS
+from uniresxx.scoring.rejection import CRITERION, RULE_NAMES, RULES
 
 EXIT_FAILED, EXIT_INPUT, EXIT_STOPPED = 1, 2, 75
 
@@ -153,7 +153,7 @@ def _compare(args: argparse.Namespace) -> None:
 
 
 def _report(args: argparse.Namespace) -> None:
-    from eval.report import report
+    from eval.report.write import report
 
     print(f"report: {report(args.folders, args.data)}")
 

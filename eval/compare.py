@@ -10,12 +10,12 @@ import numpy as np
 from rich.console import Console
 
 from eval.score import load_records, print_table
-from uniresxx.data.benchmarks import benchmark_name
+from uniresxx.data.catalog import benchmark_name
 from uniresxx.errors import InputError
-from uniresxx.evaluate import tally_file
-from uniresxx.protocols import protocol_of
-from uniresxx.rejection import FLAG, Rejection
-from uniresxx.resampling import CONFIDENCE, PERMUTATIONS, RESAMPLES, SEED, compare_pairs
+from uniresxx.evaluation.run import tally_file
+from uniresxx.scoring.intervals import CONFIDENCE, PERMUTATIONS, RESAMPLES, SEED, compare_pairs
+from uniresxx.scoring.protocols import protocol_of
+from uniresxx.scoring.rejection import FLAG, Rejection
 from uniresxx.types import ImageRecord
 
 

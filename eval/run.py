@@ -10,12 +10,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from eval.score import load_records, origin, print_entry
-from uniresxx.checkpoint import checkpoint_identity
-from uniresxx.data.benchmarks import benchmark_name, find_store
+from uniresxx.checkpoints.folders import checkpoint_identity
+from uniresxx.data.catalog import benchmark_name, find_store
 from uniresxx.errors import InputError, MissingPhotoError
-from uniresxx.evaluate import evaluate, evaluate_dialogues, read_about, score_file, write_metrics
-from uniresxx.protocols import protocol_of
-from uniresxx.segmenter import DecisionRule, Decoding, Segmenter
+from uniresxx.evaluation.run import evaluate, evaluate_dialogues, read_about, score_file, write_metrics
+from uniresxx.scoring.protocols import protocol_of
+from uniresxx.segmenters.base import DecisionRule, Decoding, Segmenter
 from uniresxx.types import ImageRecord
 
 
@@ -43,7 +43,7 @@ def run(
     if len(set(names.values())) < len(names):
         raise InputError(f"{', '.join(names)}: two of them are the same benchmark; measure it once")
     # late: torch comes with the weights
-    from uniresxx.checkpoint import load_segmenter, named_folder, resolve
+    from uniresxx.checkpoints.folders import load_segmenter, named_folder, resolve
 
     console = Console(stderr=True)
     # Once: a run that still trains may save, and thin out, between two looks.
@@ -121,7 +121,7 @@ def run_one(
 
 def trained_on(folder: Path) -> list[dict[str, Any]] | None:
     """What a checkpoint learned from and what the leak guard did, by data set; None where it does not say."""
-    from uniresxx.checkpoint import RECIPE, read_json
+    from uniresxx.checkpoints.folders import RECIPE, read_json
 
     about = read_json(folder / RECIPE) if (folder / RECIPE).is_file() else {}
     return about.get("training_data")

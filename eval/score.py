@@ -11,12 +11,12 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from uniresxx.data.benchmarks import benchmark_name, find_store, open_benchmark
+from uniresxx.data.catalog import benchmark_name, find_store, open_benchmark
 from uniresxx.errors import InputError
-from uniresxx.evaluate import read_metrics, score_file, write_metrics
-from uniresxx.metrics import SCORE_KEYS
-from uniresxx.protocols import protocol_of
-from uniresxx.rejection import (
+from uniresxx.evaluation.run import read_metrics, score_file, write_metrics
+from uniresxx.scoring.metrics import SCORE_KEYS
+from uniresxx.scoring.protocols import protocol_of
+from uniresxx.scoring.rejection import (
     CRITERION,
     FLAG,
     RULE_NAMES,
@@ -25,7 +25,7 @@ from uniresxx.rejection import (
     check_is_val,
     tune,
 )
-from uniresxx.trivial import TRIVIAL_NAMES
+from uniresxx.scoring.trivial import TRIVIAL_NAMES
 from uniresxx.types import Granularity, ImageRecord
 
 GRANULARITIES = tuple(g.value for g in Granularity)

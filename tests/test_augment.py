@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from uniresxx import masks
-from uniresxx.data.augment import mirror_text, mirrored
+from uniresxx.data.mixture.augment import mirror_text, mirrored
 from uniresxx.data.scenes import scene_record
+from uniresxx.imaging import masks
 from uniresxx.types import Dialogue, Expression, Granularity, ImageRecord, Phrase, Turn
 
 PAIRS = [

@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from uniresxx import masks
 from uniresxx.cli import data as command
-from uniresxx.data.benchmarks import load_benchmark
+from uniresxx.data.catalog import load_benchmark
 from uniresxx.data.readers.coco import Instances
-from uniresxx.data.store import Store
+from uniresxx.data.store.read import Store
 from uniresxx.errors import InputError
-from uniresxx.geometry import Letterbox
-from uniresxx.images import photo_of, read_photo
+from uniresxx.imaging import masks
+from uniresxx.imaging.decode import photo_of, read_photo
+from uniresxx.imaging.geometry import Letterbox
 
 ROOT = Path(__file__).resolve().parents[1].parent / "shared" / "mini_real"
 LIST = ROOT / "awkward" / "expected.json"

@@ -98,7 +98,7 @@ def model_folder(tmp_path_factory):
     torch = pytest.importorskip("torch")
     from mllm.config import MLLMConfig
     from mllm.tokens import Vocabulary
-    from uniresxx.checkpoint import save_pretrained
+    from uniresxx.checkpoints.folders import save_pretrained
     from uniresxx.model.build import build_model
     from uniresxx.model.config import UniRESPlusPlusConfig
 

@@ -17,19 +17,22 @@ from mllm.tokens import Vocabulary
 from mllm.towers import HighTower
 from tests.test_model import CONFIG, batch_of, picture
 from train.recipes import KNOWN
-from uniresxx.checkpoint import load_segmenter, save_pretrained
-from uniresxx.data.batches import Batches
-from uniresxx.data.census import boxes_of_masks
-from uniresxx.data.collate import truth_boxes
-from uniresxx.data.mixture import Mixture, Pool
-from uniresxx.data.proposals import NMS_IOU as CLASSICAL_NMS
-from uniresxx.data.proposals import propose
+from uniresxx.checkpoints.folders import load_segmenter, save_pretrained
+from uniresxx.data.mixture.batches import Batches
+from uniresxx.data.mixture.counts import boxes_of_masks
+from uniresxx.data.mixture.mix import Mixture, Pool
 from uniresxx.data.scenes import scene_record
-from uniresxx.data.templates import TRAINING_TEMPLATES
 from uniresxx.errors import InputError
-from uniresxx.geometry import Letterbox, box_iou
-from uniresxx.images import photo_of
-from uniresxx.model.boxes import (
+from uniresxx.imaging.decode import photo_of
+from uniresxx.imaging.geometry import Letterbox, box_iou
+from uniresxx.model.build import attach_detector, build_model
+from uniresxx.model.collate import truth_boxes
+from uniresxx.model.config import BoxHeadConfig, UniRESPlusPlusConfig, WeightsConfig
+from uniresxx.model.modeling import UniRESPlusPlus
+from uniresxx.model.processing import pixels
+from uniresxx.model.regions.classical import NMS_IOU as CLASSICAL_NMS
+from uniresxx.model.regions.classical import propose
+from uniresxx.model.regions.learned import (
     NMS_IOU,
     BoxHead,
     assign,
@@ -38,11 +41,8 @@ from uniresxx.model.boxes import (
     pairwise_giou,
     pairwise_iou,
 )
-from uniresxx.model.build import attach_detector, build_model
-from uniresxx.model.config import BoxHeadConfig, UniRESPlusPlusConfig, WeightsConfig
-from uniresxx.model.modeling import UniRESPlusPlus
-from uniresxx.model.processing import pixels
-from uniresxx.segmenter import Decoding
+from uniresxx.model.templates import TRAINING_TEMPLATES
+from uniresxx.segmenters.base import Decoding
 from uniresxx.types import Granularity
 
 HEAD = BoxHeadConfig(width=16, stages=(0, 1, 2), convs=1)

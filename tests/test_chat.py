@@ -20,8 +20,8 @@ from PIL import Image
 
 from chat_demo import session as state
 from chat_demo.terminal import next_free, talk
-from uniresxx import masks
 from uniresxx.errors import InputError
+from uniresxx.imaging import masks
 from uniresxx.predictor import Predictor
 from uniresxx.testing import ColourSegmenter
 from uniresxx.types import Prediction, Segment

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from uniresxx import checkpoint
+from uniresxx.checkpoints import folders as checkpoint
 from uniresxx.errors import InputError
 
 

@@ -107,8 +107,9 @@ def test_a_command_is_accepted(words: tuple[str, ...], monkeypatch: pytest.Monke
 )
 def test_a_data_command_parses_with_its_values(words: tuple[str, ...]) -> None:
     """By the very parsers of the command; the data set and the split are real, or a store's folder."""
-    from uniresxx.cli import _store, data
-    from uniresxx.data.benchmarks import known_benchmarks
+    from uniresxx.cli import _data_store as _store
+    from uniresxx.cli import data
+    from uniresxx.data.catalog import known_benchmarks
 
     action, *rest = words[2:]
     parsers = {"prepare": _store.parse_prepare, "verify": _store.parse_verify}
@@ -135,7 +136,7 @@ def test_training_commands_parse_with_their_values() -> None:
 
 
 def test_every_native_data_set_has_its_command() -> None:
-    from uniresxx.data.benchmarks import REFCOCO
+    from uniresxx.data.catalog import REFCOCO
 
     names = {words[3].partition("/")[0] for words in COMMANDS if words[:3] == ("uniresxx", "data", "prepare")}
     assert {*REFCOCO, "grefcoco", "refcocom"} <= names

@@ -21,15 +21,15 @@ from torch import distributed as dist
 from torch import nn
 
 from train.__main__ import main
-from train.engine import Engine, device_of
+from train.distributed import FollowedError, Ranks, is_lost
+from train.engines.base import Engine, device_of
+from train.engines.zero import CONFIGS, settings
 from train.guards import WINDOW, Background, is_spike, remember
 from train.log import read_log, read_steps
 from train.loop import DONE, Job, do_step, train
-from train.measure import Measured
-from train.ranks import FollowedError, Ranks, is_lost
 from train.recipe import DataConfig, EngineConfig, EvalConfig, LogConfig, OptimConfig, Recipe, share_of
-from train.zero import CONFIGS, settings
-from uniresxx import checkpoint
+from train.validation import Measured
+from uniresxx.checkpoints import folders as checkpoint
 from uniresxx.cli import main as uniresxx
 from uniresxx.errors import InputError
 
@@ -213,7 +213,7 @@ def test_no_file_without_a_recipe_that_can_name_it():
 
 
 def test_zero_without_deepspeed_says_what_to_install(monkeypatch):
-    from train.zero import _import_deepspeed
+    from train.engines.zero import _import_deepspeed
 
     monkeypatch.setitem(sys.modules, "deepspeed", None)
     with pytest.raises(InputError, match=r"pip install -e '\.\[engine\]', or use stage 0"):
@@ -449,8 +449,8 @@ def test_a_bug_in_a_job_is_shown_before_the_communication_ends(bug, monkeypatch,
     def end(code):
         happened.append((code, f"{type(bug).__name__}: a bug" in capfd.readouterr().err))
 
-    monkeypatch.setattr("train.engine.join_ranks", lambda config: Joined(world_size=2, group=object()))
-    monkeypatch.setattr("train.ranks.os._exit", end)
+    monkeypatch.setattr("train.engines.base.join_ranks", lambda config: Joined(world_size=2, group=object()))
+    monkeypatch.setattr("train.distributed.os._exit", end)
     with pytest.raises(type(bug)):
         ends_with(bug, monkeypatch, tmp_path)
     assert happened == [(1, True), ("left", False)]  # nothing is left where the process really ends
@@ -462,7 +462,7 @@ def test_what_is_opened_is_said_by_one_process(rank, monkeypatch, tmp_path, caps
         print("the table of what is trained")
         return Job(None, lambda step, micro: None)
 
-    monkeypatch.setattr("train.engine.join_ranks", lambda config: Ranks(rank, world_size=2))
+    monkeypatch.setattr("train.engines.base.join_ranks", lambda config: Ranks(rank, world_size=2))
     monkeypatch.setattr("train.job.open_job", open_job)
     monkeypatch.setattr("train.loop.train", lambda *arguments: print("step 1") or DONE)
     assert main(["tiny_scenes", "--engine.device", "cpu", "--out", str(tmp_path / "x")]) == DONE
@@ -573,7 +573,7 @@ def test_a_lost_rank_is_one_line(monkeypatch, tmp_path, capsys):
 
 def test_who_lost_another_waits_for_nobody(monkeypatch):
     codes = []
-    monkeypatch.setattr("train.ranks.os._exit", codes.append)
+    monkeypatch.setattr("train.distributed.os._exit", codes.append)
     Ranks().abandon(1)  # alone, nobody can be lost
     Ranks(world_size=2, group=object()).abandon(75)
     assert codes == [75]

@@ -26,12 +26,12 @@ import torch
 
 from mllm.config import MLLMConfig
 from train.__main__ import parse, without_rank
-from train.engine import join_ranks
+from train.engines.base import join_ranks
 from train.job import open_job, overlay
 from train.log import read_log
 from train.loop import train
 from train.recipe import DataConfig, EngineConfig, LogConfig, OptimConfig, Recipe
-from uniresxx import checkpoint
+from uniresxx.checkpoints import folders as checkpoint
 from uniresxx.cli.export import main as export
 from uniresxx.data.scenes import scene_record
 from uniresxx.model.config import UniRESPlusPlusConfig
@@ -429,7 +429,7 @@ GROUPS = """
 import sys
 from dataclasses import replace
 import torch
-from train.engine import build_engine, join_ranks
+from train.engines.base import build_engine, join_ranks
 from train.job import open_job
 from train.recipe import EngineConfig
 from train.recipes import KNOWN

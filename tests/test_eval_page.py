@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eval.cases import Case, judge_all
-from eval.curves import rejection_curve, reliability
-from uniresxx import masks
-from uniresxx.metrics import SCORE_KEYS, Tally
-from uniresxx.predictions import from_json
-from uniresxx.protocols import STRICT
+from eval.report.cases import Case, judge_all
+from eval.report.curves import rejection_curve, reliability
+from uniresxx.imaging import masks
+from uniresxx.scoring.metrics import SCORE_KEYS, Tally
+from uniresxx.scoring.predictions import from_json
+from uniresxx.scoring.protocols import STRICT
 from uniresxx.types import Expression, Granularity, ImageRecord, Prediction
 
 PAGE = (Path(__file__).resolve().parents[1] / "docs" / "eval.md").read_text(encoding="utf-8")

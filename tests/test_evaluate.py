@@ -18,11 +18,10 @@ from PIL import Image
 import eval.__main__ as program
 import eval.run as run_module
 import eval.score as score_module
-from uniresxx import masks
-from uniresxx.checkpoint import checkpoint_identity
-from uniresxx.data.store_write import Preparation, write_store
+from uniresxx.checkpoints.folders import checkpoint_identity
+from uniresxx.data.store.write import Preparation, write_store
 from uniresxx.errors import InputError
-from uniresxx.evaluate import (
+from uniresxx.evaluation.run import (
     box_recall,
     evaluate,
     evaluate_dialogues,
@@ -32,9 +31,10 @@ from uniresxx.evaluate import (
     score_predictions,
     write_metrics,
 )
-from uniresxx.images import photo_of
-from uniresxx.metrics import SCORE_KEYS
-from uniresxx.segmenter import Decoding, Question, Segmenter
+from uniresxx.imaging import masks
+from uniresxx.imaging.decode import photo_of
+from uniresxx.scoring.metrics import SCORE_KEYS
+from uniresxx.segmenters.base import Decoding, Question, Segmenter
 from uniresxx.testing import ColourSegmenter
 from uniresxx.types import Dialogue, Expression, Granularity, ImageRecord, Phrase, Prediction, Segment, Turn
 
@@ -423,9 +423,9 @@ def test_the_truth_cannot_reach_an_answer_of_the_real_model(tmp_path, boxes):
 
     from mllm.config import MLLMConfig
     from mllm.tokens import Vocabulary
-    from uniresxx.data.templates import TRAINING_TEMPLATES
     from uniresxx.model.build import build_model
     from uniresxx.model.config import PyramidHeadConfig, UniRESPlusPlusConfig
+    from uniresxx.model.templates import TRAINING_TEMPLATES
 
     sizes = MLLMConfig(
         low_size=32, low_width=32, low_layers=1, low_heads=2, high_size=32, high_widths=(8, 16, 24, 32),
@@ -521,9 +521,9 @@ def cli(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(run_module, "load_records", load)
     monkeypatch.setattr(score_module, "load_records", load)
-    monkeypatch.setattr("uniresxx.checkpoint.resolve", lambda path, say: path)
+    monkeypatch.setattr("uniresxx.checkpoints.folders.resolve", lambda path, say: path)
     monkeypatch.setattr(run_module, "checkpoint_identity", lambda path: path.name)
-    monkeypatch.setattr("uniresxx.checkpoint.load_segmenter", lambda path: stubs[path.name])
+    monkeypatch.setattr("uniresxx.checkpoints.folders.load_segmenter", lambda path: stubs[path.name])
     stubs["talker"] = Stub(reply)
 
     def call(*words):
@@ -632,7 +632,7 @@ def test_the_checkpoint_that_is_named_is_the_one_that_answers(tmp_path, monkeypa
     """A run that still trains saves a newer checkpoint between the two looks into its folder."""
     from torch import nn
 
-    from uniresxx import checkpoint
+    from uniresxx.checkpoints import folders as checkpoint
 
     model = nn.Linear(1, 1)
     model.config, model.tokenizer = SimpleNamespace(to_dict=lambda: {"model_type": "uniresxx"}), None
@@ -785,9 +785,9 @@ def test_full_disk_is_exit_1(cli, tmp_path, monkeypatch):
 
 
 def test_a_missing_photo_names_the_path_and_the_option(tmp_path, monkeypatch):
-    monkeypatch.setattr("uniresxx.checkpoint.resolve", lambda path, say: path)
+    monkeypatch.setattr("uniresxx.checkpoints.folders.resolve", lambda path, say: path)
     monkeypatch.setattr(run_module, "checkpoint_identity", lambda path: path.name)
-    monkeypatch.setattr("uniresxx.checkpoint.load_segmenter", lambda path: Stub(perfect))
+    monkeypatch.setattr("uniresxx.checkpoints.folders.load_segmenter", lambda path: Stub(perfect))
     photos = tmp_path / "photos"
     photos.mkdir()
     records = [
@@ -837,7 +837,7 @@ def test_help_and_wrong_names_load_no_torch():
     code = (
         "import sys, eval.__main__ as m; "
         "assert m.main(['score', 'x', '--benchmark', 'a/b', '--out', 'o']) == 2; "
-        "import eval.report, eval.run; assert not {'torch', 'transformers'} & set(sys.modules)"
+        "import eval.report.write, eval.run; assert not {'torch', 'transformers'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr

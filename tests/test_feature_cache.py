@@ -26,10 +26,11 @@ from train.log import read_log
 from train.loop import DONE, train
 from train.recipe import DataConfig, EngineConfig, LogConfig, OptimConfig, Recipe, check, differences
 from train.recipes.film_unet_scenes import film_unet_scenes
-from train.watch import work_counter
-from uniresxx import checkpoint, masks
-from uniresxx.data.batches import Batches
+from train.throughput import work_counter
+from uniresxx.checkpoints import folders as checkpoint
+from uniresxx.data.mixture.batches import Batches
 from uniresxx.errors import InputError
+from uniresxx.imaging import masks
 from uniresxx.model import feature_cache
 from uniresxx.model.build import build_model
 from uniresxx.model.config import UniRESPlusPlusConfig

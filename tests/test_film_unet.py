@@ -13,14 +13,14 @@ import torch
 from mllm.config import MLLMConfig
 from mllm.tokens import Vocabulary
 from train.recipes import KNOWN
-from uniresxx.checkpoint import CONFIG, load_segmenter, save_pretrained
-from uniresxx.data.collate import collate, make_sample
+from uniresxx.checkpoints.folders import CONFIG, load_segmenter, save_pretrained
 from uniresxx.errors import InputError
-from uniresxx.film_unet.config import FilmUNetConfig
-from uniresxx.film_unet.modeling import FilmUNet, build_film_unet, parameter_ratio, questions_of
-from uniresxx.masks import encode
+from uniresxx.imaging.masks import encode
+from uniresxx.model.collate import collate, make_sample
 from uniresxx.model.config import LossConfig, UniRESPlusPlusConfig
-from uniresxx.segmenter import Decoding, Question, Segmenter
+from uniresxx.segmenters.base import Decoding, Question, Segmenter
+from uniresxx.segmenters.film_unet.config import FilmUNetConfig
+from uniresxx.segmenters.film_unet.modeling import FilmUNet, build_film_unet, parameter_ratio, questions_of
 from uniresxx.types import Batch, Dialogue, Expression, Granularity, ImageRecord, Phrase, Turn
 
 torch.set_num_threads(1)

@@ -14,13 +14,13 @@ from PIL import Image, ImageDraw
 from mllm.config import MLLMConfig
 from mllm.tokens import Vocabulary
 from train.__main__ import main, parse_finetune
-from uniresxx.checkpoint import load_segmenter, save_pretrained
-from uniresxx.cli import _store
+from uniresxx.checkpoints.folders import load_segmenter, save_pretrained
+from uniresxx.cli import _data_store as _store
 from uniresxx.errors import InputError
-from uniresxx.film_unet.config import FilmUNetConfig
-from uniresxx.film_unet.modeling import build_film_unet
 from uniresxx.model.build import build_model
 from uniresxx.model.config import UniRESPlusPlusConfig
+from uniresxx.segmenters.film_unet.config import FilmUNetConfig
+from uniresxx.segmenters.film_unet.modeling import build_film_unet
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "train.md"
 SMALL = MLLMConfig(low_layers=1, llm_layers=1, llm_mlp=128, vocabulary=400, max_objects=4, max_parts=4)

@@ -19,8 +19,7 @@ from mllm.config import MLLMConfig, TuningConfig, llava_7b
 from mllm.loading import SAM_RULES, translate
 from mllm.tokens import Vocabulary
 from train.recipes import KNOWN
-from uniresxx.checkpoint import load_segmenter, save_pretrained
-from uniresxx.data.templates import TRAINING_TEMPLATES
+from uniresxx.checkpoints.folders import load_segmenter, save_pretrained
 from uniresxx.errors import InputError
 from uniresxx.model.build import build_for_training, build_model
 from uniresxx.model.config import (
@@ -30,8 +29,9 @@ from uniresxx.model.config import (
     sam_huge,
     sam_large,
 )
+from uniresxx.model.heads.sam import Sam2Head, SamHead, _sam2_config
 from uniresxx.model.modeling import UniRESPlusPlus
-from uniresxx.model.sam import Sam2Head, SamHead, _sam2_config
+from uniresxx.model.templates import TRAINING_TEMPLATES
 from uniresxx.model.tuning import format_table, parameter_table
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from uniresxx import masks
 from uniresxx.data.readers.pickles import PickleChild, load_json
 from uniresxx.errors import InputError
+from uniresxx.imaging import masks
 
 FUZZ = Path(__file__).resolve().parent / "fuzz"
 TARGETS = sorted(path.stem for path in FUZZ.glob("fuzz_*.py"))

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from uniresxx.geometry import PADDING, Letterbox, box_iou
+from uniresxx.imaging.geometry import PADDING, Letterbox, box_iou
 
 quick = settings(deadline=None, max_examples=120)
 SIDES = st.integers(1, 300)

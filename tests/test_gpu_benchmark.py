@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import gpu
 from benchmarks._common import finish
 from mllm.lora import adapter_tensors
-from train.engine import Engine
+from train.engines.base import Engine
 from uniresxx.model.modeling import UniRESPlusPlus
 
 

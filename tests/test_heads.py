@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from mllm.config import TuningConfig
 from mllm.tokens import Vocabulary
 from tests.test_model import CONFIG, batch_of, picture
-from uniresxx import masks
-from uniresxx.data.templates import TRAINING_TEMPLATES
+from uniresxx.imaging import masks
 from uniresxx.model.build import build_model
 from uniresxx.model.config import Sam2HeadConfig, SamHeadConfig
+from uniresxx.model.heads.sam import Sam2Head, SamHead
 from uniresxx.model.processing import mask_pixels, pixels, view_photo
-from uniresxx.model.sam import Sam2Head, SamHead
+from uniresxx.model.templates import TRAINING_TEMPLATES
 from uniresxx.model.tuning import cast_frozen
-from uniresxx.segmenter import Decoding
+from uniresxx.segmenters.base import Decoding
 
 SAM = SamHeadConfig(
     size=64, width=32, layers=3, heads=2, global_blocks=(1,), window=2, decoder_width=32, decoder_mlp=32,

@@ -22,11 +22,11 @@ OWNERS = {
     "fastapi": ("uniresxx/serve.py",),
     "uvicorn": ("uniresxx/serve.py",),
     "ray": ("data_engine/executors/ray.py", "data_engine/ray.py"),
-    "deepspeed": ("train/zero.py",),
+    "deepspeed": ("train/engines/zero.py",),
     "accelerate": (),
-    "pycocotools": ("uniresxx/masks.py", "uniresxx/data/"),
+    "pycocotools": ("uniresxx/imaging/masks.py", "uniresxx/data/"),
     "pyarrow": ("uniresxx/data/",),
-    "grain": ("uniresxx/data/mixture.py",),
+    "grain": ("uniresxx/data/mixture/mix.py",),
     "peft": ("mllm/lora.py",),
     "tensorboard": (),  # torch's writer, train/trackers.py
     "trackio": (),  # train/trackers.py imports the one that is asked for, by name
@@ -40,19 +40,19 @@ OWNERS = {
 WITHOUT_TORCH = (
     "uniresxx",
     "uniresxx.types",
-    "uniresxx.segmenter",
+    "uniresxx.segmenters.base",
     "uniresxx.errors",
     "uniresxx.cli",
     "uniresxx.cli.doctor",
-    "uniresxx.masks",
-    "uniresxx.geometry",
-    "uniresxx.images",
-    "uniresxx.metrics",
-    "uniresxx.protocols",
-    "uniresxx.overlay",
-    "uniresxx.data.benchmarks",
+    "uniresxx.imaging.masks",
+    "uniresxx.imaging.geometry",
+    "uniresxx.imaging.decode",
+    "uniresxx.scoring.metrics",
+    "uniresxx.scoring.protocols",
+    "uniresxx.imaging.overlay",
+    "uniresxx.data.catalog",
     "uniresxx.data.scenes",
-    "eval.report",
+    "eval.report.write",
 )
 
 

@@ -21,22 +21,23 @@ from transformers import (
     ProcessorMixin,
 )
 
-import uniresxx.auto
+import uniresxx.hub.auto
 from mllm.config import TuningConfig
 from mllm.lora import adapter_tensors
 from mllm.tokens import Vocabulary
 from tests.test_model import CONFIG, picture
 from tests.test_tuning import LORA, shake
-from uniresxx import Predictor, checkpoint
-from uniresxx.card import UNKNOWN, card_of
+from uniresxx import Predictor
+from uniresxx.checkpoints import folders as checkpoint
 from uniresxx.cli import main as command
-from uniresxx.data.templates import TRAINING_TEMPLATES
 from uniresxx.errors import InputError
+from uniresxx.hub.card import UNKNOWN, card_of
+from uniresxx.hub.classes import HubConfig, UniRESPlusPlusProcessor, byte_size
 from uniresxx.model.build import build_model, load_model
 from uniresxx.model.config import UniRESPlusPlusConfig, WeightsConfig
-from uniresxx.model.hub import HubConfig, UniRESPlusPlusProcessor, byte_size
 from uniresxx.model.modeling import UniRESPlusPlus
-from uniresxx.segmenter import Decoding
+from uniresxx.model.templates import TRAINING_TEMPLATES
+from uniresxx.segmenters.base import Decoding
 from uniresxx.types import Prediction
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -167,7 +168,7 @@ def test_auto_needs_no_import_but_ours_and_runs_no_code_of_the_folder(
     """In a fresh process; a config that names code of its own is refused, not followed."""
     model.save_pretrained(tmp_path / "m")
     known = f"from uniresxx import Predictor\nPredictor.from_pretrained({str(tmp_path / 'm')!r})"
-    for first in ("import uniresxx.auto", known):  # the Predictor registers by itself
+    for first in ("import uniresxx.hub.auto", known):  # the Predictor registers by itself
         code = (
             f"{first}\nfrom transformers import AutoModel\n"
             f"m = AutoModel.from_pretrained({str(tmp_path / 'm')!r})\nprint(type(m).__name__)"
@@ -520,5 +521,5 @@ def test_an_export_never_hides_the_checkpoints_of_a_run(
 def test_auto_registers_again_without_harm() -> None:
     import importlib
 
-    importlib.reload(uniresxx.auto)
+    importlib.reload(uniresxx.hub.auto)
     assert AutoConfig.for_model("uniresxx").model_type == "uniresxx"

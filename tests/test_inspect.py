@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from uniresxx import masks
 from uniresxx.cli import data as command
-from uniresxx.cli._inspect import beside, passing, summary
-from uniresxx.data.benchmarks import CONVERTED, load_benchmark, merge_records, splits_of
+from uniresxx.cli._data_inspect import beside, passing, summary
+from uniresxx.data.catalog import CONVERTED, load_benchmark, merge_records, splits_of
+from uniresxx.data.contact_sheet import COLUMNS, ROWS, Sheet
 from uniresxx.data.published_counts import PUBLISHED, PublishedCount, published, published_of
 from uniresxx.data.readers.coco import COCO_MASKS, NOT_STATED
-from uniresxx.data.sheet import COLUMNS, ROWS, Sheet
-from uniresxx.data.store import Store
+from uniresxx.data.store.read import Store
+from uniresxx.imaging import masks
 from uniresxx.types import Expression, Granularity, ImageRecord
 
 H, W = 20, 30

@@ -34,10 +34,10 @@ from mllm.modeling import MLLM
 from mllm.tokens import SPECIAL_TOKENS, Vocabulary
 from tests.test_heads import SAM, SAM2, see
 from tests.test_model import batch_of, picture
-from train.engine import Engine
+from train.engines.base import Engine
 from train.loop import do_step
 from train.recipes import KNOWN
-from uniresxx.checkpoint import load_segmenter, save_pretrained
+from uniresxx.checkpoints.folders import load_segmenter, save_pretrained
 from uniresxx.cli import main as command
 from uniresxx.errors import InputError
 from uniresxx.model.build import build_for_training, open_vocabulary
@@ -47,10 +47,10 @@ from uniresxx.model.config import (
     UniRESPlusPlusConfig,
     WeightsConfig,
 )
+from uniresxx.model.heads.sam import Sam2Head, SamHead, _sam2_config, _sam_config
 from uniresxx.model.modeling import UniRESPlusPlus
-from uniresxx.model.sam import Sam2Head, SamHead, _sam2_config, _sam_config
 from uniresxx.model.tuning import part_of
-from uniresxx.segmenter import Decoding
+from uniresxx.segmenters.base import Decoding
 
 SMALL = MLLMConfig(
     low_size=28, low_patch=14, low_width=32, low_layers=3, low_heads=2, low_mlp=48, low_select_layer=-2,

@@ -10,9 +10,8 @@ from torch.nn import functional as F
 
 from mllm.tokens import Vocabulary
 from tests.test_model import CONFIG, batch_of, picture
-from uniresxx.data.templates import TRAINING_TEMPLATES
 from uniresxx.errors import InputError
-from uniresxx.geometry import Letterbox
+from uniresxx.imaging.geometry import Letterbox
 from uniresxx.model.build import build_model
 from uniresxx.model.config import LossConfig, UniRESPlusPlusConfig
 from uniresxx.model.losses import (
@@ -24,6 +23,7 @@ from uniresxx.model.losses import (
     photo_sums,
     true_iou,
 )
+from uniresxx.model.templates import TRAINING_TEMPLATES
 
 
 def some(side: int = 64, grid: int = 16, count: int = 6) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from uniresxx import masks
 from uniresxx.errors import InputError
+from uniresxx.imaging import masks
 
 settings.register_profile("masks", deadline=None, max_examples=150)
 quick = settings(settings.get_profile("masks"))

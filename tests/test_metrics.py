@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from uniresxx import masks
 from uniresxx.errors import InputError
-from uniresxx.evaluate import score_predictions
-from uniresxx.metrics import SCORE_KEYS, Counts, RecallCounts, Tally
-from uniresxx.protocols import STRICT, protocol_of
+from uniresxx.evaluation.run import score_predictions
+from uniresxx.imaging import masks
+from uniresxx.scoring.metrics import SCORE_KEYS, Counts, RecallCounts, Tally
+from uniresxx.scoring.protocols import STRICT, protocol_of
 from uniresxx.types import Expression, Granularity, ImageRecord, Prediction
 
 H, W = 6, 7

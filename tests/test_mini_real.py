@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from uniresxx import masks
 from uniresxx.cli.data import lines_of
-from uniresxx.data.benchmarks import load_benchmark
+from uniresxx.data.catalog import load_benchmark
 from uniresxx.data.readers.refcocom import known_stems
-from uniresxx.images import photo_of
+from uniresxx.imaging import masks
+from uniresxx.imaging.decode import photo_of
 from uniresxx.types import Granularity
 
 ROOT = Path(__file__).resolve().parents[1].parent / "shared" / "mini_real"

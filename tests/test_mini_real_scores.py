@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from uniresxx import masks
-from uniresxx.data.benchmarks import load_benchmark
-from uniresxx.evaluate import score_file
-from uniresxx.predictions import to_json
+from uniresxx.data.catalog import load_benchmark
+from uniresxx.evaluation.run import score_file
+from uniresxx.imaging import masks
+from uniresxx.scoring.predictions import to_json
 from uniresxx.types import Prediction
 
 ROOT = Path(__file__).resolve().parents[1].parent / "shared" / "mini_real"

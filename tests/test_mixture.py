@@ -22,16 +22,16 @@ from train.job import open_job
 from train.loop import DONE, TrainingError, prefetch, train
 from train.recipe import DataConfig, check
 from train.recipes import KNOWN
-from uniresxx import masks
-from uniresxx.data.batches import Batches, SceneSource
-from uniresxx.data.benchmarks import benchmark_name, find_store, open_benchmark
-from uniresxx.data.census import kinds_of, texts_of
-from uniresxx.data.ledger import BadSample, DataError, Ledger, read_quarantine
-from uniresxx.data.mixture import MIXTURES, Mixture, MixturePart, Pool, Selection, open_mixture
+from uniresxx.data.catalog import benchmark_name, find_store, open_benchmark
+from uniresxx.data.mixture.batches import Batches, SceneSource
+from uniresxx.data.mixture.counts import kinds_of, texts_of
+from uniresxx.data.mixture.ledger import BadSample, DataError, Ledger, read_quarantine
+from uniresxx.data.mixture.mix import MIXTURES, Mixture, MixturePart, Pool, Selection, open_mixture
 from uniresxx.data.scenes import scene_record
-from uniresxx.data.store import Store, StoreRecords
-from uniresxx.data.store_write import Preparation, write_store
+from uniresxx.data.store.read import Store, StoreRecords
+from uniresxx.data.store.write import Preparation, write_store
 from uniresxx.errors import InputError
+from uniresxx.imaging import masks
 from uniresxx.types import Expression, Granularity, ImageRecord
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -156,7 +156,7 @@ def test_a_part_of_some_granularities_shows_only_them():
 
 
 def test_the_library_says_nothing_on_import():
-    code = "from uniresxx.data.mixture import _grain; _grain()"
+    code = "from uniresxx.data.mixture.mix import _grain; _grain()"
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert run.stderr == run.stdout == ""
 
@@ -252,7 +252,7 @@ def test_what_is_no_sample_s_fault_is_fatal(vocabulary, monkeypatch, error):
     def fails(*_):
         raise error
 
-    monkeypatch.setattr("uniresxx.data.batches.make_sample", fails)
+    monkeypatch.setattr("uniresxx.data.mixture.batches.make_sample", fails)
     with pytest.raises(error):
         batches_of(Mixture((pool("a", 3),), 4), vocabulary).sample(0)
 
@@ -303,7 +303,7 @@ def store_at(path: Path, records, split: str = "train", **about) -> Store:
 
 
 def test_a_store_is_counted_by_columns_as_its_records_are(tmp_path, monkeypatch):
-    monkeypatch.setattr("uniresxx.data.store_write.ROWS_PER_BATCH", 4)
+    monkeypatch.setattr("uniresxx.data.store.write.ROWS_PER_BATCH", 4)
     records = [record(str(i), "pomn"[: i % 5] * (i % 3)) for i in range(19)]
     store = store_at(tmp_path / "s", records)
     lazy = store.records()

@@ -14,24 +14,24 @@ from mllm.config import MLLMConfig
 from mllm.tokens import Vocabulary
 from train.job import open_job
 from train.recipes import KNOWN
-from uniresxx import masks
-from uniresxx.checkpoint import load_segmenter, save_pretrained
-from uniresxx.data.batches import Batches, SceneSource
-from uniresxx.data.collate import collate, make_sample
-from uniresxx.data.mixture import Mixture, Pool
+from uniresxx.checkpoints.folders import load_segmenter, save_pretrained
+from uniresxx.data.mixture.batches import Batches, SceneSource
+from uniresxx.data.mixture.mix import Mixture, Pool
 from uniresxx.data.scenes import preset_of
-from uniresxx.data.templates import TRAINING_TEMPLATES, asked_branches, dialogue_turn, spoken_turn
 from uniresxx.errors import InputError
-from uniresxx.evaluate import look_at
-from uniresxx.geometry import Letterbox
+from uniresxx.evaluation.run import look_at
+from uniresxx.imaging import masks
+from uniresxx.imaging.geometry import Letterbox
 from uniresxx.model.build import build_model
+from uniresxx.model.collate import collate, make_sample
 from uniresxx.model.config import LossConfig, PyramidHeadConfig, UniRESPlusPlusConfig
+from uniresxx.model.heads.pyramid import HeadOutput, PyramidHead
 from uniresxx.model.losses import mask_sums, true_iou
 from uniresxx.model.modeling import UniRESPlusPlus
 from uniresxx.model.processing import view_photo
-from uniresxx.model.pyramid import HeadOutput, PyramidHead
+from uniresxx.model.templates import TRAINING_TEMPLATES, asked_branches, dialogue_turn, spoken_turn
 from uniresxx.predictor import Predictor
-from uniresxx.segmenter import Decoding, Question, Segmenter
+from uniresxx.segmenters.base import Decoding, Question, Segmenter
 from uniresxx.types import Batch, Dialogue, Expression, Granularity, ImageRecord, Phrase, Turn
 
 TINY = MLLMConfig(

@@ -18,9 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from uniresxx import masks
-from uniresxx.data.benchmarks import load_benchmark, splits_of
-from uniresxx.data.photos import encoded_photo
+from uniresxx.data.catalog import load_benchmark, splits_of
 from uniresxx.data.published_counts import PUBLISHED, published
 from uniresxx.data.readers.cris import read_cris
 from uniresxx.data.readers.grefcoco import read_grefcoco
@@ -28,7 +26,9 @@ from uniresxx.data.readers.hub import LOSSY
 from uniresxx.data.readers.pickles import load_pickle
 from uniresxx.data.readers.psalm import read_psalm
 from uniresxx.data.readers.refcoco import read_refcoco
+from uniresxx.data.store.photos import encoded_photo
 from uniresxx.errors import InputError
+from uniresxx.imaging import masks
 from uniresxx.types import Granularity
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -780,5 +780,5 @@ def test_without_lmdb_the_extra_is_named(tmp_path, monkeypatch):
 
 
 def test_readers_wait_for_neither_pyarrow_nor_lmdb():
-    code = "import sys, uniresxx.data.benchmarks; sys.exit(bool({'pyarrow', 'lmdb'} & set(sys.modules)))"
+    code = "import sys, uniresxx.data.catalog; sys.exit(bool({'pyarrow', 'lmdb'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from uniresxx.overlay import (
+from uniresxx.imaging.overlay import (
     LARGEST_SIDE,
     PALETTE,
     SMALLEST_SIDE,

@@ -27,16 +27,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from uniresxx import masks
 from uniresxx.cli import data as command
-from uniresxx.data import shards, store_write
 from uniresxx.data.guard import record_coco_id
-from uniresxx.data.photos import encoded_photo
-from uniresxx.data.store import Store
-from uniresxx.data.store_check import check_store
-from uniresxx.data.store_write import Preparation, write_store
+from uniresxx.data.store import write as store_write
+from uniresxx.data.store.photos import encoded_photo
+from uniresxx.data.store.read import Store, shards
+from uniresxx.data.store.verify import check_store
+from uniresxx.data.store.write import Preparation, write_store
 from uniresxx.errors import InputError
-from uniresxx.images import photo_of
+from uniresxx.imaging import masks
+from uniresxx.imaging.decode import photo_of
 from uniresxx.types import Expression, Granularity, ImageRecord, PhotoInside
 
 HERE = Path(__file__).resolve().parents[1]
@@ -426,7 +426,7 @@ def refcoco_root(root, count=600):
 PREPARE = "import sys; from uniresxx.cli import main; sys.exit(main(['data', 'prepare', *sys.argv[1:]]))"
 WAITING = """
 import time
-from uniresxx.cli import _store
+from uniresxx.cli import _data_store as _store
 show = _store._show
 def waits(what, done, of):
     show(what, done, of)

@@ -16,14 +16,14 @@ from torch import nn
 from mllm.config import MLLMConfig, TuningConfig
 from mllm.tokens import Vocabulary
 from train import __main__ as program
-from train.engine import Engine
+from train.engines.base import Engine
+from train.memory_estimate import Replayed, Sizes, model_without_memory, replay
 from train.optim import optimizer_tensors
 from train.plan import CONTEXT, GB, PER_JOB, Model, Plan, plan, sizes_of, states_of
 from train.recipe import DataConfig, EngineConfig, Recipe, share_of
 from train.recipes import KNOWN
 from train.recipes.uniresxx_7b import BENCHMARKS
-from train.replay import Replayed, Sizes, model_without_memory, replay
-from uniresxx.data.batches import Batches, SceneSource
+from uniresxx.data.mixture.batches import Batches, SceneSource
 from uniresxx.model.build import build_model
 from uniresxx.model.config import LossConfig, PyramidHeadConfig, UniRESPlusPlusConfig
 from uniresxx.types import Batch
@@ -177,8 +177,8 @@ ZERO = """
 import sys
 sys.path.insert(0, "tests")
 from test_plan import CONFIGS, Model, real, recipe, states_of
-from train.engine import join_ranks
-from train.zero import Zero
+from train.engines.base import join_ranks
+from train.engines.zero import Zero
 
 for stage in (1, 2, 3):
     model, batch = real(CONFIGS["lora"], 1, 2)

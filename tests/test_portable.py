@@ -18,13 +18,13 @@ from mllm.tokens import Vocabulary
 from tests.test_heads import SAM, SAM2
 from tests.test_model import CONFIG
 from uniresxx.cli import main as command
-from uniresxx.data.templates import TRAINING_TEMPLATES
 from uniresxx.errors import InputError
-from uniresxx.model import portable
+from uniresxx.hub import head_program as portable
+from uniresxx.hub.head_program import NEEDS_ONNX, Form, export_mask_head, programs_of
 from uniresxx.model.build import build_model
 from uniresxx.model.modeling import UniRESPlusPlus
-from uniresxx.model.portable import NEEDS_ONNX, Form, export_mask_head, programs_of
-from uniresxx.segmenter import Decoding
+from uniresxx.model.templates import TRAINING_TEMPLATES
+from uniresxx.segmenters.base import Decoding
 
 
 def made(head: str) -> UniRESPlusPlus:
@@ -96,7 +96,7 @@ def test_of_one_photo_is_forward(tmp_path: Path) -> None:
     model = made("pyramid")
     _, answer = programs_of(model)
     prompts, *features = answer.others
-    from uniresxx.model.pyramid import MaskFeatures
+    from uniresxx.model.heads.pyramid import MaskFeatures
 
     with torch.no_grad():
         a = model.head.of_one_photo(MaskFeatures(*features), prompts)

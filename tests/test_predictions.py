@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from uniresxx import masks
 from uniresxx.errors import InputError
-from uniresxx.predictions import (
+from uniresxx.imaging import masks
+from uniresxx.scoring.predictions import (
     JsonlWriter,
     Problems,
     from_json,

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from uniresxx.errors import InputError
-from uniresxx.overlay import draw_overlay
+from uniresxx.imaging.overlay import draw_overlay
 from uniresxx.predictor import (
     EXPRESSIONS_AT_ONCE,
     MAX_ANSWER_CHARACTERS,
@@ -18,7 +18,7 @@ from uniresxx.predictor import (
     layers_of,
     mask_of,
 )
-from uniresxx.segmenter import Decoding, Question, Segmenter
+from uniresxx.segmenters.base import Decoding, Question, Segmenter
 from uniresxx.testing import ColourSegmenter
 from uniresxx.types import Prediction
 

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from uniresxx.data.proposals import grid_boxes, propose, random_boxes, shuffled_boxes
 from uniresxx.data.scenes import scene_record
-from uniresxx.geometry import box_iou
+from uniresxx.imaging.geometry import box_iou
+from uniresxx.model.regions.classical import grid_boxes, propose, random_boxes, shuffled_boxes
 
 
 def recall(proposed: np.ndarray, truth: np.ndarray, iou: float = 0.5) -> tuple[int, int]:

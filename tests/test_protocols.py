@@ -18,12 +18,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
-from uniresxx import masks
-from uniresxx.data.benchmarks import load_benchmark
+from uniresxx.data.catalog import load_benchmark
 from uniresxx.data.readers.coco import overlap_source
 from uniresxx.errors import InputError
-from uniresxx.metrics import SCORE_KEYS, Tally
-from uniresxx.protocols import PROTOCOLS, STRICT, protocol_of
+from uniresxx.imaging import masks
+from uniresxx.scoring.metrics import SCORE_KEYS, Tally
+from uniresxx.scoring.protocols import PROTOCOLS, STRICT, protocol_of
 from uniresxx.types import Expression, Granularity, ImageRecord, Prediction
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -13,15 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from uniresxx import masks
 from uniresxx.cli import data as command
-from uniresxx.data.benchmarks import known_benchmarks, load_benchmark, merge_records
+from uniresxx.data.catalog import known_benchmarks, load_benchmark, merge_records
 from uniresxx.data.readers import pickle_child
 from uniresxx.data.readers.grefcoco import read_grefcoco
 from uniresxx.data.readers.pickles import load_json, load_pickle, load_records
 from uniresxx.data.readers.refcoco import read_refcoco
 from uniresxx.data.readers.refcocom import read_refcocom
 from uniresxx.errors import InputError
+from uniresxx.imaging import masks
 from uniresxx.types import Granularity, ImageRecord
 
 NAME = "COCO_train2014_000000000007.jpg"

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from uniresxx import masks
 from uniresxx.errors import InputError
-from uniresxx.evaluate import score_file
-from uniresxx.predictions import to_json
-from uniresxx.rejection import FLAG, Rejection, best_threshold, tune
+from uniresxx.evaluation.run import score_file
+from uniresxx.imaging import masks
+from uniresxx.scoring.predictions import to_json
+from uniresxx.scoring.rejection import FLAG, Rejection, best_threshold, tune
 from uniresxx.types import Expression, Granularity, ImageRecord, Prediction
 
 FULL = masks.encode(np.ones((4, 5), bool))

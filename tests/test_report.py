@@ -17,23 +17,23 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from eval import browser
-from eval.cases import choose_cases, judge_all
-from eval.pictures import TRUTH, mask_uri, photo_uri, shown_size
-from eval.published import Kind, Made, published_for, split_and_setting
-from eval.report import report
-from eval.runs import group_runs, read_runs
+from eval.report import browser
+from eval.report.cases import choose_cases, judge_all
+from eval.report.pictures import TRUTH, mask_uri, photo_uri, shown_size
+from eval.report.published import Kind, Made, published_for, split_and_setting
+from eval.report.runs import group_runs, read_runs
+from eval.report.tables import published_tables
+from eval.report.write import report
 from eval.score import origin, score
-from eval.tables import published_tables
-from uniresxx import masks
-from uniresxx.data.benchmarks import load_benchmark
-from uniresxx.data.store_write import Preparation, write_store
+from uniresxx.data.catalog import load_benchmark
+from uniresxx.data.store.write import Preparation, write_store
 from uniresxx.errors import InputError
-from uniresxx.evaluate import evaluate, score_file, write_json, write_metrics
-from uniresxx.predictions import JsonlWriter, Problems, sizes_of, stream_predictions, to_json
-from uniresxx.protocols import STRICT
-from uniresxx.rejection import Rejection
-from uniresxx.segmenter import Decoding
+from uniresxx.evaluation.run import evaluate, score_file, write_json, write_metrics
+from uniresxx.imaging import masks
+from uniresxx.scoring.predictions import JsonlWriter, Problems, sizes_of, stream_predictions, to_json
+from uniresxx.scoring.protocols import STRICT
+from uniresxx.scoring.rejection import Rejection
+from uniresxx.segmenters.base import Decoding
 from uniresxx.types import Expression, Granularity, ImageRecord, Prediction
 
 MINI_REAL = Path(__file__).resolve().parents[1].parent / "shared" / "mini_real"
@@ -93,7 +93,7 @@ class Varied:
 def folder(tmp_path, monkeypatch):
     """An evaluated run folder with a curve."""
     out = tmp_path / "run"
-    for module in ("eval.runs", "eval.score"):
+    for module in ("eval.report.runs", "eval.score"):
         monkeypatch.setattr(f"{module}.load_records", lambda name, data, limit=None: RECORDS[:limit])
     path = evaluate(
         Varied(), RECORDS, "scenes_easy/val", Decoding(), out / "scenes_easy/val", checkpoint="step:12"
@@ -289,7 +289,7 @@ def test_a_deleted_photo_costs_the_pictures_and_not_the_numbers(folder, tmp_path
         path = tmp_path / f"{record.image_id}.png"
         Image.fromarray(record.pixels).save(path)
         records.append(replace(record, pixels=None, path=str(path)))
-    monkeypatch.setattr("eval.runs.load_records", lambda name, data, limit=None: records[:limit])
+    monkeypatch.setattr("eval.report.runs.load_records", lambda name, data, limit=None: records[:limit])
     assert "No pictures" not in report([folder]).read_text()
     for record in records[1:]:  # the first one stays: no half of a gallery may be left
         Path(record.path).unlink()
@@ -376,7 +376,7 @@ def test_no_class_of_systems_is_mixed():
 
 
 def fake_run(benchmark, split, **overall):
-    from eval.runs import Run
+    from eval.report.runs import Run
 
     entry = {"benchmark": benchmark, "split": split, "protocol": "strict", "overall": overall}
     return Run("fake", Path("fake"), entry, (), None)

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from eval.report import report
+from eval.report.write import report
 from eval.score import origin
-from uniresxx import masks
-from uniresxx.evaluate import score_file, write_metrics
-from uniresxx.predictions import JsonlWriter, to_json
+from uniresxx.evaluation.run import score_file, write_metrics
+from uniresxx.imaging import masks
+from uniresxx.scoring.predictions import JsonlWriter, to_json
 from uniresxx.types import Expression, Granularity, ImageRecord, Prediction
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -198,7 +198,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The report on 10,000 expressions of 1,000 pictures."""
     records = [made(k) for k in range(IMAGES)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("eval.runs.load_records", lambda name, data, limit=None: records)
+        patch.setattr("eval.report.runs.load_records", lambda name, data, limit=None: records)
         yield report([scored(tmp_path_factory.mktemp("run"), records)])
 
 
@@ -352,7 +352,7 @@ def test_fields_have_labels_and_the_page_fits_a_phone(chromium: Browser) -> None
 
 def test_two_runs_and_photos_that_are_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     records = [replace(made(k), pixels=None, path=str(tmp_path / "gone.jpg")) for k in range(3)]
-    monkeypatch.setattr("eval.runs.load_records", lambda name, data, limit=None: records)
+    monkeypatch.setattr("eval.report.runs.load_records", lambda name, data, limit=None: records)
     runs = [scored(tmp_path / "first", records), scored(tmp_path / "second", records, moved=6)]
     browser = Browser(tmp_path / "profile")
     try:

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eval.cases import Case
-from eval.charts import HEIGHT, Line, bars, lines
-from eval.curves import BINS, decisions, iou_histograms, rejection_curve, reliability
+from eval.report.cases import Case
+from eval.report.charts import HEIGHT, Line, bars, lines
+from eval.report.curves import BINS, decisions, iou_histograms, rejection_curve, reliability
 from uniresxx.types import Expression, Granularity, ImageRecord, Prediction
 
 RECORD = ImageRecord("im", 1, 1, ())

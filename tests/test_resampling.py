@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from uniresxx import resampling
-from uniresxx.metrics import ROW, SCORE_KEYS, THRESHOLDS, Counts, Outcome, scores_of_rows
-from uniresxx.resampling import bootstrap, compare_pairs
+from uniresxx.scoring import intervals as resampling
+from uniresxx.scoring.intervals import bootstrap, compare_pairs
+from uniresxx.scoring.metrics import ROW, SCORE_KEYS, THRESHOLDS, Counts, Outcome, scores_of_rows
 from uniresxx.types import Granularity
 
 KINDS = list(Granularity)

@@ -18,7 +18,7 @@ from uniresxx.data.scenes.record import PER_PICTURE, build_scene
 from uniresxx.data.scenes.solver import RELATIONS, Query, level_of, solve
 from uniresxx.data.scenes.words import SYNONYMS
 from uniresxx.errors import InputError
-from uniresxx.masks import area, decode
+from uniresxx.imaging.masks import area, decode
 from uniresxx.types import Expression, Granularity, ImageRecord
 
 BOTH = ("scenes_easy", "scenes")

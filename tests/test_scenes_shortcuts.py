@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from uniresxx.data.scenes import benchmark_records, preset_of, scene_record
-from uniresxx.masks import decode
+from uniresxx.imaging.masks import decode
 from uniresxx.types import Expression
 
 

@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from uniresxx import masks
 from uniresxx.errors import InputError
-from uniresxx.evaluate import score_file, score_predictions, write_metrics
-from uniresxx.metrics import LENGTHS, SIZES, length_name, size_name
-from uniresxx.predictions import Problems, sizes_of, stream_predictions, to_json
-from uniresxx.protocols import STRICT
-from uniresxx.rejection import Rejection
-from uniresxx.scoring import tally_answers
+from uniresxx.evaluation.run import score_file, score_predictions, write_metrics
+from uniresxx.imaging import masks
+from uniresxx.scoring.metrics import LENGTHS, SIZES, length_name, size_name
+from uniresxx.scoring.predictions import Problems, sizes_of, stream_predictions, to_json
+from uniresxx.scoring.protocols import STRICT
+from uniresxx.scoring.rejection import Rejection
+from uniresxx.scoring.tally import tally_answers
 from uniresxx.types import Expression, Granularity, ImageRecord, Prediction
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -118,7 +118,7 @@ def test_breakdowns_are_the_scores_of_their_expressions():
 
 def test_what_a_protocol_does_not_know_is_null_everywhere(monkeypatch):
     way = replace(STRICT, name="odd", undefined=("gIoU", "N-acc"))
-    monkeypatch.setattr("uniresxx.protocols.PROTOCOLS", (way,))
+    monkeypatch.setattr("uniresxx.scoring.protocols.PROTOCOLS", (way,))
     entry = score_predictions(answers(), RECORDS, "made/val", "odd")
     groups = [entry["overall"], entry["intervals"]["overall"], entry["trivial"]["all_objects"]["overall"]]
     for key in ("by_granularity", "by_size", "by_length"):
@@ -156,7 +156,7 @@ def test_padding_counts_what_the_protocol_says_again():
 
 def test_expressions_that_are_not_counted_need_no_answer(tmp_path, monkeypatch):
     way = replace(STRICT, name="first", counted=lambda record: record.expressions[:1])
-    monkeypatch.setattr("uniresxx.protocols.PROTOCOLS", (way,))
+    monkeypatch.setattr("uniresxx.scoring.protocols.PROTOCOLS", (way,))
     found = answers()
     path = write(tmp_path / "p.jsonl", found, [n for n in found if n.endswith(("part", "none"))])
     entry = score_file(path, RECORDS, "made/val", "first")
@@ -327,8 +327,8 @@ import json, sys
 from collections.abc import Sequence
 from pathlib import Path
 import numpy as np
-from uniresxx import masks
-from uniresxx.evaluate import score_file
+from uniresxx.imaging import masks
+from uniresxx.evaluation.run import score_file
 from uniresxx.types import Expression, Granularity as G, ImageRecord
 
 class Pictures(Sequence):  # made when they are asked for: the benchmark's own memory should not count

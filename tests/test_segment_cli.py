@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from uniresxx import masks
 from uniresxx.cli import main as uniresxx_main
 from uniresxx.cli.segment import names_for, parse, run
 from uniresxx.errors import InputError
 from uniresxx.files import safe_name, write_atomic
+from uniresxx.imaging import masks
 from uniresxx.predictor import Predictor
 from uniresxx.testing import ColourSegmenter
 

@@ -25,18 +25,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from uniresxx import masks
-from uniresxx.cli import _store as command
+from uniresxx.cli import _data_store as command
 from uniresxx.cli import data as data_command
-from uniresxx.data import store as form
-from uniresxx.data import store_write
-from uniresxx.data.benchmarks import load_benchmark
-from uniresxx.data.photos import encoded_photo
-from uniresxx.data.store import Store, meta_checksum
-from uniresxx.data.store_check import check_store
-from uniresxx.data.store_write import Preparation, write_store
+from uniresxx.data.catalog import load_benchmark
+from uniresxx.data.store import read as form
+from uniresxx.data.store import write as store_write
+from uniresxx.data.store.photos import encoded_photo
+from uniresxx.data.store.read import Store, meta_checksum
+from uniresxx.data.store.verify import check_store
+from uniresxx.data.store.write import Preparation, write_store
 from uniresxx.errors import InputError
-from uniresxx.images import photo_of
+from uniresxx.imaging import masks
+from uniresxx.imaging.decode import photo_of
 from uniresxx.types import Dialogue, Expression, Granularity, ImageRecord, PhotoInside, Phrase, Turn
 
 MINI_REAL = Path(__file__).resolve().parents[1].parent / "shared" / "mini_real"

@@ -27,12 +27,12 @@ import torch
 from PIL import Image
 from torch import nn
 
-from train.engine import Engine
+from train.engines.base import Engine
 from train.log import draw_curve, read_log, smooth, trim_log
 from train.loop import DONE, STOPPED, Job, TrainingError, do_step, prefetch, train
-from train.measure import Measured
 from train.recipe import DataConfig, EngineConfig, EvalConfig, LogConfig, OptimConfig, Recipe
-from uniresxx import checkpoint
+from train.validation import Measured
+from uniresxx.checkpoints import folders as checkpoint
 from uniresxx.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]

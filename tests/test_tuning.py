@@ -24,14 +24,14 @@ from mllm.tokens import Vocabulary
 from tests.test_model import CONFIG, batch_of, picture
 from train.optim import build_adamw
 from train.recipe import OptimConfig
-from uniresxx.checkpoint import load_segmenter, read_tensors, save_pretrained, tensor_bytes
-from uniresxx.data.templates import TRAINING_TEMPLATES
+from uniresxx.checkpoints.folders import load_segmenter, read_tensors, save_pretrained, tensor_bytes
 from uniresxx.errors import InputError
 from uniresxx.model.build import build_for_training, build_model, open_vocabulary
 from uniresxx.model.config import UniRESPlusPlusConfig, WeightsConfig
 from uniresxx.model.modeling import UniRESPlusPlus
+from uniresxx.model.templates import TRAINING_TEMPLATES
 from uniresxx.model.tuning import cast_frozen, format_table, parameter_table
-from uniresxx.segmenter import Decoding
+from uniresxx.segmenters.base import Decoding
 
 LORA = TuningConfig(lora_rank=4, lora_alpha=8, token_rows="new", frozen=("low", "high"))
 LISA = TuningConfig(lora_rank=8, lora_alpha=16, lora_targets=("q_proj", "v_proj"))

@@ -22,23 +22,23 @@ from mllm.modeling import Boxes
 from mllm.tokens import Vocabulary
 from tools import compare_curves
 from train.__main__ import main
+from train.distributed import Ranks
 from train.job import open_job
 from train.log import costs, draw_curve, read_log, read_steps
 from train.loop import DONE, train
-from train.measure import value_of
-from train.ranks import Ranks
 from train.recipe import EngineConfig, EvalConfig, LogConfig, check
 from train.recipes import KNOWN
+from train.throughput import Watch, Work, memory_of, peak_of, work_counter
 from train.trackers import numbers_of
-from train.watch import Watch, Work, memory_of, peak_of, work_counter
-from uniresxx import checkpoint
-from uniresxx.checkpoint import load_segmenter
-from uniresxx.data.benchmarks import open_benchmark
+from train.validation import value_of
+from uniresxx.checkpoints import folders as checkpoint
+from uniresxx.checkpoints.folders import load_segmenter
+from uniresxx.data.catalog import open_benchmark
 from uniresxx.errors import InputError
-from uniresxx.evaluate import evaluate, score_file
+from uniresxx.evaluation.run import evaluate, score_file
 from uniresxx.model.build import build_model
 from uniresxx.model.config import PyramidHeadConfig, UniRESPlusPlusConfig
-from uniresxx.segmenter import Decoding
+from uniresxx.segmenters.base import Decoding
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).resolve().parents[1]
@@ -106,7 +106,7 @@ def test_the_wait_for_data_is_told_apart():
 
 def test_mfu_is_needed_work_over_the_peak_of_all_gpus(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
-    monkeypatch.setattr("train.watch.memory_of", lambda device: 5_000_000_000)
+    monkeypatch.setattr("train.throughput.memory_of", lambda device: 5_000_000_000)
     clock = Clock()
     ranks = SimpleNamespace(world_size=2, sum=lambda values: [2 * value for value in values])
     engine = EngineConfig(precision="bf16")

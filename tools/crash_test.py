@@ -36,7 +36,7 @@ from train.log import RunLog, read_log
 from train.loop import Job, train
 from train.recipe import EngineConfig, LogConfig, Recipe
 from train.recipes import KNOWN
-from uniresxx import checkpoint
+from uniresxx.checkpoints import folders as checkpoint
 from uniresxx.files import write_atomic
 from uniresxx.model.config import PyramidHeadConfig
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from uniresxx import masks
+from uniresxx.imaging import masks
 from uniresxx.types import RLE
 
 PER_KIND = 25

@@ -18,13 +18,13 @@ from pathlib import Path
 
 import numpy as np
 
-from uniresxx import masks
-from uniresxx.data.benchmarks import load_benchmark
+from uniresxx.data.catalog import load_benchmark
 from uniresxx.data.readers.coco import Instances, overlap_source
-from uniresxx.metrics import Scores, Tally
-from uniresxx.protocols import PROTOCOLS, STRICT, Protocol
-from uniresxx.protocols.base import areas
-from uniresxx.protocols.rela import SQUASHED, squashed
+from uniresxx.imaging import masks
+from uniresxx.scoring.metrics import Scores, Tally
+from uniresxx.scoring.protocols import PROTOCOLS, STRICT, Protocol
+from uniresxx.scoring.protocols.base import areas
+from uniresxx.scoring.protocols.rela import SQUASHED, squashed
 from uniresxx.types import RLE, Expression, Granularity, ImageRecord, Prediction
 
 SEED = 4

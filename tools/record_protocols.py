@@ -33,7 +33,7 @@ from protocol_cases import Case, cases_of, truth_of
 from pycocotools import mask as coco
 from torch.utils.data import DistributedSampler
 
-from uniresxx import masks
+from uniresxx.imaging import masks
 
 SEED = 4
 OUT = Path(__file__).resolve().parents[1] / "tests" / "data" / "protocols"

@@ -25,8 +25,8 @@ from train.recipes import KNOWN
 from uniresxx.errors import InputError
 
 if TYPE_CHECKING:
+    from train.distributed import Ranks
     from train.loop import Job
-    from train.ranks import Ranks
 
 FAILED, WRONG_INPUT, STOPPED = 1, 2, 75
 _SPEAKING_SECONDS = 10  # that process 0 may need to read the command line after another one has
@@ -204,9 +204,9 @@ def run(
     tuned = bool(argv) and argv[0] == "finetune"
     command = parse_finetune(argv[1:]) if tuned else parse(argv, KNOWN)
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its warnings speak of things the engine chose
-    from train.engine import join_ranks  # torch and the models are loaded only for a good command line
+    from train.engines.base import join_ranks  # torch and the models are loaded only for a good command line
     from train.loop import train
-    from uniresxx.evaluate import versions
+    from uniresxx.evaluation.run import versions
 
     signal.signal(signal.SIGTERM, _interrupt)
     recipe = command.recipe
@@ -296,9 +296,9 @@ _LOST = "another process of the job is gone or silent"
 
 def _explain(error: OSError | RuntimeError | MemoryError) -> tuple[int | None, str | None]:
     """Exit code and line for the failures that are no bug; (None, None) for a bug, no line for a follower."""
+    from train.distributed import FollowedError, is_lost
     from train.loop import TrainingError
-    from train.ranks import FollowedError, is_lost
-    from uniresxx.checkpoint import DISK_FULL, SaveError
+    from uniresxx.checkpoints.folders import DISK_FULL, SaveError
 
     if isinstance(error, FollowedError):
         return error.code, None

@@ -42,7 +42,7 @@ def recipe_of(checkpoint: Path) -> Recipe:
 
     The folder is named by its full path: where a run continues it must start from the same. Raises InputError.
     """
-    from uniresxx.checkpoint import CONFIG, read_json, resolve
+    from uniresxx.checkpoints.folders import CONFIG, read_json, resolve
 
     folder = resolve(checkpoint, print)
     values = read_json(folder / CONFIG)
@@ -54,7 +54,7 @@ def recipe_of(checkpoint: Path) -> Recipe:
 
 def with_data(recipe: Recipe, data: Path | None) -> tuple[Recipe, Path | None]:
     """The recipe reading `data` where that is a store, and the root that is left to look below. InputError."""
-    from uniresxx.data.benchmarks import find_store
+    from uniresxx.data.catalog import find_store
 
     d = recipe.data
     store = None if data is None else find_store(str(data), None)

@@ -14,30 +14,30 @@ from PIL import Image
 
 from mllm.tokens import Vocabulary
 from train.loop import Job
-from train.measure import open_measure
 from train.recipe import Recipe, check
-from train.watch import work_counter
-from uniresxx.data.batches import Batches, SceneSource, Source
-from uniresxx.data.benchmarks import SCENES
-from uniresxx.data.census import texts_of
+from train.throughput import work_counter
+from train.validation import open_measure
+from uniresxx.data.catalog import SCENES
 from uniresxx.data.guard import lines_of_report
-from uniresxx.data.ledger import Ledger
-from uniresxx.data.mixture import Mixture, MixturePart, mixture_named, open_mixture
+from uniresxx.data.mixture.batches import Batches, SceneSource, Source
+from uniresxx.data.mixture.counts import texts_of
+from uniresxx.data.mixture.ledger import Ledger
+from uniresxx.data.mixture.mix import Mixture, MixturePart, mixture_named, open_mixture
 from uniresxx.data.scenes import scene_record, text_corpus
 from uniresxx.data.scenes.lessons import COLOUR_FORMS, SIDE_FORMS
-from uniresxx.data.templates import TRAINING_TEMPLATES
 from uniresxx.errors import InputError
-from uniresxx.evaluate import look_at
-from uniresxx.film_unet.config import FilmUNetConfig
-from uniresxx.film_unet.modeling import build_film_unet
-from uniresxx.images import photo_of
-from uniresxx.masks import decode
+from uniresxx.evaluation.run import look_at
+from uniresxx.imaging.decode import photo_of
+from uniresxx.imaging.masks import decode
+from uniresxx.imaging.overlay import Layer, draw_overlay
 from uniresxx.model.build import build_for_training, check_sources, open_vocabulary
 from uniresxx.model.config import UniRESPlusPlusConfig
 from uniresxx.model.feature_cache import FeatureCache
 from uniresxx.model.modeling import UniRESPlusPlus
-from uniresxx.overlay import Layer, draw_overlay
-from uniresxx.segmenter import EVALUATION_TEMPLATE, Decoding, Segmenter
+from uniresxx.model.templates import TRAINING_TEMPLATES
+from uniresxx.segmenters.base import EVALUATION_TEMPLATE, Decoding, Segmenter
+from uniresxx.segmenters.film_unet.config import FilmUNetConfig
+from uniresxx.segmenters.film_unet.modeling import build_film_unet
 from uniresxx.types import ImageRecord
 
 CORPUS_LINES = 4_000

@@ -29,16 +29,16 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from train.engine import Engine, build_engine, join_ranks
+from train.distributed import FAILED, FollowedError, Ranks
+from train.engines.base import Engine, build_engine, join_ranks
 from train.guards import Background, Stop, is_spike, remember
 from train.log import Display, RunLog, draw_curve, print_line, read_log, trim_log
-from train.measure import Measured
-from train.ranks import FAILED, FollowedError, Ranks
 from train.recipe import Recipe, check, differences, share_of
+from train.throughput import Watch, Work
 from train.trackers import TENSORBOARD, check_trackers, numbers_of, open_trackers
-from train.watch import Watch, Work
-from uniresxx import checkpoint
-from uniresxx.data.ledger import DATA, QUARANTINE, DataError, Given, Ledger
+from train.validation import Measured
+from uniresxx.checkpoints import folders as checkpoint
+from uniresxx.data.mixture.ledger import DATA, QUARANTINE, DataError, Given, Ledger
 from uniresxx.errors import InputError
 from uniresxx.files import png_bytes, write_atomic
 

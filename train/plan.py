@@ -1,7 +1,7 @@
 """`python -m train plan RECIPE`: the memory of a recipe per GPU, before anything is loaded.
 
 Weights, gradients and optimizer follow from the number of parameters, the ZeRO stage and the number of processes;
-activations come from `train.replay`. All figures are bytes unless a name says otherwise; GB are 10^9 bytes.
+activations come from `train.memory_estimate`. All figures are bytes unless a name says otherwise; GB are 10^9 bytes.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import Any
 
 from torch import nn
 
+from train.engines.zero import settings
+from train.memory_estimate import Replayed, Sizes, model_without_memory, parameter_bytes, replay
 from train.recipe import Recipe, share_of
-from train.replay import Replayed, Sizes, model_without_memory, parameter_bytes, replay
-from train.zero import settings
-from uniresxx.data.benchmarks import SCENES
+from uniresxx.data.catalog import SCENES
 from uniresxx.errors import InputError
 from uniresxx.model.config import UniRESPlusPlusConfig
 

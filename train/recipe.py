@@ -9,10 +9,10 @@ from typing import Any, Literal
 
 import tyro
 
-from uniresxx.data.benchmarks import SCENES
-from uniresxx.data.mixture import MixturePart, mixture_named
+from uniresxx.data.catalog import SCENES
+from uniresxx.data.mixture.mix import MixturePart, mixture_named
 from uniresxx.errors import InputError
-from uniresxx.metrics import SCORE_KEYS
+from uniresxx.scoring.metrics import SCORE_KEYS
 from uniresxx.types import Granularity
 
 # Sections that change no weight: they may differ when a run is continued.

@@ -9,13 +9,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from uniresxx.checkpoint import load_segmenter
+    from uniresxx.checkpoints.folders import load_segmenter
     from uniresxx.errors import InputError
+    from uniresxx.hub.classes import UniRESPlusPlusProcessor
     from uniresxx.model.config import UniRESPlusPlusConfig
-    from uniresxx.model.hub import UniRESPlusPlusProcessor
     from uniresxx.model.modeling import UniRESPlusPlus
     from uniresxx.predictor import Predictor
-    from uniresxx.segmenter import Decoding, Question, Segmenter
+    from uniresxx.segmenters.base import Decoding, Question, Segmenter
     from uniresxx.types import Expression, Granularity, ImageRecord, Prediction
 
 __version__ = "0.1.0"
@@ -41,7 +41,7 @@ def _home_of(name: str) -> str | None:
     """The module that defines a public name."""
     match name:
         case "Decoding" | "Question" | "Segmenter":
-            return "uniresxx.segmenter"
+            return "uniresxx.segmenters.base"
         case "Expression" | "Granularity" | "ImageRecord" | "Prediction":
             return "uniresxx.types"
         case "InputError":
@@ -53,9 +53,9 @@ def _home_of(name: str) -> str | None:
         case "UniRESPlusPlusConfig":
             return "uniresxx.model.config"
         case "UniRESPlusPlusProcessor":
-            return "uniresxx.model.hub"
+            return "uniresxx.hub.classes"
         case "load_segmenter":
-            return "uniresxx.checkpoint"
+            return "uniresxx.checkpoints.folders"
     return None
 
 

@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from uniresxx import masks
 from uniresxx.errors import InputError
-from uniresxx.images import MAX_PIXELS, read_photo, rgb_of
-from uniresxx.overlay import Layer
-from uniresxx.segmenter import Decoding, Question, Segmenter
+from uniresxx.imaging import masks
+from uniresxx.imaging.decode import MAX_PIXELS, read_photo, rgb_of
+from uniresxx.imaging.overlay import Layer
+from uniresxx.segmenters.base import Decoding, Question, Segmenter
 from uniresxx.types import Prediction, Segment
 
 MAX_CHARACTERS = 500  # of one expression (our choice: the longest of the public benchmarks has under 250)
@@ -47,7 +47,7 @@ class Predictor:
     @classmethod
     def from_pretrained(cls, path: str | os.PathLike[str], decoding: Decoding | None = None) -> Predictor:
         """Load a run folder, a `from_pretrained` folder or `hub:OWNER/NAME`. InputError where it is none."""
-        from uniresxx.checkpoint import load_segmenter  # late: brings torch
+        from uniresxx.checkpoints.folders import load_segmenter  # late: brings torch
 
         return cls(load_segmenter(path), decoding)
 

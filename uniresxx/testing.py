@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from uniresxx import masks
-from uniresxx.segmenter import DecisionRule, Decoding, Question
+from uniresxx.imaging import masks
+from uniresxx.segmenters.base import DecisionRule, Decoding, Question
 from uniresxx.types import Prediction, Segment
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}

@@ -6,9 +6,9 @@ import json
 import tempfile
 from pathlib import Path
 
-from uniresxx import masks
-from uniresxx.data.benchmarks import load_benchmark
+from uniresxx.data.catalog import load_benchmark
 from uniresxx.errors import InputError
+from uniresxx.imaging import masks
 
 NAME = "COCO_train2014_000000000007.jpg"
 BETWEEN = b"\0"  # the two files of a case

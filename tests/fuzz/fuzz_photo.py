@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from uniresxx.errors import InputError
-from uniresxx.images import decode_mask, decode_photo, encoded_size
+from uniresxx.imaging.decode import decode_mask, decode_photo, encoded_size
 
 
 def check(data: bytes) -> None:

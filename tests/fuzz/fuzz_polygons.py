@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from uniresxx import masks
 from uniresxx.errors import InputError
+from uniresxx.imaging import masks
 
 END = 0x7F7F  # of a polygon, among its numbers
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from train.recipe import Recipe
 from train.recipes.scenes_hour import scenes_hour
-from uniresxx.film_unet.config import FilmUNetConfig
+from uniresxx.segmenters.film_unet.config import FilmUNetConfig
 
 
 def film_unet_scenes() -> Recipe:

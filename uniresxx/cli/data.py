@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from uniresxx.cli import OneLineParser, exit_code
-from uniresxx.data.benchmarks import load_benchmark
+from uniresxx.data.catalog import load_benchmark
 from uniresxx.errors import InputError
 from uniresxx.types import ImageRecord
 
@@ -85,23 +85,23 @@ def run(argv: Sequence[str]) -> int:
 def main(argv: Sequence[str]) -> int:
     """The command with its errors raised; `uniresxx.cli.main` maps them."""
     if argv and argv[0] in ("prepare", "verify"):
-        from uniresxx.cli import _store
+        from uniresxx.cli import _data_store as _store
 
         return _store.prepare(argv[1:]) if argv[0] == "prepare" else _store.verify(argv[1:])
     words = parse(argv)
     found = _store_named(words.name)
     if found is None:
         if words.action == "inspect":
-            from uniresxx.cli._inspect import inspect
+            from uniresxx.cli._data_inspect import inspect
 
             return inspect(words.name, words.data, words.sheet)
         return dump(load_benchmark(words.name, words.data))
     path, split = found
     if words.action == "inspect":
-        from uniresxx.cli._inspect import inspect_store
+        from uniresxx.cli._data_inspect import inspect_store
 
         return inspect_store(path, split, words.images, words.sheet)
-    from uniresxx.data.store import Store
+    from uniresxx.data.store.read import Store
 
     return dump(Store.open(path, words.images).records(split))
 
@@ -110,6 +110,6 @@ def _store_named(name: str) -> tuple[Path, str | None] | None:
     """STORE or STORE/SPLIT as (folder, split or None); None for the name of a data set."""
     if not any((path / "meta.json").is_file() for path in (Path(name), Path(name).parent)):
         return None  # without the cost of Arrow
-    from uniresxx.data.store import store_named
+    from uniresxx.data.store.read import store_named
 
     return store_named(name)

@@ -55,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str]) -> int:
     """Do the job; returns the exit code."""
     options = _parser().parse_args(argv)
-    from uniresxx.checkpoint import named_folder, resolve
+    from uniresxx.checkpoints.folders import named_folder, resolve
 
     if options.max_shard_size and (options.adapter or options.mask_head):
         raise InputError("--max-shard-size is for whole weights, not for --adapter or --mask-head")
@@ -75,7 +75,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _refuse_run(out: Path) -> None:
     """InputError for folders of a run: weights there would be taken for the run's own, before its checkpoints."""
-    from uniresxx.checkpoint import CHECKPOINTS, MANIFEST
+    from uniresxx.checkpoints.folders import CHECKPOINTS, MANIFEST
 
     if (out / CHECKPOINTS).is_dir():
         raise InputError(f"{out} is a run folder, whose checkpoints a copy would hide: name another folder")
@@ -85,7 +85,7 @@ def _refuse_run(out: Path) -> None:
 
 def _export(source: Path, options: argparse.Namespace) -> list[str]:
     """Write what is asked; returns the names of the files."""
-    from uniresxx.checkpoint import CARD, CONFIG, export, read_json
+    from uniresxx.checkpoints.folders import CARD, CONFIG, export, read_json
     from uniresxx.files import write_atomic
     from uniresxx.model.config import MODEL_TYPE, UniRESPlusPlusConfig
 
@@ -100,7 +100,7 @@ def _export(source: Path, options: argparse.Namespace) -> list[str]:
         )
     names = _rebuilt(source, options) if rebuilt else export(source, options.out)
     if ours and not (options.adapter or options.mask_head):
-        from uniresxx.card import card_of
+        from uniresxx.hub.card import card_of
 
         config = UniRESPlusPlusConfig.from_dict(read_json(options.out / CONFIG))
         write_atomic(options.out / CARD, card_of(config, source).encode())
@@ -110,16 +110,16 @@ def _export(source: Path, options: argparse.Namespace) -> list[str]:
 
 def _rebuilt(source: Path, options: argparse.Namespace) -> list[str]:
     """What needs the model itself."""
-    from uniresxx.checkpoint import save_pretrained
-    from uniresxx.model.adapters import export_merged, save_adapter, unmerged
+    from uniresxx.checkpoints.folders import save_pretrained
+    from uniresxx.hub.adapters import export_merged, save_adapter, unmerged
+    from uniresxx.hub.classes import byte_size
     from uniresxx.model.build import load_model
-    from uniresxx.model.hub import byte_size
 
     shard = byte_size(options.max_shard_size) if options.max_shard_size else None
     if options.unmerge:
         return save_pretrained(options.out, unmerged(source, options.unmerge), shard)
     if options.mask_head:
-        from uniresxx.model.portable import check_form, export_mask_head
+        from uniresxx.hub.head_program import check_form, export_mask_head
 
         check_form(options.mask_head)
         errors = export_mask_head(load_model(source).float(), options.out, options.mask_head)

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from uniresxx.data.benchmarks import splits_of
+from uniresxx.data.catalog import splits_of
 from uniresxx.data.readers import coco, cris, grefcoco, refcocom
 from uniresxx.data.readers.pickles import load_records
 from uniresxx.errors import InputError

@@ -22,12 +22,12 @@ from mllm.loading import (
 )
 from mllm.prefix import check_packed
 from mllm.tokens import Vocabulary
-from uniresxx.checkpoint import CONFIG, TOKENIZER, load_weights, read_json, resolve
+from uniresxx.checkpoints.folders import CONFIG, TOKENIZER, load_weights, read_json, resolve
 from uniresxx.errors import InputError
 from uniresxx.model.config import UniRESPlusPlusConfig
-from uniresxx.model.detector import Owlv2Proposer
+from uniresxx.model.heads.pyramid import PyramidHead
 from uniresxx.model.modeling import UniRESPlusPlus
-from uniresxx.model.pyramid import PyramidHead
+from uniresxx.model.regions.detector import Owlv2Proposer
 from uniresxx.model.tuning import cast_frozen, format_table, parameter_table
 
 Config = TypeVar("Config")

@@ -26,7 +26,7 @@ from transformers import PreTrainedModel
 
 from mllm.config import MLLMConfig
 from mllm.modeling import MLLM
-from uniresxx.checkpoint import DISK_FULL, read_json, tensor_bytes, to_json
+from uniresxx.checkpoints.folders import DISK_FULL, read_json, tensor_bytes, to_json
 from uniresxx.errors import InputError
 from uniresxx.files import write_atomic
 

@@ -21,17 +21,15 @@ from mllm.chat import IGNORE
 from mllm.modeling import MLLM, Boxes, Prefix, Spoken
 from mllm.modeling import Sight as MLLMSight
 from mllm.tokens import Vocabulary
-from uniresxx.data.proposals import Proposals
-from uniresxx.data.templates import asked_branches
 from uniresxx.errors import InputError
-from uniresxx.images import photo_of
-from uniresxx.masks import encode, union
-from uniresxx.model.boxes import BoxHead, BoxOutput
+from uniresxx.hub.classes import HubConfig, HubModel
+from uniresxx.imaging.decode import photo_of
+from uniresxx.imaging.masks import encode, union
 from uniresxx.model.config import UniRESPlusPlusConfig
-from uniresxx.model.detector import Detector
 from uniresxx.model.feature_cache import FeatureCache
-from uniresxx.model.heads import HeadOutput, MaskHead
-from uniresxx.model.hub import HubConfig, HubModel
+from uniresxx.model.heads.base import HeadOutput, MaskHead
+from uniresxx.model.heads.pyramid import PyramidHead
+from uniresxx.model.heads.sam import Sam2Head, SamHead
 from uniresxx.model.losses import (
     Counts,
     LossTerms,
@@ -50,10 +48,12 @@ from uniresxx.model.processing import (
     tensors_of,
     view_photo,
 )
-from uniresxx.model.pyramid import PyramidHead
-from uniresxx.model.sam import Sam2Head, SamHead
+from uniresxx.model.regions.classical import Proposals
+from uniresxx.model.regions.detector import Detector
+from uniresxx.model.regions.learned import BoxHead, BoxOutput
+from uniresxx.model.templates import asked_branches
 from uniresxx.model.tuning import tune
-from uniresxx.segmenter import DecisionRule, Decoding, Question
+from uniresxx.segmenters.base import DecisionRule, Decoding, Question
 from uniresxx.types import Batch, ImageRecord, Prediction, Segment
 
 BOX_FIELDS = ("object_boxes_BO4", "object_valid_BO", "part_boxes_BP4", "part_valid_BP")

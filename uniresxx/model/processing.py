@@ -15,10 +15,10 @@ from torch import Tensor
 
 from mllm.config import PixelStats
 from mllm.modeling import Boxes
-from uniresxx.data.proposals import Proposals, grid_boxes, propose, random_boxes, shuffled_boxes
 from uniresxx.errors import InputError
-from uniresxx.geometry import Letterbox
+from uniresxx.imaging.geometry import Letterbox
 from uniresxx.model.config import UniRESPlusPlusConfig
+from uniresxx.model.regions.classical import Proposals, grid_boxes, propose, random_boxes, shuffled_boxes
 from uniresxx.types import ImageRecord
 
 # Mean and deviation of each channel, 0..255. CLIP: openai/clip-vit-large-patch14-336 preprocessor_config.json, which

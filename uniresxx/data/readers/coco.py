@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from uniresxx import masks
 from uniresxx.data.readers.pickles import load_json
 from uniresxx.errors import InputError, NotThereError
+from uniresxx.imaging import masks
 from uniresxx.types import RLE, Expression, Granularity, ImageRecord, PhotoInside
 
 logger = logging.getLogger("uniresxx.data")

@@ -18,10 +18,11 @@ from threading import Lock
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from uniresxx import images, masks
 from uniresxx.data.readers import coco
 from uniresxx.data.readers.pickles import PickleChild, load_records
 from uniresxx.errors import InputError, NotThereError
+from uniresxx.imaging import decode as images
+from uniresxx.imaging import masks
 from uniresxx.types import RLE, Granularity, ImageRecord, PhotoInside
 
 if TYPE_CHECKING:

@@ -24,9 +24,10 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from uniresxx import images, masks
 from uniresxx.data.readers import coco
 from uniresxx.errors import InputError, NotThereError
+from uniresxx.imaging import decode as images
+from uniresxx.imaging import masks
 from uniresxx.types import RLE, Granularity, ImageRecord, PhotoInside
 
 if TYPE_CHECKING:

@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from uniresxx import masks
 from uniresxx.data.readers import coco
 from uniresxx.data.readers.pickles import load_records
 from uniresxx.errors import InputError
+from uniresxx.imaging import masks
 from uniresxx.types import RLE, Granularity, ImageRecord
 
 # data set -> its folder names; RefCOCOg is converted from the umd split only

@@ -8,7 +8,7 @@ from uniresxx.data.scenes.phrasing import Style, draw_style, noun_phrase, phrase
 from uniresxx.data.scenes.propose import Asker
 from uniresxx.data.scenes.solver import Query, solve
 from uniresxx.data.scenes.words import plural
-from uniresxx.masks import encode
+from uniresxx.imaging.masks import encode
 from uniresxx.types import Dialogue, Granularity, Phrase, Turn
 
 _NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight")

@@ -14,7 +14,7 @@ from uniresxx.data.scenes.kinds import kinds
 from uniresxx.data.scenes.presets import SPLITS, check_split, preset_of
 from uniresxx.data.scenes.record import scene_record
 from uniresxx.data.scenes.words import SYNONYMS
-from uniresxx.masks import decode
+from uniresxx.imaging.masks import decode
 from uniresxx.types import Expression, Granularity, ImageRecord
 
 _OUTLINE = (255, 0, 255)

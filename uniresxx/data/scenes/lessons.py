@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from uniresxx.data.scenes.presets import preset_of
-from uniresxx.masks import area, encode
+from uniresxx.imaging.masks import area, encode
 from uniresxx.types import Expression, Granularity, ImageRecord
 
 COLOUR_FORMS = ("everything {}", "all {} things", "the {} things", "every {} object")

@@ -21,7 +21,7 @@ from uniresxx.data.scenes.phrasing import (
 from uniresxx.data.scenes.presets import Preset, check_split, preset_of
 from uniresxx.data.scenes.propose import Asker, Proposal
 from uniresxx.data.scenes.solver import Answer, Query
-from uniresxx.masks import encode
+from uniresxx.imaging.masks import encode
 from uniresxx.types import Expression, Granularity, ImageRecord
 
 PER_PICTURE = 12

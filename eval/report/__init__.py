@@ -1,0 +1,1 @@
+"""The report: tables, charts, galleries and the browser of one page."""

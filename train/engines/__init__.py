@@ -1,0 +1,1 @@
+"""Engines: one process, DDP, and DeepSpeed ZeRO behind one interface."""

@@ -1,0 +1,226 @@
+"""The engine room: how gradients are computed and applied.
+
+The loop uses only the methods of `Engine`. One process, data-parallel processes (`DataParallel`) and DeepSpeed's
+ZeRO stages (`train/engines/zero.py`) do the same arithmetic: gradients are summed over micro-batches and ranks, each
+already divided by the counts of the whole step, so how a step is cut changes nothing but rounding. A trained
+parameter that got no gradient in a step has a zero gradient, in every engine.
+
+What an engine hands to a checkpoint is portable: whole tensors by parameter name, the same for every engine and
+number of ranks. So any engine continues what any other began, and no pickle is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from train.distributed import Ranks, join
+from train.optim import build_adamw, load_optimizer_tensors, lr_factor, optimizer_tensors
+from train.recipe import EngineConfig, Recipe
+from uniresxx.errors import InputError
+
+Value = TypeVar("Value")
+Accept = Callable[[float], bool]
+
+# Beside the optimizer's tensors; no parameter path starts like these.
+_RNG, _SCALER = "rng/", "scaler/"
+
+
+class LossTerms(Protocol):
+    """Sums of one micro-batch; `total` divides them by the counts of the whole step."""
+
+    @property
+    def sums(self) -> Mapping[str, torch.Tensor]: ...
+    @property
+    def weights(self) -> Mapping[str, float]: ...
+    def total(self, counts: Mapping[str, int]) -> torch.Tensor: ...
+
+
+@dataclass(frozen=True)
+class Update:
+    """What became of a step's gradient: its norm before clipping, the learning rate, whether it was applied."""
+
+    grad_norm: float
+    lr: float
+    applied: bool
+
+
+class Engine:
+    """Single process, one device."""
+
+    optimizer_class = torch.optim.AdamW
+
+    def __init__(self, model: nn.Module, recipe: Recipe, ranks: Ranks | None = None) -> None:
+        self.ranks = ranks or Ranks()
+        self.config, self.optim = recipe.engine, recipe.optim
+        if self.config.threads is not None:
+            torch.set_num_threads(self.config.threads)
+        self.device = device_of(self.config)
+        self.model: Any = model.to(self.device)
+        self.trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        self.optimizer = build_adamw(self.model, self.optim, self.optimizer_class)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.config.precision == "fp16")
+
+    def reduce(self, counts: Mapping[str, int]) -> dict[str, int]:
+        """Counts summed over all ranks; every rank has the same names."""
+        return dict(zip(counts, map(int, self.ranks.sum(list(counts.values()))), strict=True))
+
+    def place(self, batch: Any) -> Any:
+        """The batch on this engine's device."""
+        return batch.to(self.device)
+
+    def forward(self, batch: Any) -> Any:
+        """The model's output in the precision of the recipe; trained parameters stay fp32."""
+        with self.precision():
+            return self.model(batch)
+
+    def precision(self) -> AbstractContextManager[Any]:
+        """Autocast for bf16 and fp16, nothing for fp32."""
+        kinds = {"bf16": torch.bfloat16, "fp16": torch.float16}
+        if self.config.precision in kinds:
+            return torch.autocast(self.device.type, dtype=kinds[self.config.precision])
+        return nullcontext()
+
+    def accumulating(self, last: bool) -> AbstractContextManager[Any]:
+        """Around forward and backward of one micro-batch; gradients travel between ranks with the `last` only."""
+        return nullcontext()
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Add the gradients of one micro-batch; `loss` is already divided by the counts of the whole step."""
+        self.scaler.scale(loss).backward()
+
+    def update(self, step: int, time_used: float, accept: Accept) -> Update:
+        """Clip the gradient and apply it as update number `step` (0-based), where `accept` takes its norm.
+
+        The norm is that of the whole gradient, the same on every rank; one that is not finite is never applied.
+        """
+        lr = self.set_lr(step, time_used)
+        self.scaler.unscale_(self.optimizer)
+        for parameter in self.trained.values():
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        norm = float(nn.utils.clip_grad_norm_(self.trained.values(), self.optim.clip_norm))
+        applied = accept(norm)
+        if applied:
+            self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        return Update(norm, lr, applied)
+
+    def set_lr(self, step: int, time_used: float) -> float:
+        """Set and return the learning rate of update number `step`."""
+        lr = self.optim.lr * lr_factor(step, self.optim, time_used)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr * group["lr_scale"]
+        return lr
+
+    def weights(self) -> Mapping[str, torch.Tensor]:
+        """The model's whole state_dict on rank 0; all ranks call it."""
+        found: Mapping[str, torch.Tensor] = self.model.state_dict()
+        return found
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Everything but the weights that the next step depends on, whole on rank 0; all ranks call it."""
+        random = {"cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            random["cuda"] = torch.cuda.get_rng_state(self.device)
+        states = {
+            f"{_RNG}{rank}/{kind}": state
+            for rank, found in enumerate(self.ranks.gather(random))
+            for kind, state in found.items()
+        }
+        scaler = {
+            _SCALER + key: torch.tensor(float(value), dtype=torch.float64)
+            for key, value in self.scaler.state_dict().items()
+        }
+        return self.optimizer_tensors() | states | scaler
+
+    def load(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Put back what `tensors` of any engine gave; the weights were loaded before this engine was made."""
+        self.load_optimizer_tensors(
+            {key: value for key, value in tensors.items() if not key.startswith((_RNG, _SCALER))}
+        )
+        if self.scaler.is_enabled() and _SCALER + "scale" in tensors:
+            plain = {key: tensors[_SCALER + key].item() for key in self.scaler.state_dict()}
+            self.scaler.load_state_dict(plain | {"_growth_tracker": int(plain["_growth_tracker"])})
+        mine = f"{_RNG}{self.ranks.rank}/"
+        if mine + "cpu" in tensors:  # a rank that was not there before keeps its fresh seed
+            torch.set_rng_state(tensors[mine + "cpu"])
+        if self.device.type == "cuda" and mine + "cuda" in tensors:
+            torch.cuda.set_rng_state(tensors[mine + "cuda"], self.device)
+
+    def optimizer_tensors(self) -> dict[str, torch.Tensor]:
+        """The optimizer's state by parameter name."""
+        return optimizer_tensors(self.optimizer)
+
+    def load_optimizer_tensors(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Put back what `optimizer_tensors` gave."""
+        load_optimizer_tensors(self.optimizer, tensors)
+
+    def answer(self, work: Callable[[], Value]) -> Value:
+        """Run `work`, which uses the model's own methods, with every weight in reach; all ranks call it."""
+        return work()
+
+    def describe(self) -> dict[str, Any]:
+        """What the last bits of a result depend on besides the recipe."""
+        return {
+            "device": self.device.type,
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "ranks": self.ranks.world_size,
+            "zero_stage": self.config.zero_stage,
+        }
+
+
+class DataParallel(Engine):
+    """The same model on every rank; torch's DistributedDataParallel sums the gradients."""
+
+    def __init__(self, model: nn.Module, recipe: Recipe, ranks: Ranks) -> None:
+        super().__init__(model, recipe, ranks)
+        # unused parameters: a part of the model may be without work on one rank. It also keeps the buckets, and
+        # so the order of summation, the same before and after a restart.
+        self.wrapped = DistributedDataParallel(self.model, find_unused_parameters=True)
+
+    def forward(self, batch: Any) -> Any:
+        """As in one process, through the wrapper that watches the backward pass."""
+        with self.precision():
+            return self.wrapped(batch)
+
+    def accumulating(self, last: bool) -> AbstractContextManager[Any]:
+        """No communication before the last micro-batch."""
+        return nullcontext() if last else self.wrapped.no_sync()
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """The wrapper averages over ranks; a step is a sum."""
+        super().backward(loss * self.ranks.world_size)
+
+
+def device_of(config: EngineConfig) -> torch.device:
+    """The device of the recipe; "auto" takes a GPU where there is one. InputError for what it cannot do."""
+    has_gpu = torch.cuda.is_available()
+    if config.device == "cuda" and not has_gpu:
+        raise InputError("--engine.device cuda: torch sees no GPU here; use cpu or auto")
+    device = torch.device("cuda" if has_gpu and config.device != "cpu" else "cpu")
+    if config.precision == "fp16" and device.type == "cpu":
+        raise InputError("--engine.precision fp16: not on a CPU; use fp32 or bf16")
+    return torch.device("cuda", torch.cuda.current_device()) if device.type == "cuda" else device
+
+
+def join_ranks(config: EngineConfig) -> Ranks:
+    """The processes of this job, as the launcher started them."""
+    return join(device_of(config), config.timeout_minutes, always=config.zero_stage > 0)
+
+
+def build_engine(model: nn.Module, recipe: Recipe, ranks: Ranks) -> Engine:
+    """The engine of the recipe and the launcher; the model holds its starting weights already."""
+    if recipe.engine.zero_stage > 0:
+        from train.engines.zero import Zero
+
+        return Zero(model, recipe, ranks)
+    return DataParallel(model, recipe, ranks) if ranks.world_size > 1 else Engine(model, recipe, ranks)

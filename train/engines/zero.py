@@ -1,0 +1,209 @@
+"""ZeRO: optimizer state (stage 1), gradients (2) and parameters (3) divided over the ranks, by DeepSpeed.
+
+The only file that imports deepspeed, and only where `engine.zero_stage` asks for it. What DeepSpeed keeps in
+flat partitions is collected by parameter name for a checkpoint and scattered again when a run continues, so
+its own checkpoint format, which is pickles bound to a stage and a number of ranks, is not used.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from train.distributed import Ranks
+from train.engines.base import Accept, Engine, Update, Value
+from train.recipe import Recipe
+from uniresxx.errors import InputError
+
+CONFIGS = Path(__file__).parent / "deepspeed"
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class _AdamW(torch.optim.AdamW):
+    """AdamW that asks before it applies: DeepSpeed knows the gradient's norm only inside its own step."""
+
+    accept: Callable[[], bool] = staticmethod(lambda: False)
+
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """One update of the partition that DeepSpeed has put into the groups, or nothing."""
+        return super().step(closure) if self.accept() else None
+
+
+def settings(recipe: Recipe) -> dict[str, Any]:
+    """DeepSpeed's configuration: the stage's file, and what the recipe decides."""
+    engine = recipe.engine
+    suffix = "" if engine.offload == "none" else f"_offload_{engine.offload}"
+    path = CONFIGS / f"zero{engine.zero_stage}{suffix}.json"
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found | {
+        "train_micro_batch_size_per_gpu": 1,  # for DeepSpeed's own bookkeeping; the loop cuts the batches
+        "gradient_accumulation_steps": recipe.data.accumulate,
+        "gradient_clipping": recipe.optim.clip_norm,
+        "torch_autocast": {"enabled": engine.precision == "bf16", "dtype": "bfloat16"},
+        "zero_allow_untested_optimizer": True,  # AdamW, in a subclass
+        "zero_force_ds_cpu_optimizer": False,  # offloaded state is updated by torch's fused AdamW too
+        "steps_per_print": None,
+    }
+
+
+class Zero(Engine):
+    """DeepSpeed's engine behind ours."""
+
+    optimizer_class = _AdamW
+    optimizer: _AdamW
+
+    def __init__(self, model: nn.Module, recipe: Recipe, ranks: Ranks) -> None:
+        super().__init__(model, recipe, ranks)
+        deepspeed = _import_deepspeed(self.device.type)
+        # the groups it makes for itself would wait for the default of torch, half an hour
+        patience = timedelta(minutes=self.config.timeout_minutes)
+        deepspeed.comm.comm.cdb.new_group = partial(torch.distributed.new_group, timeout=patience)
+        self.stage = recipe.engine.zero_stage
+        self.wrapped, self.zero, _, _ = deepspeed.initialize(
+            model=self.model, optimizer=self.optimizer, config=settings(recipe), dist_init_required=False
+        )
+        self.tools = deepspeed
+        self._make_states()
+
+    def _make_states(self) -> None:
+        """Moments of zero for every partition: AdamW would make them at its first update, too late to fill."""
+        flat = self.zero.fp32_partitioned_groups_flat if self.stage == 3 else None
+        for part in flat or self.zero.single_partition_of_fp32_groups:
+            self.optimizer.state[part] = {
+                "step": torch.zeros((), dtype=torch.float32, device=part.device),
+                **{name: torch.zeros_like(part) for name in _MOMENTS},
+            }
+        if self.stage < 3:
+            self.zero._lazy_init_hp_params_optimizer_state()
+
+    def forward(self, batch: Any) -> Any:
+        """Through DeepSpeed, which gathers parameters (stage 3) and casts (bf16)."""
+        return self.wrapped(batch)
+
+    def accumulating(self, last: bool) -> AbstractContextManager[Any]:
+        """Tell DeepSpeed whether the step ends with this micro-batch."""
+
+        @contextmanager
+        def boundary() -> Iterator[None]:
+            self.wrapped.set_gradient_accumulation_boundary(last)
+            yield
+
+        return boundary()
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """DeepSpeed averages over ranks; a step is a sum."""
+        self.wrapped.backward(loss * self.ranks.world_size, scale_wrt_gas=False)
+
+    def update(self, step: int, time_used: float, accept: Accept) -> Update:
+        """As in one process. Steps that DeepSpeed passes over by itself (overflow) count as not applied."""
+        lr = self.set_lr(step, time_used)
+        passed_over = self.wrapped.skipped_steps
+        self.optimizer.accept = lambda: accept(float(self.zero._global_grad_norm))
+        self.wrapped.step()
+        norm = float(self.zero._global_grad_norm)
+        return Update(norm, lr, accept(norm) and self.wrapped.skipped_steps == passed_over)
+
+    def weights(self) -> Mapping[str, torch.Tensor]:
+        """Stage 3 gathers one parameter at a time, so that no rank but 0 ever holds more."""
+        if self.stage < 3:
+            return super().weights()
+        found: dict[str, torch.Tensor] = {}
+        seen: dict[int, str] = {}
+        for name, value in self.model.state_dict(keep_vars=True).items():
+            if id(value) in seen:  # tied
+                if self.ranks.chief:
+                    found[name] = found[seen[id(value)]]
+                continue
+            seen[id(value)] = name
+            with self.tools.zero.GatheredParameters([value] if isinstance(value, nn.Parameter) else []):
+                if self.ranks.chief:
+                    found[name] = value.detach().cpu().clone()
+        return found
+
+    def optimizer_tensors(self) -> dict[str, torch.Tensor]:
+        """Whole moments by name, collected parameter by parameter; kept on rank 0."""
+        found: dict[str, torch.Tensor] = {}
+        count = next(iter(self.optimizer.state.values()))["step"].cpu().clone()
+        for name, parameter in self.trained.items():
+            for moment in _MOMENTS:
+                value = self.tools.utils.safe_get_full_optimizer_state(parameter, moment)
+                if self.ranks.chief:
+                    found[f"{name}/{moment}"] = value.detach().cpu().clone()
+            found[f"{name}/step"] = count
+        return found
+
+    def load_optimizer_tensors(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Each rank keeps its part of what is given whole."""
+        names = {key.rpartition("/")[0] for key in tensors}
+        for name in sorted(names - self.trained.keys()):
+            raise InputError(f"the optimizer state has {name!r}, which the model does not train")
+        counts = {float(value) for key, value in tensors.items() if key.endswith("/step")}
+        if len(counts) > 1:
+            raise InputError(
+                "the optimizer state counts different updates per parameter: --engine.zero_stage 0"
+            )
+        for name in names:
+            parameter = self.trained[name]
+            for moment in _MOMENTS:
+                self._scatter(parameter, moment, tensors[f"{name}/{moment}"].to(self.device))
+        for state in self.optimizer.state.values():
+            state["step"].fill_(next(iter(counts), 0.0))
+
+    def _scatter(self, parameter: Any, moment: str, value: torch.Tensor) -> None:
+        """This rank's part of a moment. Stage 3 pads each parameter at its end, which DeepSpeed's setter of whole
+        values forgets where the size does not divide over the ranks."""
+        if self.stage < 3:
+            self.tools.utils.safe_set_full_optimizer_state(parameter, value, moment)
+            return
+        size = parameter.ds_tensor.ds_numel
+        padded = nn.functional.pad(value.flatten(), (0, size * self.ranks.world_size - value.numel()))
+        mine = padded[size * self.ranks.rank :][:size]
+        self.tools.utils.safe_set_local_optimizer_state(parameter, mine, moment)
+
+    def answer(self, work: Callable[[], Value]) -> Value:
+        """Stage 3 gathers parameters around a module's forward pass, so `work` runs inside the model's."""
+        if self.stage < 3:
+            return work()
+        found: list[Value] = []
+        before = vars(self.model).get("forward")
+        self.model.forward = lambda: found.append(work())
+        try:
+            self.model()
+        finally:
+            del self.model.forward
+            if before is not None:
+                self.model.forward = before
+        return found[0]
+
+    def describe(self) -> dict[str, Any]:
+        """With DeepSpeed's version."""
+        return super().describe() | {"deepspeed": self.tools.__version__}
+
+
+def _import_deepspeed(device: str) -> Any:
+    """deepspeed, quiet, and without the extra for one machine's shared memory that it would have to compile."""
+    os.environ.setdefault("DS_ACCELERATOR", device)
+    try:
+        import deepspeed
+        from deepspeed.ops import __compatible_ops__
+        from deepspeed.utils import logger
+    except ImportError as error:
+        raise InputError(
+            f"--engine.zero_stage needs deepspeed ({error}): pip install -e '.[engine]', or use stage 0"
+        ) from None
+    logger.setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # of its calls
+    __compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(dist_init_required=None)
+    return deepspeed

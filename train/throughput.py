@@ -1,0 +1,191 @@
+"""What a run costs while it goes: tokens per second, MFU, the wait for data, memory.
+
+Rates are of the last steps alone: time for pictures, measurements and checkpoints is not in them.
+
+MFU is the arithmetic that a step needs, per second, over what the GPUs could do at most. Needed, per parameter of a
+matrix and position that passes through it: 2 FLOPs forward; 2 backward where something trained lies behind or in it;
+2 for its own gradient where it is trained. So 6 for a trained LLM, 4 for a frozen one with LoRA (its weights need no
+gradient), 2 for a frozen tower. Attention: 4 D per pair of tokens that see one another, in each layer, forward, and
+twice that backward. What activation checkpointing computes again is not needed and not counted. Counted are LLM,
+output rows at label positions, and both towers; the rest (MGFE, region tokens, heads: a few per cent at 7B) is left
+out, so the figure is a little low.
+"""
+
+from __future__ import annotations
+
+import re
+import resource
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from train.distributed import Ranks
+from train.recipe import EngineConfig
+from uniresxx.model.config import UniRESPlusPlusConfig
+from uniresxx.types import Batch
+
+WINDOW = 20  # steps
+Item = TypeVar("Item")
+
+# Peak of dense bf16 or fp16 matrix products, FLOP/s, by words of the device's name (NVIDIA's data sheets, the
+# figures without sparsity; accumulation in fp32). The first row whose words are all there counts.
+PEAKS: tuple[tuple[tuple[str, ...], float], ...] = (
+    (("B200",), 2250e12),
+    (("H200",), 989e12),
+    (("H100", "PCIe"), 756e12),
+    (("H100", "NVL"), 835e12),
+    (("H100",), 989e12),
+    (("A100",), 312e12),
+    (("L40S",), 362e12),
+    (("L4",), 121e12),
+    (("A10",), 125e12),
+    (("4090",), 165e12),
+    (("3090",), 71e12),
+    (("V100",), 125e12),
+)
+
+
+def peak_of(name: str, precision: str) -> float | None:
+    """FLOP/s of a GPU by its name; None for unknown ones and for fp32, which has no one peak."""
+    words = set(re.split(r"[^\w]+", name))
+    if precision == "fp32":
+        return None
+    return next((peak for known, peak in PEAKS if words.issuperset(known)), None)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a micro-batch asks for: real tokens of text, tokens of the visual prefixes, FLOPs as above."""
+
+    text_tokens: int = 0
+    visual_tokens: int = 0
+    flops: float = 0.0
+
+
+def work_counter(
+    model: nn.Module, config: UniRESPlusPlusConfig, kept: Sequence[str] = ()
+) -> Callable[[Batch], Work]:
+    """Counts the work of micro-batches for a UniRESPlusPlus; parameters are counted now, once.
+
+    `kept` are towers whose features come from a cache: they count nothing, also where one computes to fill it.
+    """
+    m = config.mllm
+    visual = m.low_grid**2 + m.max_objects + m.max_parts + 3 + (m.bos is not None)
+    llm = _cost(model, "mllm.llm.model.layers.")
+    low, low_pairs = _cost(model, "mllm.low."), m.low_layers * m.low_width * (m.low_grid**2 + 1) ** 2
+    low_times = 3 if _trained(model, "mllm.low.") else 1
+    high = sum(
+        _cost(model, f"mllm.high.backbone.encoder.stages.{s}.") * (m.high_size // (m.high_patch * 2**s)) ** 2
+        for s in range(len(m.high_widths))
+    )
+    low_image = low * m.low_grid**2 + 4.0 * low_pairs * low_times
+    per_image = low_image * ("low" not in kept) + high * ("high" not in kept)
+    output = (6 if _trained(model, "mllm.llm.lm_head.weight") else 4) * m.vocabulary * m.llm_width
+
+    def count(batch: Batch) -> Work:
+        real_BT = batch.branch_BT >= 0
+        images, text = len(batch.branch_BT), int(real_BT.sum())
+        # position p of a branch sees the prefix, itself and the p before it
+        branch_pairs = int((batch.position_BT * real_BT).sum()) + text * (visual + 1)
+        pairs = images * visual * (visual + 1) // 2 + branch_pairs
+        flops = llm * (images * visual + text) + 3 * 4.0 * m.llm_layers * m.llm_width * pairs
+        flops += output * int((batch.labels_BT >= 0).sum()) + per_image * images
+        return Work(text, images * visual, flops)
+
+    return count
+
+
+def _cost(model: nn.Module, path: str) -> float:
+    """FLOPs per position of all matrices below a path: 2, 4 or 6 per parameter (see above)."""
+    matrices = [
+        (p.numel(), p.requires_grad)
+        for name, p in model.named_parameters()
+        if name.startswith(path) and p.ndim > 1 and "position_embedding" not in name
+    ]
+    through = 4 if path.startswith("mllm.llm") or _trained(model, path) else 2
+    return float(sum(size * (through + 2 * trained) for size, trained in matrices))
+
+
+def _trained(model: nn.Module, path: str) -> bool:
+    return any(p.requires_grad for name, p in model.named_parameters() if name.startswith(path))
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One step over all ranks; seconds are rank 0's."""
+
+    text_tokens: float
+    visual_tokens: float
+    flops: float
+    waited: float
+    seconds: float
+
+
+class Watch:
+    """Looks at the clock around each step."""
+
+    def __init__(
+        self,
+        ranks: Ranks,
+        engine: EngineConfig,
+        device: torch.device,
+        work: Callable[[Any], Work] | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.ranks, self.work, self.clock, self.device = ranks, work, clock, device
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+        peak = peak_of(name, engine.precision)
+        self.peak = None if peak is None else peak * ranks.world_size
+        self.steps: deque[_Step] = deque(maxlen=WINDOW)
+        self.began = self.got = clock()
+
+    def waiting(self, stream: Iterable[Item]) -> Iterator[Item]:
+        """The items of a stream; notes when the loop asked for each and when it came."""
+        source = iter(stream)
+        while True:
+            self.began = self.clock()
+            item = next(source, None)
+            if item is None:
+                return
+            self.got = self.clock()
+            yield item
+
+    def measure(self, micro: Sequence[Any]) -> dict[str, float | None]:
+        """Note the step that ends now; returns the keys of its log line. All ranks call it."""
+        now = self.clock()
+        works = [self.work(batch) for batch in micro] if self.work is not None else []
+        text, visual, flops = self.ranks.sum(
+            [
+                sum(work.text_tokens for work in works),
+                sum(work.visual_tokens for work in works),
+                sum(work.flops for work in works),
+            ]
+        )
+        self.steps.append(_Step(text, visual, flops, self.got - self.began, now - self.began))
+        seconds = max(sum(step.seconds for step in self.steps), 1e-9)
+
+        def rate(key: str) -> float:
+            return sum(getattr(step, key) for step in self.steps) / seconds
+
+        known = self.work is not None
+        return {
+            "text_tokens_per_s": round(rate("text_tokens"), 1) if known else None,
+            "visual_tokens_per_s": round(rate("visual_tokens"), 1) if known else None,
+            "mfu": round(rate("flops") / self.peak, 4) if known and self.peak else None,
+            "data_wait": round(sum(step.waited for step in self.steps) / seconds, 4),
+            "memory_gb": round(memory_of(self.device) / 1e9, 3),
+        }
+
+
+def memory_of(device: torch.device) -> int:
+    """Peak bytes so far: what torch held on the GPU, else of this process."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak

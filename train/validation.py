@@ -1,0 +1,89 @@
+"""Evaluation while a run goes on: the benchmarks of the recipe, answered and scored as `python -m eval run` does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from train.recipe import EvalConfig
+from uniresxx.data.catalog import benchmark_name, open_benchmark
+from uniresxx.errors import InputError
+from uniresxx.evaluation.run import evaluate, score_file, write_metrics
+from uniresxx.segmenters.base import Decoding, Segmenter
+from uniresxx.types import ImageRecord
+
+SHOWN = ("gIoU", "cIoU", "mIoU", "N-acc", "T-acc")  # of a log line; all scores are in metrics.json
+METRICS = "metrics.json"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What an evaluation found. `value` of the recipe's metric, None where it is not defined; higher is better."""
+
+    metric: str
+    value: float | None
+    scores: dict[str, Any] = field(default_factory=dict)  # by NAME/SPLIT
+
+
+def open_measure(
+    config: EvalConfig, model: Segmenter, data: Path | None
+) -> Callable[[int, Path], Measured] | None:
+    """(step, folder) -> Measured, None where the recipe does not evaluate while it trains.
+
+    Raises InputError for benchmarks that cannot be read, and for those whose split must not choose a checkpoint.
+    """
+    if config.every is None:
+        return None
+    named: dict[str, Sequence[ImageRecord]] = {}
+    for benchmark in config.benchmarks:
+        name = benchmark_name(benchmark, data)
+        split = name.partition("/")[2]
+        if not split.startswith(("val", "train")):
+            raise InputError(
+                f"--eval.benchmarks {benchmark}: the best checkpoint is chosen on val or train, never on a split "
+                "that measures; use python -m eval run for it, or --eval.every None"
+            )
+        named[name] = open_benchmark(benchmark, data)[: config.limit]
+    return lambda step, folder: measure(config, model, named, step, folder)
+
+
+def measure(
+    config: EvalConfig, model: Segmenter, named: dict[str, Sequence[ImageRecord]], step: int, folder: Path
+) -> Measured:
+    """Answer and score every benchmark into `folder`/NAME/SPLIT, all scores into `folder`/metrics.json.
+
+    The value is the mean of the metric over the benchmarks that define it.
+    """
+    entries = []
+    for name, records in named.items():
+        path = evaluate(
+            model, records, name, Decoding(), folder / name, checkpoint=f"step {step}",
+            batch_images=config.batch_images, fresh=True, notes={"limit": config.limit},
+        )  # fmt: skip
+        entry = score_file(path, records, name)
+        entries.append(entry | {"limit": config.limit, "predictions": f"{name}/predictions.jsonl"})
+    write_metrics(folder / METRICS, entries)
+    values = [value for entry in entries if (value := value_of(entry, config.metric)) is not None]
+    return Measured(
+        config.metric,
+        fmean(values) if values else None,
+        {name: _short(entry) for name, entry in zip(named, entries, strict=True)},
+    )
+
+
+def value_of(entry: dict[str, Any], metric: str) -> float | None:
+    """A score of an entry of metrics.json by its name, `mIoU` or `part/mIoU`."""
+    granularity, _, key = metric.rpartition("/")
+    found: float | None = (entry["by_granularity"][granularity] if granularity else entry["overall"])[key]
+    return found
+
+
+def _short(entry: dict[str, Any]) -> dict[str, Any]:
+    """The scores of a log line: overall, and mIoU by granularity."""
+    parts = {
+        f"{name}/mIoU": scores["mIoU"] for name, scores in entry["by_granularity"].items() if name != "none"
+    }
+    return {key: entry["overall"][key] for key in SHOWN} | parts

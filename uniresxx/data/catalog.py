@@ -1,0 +1,210 @@
+"""NAME/SPLIT -> ImageRecords: the names by which training, evaluation and the command line call data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from uniresxx.data.readers import cris, hub, psalm
+from uniresxx.data.readers.grefcoco import read_grefcoco
+from uniresxx.data.readers.refcoco import read_refcoco
+from uniresxx.data.readers.refcocom import known_stems, read_refcocom
+from uniresxx.errors import InputError
+from uniresxx.types import ImageRecord
+
+if TYPE_CHECKING:
+    from uniresxx.data.store.read import Store
+
+UNC_SPLITS = ("train", "val", "testA", "testB")
+SCENES = ("scenes", "scenes_easy")
+# name -> (folder, way of splitting, splits); google splits share photos between train and val: their numbers
+# say nothing about the unc and umd splits, nor the other way round
+REFCOCO = {
+    "refcoco": ("refcoco", "unc", UNC_SPLITS),
+    "refcoco_google": ("refcoco", "google", ("train", "val", "test")),
+    "refcoco+": ("refcoco+", "unc", UNC_SPLITS),
+    "refcocog_umd": ("refcocog", "umd", ("train", "val", "test")),
+    "refcocog_google": ("refcocog", "google", ("train", "val")),
+    "refclef_unc": ("refclef", "unc", (*UNC_SPLITS, "testC")),
+    "refclef_berkeley": ("refclef", "berkeley", ("train", "val", "test")),
+}
+# the same sets as others converted them: names are <layout>_<set>, ids start with them
+CRIS, PSALM, JXU124, LMMS = "cris_", "psalm_", "jxu124_", "lmms_"
+CONVERTED = {
+    **{CRIS + name: REFCOCO[name][2] for name in cris.SETS},
+    **{PSALM + name: UNC_SPLITS if name == "grefcoco" else REFCOCO[name][2] for name in psalm.SETS},
+    **{JXU124 + name: tuple(splits) for name, (_, splits) in hub.JXU124.items()},
+    "jxu124_benchmark": (),  # its splits are found in the data folder: refcoco_unc_val, …
+    **{LMMS + name: tuple(splits) for name, (_, splits) in hub.LMMS.items()},
+}
+
+
+def known_benchmarks() -> list[str]:
+    """Every NAME/SPLIT (RefCOCOm: the lists its papers report; others are found in the data folder)."""
+    names = [f"{name}/{split}" for name, (_, _, splits) in REFCOCO.items() for split in splits]
+    names += [f"grefcoco/{split}" for split in UNC_SPLITS]
+    names += [f"refcocom/{split}_{kind}" for split in UNC_SPLITS[1:] for kind in ("part_only", "object_part")]
+    names += [f"mini_real/{split}" for split in UNC_SPLITS]
+    names += [f"{name}/{split}" for name, splits in CONVERTED.items() for split in splits]
+    names.append("jxu124_benchmark/refcoco_unc_val")
+    return names + [f"{name}/{split}" for name in SCENES for split in scene_splits(name)]
+
+
+def scene_splits(preset: str) -> list[str]:
+    """Splits of drawn scenes that have a fixed number of expressions (train is drawn without end)."""
+    from uniresxx.data.scenes.presets import preset_of
+
+    return [split for split in preset_of(preset).splits if split != "train"]
+
+
+def find_store(name: str, data: Path | None) -> tuple[Path, str | None] | None:
+    """(folder, split or None) of the prepared store that a name means; None where it means none.
+
+    A name is the path of a store, or of one below `data` or `data/stores`, with /SPLIT behind it or not. A
+    store is taken before a native layout of that name; names of scenes always mean the drawn ones.
+    """
+    if name.partition("/")[0] in SCENES:
+        return None
+    from uniresxx.data.store.read import store_named
+
+    below = () if data is None else (data / "stores", data)
+    for place in (Path(), *below):
+        found = store_named(str(place / name))
+        if found is not None:
+            return found
+    return None
+
+
+def benchmark_name(name: str, data: Path | None) -> str:
+    """NAME/SPLIT under which results of a benchmark are kept; for a store, its data set and split."""
+    found = find_store(name, data)
+    if found is None:
+        return name
+    from uniresxx.data.store.read import Store
+
+    store = Store.open(found[0])
+    return f"{store.name.partition('/')[0]}/{_split_of(store, found[1])}"
+
+
+def _split_of(store: Store, split: str | None) -> str:
+    """The split that was named, else the only one; InputError lists them."""
+    if split is None and len(store.splits) != 1:
+        raise InputError(f"{store.path}: name a split, as in {store.path}/{store.splits[0]}; it has "
+                         f"{', '.join(store.splits)}")  # fmt: skip
+    return split or store.splits[0]
+
+
+def open_benchmark(name: str, data: Path | None, images: Path | None = None) -> Sequence[ImageRecord]:
+    """Records of NAME/SPLIT, from its prepared store where there is one (find_store), else as load_benchmark.
+
+    Records of a store are parsed one by one as they are asked for; `images` is where its photographs lie now.
+    """
+    found = find_store(name, data)
+    if found is None:
+        return load_benchmark(name, data)
+    from uniresxx.data.store.read import Store
+
+    store = Store.open(found[0], images)
+    return store.records(_split_of(store, found[1]))
+
+
+def load_benchmark(name: str, data: Path | None) -> Sequence[ImageRecord]:
+    """Records of NAME/SPLIT from the native layouts under `data` (not needed for scenes), or of a store's path.
+
+    Raises InputError: an unknown name (lists the known ones), no data folder, and all that the readers
+    refuse.
+    """
+    dataset, _, split = name.partition("/")
+    if dataset in SCENES and split:
+        from uniresxx.data.scenes import benchmark_records
+
+        return benchmark_records(dataset, split)
+    if dataset not in (*REFCOCO, *CONVERTED, *SCENES, "grefcoco", "refcocom", "mini_real"):
+        if find_store(name, None) is not None:
+            return open_benchmark(name, None)
+        raise InputError(
+            f"unknown benchmark {name!r}: no prepared store, and no data set of that name; "
+            f"known: {', '.join(_known_sets())}"
+        )
+    if not split:
+        raise InputError(
+            f"{name} needs a split: {', '.join(f'{name}/{item}' for item in splits_of(dataset, data))}"
+        )
+    if data is None:
+        raise InputError(f"{name} is read from disk: give the root of the native layout with --data DIR")
+    if not data.is_dir():
+        raise InputError(f"{data}: no such folder; --data DIR must be the root of the native layout")
+    if dataset in REFCOCO:
+        folder, split_by, _ = REFCOCO[dataset]
+        return read_refcoco(data, split, folder, split_by, prefix=dataset)
+    if dataset in CONVERTED:
+        return _load_converted(dataset, split, data)
+    if dataset == "grefcoco":
+        return read_grefcoco(data, split)
+    if dataset == "refcocom":
+        return read_refcocom(data, split)
+    return merge_records(read_grefcoco(data, split), read_refcocom(data, f"{split}_part_only"))
+
+
+def _load_converted(name: str, split: str, data: Path) -> list[ImageRecord]:
+    if name == "jxu124_benchmark":
+        return hub.read_jxu124_benchmark(data, split, prefix=name)
+    if name.startswith(CRIS):
+        return cris.read_cris(data, split, name.removeprefix(CRIS), prefix=name)
+    if name.startswith(PSALM):
+        return psalm.read_psalm(data, split, name.removeprefix(PSALM), prefix=name)
+    if name.startswith(JXU124):
+        return hub.read_jxu124(data, split, name.removeprefix(JXU124), prefix=name)
+    return hub.read_lmms(data, split, name.removeprefix(LMMS), prefix=name)
+
+
+def merge_records(*sets: list[ImageRecord]) -> list[ImageRecord]:
+    """One record per image from several sets, in order of first appearance; the ids keep their source.
+
+    Raises InputError where two sets disagree about an image's size.
+    """
+    merged: dict[str, ImageRecord] = {}
+    for record in (item for records in sets for item in records):
+        known = merged.get(record.image_id)
+        if known is None:
+            merged[record.image_id] = record
+            continue
+        if (known.height, known.width) != (record.height, record.width):
+            raise InputError(
+                f"image {record.image_id} is {known.height} x {known.width} in one data set "
+                f"and {record.height} x {record.width} in another"
+            )
+        left_out = known.source.get("left_out", ()) + record.source.get("left_out", ())
+        merged[record.image_id] = replace(
+            known,
+            expressions=known.expressions + record.expressions,
+            source=_merged(known.source, record.source) | ({"left_out": left_out} if left_out else {}),
+        )
+    return list(merged.values())
+
+
+def _merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+    """What two sets say of one photo: the first wins, but both licences hold."""
+    licences = dict.fromkeys(str(source["licence"]) for source in (first, second) if "licence" in source)
+    return {**second, **first, **({"licence": " | ".join(licences)} if licences else {})}
+
+
+def splits_of(dataset: str, data: Path | None) -> list[str]:
+    """Splits of a data set; InputError where it is unknown."""
+    if dataset in SCENES:
+        return scene_splits(dataset)
+    if dataset == "refcocom" and data is not None:
+        return known_stems(data)
+    if dataset == "jxu124_benchmark" and data is not None:
+        return hub.benchmark_splits(data)
+    splits = [name.partition("/")[2] for name in known_benchmarks() if name.partition("/")[0] == dataset]
+    if not splits:
+        raise InputError(f"unknown data set {dataset!r}; known: {', '.join(_known_sets())}")
+    return splits
+
+
+def _known_sets() -> list[str]:
+    """Names of the data sets, without splits."""
+    return list(dict.fromkeys(name.partition("/")[0] for name in known_benchmarks()))

@@ -1,0 +1,1 @@
+"""Training data: which image a slot shows, its augmentation, and batches. The only use of grain."""

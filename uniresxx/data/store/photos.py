@@ -1,0 +1,59 @@
+"""Photos that lie inside other files: the bytes of one, wherever it is.
+
+Nothing is ever unpacked onto the disk: a photo is read from its place and decoded in memory, so no archive can
+write anywhere.
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from pathlib import Path
+
+from uniresxx.errors import InputError
+from uniresxx.imaging.decode import MAX_BYTES
+from uniresxx.types import PhotoInside
+
+
+def encoded_photo(photo: PhotoInside) -> bytes:
+    """The photo's bytes as they were encoded; InputError naming file and photo where they cannot be had.
+
+    Needs no state, so any number of processes and threads may call it.
+    """
+    if photo.kind == "tar":
+        return _from_shard(photo)
+    if photo.kind == "lmdb":
+        from uniresxx.data.readers.cris import lmdb_photo
+
+        return lmdb_photo(_there(photo), photo.key)
+    if photo.kind == "parquet" and photo.key.isdecimal():
+        from uniresxx.data.readers.hub import parquet_photo
+
+        return parquet_photo(_there(photo), int(photo.key))
+    raise InputError(
+        f"{photo.file}: {photo.name}: no place of the kind {photo.kind!r} {photo.key!r} is known"
+    )
+
+
+def _there(photo: PhotoInside) -> Path:
+    path = Path(photo.file)
+    if not path.exists():
+        raise InputError(f"{path}: no such file; the photo {photo.name} lies in it, --images DIR names where")
+    return path
+
+
+def _from_shard(photo: PhotoInside) -> bytes:
+    name = f"{photo.file}: {photo.name}"
+    if not 0 < photo.length <= MAX_BYTES or photo.offset < 0:
+        raise InputError(f"{name}: {photo.length} bytes at {photo.offset} are no photo's place")
+    try:
+        handle = os.open(photo.file, os.O_RDONLY)
+        try:
+            data = os.pread(handle, photo.length, photo.offset)
+        finally:
+            os.close(handle)
+    except (OSError, ValueError, OverflowError) as error:
+        raise InputError(f"{name}: cannot be read ({error}); copy the whole store again") from None
+    if len(data) != photo.length or zlib.crc32(data) != photo.crc:
+        raise InputError(f"{name}: differs from what was packed; copy the store again, or prepare it again")
+    return data

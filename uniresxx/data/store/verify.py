@@ -1,0 +1,119 @@
+"""Checking a store: every photo and every mask."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from uniresxx.data.store.photos import encoded_photo
+from uniresxx.data.store.read import Store, row_digest
+from uniresxx.errors import InputError
+from uniresxx.imaging import decode as images
+from uniresxx.imaging import masks
+from uniresxx.types import RLE, Granularity, ImageRecord, PhotoInside
+
+Size = tuple[int, int]
+Photo = str | PhotoInside
+
+
+def check_store(store: Store, threads: int | None = None) -> Iterator[tuple[int, list[str]]]:
+    """(rows done, what is wrong with them) per record batch; nothing is repaired.
+
+    First the files against their sha256, then every row against its digest, every mask (valid code, the
+    photo's size, the area told, no empty target) and every photo, once each: there (in its file, the LMDB,
+    the parquet file or the shard, whose CRC must match), decodes, has the size told.
+    """
+    yield 0, _check_files(store)
+    seen: dict[Photo, Size | str] = {}  # photo -> size, or what is wrong with it
+    with ThreadPoolExecutor(threads or min(8, os.cpu_count() or 1)) as pool:
+        for number, rows in store.batches():
+            try:
+                content = store.batch(number).to_pylist()
+                records = [store.record_of(at, row) for at, row in zip(rows, content, strict=True)]
+            except (InputError, ValueError, TypeError, KeyError) as error:
+                yield rows.stop, [f"rows {rows.start} to {rows.stop - 1}: {error}"]
+                continue
+            found = dict.fromkeys(_photo_of(item) for item in records)
+            new = [photo for photo in found if photo is not None and photo not in seen]
+            seen.update(zip(new, pool.map(_look_at, new), strict=True))
+            pairs = zip(content, records, strict=True)
+            yield rows.stop, [line for row, record in pairs for line in _check_row(row, record, seen)]
+
+
+def _check_files(store: Store) -> list[str]:
+    wrong = []
+    for name, told in store.meta["files"].items():
+        with (store.path / name).open("rb") as stream:
+            if hashlib.file_digest(stream, "sha256").hexdigest() != told["sha256"]:
+                wrong.append(f"{store.path / name}: differs from what was written; prepare the store again")
+    return wrong
+
+
+def _photo_of(record: ImageRecord) -> Photo | None:
+    return record.path if record.inside is None else record.inside
+
+
+def _name_of(photo: Photo) -> str:
+    return photo if isinstance(photo, str) else f"{photo.file}: {photo.name}"
+
+
+def _look_at(photo: Photo) -> Size | str:
+    """The photo's (height, width), or what is wrong with it."""
+    try:
+        if isinstance(photo, str):
+            height, width, _ = images.read_photo(photo).shape
+        else:
+            height, width, _ = images.decode_photo(encoded_photo(photo), _name_of(photo)).shape
+    except InputError as error:
+        return str(error)
+    return height, width
+
+
+def _check_row(
+    row: Mapping[str, Any], record: ImageRecord, seen: Mapping[Photo, Size | str]
+) -> Iterator[str]:
+    who, size = f"{row['split']}: image {record.image_id}", (record.height, record.width)
+    if row_digest(row) != row["digest"]:
+        yield f"{who}: the row differs from what was written"
+    photo = _photo_of(record)
+    if photo is not None and (wrong := _wrong_size(seen[photo], size, _name_of(photo))):
+        yield f"{who}: {wrong}"
+    if photo is None and record.pixels is None:
+        yield f"{who}: has neither a photo nor pixels"
+    for item in record.expressions:
+        for line in _check_mask(item.rle, item.granularity, size, item.area):
+            yield f"{who}: {item.expression_id}: {line}"
+    for dialogue in record.dialogues:
+        for phrase in (phrase for turn in dialogue.turns for phrase in turn.phrases):
+            for line in _check_mask(phrase.rle, phrase.granularity, size):
+                yield f"{who}: {dialogue.dialogue_id}: {phrase.text!r}: {line}"
+
+
+def _wrong_size(found: Size | str, size: Size, path: str) -> str | None:
+    if isinstance(found, str) or found == size:
+        return found if isinstance(found, str) else None
+    return f"{path} is {found[0]} x {found[1]} (height x width), the record says {size[0]} x {size[1]}"
+
+
+def _check_mask(
+    rle: RLE | None, granularity: Granularity, size: Size, told: int | None = None
+) -> Iterator[str]:
+    """What is wrong with a mask; `told` is the area that the record gives, where it gives one."""
+    if (rle is None) != (granularity is Granularity.NONE):
+        yield f"is {granularity} and has {'no mask' if rle is None else 'a mask'}"
+    if rle is None:
+        if told:
+            yield f"has an area of {told} and no mask"
+        return
+    try:
+        area = masks.area(masks.validate(rle, size))
+    except InputError as error:
+        yield str(error)
+        return
+    if area == 0:
+        yield "the mask covers no pixel"
+    if told is not None and area != told:
+        yield f"the mask covers {area} pixels, the record says {told}"

@@ -1,0 +1,1 @@
+"""Evaluation of any Segmenter: ask, write predictions down, score what was written."""

@@ -1,0 +1,1 @@
+"""UniRES++ for transformers and the Hugging Face Hub: classes, model card, exports."""

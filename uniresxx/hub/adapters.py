@@ -1,0 +1,100 @@
+"""Adapters as files: saved apart from the weights they adapt, merged into them, and taken out again."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from mllm.config import TuningConfig
+from mllm.loading import OWN_RULES, load_part
+from mllm.lora import adapter_tensors, load_adapter_tensors, merged_tensors, subtract
+from uniresxx.checkpoints.folders import (
+    CONFIG,
+    TOKENIZER,
+    Snapshot,
+    read_json,
+    read_tensors,
+    save_pretrained,
+    tensor_bytes,
+    to_json,
+    weight_files,
+)
+from uniresxx.errors import InputError
+from uniresxx.files import write_atomic
+from uniresxx.model.build import load_vocabulary
+from uniresxx.model.config import UniRESPlusPlusConfig
+from uniresxx.model.modeling import UniRESPlusPlus
+
+ADAPTER, ADAPTER_CONFIG = "adapter.safetensors", "adapter.json"
+
+
+def plain(config: UniRESPlusPlusConfig) -> UniRESPlusPlusConfig:
+    """The configuration of the same model without adapters and without rows of its own."""
+    none = TuningConfig()
+    tuning = replace(
+        config.tuning, lora_rank=none.lora_rank, token_rows=none.token_rows, frozen_dtype=none.frozen_dtype
+    )
+    return replace(config, tuning=tuning)
+
+
+def merged(model: UniRESPlusPlus) -> Snapshot:
+    """The model with its adapters added into the weights and its token rows put in place; `model` stays as it is.
+
+    InputError where it has neither. Weights that are in bf16 are rounded: call `model.float()` first.
+    """
+    if not adapter_tensors(model):
+        raise InputError(
+            "the model has no adapters and no token rows of its own: it is what --merge would give"
+        )
+    return Snapshot(plain(model.settings), model.tokenizer, merged_tensors(model))
+
+
+def save_adapter(model: UniRESPlusPlus, out: Path) -> list[str]:
+    """Adapters and token rows alone, with the configuration and the vocabulary they belong to; names of the files."""
+    tensors = adapter_tensors(model)
+    if not tensors:
+        raise InputError("the model has no adapters: it was trained whole, export it without --adapter")
+    out.mkdir(parents=True, exist_ok=True)
+    files = {
+        ADAPTER: tensor_bytes(tensors),
+        TOKENIZER: model.tokenizer.to_json().encode(),
+        ADAPTER_CONFIG: to_json(model.settings.to_dict()),
+    }
+    for name, data in files.items():
+        write_atomic(out / name, data)
+    return list(files)
+
+
+def unmerged(source: Path, adapter: Path) -> UniRESPlusPlus:
+    """The model of a merged folder with its adapter apart again: up to rounding, the weights of before.
+
+    InputError where the adapter is not of this model.
+    """
+    config = UniRESPlusPlusConfig.from_dict(read_json(adapter / ADAPTER_CONFIG))
+    given = UniRESPlusPlusConfig.from_dict(read_json(source / CONFIG))
+    if plain(config) != given:
+        raise InputError(
+            f"{adapter} is not the adapter of {source}, or that is not merged: their configs differ"
+        )
+    vocabulary = load_vocabulary(adapter)
+    if vocabulary.to_json() != load_vocabulary(source).to_json():
+        raise InputError(
+            f"{adapter} and {source} have different vocabularies: the adapter is of another model"
+        )
+    model = UniRESPlusPlus(config, vocabulary, llm_later=True)
+    weight_files(source)
+    try:
+        load_part(model, str(source), OWN_RULES)
+        load_adapter_tensors(model, read_tensors(adapter / ADAPTER))
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    with torch.no_grad():
+        subtract(model)
+    return model.eval()
+
+
+def export_merged(model: UniRESPlusPlus, out: Path, shard_bytes: int | None) -> list[str]:
+    """Write `merged` as a plain folder; names of the files."""
+    return save_pretrained(out, merged(model), shard_bytes)

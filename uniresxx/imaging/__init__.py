@@ -1,0 +1,1 @@
+"""Pictures in, masks, geometry of the letterbox, and pictures out. Imports no model."""

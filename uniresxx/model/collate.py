@@ -1,0 +1,185 @@
+"""Records -> Batch: choose expressions, render rows, letterbox pixels and masks. Pure functions of their arguments.
+
+Shapes as in uniresxx.types.Batch.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from mllm.chat import IGNORE, Row, render
+from mllm.tokens import Vocabulary
+from uniresxx.data.mixture.counts import boxes_of_masks
+from uniresxx.data.mixture.ledger import BadSample
+from uniresxx.errors import InputError
+from uniresxx.imaging.decode import photo_of
+from uniresxx.imaging.geometry import Letterbox
+from uniresxx.imaging.masks import decode
+from uniresxx.model.config import UniRESPlusPlusConfig
+from uniresxx.model.processing import View, mask_pixels, pad_boxes, pixels, view_photo
+from uniresxx.model.templates import dialogue_turn, expression_turn
+from uniresxx.types import RLE, Batch, Dialogue, Expression, Granularity, ImageRecord
+
+
+@dataclass(slots=True)
+class Sample:
+    """One prepared image: its views, its packed row and the truth of each decision in the row, in order."""
+
+    view: View
+    row: Row
+    masks: list[np.ndarray | None]  # bool (H, W), high frame; None where there is no target
+    granularities: list[Granularity]
+    expression_ids: list[str]
+    dense_HW3: np.ndarray | None
+    drawn: dict[str, int] = field(default_factory=dict)  # 1 image, expressions by granularity, dialogues
+    label: str = ""  # the data set it is of
+    bad: tuple[BadSample, ...] = ()  # samples it stands in for
+    truth_boxes: tuple[np.ndarray, np.ndarray] | None = None  # object and part level, high frame
+    masks_photo: list[np.ndarray] = field(default_factory=list)  # bool (y, x) of targets, for loss "photo"
+
+
+def make_sample(
+    record: ImageRecord,
+    expressions: Sequence[Expression],
+    dialogues: Sequence[Dialogue],
+    choices: Sequence[int],
+    config: UniRESPlusPlusConfig,
+    vocabulary: Vocabulary,
+) -> Sample:
+    """Render expressions (with template `choices[i]`) and dialogues of one image into one row.
+
+    Raises InputError: its photo or a mask is not there, damaged, or not of the record's size.
+    """
+    row = Row()
+    masks: list[RLE | None] = []
+    kinds: list[Granularity] = []
+    ids: list[str] = []
+    for expression, choice in zip(expressions, choices, strict=True):
+        render([expression_turn(expression, choice)], vocabulary, row)
+        masks.append(expression.rle)
+        kinds.append(expression.granularity)
+        ids.append(expression.expression_id)
+    for dialogue in dialogues:
+        render([dialogue_turn(turn) for turn in dialogue.turns], vocabulary, row)
+        for phrase in (phrase for turn in dialogue.turns for phrase in turn.phrases):
+            masks.append(phrase.rle)
+            kinds.append(phrase.granularity)
+            ids.append(dialogue.dialogue_id)
+    assert len(row.decisions) == len(masks), (len(row.decisions), len(masks))
+    view = view_photo(photo_of(record), config, record)
+    truth = [None if rle is None else _decoded(rle, record) for rle in masks]
+    framed = [None if mask_yx is None else _framed(mask_yx, view.letterbox) for mask_yx in truth]
+    drawn = {"images": 1, "dialogues": len(dialogues)} | Counter(str(e.granularity) for e in expressions)
+    boxes = truth_boxes(record, view.letterbox) if config.boxes == "learned" else None
+    dense = _dense(record, view.letterbox)
+    own = [m for m in truth if m is not None] if config.loss.resolution == "photo" else []
+    return Sample(view, row, framed, kinds, ids, dense, truth_boxes=boxes, masks_photo=own, drawn=drawn)
+
+
+def truth_boxes(record: ImageRecord, letterbox: Letterbox) -> tuple[np.ndarray, np.ndarray]:
+    """Object and part boxes that the box head learns, in the high frame."""
+    known, none_N4 = boxes_of_masks(record), np.zeros((0, 4), dtype=np.float32)
+    objects, parts = (
+        letterbox.boxes(known.get(name, none_N4)).astype(np.float32)
+        for name in (Granularity.OBJECT, Granularity.PART)
+    )
+    return objects, parts
+
+
+def _pad_truth(samples: Sequence[Sample]) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    levels = [s.truth_boxes for s in samples]
+    known = [pair for pair in levels if pair is not None]
+    if not known:
+        return None, None
+    M = max(len(boxes) for pair in known for boxes in pair)
+    boxes_BGM4 = np.zeros((len(known), 2, M, 4), dtype=np.float32)
+    valid_BGM = np.zeros((len(known), 2, M), dtype=bool)
+    for b, pair in enumerate(known):
+        for g, boxes in enumerate(pair):
+            boxes_BGM4[b, g, : len(boxes)], valid_BGM[b, g, : len(boxes)] = boxes, True
+    return torch.from_numpy(boxes_BGM4), torch.from_numpy(valid_BGM)
+
+
+def _dense(record: ImageRecord, letterbox: Letterbox) -> np.ndarray | None:
+    if record.dense is None:
+        return None
+    if record.dense.shape[0] == record.dense.shape[1] == letterbox.side:
+        return record.dense
+    # Labels cannot be averaged: nearest pixel of the letterboxed frame.
+    rows = np.minimum(
+        (np.arange(letterbox.side) + 0.5) * record.height / letterbox.inner_height, record.height - 1
+    )
+    columns = np.minimum(
+        (np.arange(letterbox.side) + 0.5) * record.width / letterbox.inner_width, record.width - 1
+    )
+    return record.dense[rows.astype(int)][:, columns.astype(int)] * letterbox.valid()[..., None]
+
+
+def collate(samples: Sequence[Sample], config: UniRESPlusPlusConfig, vocabulary: Vocabulary) -> Batch:
+    """Stack prepared images; rows are padded to the longest, decisions are flattened image by image."""
+    T = max(len(sample.row.ids_T) for sample in samples)
+
+    def rows(name: str, fill: int) -> torch.Tensor:
+        return torch.tensor(
+            [(row := getattr(s.row, name)) + [fill] * (T - len(row)) for s in samples], dtype=torch.long
+        )
+
+    side, stats = config.mllm.high_size, config.mllm.pixel_stats
+    truth = _pad_truth(samples)
+    nothing = np.zeros((side, side), dtype=bool)
+    masks = [nothing if mask is None else mask for s in samples for mask in s.masks]
+    boxes = pad_boxes([s.view for s in samples], config)
+    dense = [s.dense_HW3 for s in samples]
+    known = [d for d in dense if d is not None]
+    return Batch(
+        pixels_low_B3hw=pixels([s.view.low_hw3 for s in samples], stats),
+        pixels_high_B3HW=pixels([s.view.high_HW3 for s in samples], stats),
+        pixels_mask_B3SS=mask_pixels([s.view for s in samples]),
+        truth_boxes_BGM4=truth[0],
+        truth_boxes_valid_BGM=truth[1],
+        object_boxes_BO4=boxes.objects_BO4,
+        object_valid_BO=boxes.object_valid_BO,
+        part_boxes_BP4=boxes.parts_BP4,
+        part_valid_BP=boxes.part_valid_BP,
+        token_ids_BT=rows("ids_T", vocabulary.pad),
+        labels_BT=rows("labels_T", IGNORE),
+        branch_BT=rows("branch_T", -1),
+        position_BT=rows("position_T", 0),
+        image_of_expr_E=torch.tensor([b for b, s in enumerate(samples) for _ in s.masks], dtype=torch.long),
+        seg_position_E=torch.tensor([p for s in samples for p in s.row.decisions], dtype=torch.long),
+        present_E=torch.tensor([mask is not None for s in samples for mask in s.masks], dtype=torch.bool),
+        masks_EHW=torch.from_numpy(np.stack(masks))
+        if masks
+        else torch.zeros(0, side, side, dtype=torch.bool),
+        pixel_valid_BHW=torch.from_numpy(np.stack([s.view.letterbox.valid() for s in samples])),
+        dense_BHW3=torch.from_numpy(np.stack(known)) if len(known) == len(samples) else None,
+        masks_photo=[_stacked(s) for s in samples] if config.loss.resolution == "photo" else [],
+        expression_ids=[i for s in samples for i in s.expression_ids],
+        granularities=[g for s in samples for g in s.granularities],
+    )
+
+
+def _stacked(sample: Sample) -> torch.Tensor:
+    box = sample.view.letterbox
+    masks = [np.zeros((0, box.height, box.width), dtype=bool), *(m[None] for m in sample.masks_photo)]
+    return torch.from_numpy(np.concatenate(masks))
+
+
+def _decoded(rle: RLE, record: ImageRecord) -> np.ndarray:
+    """Bool mask (y, x) of the photo."""
+    if list(rle["size"]) != [record.height, record.width]:
+        raise InputError(
+            f"image {record.image_id}: a mask is {rle['size']} (height, width), its photo "
+            f"{[record.height, record.width]}"
+        )
+    return decode(rle)
+
+
+def _framed(mask_yx: np.ndarray, letterbox: Letterbox) -> np.ndarray:
+    """Bool mask (S, S) of a mask of the photo."""
+    return mask_yx if mask_yx.shape == (letterbox.side, letterbox.side) else letterbox.mask(mask_yx)

@@ -1,0 +1,1 @@
+"""Mask heads: from the state at [SEG] to mask logits."""

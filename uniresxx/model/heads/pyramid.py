@@ -1,0 +1,178 @@
+"""The pyramid mask head: stage maps fused top-down, a two-way decoder, masks as dot products with the fine map.
+
+Shapes: B images, E expressions of all images, K tokens per expression (prompt, quality), M memory tokens,
+C head width, S stage channels, h w grid of the finest map, G heads, D LLM width.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from uniresxx.model.config import NORM_GROUPS, PyramidHeadConfig
+from uniresxx.model.heads.base import HeadOutput
+
+
+class MaskFeatures(NamedTuple):  # modules take and give tuples: ZeRO-3 looks for the tensors in them
+    """What the head keeps of B images: the fused fine map and the decoder's memory."""
+
+    fine_BChw: Tensor
+    memory_BMC: Tensor
+    memory_bias_BM: Tensor  # 0 where valid, very negative elsewhere
+
+
+class Attention(nn.Module):
+    """Multi-head attention over (E, K, C) queries and (E, M, C) keys."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q, self.k, self.v, self.out = (nn.Linear(width, width) for _ in range(4))
+
+    def forward(
+        self, query_EKC: Tensor, key_EMC: Tensor, value_EMC: Tensor, bias_EM: Tensor | None
+    ) -> Tensor:
+        """Mixed values (E, K, C)."""
+        q, k, v = (
+            x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for x in (self.q(query_EKC), self.k(key_EMC), self.v(value_EMC))
+        )
+        mask = None if bias_EM is None else bias_EM[:, None, None].expand(-1, self.heads, q.shape[2], -1)
+        return self.out(F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2))
+
+
+class TwoWayBlock(nn.Module):
+    """Tokens look at each other, tokens look at the memory, MLP, the memory looks back (SAM's order, pre-norm)."""
+
+    def __init__(self, width: int, heads: int, last: bool) -> None:
+        super().__init__()
+        self.own, self.to_memory = Attention(width, heads), Attention(width, heads)
+        self.back = None if last else Attention(width, heads)
+        self.norm_own, self.norm_tokens, self.norm_mlp = (nn.LayerNorm(width) for _ in range(3))
+        self.norm_memory = nn.LayerNorm(width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        self.norm_back = None if last else nn.LayerNorm(width)
+
+    def forward(self, tokens_EKC: Tensor, memory_EMC: Tensor, bias_EM: Tensor) -> tuple[Tensor, Tensor]:
+        """Updated tokens and memory; the last block's memory is not read again and stays."""
+        x = self.norm_own(tokens_EKC)
+        tokens_EKC = tokens_EKC + self.own(x, x, x, None)
+        memory = self.norm_memory(memory_EMC)
+        tokens_EKC = tokens_EKC + self.to_memory(self.norm_tokens(tokens_EKC), memory, memory, bias_EM)
+        tokens_EKC = tokens_EKC + self.mlp(self.norm_mlp(tokens_EKC))
+        if self.back is not None and self.norm_back is not None:
+            x = self.norm_back(tokens_EKC)
+            memory_EMC = memory_EMC + self.back(memory, x, x, None)
+        return tokens_EKC, memory_EMC
+
+
+class PyramidHead(nn.Module):
+    """METHOD section 4, pyramid head."""
+
+    def __init__(self, config: PyramidHeadConfig, llm_width: int, stage_widths: tuple[int, ...]) -> None:
+        super().__init__()
+        C, D = config.width, llm_width
+        self.config = config
+        self.lateral = nn.ModuleList(nn.Conv2d(S, C, 1) for S in stage_widths)
+        self.smooth = nn.Sequential(
+            nn.Conv2d(C, C, 3, padding=1),
+            nn.GroupNorm(NORM_GROUPS, C),
+            nn.GELU(),
+            nn.Conv2d(C, C, 3, padding=1),
+            nn.GroupNorm(NORM_GROUPS, C),
+        )
+        self.scene = nn.Conv2d(
+            D, C, 1
+        )  # the LLM-side image tokens (both towers, after MGFE) join the coarsest map
+        self.place = nn.Conv2d(2, C, 1)
+        self.memory_map = nn.Conv2d(C, C, 1)
+        self.memory_region = nn.Linear(D, C)
+        self.prompt = nn.Sequential(nn.Linear(D, D), nn.GELU(), nn.Linear(D, C))
+        self.quality_token = nn.Parameter(torch.randn(C) * 0.02)
+        self.blocks = nn.ModuleList(
+            TwoWayBlock(C, config.heads, i + 1 == config.blocks) for i in range(config.blocks)
+        )
+        self.norm = nn.LayerNorm(C)
+        self.mask = nn.Sequential(nn.Linear(C, C), nn.GELU(), nn.Linear(C, C + 1))
+        self.judge = nn.Sequential(nn.Linear(2 * C, C), nn.GELU(), nn.Linear(C, 2))
+
+    def see(
+        self,
+        stages: list[Tensor],
+        image_BDhw: Tensor,
+        regions_BMD: Tensor,
+        region_valid_BM: Tensor,
+        pixels_B3SS: Tensor | None = None,
+    ) -> MaskFeatures:
+        """Once per image: fused fine map and memory (coarse map + object and part tokens)."""
+        laterals = [conv(stage) for conv, stage in zip(self.lateral, stages, strict=True)]
+        x = laterals[-1] + F.interpolate(
+            self.scene(image_BDhw), size=laterals[-1].shape[-2:], mode="bilinear"
+        )
+        maps = [x]
+        for lateral in reversed(laterals[:-1]):
+            x = lateral + F.interpolate(x, size=lateral.shape[-2:], mode="bilinear")
+            maps.insert(0, x)
+        chosen = maps[self.config.memory_stage]
+        coarse = self.memory_map(chosen + self.place(_grid_like(chosen)))
+        memory = [coarse.flatten(2).transpose(1, 2)]
+        bias = [coarse.new_zeros(len(coarse), memory[0].shape[1])]
+        if self.config.region_memory:
+            memory.append(self.memory_region(regions_BMD))
+            bias.append(torch.where(region_valid_BM, 0.0, -1e4))
+        fine = self.smooth(x + self.place(_grid_like(x)))
+        return MaskFeatures(fine, torch.cat(memory, dim=1), torch.cat(bias, dim=1))
+
+    def forward(self, features: MaskFeatures, prompts_ED: Tensor, image_of_expr_E: Tensor) -> HeadOutput:
+        """All expressions of all images at once."""
+        memory_EMC = features.memory_BMC[image_of_expr_E]
+        bias_EM = features.memory_bias_BM[image_of_expr_E]
+        filters, quality, presence = self._decode(memory_EMC, bias_EM, prompts_ED)
+        C = features.fine_BChw.shape[1]
+        masks = _dot(filters[:, :C], features.fine_BChw, image_of_expr_E) + filters[:, C, None, None]
+        return HeadOutput(masks, quality, presence)
+
+    def of_one_photo(self, features: MaskFeatures, prompts_ED: Tensor) -> HeadOutput:
+        """`forward` for B = 1, without a step whose size depends on data: what torch.export can follow."""
+        E, C = prompts_ED.shape[0], features.fine_BChw.shape[1]
+        memory_EMC = features.memory_BMC.expand(E, -1, -1)
+        filters, quality, presence = self._decode(
+            memory_EMC, features.memory_bias_BM.expand(E, -1), prompts_ED
+        )
+        masks = torch.einsum("ec,chw->ehw", filters[:, :C], features.fine_BChw[0]) + filters[:, C, None, None]
+        return HeadOutput(masks, quality, presence)
+
+    def _decode(
+        self, memory_EMC: Tensor, bias_EM: Tensor, prompts_ED: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Filters (E, C + 1) of the fine map and its offset, quality (E), presence (E)."""
+        prompt_EC = self.prompt(prompts_ED)
+        tokens_EKC = torch.stack((prompt_EC, self.quality_token.expand_as(prompt_EC)), dim=1)
+        for block in self.blocks:
+            tokens_EKC, memory_EMC = block(tokens_EKC, memory_EMC, bias_EM)
+        tokens_EKC = self.norm(tokens_EKC)
+        quality, presence = self.judge(tokens_EKC.flatten(1)).unbind(-1)
+        return self.mask(tokens_EKC[:, 0]), quality, presence
+
+
+def _dot(filters_EC: Tensor, fine_BChw: Tensor, image_of_expr_E: Tensor) -> Tensor:
+    """Each expression's filter on its image's fine map -> (E, h, w); one matrix product per image, no map copied."""
+    B, C, h, w = fine_BChw.shape
+    E = len(filters_EC)
+    same_EE = image_of_expr_E[:, None] == image_of_expr_E
+    slot_E = same_EE.tril(-1).sum(dim=1)
+    K = int(slot_E.max()) + 1 if E else 0
+    filters_BKC = filters_EC.new_zeros(B, K, C).index_put((image_of_expr_E, slot_E), filters_EC)
+    masks_BKhw = torch.bmm(filters_BKC, fine_BChw.flatten(2)).view(B, K, h, w)
+    return masks_BKhw[image_of_expr_E, slot_E]
+
+
+def _grid_like(map_BChw: Tensor) -> Tensor:
+    """Coordinates in -1..1 as a (1, 2, h, w) map: words such as "left" need places."""
+    h, w = map_BChw.shape[-2:]
+    y = torch.linspace(-1, 1, h, device=map_BChw.device, dtype=map_BChw.dtype)
+    x = torch.linspace(-1, 1, w, device=map_BChw.device, dtype=map_BChw.dtype)
+    return torch.stack(torch.meshgrid(y, x, indexing="ij"))[None]

@@ -1,0 +1,79 @@
+"""How expressions become questions and answers; the truth goes into training rows only, never into a prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mllm.chat import ChatTurn, Mark, render
+from mllm.tokens import Vocabulary
+from uniresxx.segmenters.base import Decoding, Question
+from uniresxx.types import Expression, Phrase, Turn
+
+# METHOD section 3: at least ten question templates in training, one in evaluation (segmenter.EVALUATION_TEMPLATE).
+TRAINING_TEMPLATES = (
+    "Segment {expression}.",
+    "Segment {expression}.",  # twice: the evaluation form must be among the familiar ones
+    "{expression}",
+    "Find {expression}.",
+    "Where is {expression}?",
+    "Show me {expression}.",
+    "Please segment {expression}.",
+    "Can you segment {expression}?",
+    "Mark {expression} in the picture.",
+    "Outline {expression}.",
+    "Give me the mask of {expression}.",
+    "Which pixels belong to {expression}?",
+    "Point at {expression}.",
+)
+
+
+def question(expression: Expression, choice: int) -> str:
+    """The expression inside the `choice`-th training template (modulo their number)."""
+    return TRAINING_TEMPLATES[choice % len(TRAINING_TEMPLATES)].format(expression=expression.text)
+
+
+def expression_turn(expression: Expression, choice: int) -> ChatTurn:
+    """One question with `[SEG].` or `[REJ].` as its answer."""
+    return ChatTurn(question(expression, choice), (Mark.REJ if expression.rle is None else Mark.SEG, "."))
+
+
+def dialogue_turn(turn: Turn) -> ChatTurn:
+    """`a: [SEG], b: [REJ].` for several phrases, `[SEG].` for one, plain words otherwise."""
+    if not turn.phrases:
+        return ChatTurn(turn.question, (turn.say or "",))
+    if len(turn.phrases) == 1:
+        return ChatTurn(turn.question, (_mark(turn.phrases[0]), "."))
+    pieces: list[str | Mark] = []
+    for index, phrase in enumerate(turn.phrases):
+        pieces += [f"{phrase.text}:", _mark(phrase), "," if index + 1 < len(turn.phrases) else "."]
+    return ChatTurn(turn.question, tuple(pieces))
+
+
+def spoken_turn(asked: str, answer: str) -> ChatTurn:
+    """A past turn as it was generated: its [SEG] and [REJ] marks become marks again, all else is text."""
+    pieces: list[str | Mark] = []
+    for part in answer.replace("[SEG]", "\0S\0").replace("[REJ]", "\0R\0").split("\0"):
+        if part in ("S", "R"):
+            pieces.append(Mark.SEG if part == "S" else Mark.REJ)
+        elif part.strip():
+            pieces.append(part.strip())
+    return ChatTurn(asked, tuple(pieces))
+
+
+def asked_branches(
+    texts: Sequence[Sequence[str | Question]], decoding: Decoding, vocabulary: Vocabulary
+) -> tuple[list[int], list[list[int]]]:
+    """Image number and token ids of each text, photo by photo; the ids end where the answer begins."""
+    images, branches = [], []
+    for image, row in enumerate(texts):
+        for text in row:
+            question = text if isinstance(text, Question) else Question(text)
+            turns = [spoken_turn(asked, answer) for asked, answer in question.history]
+            turns.append(ChatTurn(decoding.template.format(expression=question.text)))
+            images.append(image)
+            branches.append(render(turns, vocabulary).ids_T)
+    return images, branches
+
+
+def _mark(phrase: Phrase) -> Mark:
+    return Mark.REJ if phrase.rle is None else Mark.SEG

@@ -1,0 +1,1 @@
+"""Predictions files, protocols, metrics and intervals. Imports neither torch nor a model."""

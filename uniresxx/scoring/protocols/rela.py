@@ -1,0 +1,97 @@
+"""rela, rela-480 and empty_is_none: the rules of gRefCOCO's own evaluator, at two sizes, and the rule that an
+empty mask is what says "not there"."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+from PIL import Image
+
+from uniresxx.imaging import masks
+from uniresxx.scoring.metrics import THRESHOLDS, Outcome
+from uniresxx.scoring.protocols.base import Protocol, areas, has_target, outcome
+from uniresxx.types import RLE, Expression, Prediction
+
+SQUASHED = 480  # pixels of both sides, whatever the shape of the photo
+_COUNTED_FROM = 0.7  # Pr@X exists for X = 0.7, 0.8, 0.9 only
+_ORIGIN = "henghuiding/ReLA:gres_model/evaluation/refer_evaluation.py at 3ca955198da8"
+_UNDEFINED = ("mIoU", "Pr@0.5", "Pr@0.6")
+
+
+def judge(expression: Expression, prediction: Prediction, *, squash: bool = False) -> Outcome:
+    """Judge as ReLA's `ReferEvaluator.evaluate` does (3ca955198da8).
+
+    (IoU, I, U) with P the mask that the answer carries, also a rejected one: no target, rejected 1, 0, 0; no
+    target, answered 0, 0, |P|; target, rejected 0, 0, |P or G|; target, answered I/U, I, U. IoU is 0 where U
+    is 0. Pr@X counts IoU >= X. With `squash` both masks are first brought to 480 x 480 by the nearest pixel,
+    as detectron2's `ResizeTransform.apply_segmentation` does; whether there is a target is not asked of the
+    squashed mask, in which a small one may vanish.
+    """
+    truth, mask = expression.rle, prediction.mask
+    if squash:
+        truth, mask = squashed(truth), squashed(mask)
+    return _judge(expression, prediction, truth, mask, prediction.rejected)
+
+
+def judge_empty_is_none(expression: Expression, prediction: Prediction) -> Outcome:
+    """Judge as `judge`, but an answer is rejected if and only if its mask has no foreground pixel.
+
+    The rule of the survey arXiv 2508.00265 and of the gRefCOCO paper's text (arXiv 2306.00968); no code of it
+    is public, so counting is ReLA's. Our choice: the flag `rejected` is not asked at all, and null is empty.
+    """
+    mask = prediction.mask
+    rejected = mask is None or masks.area(mask) == 0
+    return _judge(expression, prediction, expression.rle, mask, rejected)
+
+
+def _judge(
+    expression: Expression, prediction: Prediction, truth: RLE | None, mask: RLE | None, rejected: bool
+) -> Outcome:
+    targeted = has_target(expression)
+    found = areas(truth, mask)
+    common = 0 if rejected else found.common
+    union = 0 if rejected and not targeted else found.union
+    iou = common / max(union, 1) if targeted else float(rejected)
+    return outcome(
+        expression,
+        prediction,
+        targeted=targeted,
+        rejected=rejected,
+        iou=iou,
+        intersection=common,
+        union=union,
+        above=tuple(x >= _COUNTED_FROM and iou >= x for x in THRESHOLDS),
+    )
+
+
+def squashed(rle: RLE | None) -> RLE | None:
+    """A mask at 480 x 480, each pixel the nearest of the original, as Pillow finds it."""
+    if rle is None:
+        return None
+    picture = Image.fromarray(masks.decode(rle).astype(np.uint8))
+    return masks.encode(np.asarray(picture.resize((SQUASHED, SQUASHED), Image.Resampling.NEAREST)))
+
+
+RELA = Protocol(
+    name="rela",
+    summary="ReLA's evaluator at original size: a rejected target scores 0 but its union keeps the pixels of "
+    "the mask it carries; Pr@X counts IoU >= X, for 0.7, 0.8, 0.9",
+    judge=judge,
+    undefined=_UNDEFINED,
+    origin=_ORIGIN,
+)
+RELA_480 = Protocol(
+    name="rela-480",
+    summary="rela with both masks squashed to 480 x 480, as ReLA's own loader does",
+    judge=partial(judge, squash=True),
+    undefined=_UNDEFINED,
+    origin=_ORIGIN,
+)
+EMPTY_IS_NONE = Protocol(
+    name="empty_is_none",
+    summary="as rela, but rejected means exactly: no foreground pixel in the mask",
+    judge=judge_empty_is_none,
+    undefined=_UNDEFINED,
+    origin="arXiv 2508.00265 (text); counting as henghuiding/ReLA at 3ca955198da8",
+)

@@ -1,0 +1,48 @@
+"""Trivial answers, printed beside every model: a number means little before one knows what no model at all
+gets."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from uniresxx.imaging import masks
+from uniresxx.types import RLE, Granularity, ImageRecord, Prediction
+
+TRIVIAL_NAMES = {
+    "all_objects": "every object of the picture at once, whatever is asked; never rejects",
+    "never_reject": "the model's own masks, but [REJ] is never accepted",
+    "always_reject": "says that nothing is there, whatever is asked",
+}
+
+
+def everything(record: ImageRecord) -> RLE:
+    """All objects of a picture as one mask at its size.
+
+    Where the picture knows its objects pixel by pixel (scenes) these; else the union of the truth masks of
+    its object and multi expressions, else of all its truth masks.
+    """
+    size = (record.height, record.width)
+    if record.dense is not None and record.dense.shape[:2] == size:
+        return masks.encode(np.asarray(record.dense[..., 0] > 0))
+    truths = [e for e in record.expressions if e.rle is not None]
+    whole = [e for e in truths if e.granularity in (Granularity.OBJECT, Granularity.MULTI)]
+    return masks.union([e.rle for e in whole or truths if e.rle is not None], size)
+
+
+def all_objects(record: ImageRecord) -> dict[str, Prediction]:
+    """Answer every expression with all objects at once."""
+    mask = everything(record)
+    answer = Prediction(rejected=False, mask=mask, text=None)
+    return {e.expression_id: answer for e in record.expressions}
+
+
+def always_reject(record: ImageRecord) -> dict[str, Prediction]:
+    """Answer every expression with "not there"."""
+    answer = Prediction(rejected=True, mask=None, text=None)
+    return {e.expression_id: answer for e in record.expressions}
+
+
+def never_reject(given: Prediction) -> Prediction:
+    """The given answer; where it rejects, the forced mask instead (else the mask it carries, else empty)."""
+    mask = (given.mask_if_forced or given.mask) if given.rejected else given.mask
+    return Prediction(rejected=False, mask=mask, text=None)
