@@ -31,8 +31,8 @@ from train.recipe import Recipe
 from train.recipes.tiny_scenes import tiny_scenes
 from uniresxx.data.mixture.batches import Batches
 from uniresxx.data.mixture.mix import MixturePart, open_mixture
+from uniresxx.data.store.photos import photo_of
 from uniresxx.data.store.write import Preparation, write_store
-from uniresxx.imaging.decode import photo_of
 from uniresxx.imaging.geometry import Letterbox
 from uniresxx.imaging.masks import area, decode, from_polygons
 from uniresxx.model.templates import expression_turn
@@ -115,7 +115,7 @@ def opened(folder: Path, photos: int) -> Bench:
     recipe = tiny_scenes()
     data = replace(
         recipe.data, source=str(folder / "store"), batch_images=BATCH_IMAGES, expressions_per_image=SHOWN,
-        lesson_images=0,
+        warmup_images=0,
     )  # fmt: skip
     model = replace(recipe.model, dense_classes=(), loss=replace(recipe.model.loss, dense=0.0))
     recipe = replace(recipe, data=data, model=model)

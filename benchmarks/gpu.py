@@ -41,6 +41,7 @@ from train.loop import do_step
 from train.plan import plan
 from train.recipe import Recipe
 from train.recipes.uniresxx_7b import uniresxx_7b
+from uniresxx.data.store.photos import photo_of
 from uniresxx.imaging.masks import area, encode
 from uniresxx.model.collate import collate, make_sample
 from uniresxx.model.config import (
@@ -54,8 +55,7 @@ from uniresxx.model.config import (
 from uniresxx.model.modeling import UniRESPlusPlus
 from uniresxx.model.templates import TRAINING_TEMPLATES
 from uniresxx.model.tuning import cast_frozen
-from uniresxx.segmenters.base import Decoding
-from uniresxx.types import Batch, Expression, Granularity, ImageRecord
+from uniresxx.types import Batch, Decoding, Expression, Granularity, ImageRecord
 
 NAME = "gpu"
 TRAIN_K, INFER_K = (1, 8, 32), (1, 7, 32)
@@ -156,7 +156,9 @@ def batch_of(recipe: Recipe, vocabulary: Vocabulary, count: int) -> Batch:
             for n in range(count)
         )
         record = ImageRecord(str(image), HEIGHT, WIDTH, expressions, pixels=photograph(image))
-        samples.append(make_sample(record, expressions, (), [0] * count, config, vocabulary))
+        samples.append(
+            make_sample(record, photo_of(record), expressions, (), [0] * count, config, vocabulary)
+        )
     return collate(samples, config, vocabulary)
 
 
@@ -286,13 +288,13 @@ def infer(sizes: Sizes, head: HeadKind, counts: Sequence[int], device: torch.dev
     for parameter in model.parameters():
         parameter.data = parameter.data.to(torch.bfloat16)
     photo, decoding = photograph(0), Decoding(max_new_tokens=ANSWER)
-    found.details[f"look_seconds_{head}"] = seconds(lambda: model.look([photo]), device, sizes)
-    sight = model.look([photo])
+    found.details[f"look_seconds_{head}"] = seconds(lambda: model.encode_images([photo]), device, sizes)
+    sight = model.encode_images([photo])
     for count in counts:
         texts = [[text_of(n) for n in range(count)]]
 
         def whole(texts: list[list[str]] = texts) -> None:
-            model.answer(model.look([photo]), texts, decoding)
+            model.answer(model.encode_images([photo]), texts, decoding)
 
         def masks(count: int = count) -> None:
             prompts = torch.zeros(count, recipe.model.mllm.llm_width, device=device)

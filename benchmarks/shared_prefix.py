@@ -25,7 +25,7 @@ from transformers import DynamicCache
 
 from benchmarks._common import finish, interleaved, median_of, parser
 from mllm.config import MLLMConfig
-from mllm.modeling import MLLM, Boxes, Sight
+from mllm.modeling import MLLM, Boxes, ImageFeatures
 from mllm.splice import Layout
 from mllm.tokens import Vocabulary
 
@@ -58,12 +58,14 @@ class Case:
     prefix_1LD: Tensor
     ids_KT: Tensor
 
-    def sight(self) -> Sight:
+    def sight(self) -> ImageFeatures:
         """The prefix as the model's doors take it; nothing of it was seen by a tower."""
         prefix, none = self.prefix_1LD, torch.zeros(1, 0)
         valid = torch.ones(prefix.shape[:2], dtype=torch.bool)
         layout = Layout(slice(0, 0), slice(0, 0), slice(0, 0), prefix.shape[1])
-        return Sight(prefix, valid, layout, [], none, none, Boxes(none, none.bool(), none, none.bool()))
+        return ImageFeatures(
+            prefix, valid, layout, [], none, none, Boxes(none, none.bool(), none, none.bool())
+        )
 
 
 def make_case(sizes: Sizes, count: int) -> Case:
@@ -89,7 +91,7 @@ def packed_states(case: Case) -> Tensor:
     K, T = case.ids_KT.shape
     branch_BT = torch.arange(K).repeat_interleave(T)[None]
     position_BT = torch.arange(T).repeat(K)[None]
-    return case.model.read(case.sight(), case.ids_KT.reshape(1, -1), branch_BT, position_BT).view(K, T, -1)
+    return case.model(case.sight(), case.ids_KT.reshape(1, -1), branch_BT, position_BT).view(K, T, -1)
 
 
 def row_states(case: Case) -> Tensor:
@@ -112,16 +114,16 @@ def train_step(case: Case, states_of: Callable[[Case], Tensor]) -> tuple[Tensor,
 
 
 @torch.no_grad()
-def speak_shared(case: Case, steps: int = STEPS) -> Tensor:
+def generate_shared(case: Case, steps: int = STEPS) -> Tensor:
     """Greedy tokens (K, steps): the prefix is encoded once, its keys and values repeated."""
     prefix = case.model.prefill(case.sight())
     branches = case.ids_KT.tolist()
-    spoken = case.model.speak(prefix, branches, [0] * len(branches), steps)
+    spoken = case.model.generate(prefix, branches, [0] * len(branches), steps)
     return torch.tensor([answer.ids for answer in spoken])
 
 
 @torch.no_grad()
-def speak_rows(case: Case, steps: int = STEPS) -> Tensor:
+def generate_rows(case: Case, steps: int = STEPS) -> Tensor:
     """Greedy tokens (K, steps) of one batch of K whole rows with a KV cache."""
     K, T = case.ids_KT.shape
     cache, L = DynamicCache(), case.prefix_1LD.shape[1]
@@ -174,8 +176,8 @@ def measure(sizes: Sizes) -> tuple[dict[str, float], dict[str, float]]:
         headline[f"train_ratio_k{count}"] = times["rows"] / times["shared"]
         seconds |= {f"train_{arm}_k{count}": value for arm, value in times.items()}
     case = make_case(sizes, sizes.generate_k)
-    assert torch.equal(speak_shared(case), speak_rows(case)), "the arms generate different tokens"
-    speakers = {"shared": partial(speak_shared, case), "rows": partial(speak_rows, case)}
+    assert torch.equal(generate_shared(case), generate_rows(case)), "the arms generate different tokens"
+    speakers = {"shared": partial(generate_shared, case), "rows": partial(generate_rows, case)}
     times = median_seconds(speakers, sizes.repeats)
     headline[f"generate_ratio_k{sizes.generate_k}"] = times["rows"] / times["shared"]
     seconds |= {f"generate_{arm}_k{sizes.generate_k}": value for arm, value in times.items()}

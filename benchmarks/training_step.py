@@ -40,10 +40,11 @@ from torch import Tensor
 from benchmarks._common import finish, interleaved, median_of, parser
 from mllm.chat import IGNORE, ChatTurn, Mark, render
 from mllm.config import MLLMConfig, TuningConfig, llava_7b
-from mllm.modeling import Boxes, Sight
+from mllm.modeling import Boxes, ImageFeatures
 from mllm.tokens import Vocabulary
 from train.recipes.uniresxx_7b import uniresxx_7b
 from train.recipes.uniresxx_7b_24gb import uniresxx_7b_24gb
+from uniresxx.data.store.photos import photo_of
 from uniresxx.imaging.geometry import Letterbox
 from uniresxx.imaging.masks import encode
 from uniresxx.model.build import build_model
@@ -130,7 +131,10 @@ def make_case(sizes: Sizes) -> Case:
     vocabulary = Vocabulary.train(TEXTS, sizes.mllm.vocabulary)
     model = build_model(config, vocabulary)
     records = [make_record(number, sizes.photo) for number in range(sizes.images)]
-    samples = [make_sample(r, r.expressions, [], range(EXPRESSIONS), config, vocabulary) for r in records]
+    samples = [
+        make_sample(r, photo_of(r), r.expressions, [], range(EXPRESSIONS), config, vocabulary)
+        for r in records
+    ]
     batch = with_boxes(collate(samples, config, vocabulary), sizes.mllm)
     truth = np.stack([mask for number in range(sizes.images) for mask in ellipses(number, sizes.photo)])
     return Case(
@@ -229,21 +233,21 @@ def ours(case: Case) -> Result:
     return Result(float(loss.detach()), float(terms.sums["text"].detach()) / counts["text"], seen[0])
 
 
-def see(case: Case, text: Text) -> Sight:
+def see(case: Case, text: Text) -> ImageFeatures:
     """What each row sees: the high tower once per image, the rest once per row."""
     batch, mllm, image_R = case.batch, case.model.mllm, text.image_R
     stages = mllm.high(batch.pixels_high_B3HW)
     boxes = (batch.object_boxes_BO4, batch.object_valid_BO, batch.part_boxes_BP4, batch.part_valid_BP)
     if len(image_R) == len(batch.pixels_high_B3HW):
-        return mllm.see(batch.pixels_low_B3hw, batch.pixels_high_B3HW, Boxes(*boxes), stages)
-    rows = mllm.see(
+        return mllm.encode_image(batch.pixels_low_B3hw, batch.pixels_high_B3HW, Boxes(*boxes), stages)
+    rows = mllm.encode_image(
         batch.pixels_low_B3hw[image_R], batch.pixels_high_B3HW, Boxes(*(value[image_R] for value in boxes)),
         [stage[image_R] for stage in stages],
     )  # fmt: skip
     return replace(rows, stages=stages)
 
 
-def head_features(model: UniRESPlusPlus, sight: Sight, image_R: Tensor) -> Any:
+def head_features(model: UniRESPlusPlus, sight: ImageFeatures, image_R: Tensor) -> Any:
     """The mask head's maps, once per image: from its first row."""
     g, first = (
         model.settings.mllm.low_grid,
@@ -253,7 +257,7 @@ def head_features(model: UniRESPlusPlus, sight: Sight, image_R: Tensor) -> Any:
     image_BDhw = sight.prefix_BLD[first][:, layout.image].transpose(1, 2).unflatten(2, (g, g))
     regions = torch.cat((sight.object_BOD, sight.part_BPD), dim=1)[first]
     valid = torch.cat((sight.valid_BL[:, layout.objects], sight.valid_BL[:, layout.parts]), dim=1)[first]
-    return model.head.see(sight.stages, image_BDhw, regions, valid)
+    return model.head.encode(sight.stages, image_BDhw, regions, valid)
 
 
 def theirs(case: Case, text: Text) -> Result:

@@ -8,8 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from uniresxx.imaging import masks
-from uniresxx.segmenters.base import Decoding, Question
-from uniresxx.types import Prediction, Segment
+from uniresxx.types import Decoding, Prediction, Question, Segment
 
 CHAT_DECODING = Decoding(template="{expression}")  # what is typed goes to the model as it is
 TURNS_REMEMBERED = 8  # passed to the model (our choice): bounds the row; the transcript keeps all

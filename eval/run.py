@@ -15,8 +15,8 @@ from uniresxx.data.catalog import benchmark_name, find_store
 from uniresxx.errors import InputError, MissingPhotoError
 from uniresxx.evaluation.run import evaluate, evaluate_dialogues, read_about, score_file, write_metrics
 from uniresxx.scoring.protocols import protocol_of
-from uniresxx.segmenters.base import DecisionRule, Decoding, Segmenter
-from uniresxx.types import ImageRecord
+from uniresxx.segmenters.base import Segmenter
+from uniresxx.types import DecisionRule, Decoding, ImageRecord
 
 
 def run(
@@ -43,7 +43,9 @@ def run(
     if len(set(names.values())) < len(names):
         raise InputError(f"{', '.join(names)}: two of them are the same benchmark; measure it once")
     # late: torch comes with the weights
-    from uniresxx.checkpoints.folders import load_segmenter, named_folder, resolve
+    from uniresxx.segmenters.load import load_segmenter
+
+    from uniresxx.checkpoints.folders import named_folder, resolve
 
     console = Console(stderr=True)
     # Once: a run that still trains may save, and thin out, between two looks.

@@ -18,7 +18,7 @@ from mllm.config import MLLMConfig
 from mllm.exploitation import FeatureExploitation
 from mllm.prefix import (
     CACHE_BYTES,
-    Prefix,
+    PrefixCache,
     check_attention,
     check_packed,
     decoding_mask,
@@ -53,7 +53,7 @@ class Boxes:
 
 
 @dataclass(frozen=True, slots=True)
-class Sight:
+class ImageFeatures:
     """Everything seen of B images: the LLM's prefix, the refined region tokens, the high tower's stage maps."""
 
     prefix_BLD: Tensor
@@ -66,7 +66,7 @@ class Sight:
 
 
 @dataclass(frozen=True, slots=True)
-class Spoken:
+class GeneratedAnswer:
     """One generated answer: tokens, and for each [SEG]/[REJ] the mask prompt and P([SEG] | [SEG] or [REJ]).
 
     Without any decision in the text, `prompts` holds the state where the answer begins (a forced [SEG]).
@@ -109,8 +109,8 @@ def _llama(config: MLLMConfig, vocabulary: Vocabulary, later: bool) -> LlamaForC
 class MLLM(nn.Module):
     """LLaVA-style: visual prefix from MGVF and MGFE, then branches of text."""
 
-    def __init__(self, config: MLLMConfig, vocabulary: Vocabulary, llm_later: bool = False) -> None:
-        """`llm_later`: the LLM's memory is left as it comes, because its weights are loaded next (all of them)."""
+    def __init__(self, config: MLLMConfig, vocabulary: Vocabulary, skip_llm_init: bool = False) -> None:
+        """`skip_llm_init`: leave the LLM uninitialised, because all of its weights are loaded next."""
         super().__init__()
         if len(vocabulary) > config.vocabulary:
             raise ValueError(
@@ -124,8 +124,8 @@ class MLLM(nn.Module):
         self.object_tokens = RegionTokens(config, config.max_objects, config.use_objects)
         self.part_tokens = RegionTokens(config, config.max_parts, config.use_parts)
         self.exploitation = FeatureExploitation(config)
-        self.llm = _llama(config, vocabulary, llm_later)
-        if not llm_later:
+        self.llm = _llama(config, vocabulary, skip_llm_init)
+        if not skip_llm_init:
             nn.init.normal_(self.embed.weight, std=config.embedding_std)
         if config.activation_checkpointing:
             self.llm.activation_checkpointing_enable({"use_reentrant": False})
@@ -135,14 +135,14 @@ class MLLM(nn.Module):
         """The LLM's input embedding."""
         return self.llm.model.embed_tokens
 
-    def see(
+    def encode_image(
         self,
         pixels_low_B3hw: Tensor,
         pixels_high_B3HW: Tensor,
         boxes: Boxes,
         stages: list[Tensor] | None = None,
         low_BNC: Tensor | None = None,
-    ) -> Sight:
+    ) -> ImageFeatures:
         """Look at B images once. The image-blind control sees neither pixels nor where regions were proposed.
 
         `stages`, `low`: `self.high(pixels_high)` and `self.low(pixels_low)`, where the caller has them already (boxes
@@ -170,7 +170,7 @@ class MLLM(nn.Module):
         marks = self.embed(torch.tensor(first, device=image.device))
         bos = None if self.config.bos is None else marks[3]
         prefix, valid, layout = splice(marks[:3], image, objects, parts, object_valid, part_valid, bos)
-        return Sight(prefix, valid, layout, stages, objects, parts, boxes)
+        return ImageFeatures(prefix, valid, layout, stages, objects, parts, boxes)
 
     def _embed_text(self, ids_BT: Tensor) -> Tensor:
         """Token embeddings; a text-blind control sees only the marks, so words carry nothing."""
@@ -181,20 +181,22 @@ class MLLM(nn.Module):
             ids_BT = torch.where(keep[ids_BT], ids_BT, v.pad)
         return self.embed(ids_BT)
 
-    def read(self, sight: Sight, ids_BT: Tensor, branch_BT: Tensor, position_BT: Tensor) -> Tensor:
+    def forward(
+        self, features: ImageFeatures, ids_BT: Tensor, branch_BT: Tensor, position_BT: Tensor
+    ) -> Tensor:
         """Teacher-forced states (B, T, D) of packed branches after the prefix (training).
 
         ValueError for an attention backend that cannot pack branches.
         """
         check_packed(self.config.attention)
-        hidden = torch.cat((sight.prefix_BLD, self._embed_text(ids_BT)), dim=1)
-        L = sight.layout.length
+        hidden = torch.cat((features.prefix_BLD, self._embed_text(ids_BT)), dim=1)
+        L = features.layout.length
         flex = self.config.attention == "flex_attention"
         output = self.llm.model(
             inputs_embeds=hidden,
-            attention_mask=packed_blocks(sight.valid_BL, branch_BT)
+            attention_mask=packed_blocks(features.valid_BL, branch_BT)
             if flex
-            else packed_mask(sight.valid_BL, branch_BT, hidden.dtype),
+            else packed_mask(features.valid_BL, branch_BT, hidden.dtype),
             position_ids=packed_positions(L, position_BT),
             use_cache=False,
         )
@@ -204,29 +206,29 @@ class MLLM(nn.Module):
         """Vocabulary logits of selected states only."""
         return self.llm.lm_head(states_D)
 
-    def prefill(self, sight: Sight) -> Prefix:
+    def prefill(self, features: ImageFeatures) -> PrefixCache:
         """Encode the visual prefix of B images once for generation."""
-        B, L = sight.valid_BL.shape
-        mask = self._causal(sight.valid_BL, L, sight.prefix_BLD.dtype)
+        B, L = features.valid_BL.shape
+        mask = self._causal(features.valid_BL, L, features.prefix_BLD.dtype)
         with self._dense():
             output = self.llm.model(
-                inputs_embeds=sight.prefix_BLD,
+                inputs_embeds=features.prefix_BLD,
                 attention_mask=mask,
                 position_ids=torch.arange(L, device=mask.device).expand(B, -1),
                 use_cache=True,
             )
         layers = tuple((layer.keys, layer.values) for layer in output.past_key_values.layers)
-        return Prefix(layers, sight.valid_BL)
+        return PrefixCache(layers, features.valid_BL)
 
     @torch.no_grad()
-    def speak(
+    def generate(
         self,
-        prefix: Prefix,
+        prefix: PrefixCache,
         branches: Sequence[Sequence[int]],
         image_of_row: Sequence[int],
         max_new: int,
         cache_bytes: int = CACHE_BYTES,
-    ) -> list[Spoken]:
+    ) -> list[GeneratedAnswer]:
         """Greedy answers to R branches (token ids that end with <assistant>), decoded together in chunks.
 
         A chunk holds as many rows as keep the repeated cache of keys and values within `cache_bytes` (at least
@@ -234,15 +236,19 @@ class MLLM(nn.Module):
         """
         longest = max((len(branch) for branch in branches), default=0)
         rows = max(1, cache_bytes // prefix.row_bytes(longest + max_new))
-        spoken: list[Spoken] = []
+        answers: list[GeneratedAnswer] = []
         for start in range(0, len(branches), rows):
             stop = start + rows
-            spoken += self._speak_rows(prefix, branches[start:stop], image_of_row[start:stop], max_new)
-        return spoken
+            answers += self._generate_rows(prefix, branches[start:stop], image_of_row[start:stop], max_new)
+        return answers
 
-    def _speak_rows(
-        self, prefix: Prefix, branches: Sequence[Sequence[int]], image_of_row: Sequence[int], max_new: int
-    ) -> list[Spoken]:
+    def _generate_rows(
+        self,
+        prefix: PrefixCache,
+        branches: Sequence[Sequence[int]],
+        image_of_row: Sequence[int],
+        max_new: int,
+    ) -> list[GeneratedAnswer]:
         """One chunk: every row has its own copy of its image's prefix in the cache."""
         v, device = self.vocabulary, prefix.valid_BL.device
         R, L = len(branches), prefix.length
@@ -311,8 +317,10 @@ class MLLM(nn.Module):
         finally:
             self.llm.set_attn_implementation("flex_attention")
 
-    def _collect(self, ids_RT: Tensor, states_RTD: Tensor, p_seg_RT: Tensor, last_RD: Tensor) -> list[Spoken]:
-        v, spoken = self.vocabulary, []
+    def _collect(
+        self, ids_RT: Tensor, states_RTD: Tensor, p_seg_RT: Tensor, last_RD: Tensor
+    ) -> list[GeneratedAnswer]:
+        v, answers = self.vocabulary, []
         own = self.config.prompt_state == "own"
         after_RTD = torch.cat((states_RTD[:, 1:], last_RD[:, None]), dim=1)
         for row, ids in enumerate(ids_RT.tolist()):
@@ -321,5 +329,7 @@ class MLLM(nn.Module):
             places = [i for i, token in enumerate(ids) if token in (v.seg, v.rej)]
             used = places or [0]
             source = after_RTD if own and places else states_RTD
-            spoken.append(Spoken(ids, [ids[i] for i in places], source[row, used], p_seg_RT[row, used]))
-        return spoken
+            answers.append(
+                GeneratedAnswer(ids, [ids[i] for i in places], source[row, used], p_seg_RT[row, used])
+            )
+        return answers

@@ -75,7 +75,7 @@ def packed_positions(prefix_length: int, position_BT: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class Prefix:
+class PrefixCache:
     """Keys and values of the encoded prefix of B images, one pair per layer, each (B, G, L, d)."""
 
     layers: tuple[tuple[Tensor, Tensor], ...]

@@ -12,10 +12,11 @@ import pytest
 from uniresxx.cli import data as command
 from uniresxx.data.catalog import load_benchmark
 from uniresxx.data.readers.coco import Instances
+from uniresxx.data.store.photos import photo_of
 from uniresxx.data.store.read import Store
 from uniresxx.errors import InputError
 from uniresxx.imaging import masks
-from uniresxx.imaging.decode import photo_of, read_photo
+from uniresxx.imaging.decode import read_photo
 from uniresxx.imaging.geometry import Letterbox
 
 ROOT = Path(__file__).resolve().parents[1].parent / "shared" / "mini_real"

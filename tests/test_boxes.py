@@ -12,21 +12,21 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import Owlv2Config, Owlv2ForObjectDetection
+from uniresxx.segmenters.load import load_segmenter
 
 from mllm.tokens import Vocabulary
 from mllm.towers import HighTower
 from tests.test_model import CONFIG, batch_of, picture
 from train.recipes import KNOWN
-from uniresxx.checkpoints.folders import load_segmenter, save_pretrained
+from uniresxx.checkpoints.folders import save_pretrained
 from uniresxx.data.mixture.batches import Batches
-from uniresxx.data.mixture.counts import boxes_of_masks
 from uniresxx.data.mixture.mix import Mixture, Pool
 from uniresxx.data.scenes import scene_record
+from uniresxx.data.store.photos import photo_of
 from uniresxx.errors import InputError
-from uniresxx.imaging.decode import photo_of
 from uniresxx.imaging.geometry import Letterbox, box_iou
 from uniresxx.model.build import attach_detector, build_model
-from uniresxx.model.collate import truth_boxes
+from uniresxx.model.collate import boxes_of_masks, truth_boxes
 from uniresxx.model.config import BoxHeadConfig, UniRESPlusPlusConfig, WeightsConfig
 from uniresxx.model.modeling import UniRESPlusPlus
 from uniresxx.model.processing import pixels
@@ -42,8 +42,7 @@ from uniresxx.model.regions.learned import (
     pairwise_iou,
 )
 from uniresxx.model.templates import TRAINING_TEMPLATES
-from uniresxx.segmenters.base import Decoding
-from uniresxx.types import Granularity
+from uniresxx.types import Decoding, Granularity
 
 HEAD = BoxHeadConfig(width=16, stages=(0, 1, 2), convs=1)
 CLIP_PIXELS = replace(CONFIG, mllm=replace(CONFIG.mllm, pixel_stats="clip"))
@@ -161,7 +160,7 @@ def test_learned_boxes_are_the_same_in_training_and_answering(vocabulary: Vocabu
     records = [picture(0), picture(1)]
     batch = batch_of(records, vocabulary, LEARNED)
     found = model._find_boxes(batch.pixels_high_B3HW, None, torch.full((2, 2), 32.0)).boxes
-    sight = model.look([r.pixels for r in records])
+    sight = model.encode_images([r.pixels for r in records])
     for b, regions in enumerate(model.regions(sight)):
         np.testing.assert_allclose(
             regions["object"], found.objects_BO4[b][found.object_valid_BO[b]].numpy(), atol=1e-3
@@ -173,7 +172,7 @@ def test_learned_boxes_are_the_same_in_training_and_answering(vocabulary: Vocabu
     loaded = load_segmenter(tmp_path)
     ask = [["the red square"], ["both squares"]]
     photos = [r.pixels for r in records]
-    assert loaded.answer(loaded.look(photos), ask, Decoding(max_new_tokens=3)) == model.answer(
+    assert loaded.answer(loaded.encode_images(photos), ask, Decoding(max_new_tokens=3)) == model.answer(
         sight, ask, Decoding(max_new_tokens=3)
     )
 
@@ -233,7 +232,7 @@ def test_the_time_of_proposals_is_told_apart(boxes: str, vocabulary: Vocabulary)
     model = new_model(vocabulary, replace(LEARNED, boxes=boxes))
     photos = [picture(0).pixels, picture(1).pixels]
     before = perf_counter()
-    told = model.proposal_seconds(model.look(photos))
+    told = model.proposal_seconds(model.encode_images(photos))
     assert 0 < told < perf_counter() - before
 
 
@@ -262,9 +261,9 @@ def test_owlv2_boxes_are_those_of_its_own_forward(vocabulary: Vocabulary, tmp_pa
     model = new_model(vocabulary, config)
     photo = picture(0).pixels
     with pytest.raises(InputError, match=r"--model\.weights\.owlv2"):
-        model.look([photo])
+        model.encode_images([photo])
     attach_detector(model)
-    sight = model.look([photo])
+    sight = model.encode_images([photo])
     regions = model.regions(sight)[0]
 
     theirs = Owlv2ForObjectDetection.from_pretrained(source).eval()

@@ -17,6 +17,7 @@ from torch import nn
 
 from uniresxx.checkpoints import folders as checkpoint
 from uniresxx.errors import InputError
+from uniresxx.segmenters import load
 
 
 class Config:
@@ -265,7 +266,7 @@ def test_a_really_full_file_system(tmp_path):
 
 
 def known(monkeypatch):
-    monkeypatch.setitem(checkpoint.LOADERS, "uniresxx", lambda folder: folder)
+    monkeypatch.setitem(load.LOADERS, "uniresxx", lambda folder: folder)
 
 
 def test_load_segmenter_takes_run_and_plain_folders(tmp_path, monkeypatch):
@@ -276,14 +277,14 @@ def test_load_segmenter_takes_run_and_plain_folders(tmp_path, monkeypatch):
     assert sorted(p.name for p in (tmp_path / "plain").iterdir()) == [
         "config.json", "model.safetensors", "tokenizer.json",
     ]  # fmt: skip
-    assert checkpoint.load_segmenter(tmp_path / "run") == newest
-    assert checkpoint.load_segmenter(newest) == newest
-    assert checkpoint.load_segmenter(tmp_path / "plain") == tmp_path / "plain"
+    assert load.load_segmenter(tmp_path / "run") == newest
+    assert load.load_segmenter(newest) == newest
+    assert load.load_segmenter(tmp_path / "plain") == tmp_path / "plain"
     flip(newest / "model.safetensors")
     with pytest.warns(UserWarning, match="step_00000002 is damaged"):
-        assert checkpoint.load_segmenter(tmp_path / "run").name == "step_00000001"
+        assert load.load_segmenter(tmp_path / "run").name == "step_00000001"
     with pytest.raises(InputError, match="is damaged"):
-        checkpoint.load_segmenter(newest)
+        load.load_segmenter(newest)
 
 
 @pytest.mark.parametrize(
@@ -305,16 +306,16 @@ def test_folders_of_another_kind_get_one_line(tmp_path, monkeypatch, files, line
     for name, text in files.items():
         (tmp_path / name).write_bytes(text.encode("latin-1"))
     with pytest.raises(InputError, match=line) as error:
-        checkpoint.load_segmenter(tmp_path)
+        load.load_segmenter(tmp_path)
     assert "\n" not in str(error.value)
 
 
 def test_missing_folders_and_files_get_one_line(tmp_path):
     with pytest.raises(InputError, match="does not exist"):
-        checkpoint.load_segmenter(tmp_path / "nothing")
+        load.load_segmenter(tmp_path / "nothing")
     (tmp_path / "model.pt").write_bytes(b"x")
     with pytest.raises(InputError, match="is a file: give a run folder"):
-        checkpoint.load_segmenter(tmp_path / "model.pt")
+        load.load_segmenter(tmp_path / "model.pt")
 
 
 @pytest.mark.parametrize(

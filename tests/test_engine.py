@@ -28,7 +28,7 @@ from train.guards import WINDOW, Background, is_spike, remember
 from train.log import read_log, read_steps
 from train.loop import DONE, Job, do_step, train
 from train.recipe import DataConfig, EngineConfig, EvalConfig, LogConfig, OptimConfig, Recipe, share_of
-from train.validation import Measured
+from train.validation import ValidationResult
 from uniresxx.checkpoints import folders as checkpoint
 from uniresxx.cli import main as uniresxx
 from uniresxx.errors import InputError
@@ -330,7 +330,7 @@ def test_a_background_save_that_fails_ends_the_run(tmp_path, monkeypatch):
 
 
 def measured(values):
-    return lambda step, folder: Measured("mIoU", values[step])
+    return lambda step, folder: ValidationResult("mIoU", values[step])
 
 
 def measuring(recipe, every=3):
@@ -354,7 +354,7 @@ def test_the_best_is_kept_marked_and_survives_a_restart(tmp_path):
 def test_measuring_disturbs_nothing(tmp_path):
     recipe = recipe_of()
     train(recipe, job_of(recipe), tmp_path / "plain")
-    job = job_of(recipe, measure=lambda step, folder: Measured("mIoU", float(torch.rand(1))))
+    job = job_of(recipe, measure=lambda step, folder: ValidationResult("mIoU", float(torch.rand(1))))
     train(measuring(recipe), job, tmp_path / "measured")
     same(tmp_path / "plain", tmp_path / "measured")
 
@@ -483,10 +483,10 @@ def test_a_full_disk_of_another_process_is_one_line(monkeypatch, tmp_path, capsy
 
     told = []
     with pytest.raises(FollowedError):
-        Told(rank=1, world_size=2, group=object()).together(no_room)
+        Told(rank=1, world_size=2, group=object()).on_all_ranks(no_room)
     told.insert(0, None)  # what process 0 has to tell
     with pytest.raises(OSError, match="process 1") as found:
-        Told(world_size=2, group=object()).together(lambda: None)
+        Told(world_size=2, group=object()).on_all_ranks(lambda: None)
     assert ends_with(found.value, monkeypatch, tmp_path) == 1
     assert capsys.readouterr().err == "error: [Errno 28] process 1: No space left on device: 'cache/low'\n"
 
@@ -582,7 +582,7 @@ def test_who_lost_another_waits_for_nobody(monkeypatch):
 def test_alone_every_decision_is_one_s_own():
     ranks = Ranks()
     assert ranks.sum([1, True, 0.5]) == [1.0, 1.0, 0.5] and ranks.gather("x") == ["x"]
-    assert ranks.decide(lambda: 3) == ranks.together(lambda: 3) == 3
+    assert ranks.on_rank0(lambda: 3) == ranks.on_all_ranks(lambda: 3) == 3
     with pytest.raises(InputError, match="no"):
-        ranks.decide(lambda: (_ for _ in ()).throw(InputError("no")))
+        ranks.on_rank0(lambda: (_ for _ in ()).throw(InputError("no")))
     ranks.leave(together=True)

@@ -35,6 +35,7 @@ from uniresxx.checkpoints import folders as checkpoint
 from uniresxx.cli.export import main as export
 from uniresxx.data.scenes import scene_record
 from uniresxx.model.config import UniRESPlusPlusConfig
+from uniresxx.segmenters import load
 
 ROOT = Path(__file__).resolve().parents[1]
 PATIENCE = 900  # seconds for a launch on a machine that is busy with other work
@@ -85,7 +86,7 @@ def as_script(path):
         model = with_lora(copy.deepcopy(base.model), 0.2 if line.startswith("dropout") else 0.0)
         if command.out.name.endswith(AGAIN):
             whole = command.out.with_name(command.out.name.removesuffix(AGAIN))
-            ranks.decide(partial(interrupted, whole, command.out))
+            ranks.on_rank0(partial(interrupted, whole, command.out))
         cut = {"batch_images": recipe.data.batch_images, "accumulate": recipe.data.accumulate}
         batches = replace(base.batches, **cut)
         job = replace(
@@ -385,7 +386,7 @@ def test_sigterm_to_one_rank_saves_on_all_and_the_same_command_continues(tmp_pat
     again = ended(launched(*with_torchrun("-m", *SMALL, *stage, "--out", out)))
     assert f"continuing {out} after step {step}" in again
     assert len(read_log(out / "log.jsonl")) == LONG
-    assert checkpoint.load_segmenter(out) is not None
+    assert load.load_segmenter(out) is not None
 
 
 def two_ranks(*words, more=()):

@@ -19,6 +19,7 @@ import eval.__main__ as program
 import eval.run as run_module
 import eval.score as score_module
 from uniresxx.checkpoints.folders import checkpoint_identity
+from uniresxx.data.store.photos import photo_of
 from uniresxx.data.store.write import Preparation, write_store
 from uniresxx.errors import InputError
 from uniresxx.evaluation.run import (
@@ -32,11 +33,22 @@ from uniresxx.evaluation.run import (
     write_metrics,
 )
 from uniresxx.imaging import masks
-from uniresxx.imaging.decode import photo_of
 from uniresxx.scoring.metrics import SCORE_KEYS
-from uniresxx.segmenters.base import Decoding, Question, Segmenter
+from uniresxx.segmenters import load
+from uniresxx.segmenters.base import Segmenter
 from uniresxx.testing import ColourSegmenter
-from uniresxx.types import Dialogue, Expression, Granularity, ImageRecord, Phrase, Prediction, Segment, Turn
+from uniresxx.types import (
+    Decoding,
+    Dialogue,
+    Expression,
+    Granularity,
+    ImageRecord,
+    Phrase,
+    Prediction,
+    Question,
+    Segment,
+    Turn,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 H, W = 12, 16
@@ -97,7 +109,7 @@ class Stub:
         self.reply, self.stop_after = answer, stop_after
         self.looks, self.answers, self.asked = 0, 0, []
 
-    def look(self, photos):
+    def encode_images(self, photos):
         self.looks += 1
         assert all(p.dtype == np.uint8 and p.shape == (H, W, 3) for p in photos)
         return [int(photo[0, 0, 0]) for photo in photos]
@@ -523,7 +535,7 @@ def cli(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(score_module, "load_records", load)
     monkeypatch.setattr("uniresxx.checkpoints.folders.resolve", lambda path, say: path)
     monkeypatch.setattr(run_module, "checkpoint_identity", lambda path: path.name)
-    monkeypatch.setattr("uniresxx.checkpoints.folders.load_segmenter", lambda path: stubs[path.name])
+    monkeypatch.setattr("uniresxx.segmenters.load.load_segmenter", lambda path: stubs[path.name])
     stubs["talker"] = Stub(reply)
 
     def call(*words):
@@ -644,7 +656,7 @@ def test_the_checkpoint_that_is_named_is_the_one_that_answers(tmp_path, monkeypa
         return RECORDS
 
     monkeypatch.setattr(run_module, "load_records", save_another)
-    monkeypatch.setitem(checkpoint.LOADERS, "uniresxx", lambda folder: loaded.append(folder) or Stub(perfect))
+    monkeypatch.setitem(load.LOADERS, "uniresxx", lambda folder: loaded.append(folder) or Stub(perfect))
     (entry,) = run_module.run(run, ["made/val"], tmp_path / "out")
     assert len(loaded) == 1 and entry["checkpoint"].startswith(f"{loaded[0].name}:")
 
@@ -787,7 +799,7 @@ def test_full_disk_is_exit_1(cli, tmp_path, monkeypatch):
 def test_a_missing_photo_names_the_path_and_the_option(tmp_path, monkeypatch):
     monkeypatch.setattr("uniresxx.checkpoints.folders.resolve", lambda path, say: path)
     monkeypatch.setattr(run_module, "checkpoint_identity", lambda path: path.name)
-    monkeypatch.setattr("uniresxx.checkpoints.folders.load_segmenter", lambda path: Stub(perfect))
+    monkeypatch.setattr("uniresxx.segmenters.load.load_segmenter", lambda path: Stub(perfect))
     photos = tmp_path / "photos"
     photos.mkdir()
     records = [

@@ -216,7 +216,7 @@ def test_only_frozen_towers_are_kept(tmp_path):
 def test_answers_do_not_use_it(tmp_path):
     job, calls = open_run(recipe_of(str(tmp_path)))
     job.kept.open("cpu", "fp32")
-    job.model.eval().look([np.zeros((20, 30, 3), np.uint8)] * 2)
+    job.model.eval().encode_images([np.zeros((20, 30, 3), np.uint8)] * 2)
     assert calls == {"low": 1, "high": 1} and not entries(tmp_path) and not any(job.kept.numbers.values())
 
 

@@ -13,15 +13,27 @@ import torch
 from mllm.config import MLLMConfig
 from mllm.tokens import Vocabulary
 from train.recipes import KNOWN
-from uniresxx.checkpoints.folders import CONFIG, load_segmenter, save_pretrained
+from uniresxx.checkpoints.folders import CONFIG, save_pretrained
+from uniresxx.data.store.photos import photo_of
 from uniresxx.errors import InputError
 from uniresxx.imaging.masks import encode
 from uniresxx.model.collate import collate, make_sample
 from uniresxx.model.config import LossConfig, UniRESPlusPlusConfig
-from uniresxx.segmenters.base import Decoding, Question, Segmenter
+from uniresxx.segmenters.base import Segmenter
 from uniresxx.segmenters.film_unet.config import FilmUNetConfig
 from uniresxx.segmenters.film_unet.modeling import FilmUNet, build_film_unet, parameter_ratio, questions_of
-from uniresxx.types import Batch, Dialogue, Expression, Granularity, ImageRecord, Phrase, Turn
+from uniresxx.segmenters.load import load_segmenter
+from uniresxx.types import (
+    Batch,
+    Decoding,
+    Dialogue,
+    Expression,
+    Granularity,
+    ImageRecord,
+    Phrase,
+    Question,
+    Turn,
+)
 
 torch.set_num_threads(1)
 SIDE = 32
@@ -69,7 +81,15 @@ RECORDS = (toy_record("red", "blue"), toy_record("green", "red", 24), toy_record
 
 def batch_of(records: tuple[ImageRecord, ...], vocabulary: Vocabulary, talk: bool = True) -> Batch:
     samples = [
-        make_sample(r, r.expressions, r.dialogues if talk and i != 1 else (), range(5), TOY.view, vocabulary)
+        make_sample(
+            r,
+            photo_of(r),
+            r.expressions,
+            r.dialogues if talk and i != 1 else (),
+            range(5),
+            TOY.view,
+            vocabulary,
+        )
         for i, r in enumerate(records)
     ]
     return collate(samples, TOY.view, vocabulary)
@@ -102,7 +122,11 @@ def test_forward_and_backward_reach_every_parameter(vocabulary: Vocabulary) -> N
 def test_a_batch_without_decisions_has_a_finite_loss(vocabulary: Vocabulary) -> None:
     model = make(vocabulary)
     words = Dialogue("words", (Turn("what is it?", say="two squares"),))
-    empty = collate([make_sample(RECORDS[0], (), (words,), (), TOY.view, vocabulary)], TOY.view, vocabulary)
+    empty = collate(
+        [make_sample(RECORDS[0], photo_of(RECORDS[0]), (), (words,), (), TOY.view, vocabulary)],
+        TOY.view,
+        vocabulary,
+    )
     total = model.loss(model(empty), empty).total(model.counts(empty))
     assert total.item() == 0.0
     total.backward()
@@ -178,8 +202,8 @@ def test_it_learns_and_a_saved_model_answers_the_same(vocabulary: Vocabulary, tm
     history = (("the left square", "[SEG]."),)
     texts = [[e.text for e in r.expressions] for r in RECORDS[:2]]
     texts.append([Question("now the other one", history)])
-    answers = model.answer(model.look(photos), texts, Decoding())
-    assert answers == loaded.answer(loaded.look(photos), texts, Decoding())
+    answers = model.answer(model.encode_images(photos), texts, Decoding())
+    assert answers == loaded.answer(loaded.encode_images(photos), texts, Decoding())
     assert {a.text for a in answers} == {"[SEG].", "[REJ]."}
     asked_of = [record for record, row in zip(RECORDS, texts, strict=True) for _ in row]
     for answer, record in zip(answers, asked_of, strict=True):
@@ -194,26 +218,26 @@ def test_it_learns_and_a_saved_model_answers_the_same(vocabulary: Vocabulary, tm
 def test_answers_do_not_depend_on_the_company_or_the_rule(vocabulary: Vocabulary) -> None:
     model, photos = make(vocabulary).eval(), [r.pixels for r in RECORDS if r.pixels is not None]
     texts = [["red"], [], ["segment the left square", "blue"]]
-    together = model.answer(model.look(photos), texts, Decoding(rule="token"))
+    together = model.answer(model.encode_images(photos), texts, Decoding(rule="token"))
     alone = [
-        model.answer(model.look([photos[b]]), [[text]], Decoding(rule="token_and_presence"))[0]
+        model.answer(model.encode_images([photos[b]]), [[text]], Decoding(rule="token_and_presence"))[0]
         for b, row in enumerate(texts)
         for text in row
     ]
     assert [(a.rejected, a.text) for a in together] == [(a.rejected, a.text) for a in alone]
     np.testing.assert_allclose([a.score for a in together], [a.score for a in alone], atol=1e-5)
-    assert model.answer(model.look(photos), [[], [], []], Decoding()) == []
+    assert model.answer(model.encode_images(photos), [[], [], []], Decoding()) == []
 
 
 def test_training_and_answering_see_the_same(vocabulary: Vocabulary) -> None:
     """One expression through the batch and through look/answer gives the same logits."""
     model, record = make(vocabulary).eval(), RECORDS[1]
-    sample = make_sample(record, record.expressions[:1], (), (0,), TOY.view, vocabulary)
+    sample = make_sample(record, photo_of(record), record.expressions[:1], (), (0,), TOY.view, vocabulary)
     batch = collate([sample], TOY.view, vocabulary)
     with torch.no_grad():
         output = model(batch)
     assert record.pixels is not None
-    answer = model.answer(model.look([record.pixels]), [[record.expressions[0].text]], Decoding())[0]
+    answer = model.answer(model.encode_images([record.pixels]), [[record.expressions[0].text]], Decoding())[0]
     assert answer.score == pytest.approx(float(output.quality_E.sigmoid()), abs=1e-6)
     assert answer.p_absent == pytest.approx(1 - float(output.presence_E.sigmoid()), abs=1e-6)
 

@@ -10,11 +10,12 @@ from statistics import fmean
 import pytest
 import torch
 from PIL import Image, ImageDraw
+from uniresxx.segmenters.load import load_segmenter
 
 from mllm.config import MLLMConfig
 from mllm.tokens import Vocabulary
 from train.__main__ import main, parse_finetune
-from uniresxx.checkpoints.folders import load_segmenter, save_pretrained
+from uniresxx.checkpoints.folders import save_pretrained
 from uniresxx.cli import _data_store as _store
 from uniresxx.errors import InputError
 from uniresxx.model.build import build_model

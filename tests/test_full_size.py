@@ -14,12 +14,13 @@ import pytest
 import torch
 from torch import nn
 from transformers import Sam2VideoConfig, Sam2VideoModel
+from uniresxx.segmenters.load import load_segmenter
 
 from mllm.config import MLLMConfig, TuningConfig, llava_7b
 from mllm.loading import SAM_RULES, translate
 from mllm.tokens import Vocabulary
 from train.recipes import KNOWN
-from uniresxx.checkpoints.folders import load_segmenter, save_pretrained
+from uniresxx.checkpoints.folders import save_pretrained
 from uniresxx.errors import InputError
 from uniresxx.model.build import build_for_training, build_model
 from uniresxx.model.config import (
@@ -214,7 +215,7 @@ def test_no_upsampled_map_of_all_stages_is_made() -> None:
     )
     largest = 0
 
-    class Watch(TorchDispatchMode):
+    class ThroughputMeter(TorchDispatchMode):
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             nonlocal largest
             out = func(*args, **(kwargs or {}))
@@ -226,7 +227,7 @@ def test_no_upsampled_map_of_all_stages_is_made() -> None:
     stages = [torch.randn(1, c, 64 // 2**i, 64 // 2**i) for i, c in enumerate(config.high_widths)]
     boxes = torch.tensor([[[0.0, 0, 200, 100]] * 12])
     tokens = RegionTokens(config, 12, True)
-    with Watch():
+    with ThroughputMeter():
         tokens(stages, boxes)
     assert 0 < largest < sum(config.high_widths) * 64 * 64 / 4
 

@@ -101,7 +101,9 @@ def test_the_prefix_is_as_long_as_the_benchmark_says() -> None:
     model, recipe, vocabulary = small_model()
     batch = gpu.batch_of(recipe, vocabulary, 1)
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
-        sight = model._look([gpu.make_sample(_record(), (), (), [], recipe.model, vocabulary).view])
+        sight = model._look(
+            [gpu.make_sample(_record(), gpu.photo_of(_record()), (), (), [], recipe.model, vocabulary).view]
+        )
     assert sight.prefix.length == gpu.prefix_of(recipe.model.mllm)
     assert gpu.prefix_of(gpu.uniresxx_7b().model.mllm) == 1 + 3 + 576 + 32 + 64
     assert (batch.branch_BT[0] >= 0).sum() == pytest.approx(25, abs=5)

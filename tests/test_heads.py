@@ -20,7 +20,7 @@ from uniresxx.model.heads.sam import Sam2Head, SamHead
 from uniresxx.model.processing import mask_pixels, pixels, view_photo
 from uniresxx.model.templates import TRAINING_TEMPLATES
 from uniresxx.model.tuning import cast_frozen
-from uniresxx.segmenters.base import Decoding
+from uniresxx.types import Decoding
 
 SAM = SamHeadConfig(
     size=64, width=32, layers=3, heads=2, global_blocks=(1,), window=2, decoder_width=32, decoder_mlp=32,
@@ -48,7 +48,7 @@ def head(kind: str) -> nn.Module:
 
 
 def see(made: nn.Module, pixels: Tensor) -> object:
-    return made.see([], torch.empty(0), torch.empty(0), torch.empty(0), pixels)
+    return made.encode([], torch.empty(0), torch.empty(0), torch.empty(0), pixels)
 
 
 @pytest.mark.parametrize("kind", ["sam", "sam2"])
@@ -163,8 +163,8 @@ def test_the_whole_model_trains_and_answers_with_a_sam_head(kind: str, words: Vo
     assert torch.isfinite(half.loss(rounded, batch).total(half.counts(batch)))
 
     photos, texts = [r.pixels for r in records], [["the red square", "both squares"], ["red"]]
-    together = model.answer(model.look(photos), texts, Decoding(max_new_tokens=3))
-    alone = model.answer(model.look(photos[1:]), texts[1:], Decoding(max_new_tokens=3))[0]
+    together = model.answer(model.encode_images(photos), texts, Decoding(max_new_tokens=3))
+    alone = model.answer(model.encode_images(photos[1:]), texts[1:], Decoding(max_new_tokens=3))[0]
     assert together[2].text == alone.text
     assert together[2].p_absent == pytest.approx(alone.p_absent, abs=1e-4)
     a, b = (p.mask or p.mask_if_forced for p in (together[2], alone))
@@ -187,7 +187,7 @@ def test_an_image_blind_model_hides_the_frame_of_a_sam_head_too(kind: str, words
                 parameter.add_(0.1 * torch.randn_like(parameter))
         batches = [batch_of([picture(i)], words, config) for i in (0, 1)]
         with torch.no_grad():
-            a, b = (model.look([picture(i).pixels]).features.image_BChw for i in (0, 1))
+            a, b = (model.encode_images([picture(i).pixels]).features.image_BChw for i in (0, 1))
             first = model(batches[0]).head.masks_Ehw
             other = model(replace(batches[0], pixels_mask_B3SS=batches[1].pixels_mask_B3SS)).head.masks_Ehw
         assert torch.equal(a, b) is torch.equal(first, other) is blind

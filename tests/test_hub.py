@@ -21,13 +21,12 @@ from transformers import (
     ProcessorMixin,
 )
 
-import uniresxx.hub.auto
 from mllm.config import TuningConfig
 from mllm.lora import adapter_tensors
 from mllm.tokens import Vocabulary
 from tests.test_model import CONFIG, picture
 from tests.test_tuning import LORA, shake
-from uniresxx import Predictor
+from uniresxx import Predictor, register_auto_classes
 from uniresxx.checkpoints import folders as checkpoint
 from uniresxx.cli import main as command
 from uniresxx.errors import InputError
@@ -37,12 +36,17 @@ from uniresxx.model.build import build_model, load_model
 from uniresxx.model.config import UniRESPlusPlusConfig, WeightsConfig
 from uniresxx.model.modeling import UniRESPlusPlus
 from uniresxx.model.templates import TRAINING_TEMPLATES
-from uniresxx.segmenters.base import Decoding
-from uniresxx.types import Prediction
+from uniresxx.segmenters import load
+from uniresxx.types import Decoding, Prediction
 
 ROOT = Path(__file__).resolve().parents[1]
 ASK, SHORT = ["the red square", "both squares", "wheel"], Decoding(max_new_tokens=4)
 PHOTO = picture(0).pixels
+
+
+@pytest.fixture(scope="module", autouse=True)
+def registered() -> None:
+    register_auto_classes()
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +69,7 @@ def adapted(vocabulary: Vocabulary) -> UniRESPlusPlus:
 
 
 def answers(model: Any) -> list[Prediction]:
-    return model.answer(model.look([PHOTO]), [ASK], SHORT)
+    return model.answer(model.encode_images([PHOTO]), [ASK], SHORT)
 
 
 def same_weights(a: torch.nn.Module, b: torch.nn.Module) -> bool:
@@ -123,7 +127,7 @@ def test_a_round_trip_through_a_folder_and_through_auto(
     for other in (
         again,
         auto,
-        checkpoint.load_segmenter(tmp_path),
+        load.load_segmenter(tmp_path),
         Predictor.from_pretrained(tmp_path).segmenter,
     ):
         assert same_weights(model, other)
@@ -167,16 +171,12 @@ def test_auto_needs_no_import_but_ours_and_runs_no_code_of_the_folder(
 ) -> None:
     """In a fresh process; a config that names code of its own is refused, not followed."""
     model.save_pretrained(tmp_path / "m")
-    known = f"from uniresxx import Predictor\nPredictor.from_pretrained({str(tmp_path / 'm')!r})"
-    for first in ("import uniresxx.hub.auto", known):  # the Predictor registers by itself
-        code = (
-            f"{first}\nfrom transformers import AutoModel\n"
-            f"m = AutoModel.from_pretrained({str(tmp_path / 'm')!r})\nprint(type(m).__name__)"
-        )
-        run = subprocess.run(
-            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
-        )
-        assert run.stdout.strip().endswith("UniRESPlusPlus"), run.stderr
+    code = (
+        "from transformers import AutoModel\nfrom uniresxx import register_auto_classes\nregister_auto_classes()\n"
+        f"m = AutoModel.from_pretrained({str(tmp_path / 'm')!r})\nprint(type(m).__name__)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.stdout.strip().endswith("UniRESPlusPlus"), run.stderr
     evil = CONFIG.to_dict() | {"auto_map": {"AutoModel": "evil.Model", "AutoConfig": "evil.Config"}}
     (tmp_path / "m" / "config.json").write_text(json.dumps(evil))
     (tmp_path / "m" / "evil.py").write_text("raise SystemExit('executed')")
@@ -519,7 +519,6 @@ def test_an_export_never_hides_the_checkpoints_of_a_run(
 
 
 def test_auto_registers_again_without_harm() -> None:
-    import importlib
-
-    importlib.reload(uniresxx.hub.auto)
+    register_auto_classes()
+    register_auto_classes()
     assert AutoConfig.for_model("uniresxx").model_type == "uniresxx"

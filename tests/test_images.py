@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from uniresxx.data.store.photos import photo_of
 from uniresxx.errors import InputError
-from uniresxx.imaging.decode import decode_photo, photo_of, photo_size, read_mask, read_photo
+from uniresxx.imaging.decode import decode_photo, photo_size, read_mask, read_photo
 from uniresxx.types import ImageRecord
 
 RED, BLUE = (200, 30, 40), (30, 40, 200)

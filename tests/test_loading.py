@@ -27,6 +27,7 @@ from transformers import (
     Sam2VideoModel,
     SamModel,
 )
+from uniresxx.segmenters.load import load_segmenter
 
 from mllm.config import MLLMConfig, TuningConfig
 from mllm.loading import folder_of, load_clip, load_convnext, load_llava, load_sam, weight_files
@@ -37,7 +38,7 @@ from tests.test_model import batch_of, picture
 from train.engines.base import Engine
 from train.loop import do_step
 from train.recipes import KNOWN
-from uniresxx.checkpoints.folders import load_segmenter, save_pretrained
+from uniresxx.checkpoints.folders import save_pretrained
 from uniresxx.cli import main as command
 from uniresxx.errors import InputError
 from uniresxx.model.build import build_for_training, open_vocabulary
@@ -50,7 +51,7 @@ from uniresxx.model.config import (
 from uniresxx.model.heads.sam import Sam2Head, SamHead, _sam2_config, _sam_config
 from uniresxx.model.modeling import UniRESPlusPlus
 from uniresxx.model.tuning import part_of
-from uniresxx.segmenters.base import Decoding
+from uniresxx.types import Decoding
 
 SMALL = MLLMConfig(
     low_size=28, low_patch=14, low_width=32, low_layers=3, low_heads=2, low_mlp=48, low_select_layer=-2,
@@ -231,7 +232,7 @@ def test_sam_gives_its_own_image_embedding(tmp_path: Path, twin: bool) -> None:
     pixels = torch.randn(1, 3, 64, 64)
     none = torch.empty(0)
     with torch.no_grad():
-        got = head.see([], none, none, none, pixels).image_BChw
+        got = head.encode([], none, none, none, pixels).image_BChw
         torch.testing.assert_close(got, theirs.get_image_embeddings(pixels), atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(
             head.sam.get_image_wide_positional_embeddings(), theirs.get_image_wide_positional_embeddings()
@@ -435,13 +436,13 @@ def test_a_full_recipe_with_small_numbers_trains_saves_and_answers(tmp_path: Pat
 
     model.eval()
     photos, ask = [r.pixels for r in records], [["the red square", "both"], ["wheel"]]
-    answers = model.answer(model.look(photos), ask, Decoding(max_new_tokens=3))
+    answers = model.answer(model.encode_images(photos), ask, Decoding(max_new_tokens=3))
     assert len(answers) == 3 and all(a.p_absent is not None for a in answers)
     save_pretrained(tmp_path / "saved", model)
     loaded = load_segmenter(tmp_path / "saved")
     assert isinstance(loaded, UniRESPlusPlus) and loaded.settings == config
     assert [p.dtype for p in loaded.parameters()] == [p.dtype for p in model.parameters()]
-    again = loaded.answer(loaded.look(photos), ask, Decoding(max_new_tokens=3))
+    again = loaded.answer(loaded.encode_images(photos), ask, Decoding(max_new_tokens=3))
     for one, other in zip(answers, again, strict=True):
         assert other.p_absent == pytest.approx(one.p_absent, abs=1e-6) and other.text == one.text
     if config.tuning.lora_rank:  # adapters are added in fp32, not in bf16

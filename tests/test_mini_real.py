@@ -14,8 +14,8 @@ import pytest
 from uniresxx.cli.data import lines_of
 from uniresxx.data.catalog import load_benchmark
 from uniresxx.data.readers.refcocom import known_stems
+from uniresxx.data.store.photos import photo_of
 from uniresxx.imaging import masks
-from uniresxx.imaging.decode import photo_of
 from uniresxx.types import Granularity
 
 ROOT = Path(__file__).resolve().parents[1].parent / "shared" / "mini_real"

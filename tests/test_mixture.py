@@ -25,14 +25,14 @@ from train.recipes import KNOWN
 from uniresxx.data.catalog import benchmark_name, find_store, open_benchmark
 from uniresxx.data.mixture.batches import Batches, SceneSource
 from uniresxx.data.mixture.counts import kinds_of, texts_of
-from uniresxx.data.mixture.ledger import BadSample, DataError, Ledger, read_quarantine
+from uniresxx.data.mixture.ledger import DataError, Ledger, read_quarantine
 from uniresxx.data.mixture.mix import MIXTURES, Mixture, MixturePart, Pool, Selection, open_mixture
 from uniresxx.data.scenes import scene_record
 from uniresxx.data.store.read import Store, StoreRecords
 from uniresxx.data.store.write import Preparation, write_store
 from uniresxx.errors import InputError
 from uniresxx.imaging import masks
-from uniresxx.types import Expression, Granularity, ImageRecord
+from uniresxx.types import BadSample, Expression, Granularity, ImageRecord
 
 ROOT = Path(__file__).resolve().parents[1]
 KINDS = tuple(Granularity)
@@ -274,7 +274,7 @@ def test_the_budget_and_the_quarantine_file(tmp_path):
         again.note(tmp_path, step, [Told(bad=[bad[step]])])
     assert read_quarantine(tmp_path / "quarantine.jsonl") == bad[:10]
     with pytest.raises(
-        DataError, match=r"11 of 44 samples .*data\.bad_share 0\.001 .*toy row 40: no such photo"
+        DataError, match=r"11 of 44 samples .*data\.max_bad_fraction 0\.001 .*toy row 40: no such photo"
     ):
         again.note(tmp_path, 10, [Told(bad=[bad[10]])])
     with (tmp_path / "quarantine.jsonl").open("a") as stream:

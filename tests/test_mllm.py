@@ -14,7 +14,7 @@ from transformers.utils import is_flash_attn_2_available
 from mllm.chat import IGNORE, ChatTurn, Mark, Row, render
 from mllm.config import MLLMConfig
 from mllm.modeling import MLLM, Boxes
-from mllm.prefix import Prefix, packed_blocks, packed_mask
+from mllm.prefix import PrefixCache, packed_blocks, packed_mask
 from mllm.tokens import SPECIAL_TOKENS, Vocabulary
 from mllm.vision_flow import roi_align_mean
 
@@ -59,9 +59,9 @@ def some_boxes(images: int, valid: bool = True) -> Boxes:
     return Boxes(boxes(3), marks[0], boxes(4), marks[1])
 
 
-def look(model: MLLM, images: int = 2, **boxes: bool) -> object:
+def encode_images(model: MLLM, images: int = 2, **boxes: bool) -> object:
     pixels = torch.randn(images, 3, 32, 32, generator=torch.Generator().manual_seed(2))
-    return model.see(pixels, pixels, some_boxes(images, **boxes))
+    return model.encode_image(pixels, pixels, some_boxes(images, **boxes))
 
 
 @given(st.text(max_size=60), st.sampled_from(SPECIAL_TOKENS), st.text(max_size=20))
@@ -160,7 +160,7 @@ def test_prefix_mask_is_the_rule_written_out() -> None:
 
 def test_branches_equal_separate_rows(vocabulary: Vocabulary) -> None:
     model = make(vocabulary)
-    sight = look(model, images=1)
+    sight = encode_images(model, images=1)
     texts = ["segment the car.", "find all the houses", "where is the left wheel of the red car?"]
     turns = [[ChatTurn(text, (Mark.SEG, "."))] for text in texts]
     packed = Row()
@@ -168,7 +168,7 @@ def test_branches_equal_separate_rows(vocabulary: Vocabulary) -> None:
         render(turn, vocabulary, packed)
 
     def states(row: Row) -> torch.Tensor:
-        return model.read(sight, *(torch.tensor([v]) for v in (row.ids_T, row.branch_T, row.position_T)))[0]
+        return model(sight, *(torch.tensor([v]) for v in (row.ids_T, row.branch_T, row.position_T)))[0]
 
     together = states(packed)
     apart = torch.cat([states(render(turn, vocabulary)) for turn in turns])
@@ -177,16 +177,16 @@ def test_branches_equal_separate_rows(vocabulary: Vocabulary) -> None:
 
 def test_generation_with_the_shared_prefix_equals_teacher_forcing(vocabulary: Vocabulary) -> None:
     model = make(vocabulary)
-    sight = look(model)
+    sight = encode_images(model)
     questions = ["segment the car.", "find all the houses of the left", "roof"]
     branches = [render([ChatTurn(q)], vocabulary).ids_T for q in questions]
     image_of_row = [1, 0, 1]
-    spoken = model.speak(model.prefill(sight), branches, image_of_row, max_new=5)
+    spoken = model.generate(model.prefill(sight), branches, image_of_row, max_new=5)
     for branch, image, got in zip(branches, image_of_row, spoken, strict=True):
         ids = list(branch)
         for token in got.ids:
             B, T = sight.prefix_BLD.shape[0], len(ids)
-            states = model.read(
+            states = model(
                 sight,
                 torch.tensor([ids] * B),
                 torch.zeros(B, T, dtype=torch.long),
@@ -198,27 +198,27 @@ def test_generation_with_the_shared_prefix_equals_teacher_forcing(vocabulary: Vo
 
 def test_answers_do_not_depend_on_the_company(vocabulary: Vocabulary) -> None:
     model = make(vocabulary)
-    sight = look(model)
+    sight = encode_images(model)
     branches = [
         render([ChatTurn(q)], vocabulary).ids_T for q in ("roof", "segment the left wheel of the red car.")
     ]
-    both = model.speak(model.prefill(sight), branches, [0, 1], max_new=4)
+    both = model.generate(model.prefill(sight), branches, [0, 1], max_new=4)
     for index, branch in enumerate(branches):
-        alone = model.speak(model.prefill(sight), [branch], [index], max_new=4)[0]
+        alone = model.generate(model.prefill(sight), [branch], [index], max_new=4)[0]
         assert alone.ids == both[index].ids
         torch.testing.assert_close(alone.prompts_KD, both[index].prompts_KD, atol=1e-5, rtol=1e-5)
 
 
 def test_an_image_without_boxes_works_and_padding_boxes_do_not_matter(vocabulary: Vocabulary) -> None:
     model = make(vocabulary)
-    none = look(model, valid=False)
+    none = encode_images(model, valid=False)
     assert torch.isfinite(none.prefix_BLD).all()
     pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(2))
     boxes = some_boxes(2)
     moved = Boxes(boxes.objects_BO4, boxes.object_valid_BO, boxes.parts_BP4.clone(), boxes.part_valid_BP)
     moved.parts_BP4[:, -1] = torch.tensor([0.0, 0.0, 31.0, 31.0])  # that row is padding
     layout = none.layout
-    a, b = model.see(pixels, pixels, boxes), model.see(pixels, pixels, moved)
+    a, b = model.encode_image(pixels, pixels, boxes), model.encode_image(pixels, pixels, moved)
     torch.testing.assert_close(a.prefix_BLD[:, layout.image], b.prefix_BLD[:, layout.image])
     torch.testing.assert_close(a.object_BOD, b.object_BOD)
 
@@ -235,29 +235,27 @@ def test_every_switch_changes_what_is_seen_or_read(vocabulary: Vocabulary, switc
     switched.load_state_dict(shared, strict=False)
     row = render([ChatTurn("segment the car.", (Mark.SEG, "."))], vocabulary)
     args = [torch.tensor([v, v]) for v in (row.ids_T, row.branch_T, row.position_T)]
-    a, b = look(plain), look(switched)
+    a, b = encode_images(plain), encode_images(switched)
     assert a.prefix_BLD.shape == b.prefix_BLD.shape
-    assert (plain.read(a, *args) - switched.read(b, *args)).abs().max() > 1e-4
+    assert (plain(a, *args) - switched(b, *args)).abs().max() > 1e-4
 
 
 def test_containment_bias_reaches_the_parts_unless_switched_off(vocabulary: Vocabulary) -> None:
     for on in (True, False):
         model = make(vocabulary, containment_bias=on)
-        before = look(model).part_BPD
+        before = encode_images(model).part_BPD
         with torch.no_grad():
             for block in model.exploitation.blocks:
                 block.inside_G.fill_(3.0)
-        assert bool((look(model).part_BPD - before).abs().max() > 1e-4) is on
+        assert bool((encode_images(model).part_BPD - before).abs().max() > 1e-4) is on
 
 
 def test_a_text_blind_model_reads_every_question_of_a_length_alike(vocabulary: Vocabulary) -> None:
     model = make(vocabulary, blind_to_text=True)
-    sight = look(model, images=1)
+    sight = encode_images(model, images=1)
     a, b = (render([ChatTurn(q)], vocabulary) for q in ("the left", "the roof"))
     assert len(a.ids_T) == len(b.ids_T)
-    states = [
-        model.read(sight, *(torch.tensor([v]) for v in (r.ids_T, r.branch_T, r.position_T))) for r in (a, b)
-    ]
+    states = [model(sight, *(torch.tensor([v]) for v in (r.ids_T, r.branch_T, r.position_T))) for r in (a, b)]
     torch.testing.assert_close(states[0], states[1])
 
 
@@ -265,7 +263,7 @@ def test_an_image_blind_model_sees_every_picture_and_every_box_alike(vocabulary:
     model = make(vocabulary, blind_to_image=True)
     boxes = some_boxes(2)
     boxes.object_valid_BO[0, 0] = False
-    sight = model.see(torch.randn(2, 3, 32, 32), torch.randn(2, 3, 32, 32), boxes)
+    sight = model.encode_image(torch.randn(2, 3, 32, 32), torch.randn(2, 3, 32, 32), boxes)
     assert torch.equal(sight.prefix_BLD[0], sight.prefix_BLD[1])
     assert torch.equal(sight.valid_BL[0], sight.valid_BL[1])
 
@@ -282,14 +280,14 @@ def test_a_stream_switched_off_hides_where_its_boxes_are(vocabulary: Vocabulary,
         boxes.objects_BO4 * (0.5 if stream == "objects" else 1.0), boxes.object_valid_BO,
         boxes.parts_BP4 * (0.5 if stream == "parts" else 1.0), boxes.part_valid_BP,
     )  # fmt: skip
-    a, b = model.see(pixels, pixels, boxes), model.see(pixels, pixels, moved)
+    a, b = model.encode_image(pixels, pixels, boxes), model.encode_image(pixels, pixels, moved)
     assert torch.equal(a.prefix_BLD, b.prefix_BLD)
 
 
 def test_an_image_without_any_region_is_as_if_nothing_looked_back(vocabulary: Vocabulary) -> None:
     plain, deaf = make(vocabulary), make(vocabulary, image_sees_regions=False)
     deaf.load_state_dict(plain.state_dict())
-    a, b = look(plain, valid=False), look(deaf, valid=False)
+    a, b = encode_images(plain, valid=False), encode_images(deaf, valid=False)
     assert torch.equal(a.prefix_BLD[:, a.layout.image], b.prefix_BLD[:, b.layout.image])
 
 
@@ -305,7 +303,7 @@ def test_prompt_states_of_both_kinds_come_from_the_right_position(vocabulary: Vo
         model = make(vocabulary, prompt_state=kind)
         with torch.no_grad():  # it always says [SEG] <end>: logits read from the last token's identity
             model.llm.lm_head.weight.zero_()
-        sight = look(model, images=1)
+        sight = encode_images(model, images=1)
         branch = render([ChatTurn("the car")], vocabulary).ids_T
         script = iter([vocabulary.seg, vocabulary.end])
         model.logits = (
@@ -313,10 +311,10 @@ def test_prompt_states_of_both_kinds_come_from_the_right_position(vocabulary: Vo
                 F.one_hot(torch.full(states.shape[:-1], next(script)), 340).float()
             )
         )
-        spoken = model.speak(model.prefill(sight), [branch], [0], max_new=4)[0]
+        spoken = model.generate(model.prefill(sight), [branch], [0], max_new=4)[0]
         assert spoken.ids == [vocabulary.seg]
         ids = [*branch, vocabulary.seg]
-        states = model.read(
+        states = model(
             sight,
             torch.tensor([ids]),
             torch.zeros(1, len(ids), dtype=torch.long),
@@ -347,10 +345,10 @@ def test_flex_attention_reads_and_speaks_as_sdpa_does(vocabulary: Vocabulary) ->
         render([ChatTurn(text, (Mark.SEG, "."))], vocabulary, row)
     args = [torch.tensor([v, v]) for v in (row.ids_T, row.branch_T, row.position_T)]
     with torch.no_grad():
-        a, b = (m.read(look(m), *args) for m in (plain, flex))
+        a, b = (m(encode_images(m), *args) for m in (plain, flex))
     torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
     branch = [render([ChatTurn("the car")], vocabulary).ids_T]
-    spoken = [m.speak(m.prefill(look(m)), branch, [0], max_new=3)[0].ids for m in (plain, flex)]
+    spoken = [m.generate(m.prefill(encode_images(m)), branch, [0], max_new=3)[0].ids for m in (plain, flex)]
     assert spoken[0] == spoken[1]
 
 
@@ -366,7 +364,7 @@ def two_images(model: MLLM) -> object:
     boxes = some_boxes(2)
     boxes.object_valid_BO[0, 1:], boxes.part_valid_BP[1] = False, False
     pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(2))
-    return model.see(pixels, pixels, boxes)
+    return model.encode_image(pixels, pixels, boxes)
 
 
 def test_answers_are_those_of_one_expression_at_a_time_whatever_the_chunk(vocabulary: Vocabulary) -> None:
@@ -377,14 +375,14 @@ def test_answers_are_those_of_one_expression_at_a_time_whatever_the_chunk(vocabu
     prefix = model.prefill(two_images(model))
     assert (~prefix.valid_BL).any() and not torch.equal(prefix.valid_BL[0], prefix.valid_BL[1])
     one_row = prefix.row_bytes(max(map(len, branches)) + 6)
-    ways = [model.speak(prefix, branches, image_of_row, 6, budget) for budget in (2**30, 3 * one_row, 1)]
+    ways = [model.generate(prefix, branches, image_of_row, 6, budget) for budget in (2**30, 3 * one_row, 1)]
     alone = []
     for branch, image in zip(branches, image_of_row, strict=True):
-        own = Prefix(
+        own = PrefixCache(
             tuple((k[image : image + 1], v[image : image + 1]) for k, v in prefix.layers),
             prefix.valid_BL[image : image + 1],
         )
-        alone += model.speak(own, [branch], [0], 6)
+        alone += model.generate(own, [branch], [0], 6)
     for way in ways:
         for got, expected in zip(way, alone, strict=True):
             assert got.ids == expected.ids and got.decisions == expected.decisions
@@ -397,23 +395,23 @@ def test_the_repeated_cache_stays_within_its_budget(
 ) -> None:
     model = make(vocabulary)
     branches, image_of_row = asked(vocabulary, 40), [0, 1] * 20
-    prefix = model.prefill(look(model))
+    prefix = model.prefill(encode_images(model))
     budget = 5 * prefix.row_bytes(max(map(len, branches)) + 3) + 17
     sizes, rows = [], []
-    step, repeat = MLLM._step, Prefix.repeat
+    step, repeat = MLLM._step, PrefixCache.repeat
 
     def watched(self: MLLM, ids: torch.Tensor, position: torch.Tensor, valid: torch.Tensor, cache: object):
         out = step(self, ids, position, valid, cache)
         sizes.append(sum(x.nbytes for layer in cache.layers for x in (layer.keys, layer.values)))
         return out
 
-    def counted(self: Prefix, image_of_row: torch.Tensor):
+    def counted(self: PrefixCache, image_of_row: torch.Tensor):
         rows.append(len(image_of_row))
         return repeat(self, image_of_row)
 
     monkeypatch.setattr(MLLM, "_step", watched)
-    monkeypatch.setattr(Prefix, "repeat", counted)
-    model.speak(prefix, branches, image_of_row, 3, budget)
+    monkeypatch.setattr(PrefixCache, "repeat", counted)
+    model.generate(prefix, branches, image_of_row, 3, budget)
     assert rows == [5] * 8
     assert 0.5 * budget < max(sizes) <= budget
 
@@ -437,7 +435,7 @@ def test_no_pass_of_the_model_is_thrown_away(
 
     monkeypatch.setattr(MLLM, "_step", watched)
     branches, image_of_row = asked(vocabulary, 2), [0, 1]
-    spoken = model.speak(model.prefill(look(model)), branches, image_of_row, 3)
+    spoken = model.generate(model.prefill(encode_images(model)), branches, image_of_row, 3)
     assert [s.ids for s in spoken] == [[vocabulary.seg] * 3] * 2
     assert widths == [max(map(len, branches)), *[1] * (passes - 1)]
 
@@ -456,7 +454,7 @@ def test_flash_attention_reads_the_same_masks_and_stops_at_packed_rows(
     model = make(vocabulary)
     branches, image_of_row = asked(vocabulary, 5), [0, 1, 1, 0, 1]
     sight = two_images(model)
-    expected = model.speak(model.prefill(sight), branches, image_of_row, 5)
+    expected = model.generate(model.prefill(sight), branches, image_of_row, 5)
     config = replace(model.config)
     object.__setattr__(config, "attention", "flash_attention_2")
     model.config = config
@@ -469,14 +467,14 @@ def test_flash_attention_reads_the_same_masks_and_stops_at_packed_rows(
         return mask
 
     monkeypatch.setattr(MLLM, "_causal", watched)
-    got = model.speak(model.prefill(sight), branches, image_of_row, 5)
+    got = model.generate(model.prefill(sight), branches, image_of_row, 5)
     assert all(len(shape) == 2 for shape in given)
     for a, b in zip(got, expected, strict=True):
         assert a.ids == b.ids
         torch.testing.assert_close(a.prompts_KD, b.prompts_KD, atol=1e-5, rtol=1e-5)
     row = render([ChatTurn("the car", (Mark.SEG,))], vocabulary)
     with pytest.raises(ValueError, match="flex_attention"):
-        model.read(sight, *(torch.tensor([v, v]) for v in (row.ids_T, row.branch_T, row.position_T)))
+        model(sight, *(torch.tensor([v, v]) for v in (row.ids_T, row.branch_T, row.position_T)))
 
 
 def test_narrow_exploitation_adds_nothing_at_first_and_then_matters(vocabulary: Vocabulary) -> None:
@@ -484,7 +482,7 @@ def test_narrow_exploitation_adds_nothing_at_first_and_then_matters(vocabulary: 
     model = MLLM(MLLMConfig(**{**TINY, "mgfe_width": 16}), vocabulary).eval()
     wide = make(vocabulary)
     assert model.exploitation.blocks[0].image.q.weight.shape == (16, 16)
-    sight = look(model)
+    sight = encode_images(model)
     torch.manual_seed(3)
     stages = model.high(torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(2)))
     objects = model.object_tokens(stages, some_boxes(2).objects_BO4)
@@ -492,13 +490,13 @@ def test_narrow_exploitation_adds_nothing_at_first_and_then_matters(vocabulary: 
     for name, parameter in model.named_parameters():
         if name.endswith("gate"):
             torch.nn.init.constant_(parameter, 0.7)
-    assert (look(model).object_BOD - objects).abs().max() > 1e-3
-    assert look(wide).object_BOD.shape == sight.object_BOD.shape
+    assert (encode_images(model).object_BOD - objects).abs().max() > 1e-3
+    assert encode_images(wide).object_BOD.shape == sight.object_BOD.shape
 
 
 def test_a_first_token_comes_before_the_visual_prefix(vocabulary: Vocabulary) -> None:
     plain, first = make(vocabulary), make(vocabulary, bos=7)
-    a, b = look(plain), look(first)
+    a, b = encode_images(plain), encode_images(first)
     assert b.layout.length == a.layout.length + 1
     assert torch.equal(b.prefix_BLD[:, 1:], a.prefix_BLD)
     assert torch.equal(b.prefix_BLD[0, 0], first.embed.weight[7])

@@ -14,12 +14,13 @@ from mllm.config import MLLMConfig
 from mllm.tokens import Vocabulary
 from train.job import open_job
 from train.recipes import KNOWN
-from uniresxx.checkpoints.folders import load_segmenter, save_pretrained
+from uniresxx.checkpoints.folders import save_pretrained
 from uniresxx.data.mixture.batches import Batches, SceneSource
 from uniresxx.data.mixture.mix import Mixture, Pool
 from uniresxx.data.scenes import preset_of
+from uniresxx.data.store.photos import photo_of
 from uniresxx.errors import InputError
-from uniresxx.evaluation.run import look_at
+from uniresxx.evaluation.run import encode_records
 from uniresxx.imaging import masks
 from uniresxx.imaging.geometry import Letterbox
 from uniresxx.model.build import build_model
@@ -31,8 +32,19 @@ from uniresxx.model.modeling import UniRESPlusPlus
 from uniresxx.model.processing import view_photo
 from uniresxx.model.templates import TRAINING_TEMPLATES, asked_branches, dialogue_turn, spoken_turn
 from uniresxx.predictor import Predictor
-from uniresxx.segmenters.base import Decoding, Question, Segmenter
-from uniresxx.types import Batch, Dialogue, Expression, Granularity, ImageRecord, Phrase, Turn
+from uniresxx.segmenters.base import Segmenter
+from uniresxx.segmenters.load import load_segmenter
+from uniresxx.types import (
+    Batch,
+    Decoding,
+    Dialogue,
+    Expression,
+    Granularity,
+    ImageRecord,
+    Phrase,
+    Question,
+    Turn,
+)
 
 TINY = MLLMConfig(
     low_size=32, low_width=32, low_layers=1, low_heads=2, high_size=32, high_widths=(8, 16, 24, 32), llm_width=32,
@@ -102,7 +114,7 @@ def batch_of(
     records: list[ImageRecord], vocabulary: Vocabulary, config: UniRESPlusPlusConfig = CONFIG
 ) -> Batch:
     samples = [
-        make_sample(r, r.expressions, r.dialogues, range(len(r.expressions)), config, vocabulary)
+        make_sample(r, photo_of(r), r.expressions, r.dialogues, range(len(r.expressions)), config, vocabulary)
         for r in records
     ]
     return collate(samples, config, vocabulary)
@@ -156,9 +168,11 @@ def test_heads_batched_over_images_equal_one_expression_at_a_time() -> None:
     image, regions = torch.randn(3, 32, 4, 4), torch.randn(3, 7, 32)
     valid = torch.rand(3, 7) > 0.4
     prompts, image_of = torch.randn(5, 32), torch.tensor([2, 0, 0, 1, 2])
-    together = head(head.see(stages, image, regions, valid), prompts, image_of)
+    together = head(head.encode(stages, image, regions, valid), prompts, image_of)
     for e, b in enumerate(image_of.tolist()):
-        one = head.see([s[b : b + 1] for s in stages], image[b : b + 1], regions[b : b + 1], valid[b : b + 1])
+        one = head.encode(
+            [s[b : b + 1] for s in stages], image[b : b + 1], regions[b : b + 1], valid[b : b + 1]
+        )
         alone = head(one, prompts[e : e + 1], torch.zeros(1, dtype=torch.long))
         torch.testing.assert_close(alone.masks_Ehw[0], together.masks_Ehw[e], atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(alone.presence_E[0], together.presence_E[e], atol=1e-5, rtol=1e-5)
@@ -172,7 +186,9 @@ def test_region_memory_is_a_switch_that_matters() -> None:
         out = []
         for seed in (1, 2):
             regions = torch.randn(1, 3, 32, generator=torch.Generator().manual_seed(seed))
-            features = head.see(stages, torch.ones(1, 32, 4, 4), regions, torch.ones(1, 3, dtype=torch.bool))
+            features = head.encode(
+                stages, torch.ones(1, 32, 4, 4), regions, torch.ones(1, 3, dtype=torch.bool)
+            )
             out.append(head(features, torch.ones(1, 32), torch.zeros(1, dtype=torch.long)).masks_Ehw)
         assert torch.equal(out[0], out[1]) is not on
 
@@ -206,9 +222,9 @@ def test_masks_are_supervised_only_where_the_truth_has_one(
 def test_answers_do_not_depend_on_the_company_or_the_batch(model: UniRESPlusPlus) -> None:
     photos = [picture(0).pixels, picture(1, 20, 41).pixels, picture(2, 50, 33).pixels]
     texts = [["the red square", "both squares"], ["a much longer question about the blue square"], ["green"]]
-    together = model.answer(model.look(photos), texts, Decoding(max_new_tokens=4))
+    together = model.answer(model.encode_images(photos), texts, Decoding(max_new_tokens=4))
     alone = [
-        model.answer(model.look([photo]), [[text]], Decoding(max_new_tokens=4))[0]
+        model.answer(model.encode_images([photo]), [[text]], Decoding(max_new_tokens=4))[0]
         for photo, row in zip(photos, texts, strict=True)
         for text in row
     ]
@@ -227,7 +243,11 @@ def test_a_photo_is_encoded_once_for_all_its_questions(
 ) -> None:
     """Towers, prefix and the mask head's maps are kept; more questions only speak and point."""
     calls: list[str] = []
-    for owner, name in ((type(model.mllm), "see"), (type(model.mllm), "prefill"), (PyramidHead, "see")):
+    for owner, name in (
+        (type(model.mllm), "encode_image"),
+        (type(model.mllm), "prefill"),
+        (PyramidHead, "encode"),
+    ):
         original = getattr(owner, name)
 
         def counted(self: object, *args: object, _name: str = name, _do: object = original) -> object:
@@ -240,14 +260,14 @@ def test_a_photo_is_encoded_once_for_all_its_questions(
     for text in ("the red square", Question("and blue?", (("the red square", "[SEG]."),))):
         predictor.segment(text)
     predictor.segment([f"square {i}" for i in range(40)])
-    assert sorted(calls) == ["prefill", "see", "see"]
+    assert sorted(calls) == ["encode", "encode_image", "prefill"]
 
 
 def test_answers_come_in_parts_without_a_change(
     model: UniRESPlusPlus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Fewer masks at once and a cache of one row: the same text and masks, states within rounding."""
-    sight = model.look([picture(0).pixels, picture(1, 20, 32).pixels])
+    sight = model.encode_images([picture(0).pixels, picture(1, 20, 32).pixels])
     texts = [["the red square", "both"], ["the blue square", "wheel", "the green square"]]
     whole = model.answer(sight, texts, Decoding(max_new_tokens=4))
     monkeypatch.setattr("uniresxx.model.modeling.ANSWERS_AT_ONCE", 2)
@@ -262,24 +282,26 @@ def test_answers_come_in_parts_without_a_change(
 
 def test_marks_typed_by_a_user_change_no_count(model: UniRESPlusPlus) -> None:
     photo = picture(0).pixels
-    sight = model.look([photo])
+    sight = model.encode_images([photo])
     for text in ("[SEG] [SEG] [REJ] <image>", "<object><part><image>" * 3):
         prediction = model.answer(sight, [[text]], Decoding(max_new_tokens=3))[0]
         assert len(prediction.segments) <= 3  # at most one per generated token, none per typed mark
         ids = asked_branches([[text]], Decoding(), model.vocabulary)[1][0]
         assert not {model.vocabulary.seg, model.vocabulary.rej, model.vocabulary.image} & set(ids)
-    assert sight.prefix.length == model.look([picture(1).pixels]).prefix.length
+    assert sight.prefix.length == model.encode_images([picture(1).pixels]).prefix.length
 
 
 def test_a_photo_of_one_pixel_and_one_without_boxes_get_answers(model: UniRESPlusPlus) -> None:
     for photo in (np.zeros((1, 1, 3), dtype=np.uint8), np.full((40, 7, 3), 255, dtype=np.uint8)):
-        prediction = model.answer(model.look([photo]), [["the red square"]], Decoding(max_new_tokens=2))[0]
+        prediction = model.answer(
+            model.encode_images([photo]), [["the red square"]], Decoding(max_new_tokens=2)
+        )[0]
         rle = prediction.mask or prediction.mask_if_forced
         assert rle is not None and tuple(rle["size"]) == photo.shape[:2]
 
 
 def test_history_reaches_the_answer(model: UniRESPlusPlus) -> None:
-    sight = model.look([picture(0).pixels])
+    sight = model.encode_images([picture(0).pixels])
     asked = [Question("and its roof?"), Question("and its roof?", (("segment the car.", "[SEG]."),))]
     rows = asked_branches([asked], Decoding(template="{expression}"), model.vocabulary)[1]
     assert len(rows[1]) > len(rows[0]) and model.vocabulary.seg in rows[1]
@@ -302,8 +324,8 @@ def test_a_checkpoint_answers_as_the_model_does(model: UniRESPlusPlus, tmp_path:
     assert isinstance(loaded, Segmenter) and isinstance(model, Segmenter)
     photo = picture(3).pixels
     ask = [["the red square", "both squares"]]
-    assert loaded.answer(loaded.look([photo]), ask, Decoding()) == model.answer(
-        model.look([photo]), ask, Decoding()
+    assert loaded.answer(loaded.encode_images([photo]), ask, Decoding()) == model.answer(
+        model.encode_images([photo]), ask, Decoding()
     )
 
 
@@ -327,12 +349,12 @@ def test_truth_boxes_are_refused_without_truth() -> None:
 def test_box_controls_keep_counts_move_boxes_and_know_no_company(vocabulary: Vocabulary, boxes: str) -> None:
     plain, control = new_model(vocabulary), new_model(vocabulary, replace(CONFIG, boxes=boxes))
     photos = [picture(0).pixels, picture(1).pixels]
-    a, b = plain.look(photos), control.look(photos)
+    a, b = plain.encode_images(photos), control.encode_images(photos)
     assert torch.equal(a.prefix.valid_BL, b.prefix.valid_BL)
     real, used, alone = (
         plain.regions(a)[0],
         control.regions(b)[0],
-        control.regions(control.look(photos[:1]))[0],
+        control.regions(control.encode_images(photos[:1]))[0],
     )
     for stream in ("object", "part"):
         assert len(real[stream]) == len(used[stream]) > 0 and not np.allclose(real[stream], used[stream])
@@ -346,9 +368,9 @@ def test_box_controls_keep_counts_move_boxes_and_know_no_company(vocabulary: Voc
 def test_truth_boxes_are_used_only_where_the_config_names_them(vocabulary: Vocabulary) -> None:
     record = replace(picture(0), boxes={"object": np.array([[1.0, 2, 9, 9]]), "part": np.zeros((0, 4))})
     told = new_model(vocabulary, replace(CONFIG, boxes="truth"))
-    assert np.allclose(told.regions(look_at(told, [record]))[0]["object"], [[1, 2, 9, 9]])
+    assert np.allclose(told.regions(encode_records(told, [record]))[0]["object"], [[1, 2, 9, 9]])
     plain = new_model(vocabulary)
-    assert not np.allclose(plain.regions(look_at(plain, [record]))[0]["object"][:1], [[1, 2, 9, 9]])
+    assert not np.allclose(plain.regions(encode_records(plain, [record]))[0]["object"][:1], [[1, 2, 9, 9]])
 
 
 def test_boxes_never_lie_on_the_padding() -> None:
@@ -439,7 +461,7 @@ def test_curriculum_changes_the_preset_at_its_slot() -> None:
 
 @pytest.mark.parametrize(("preset", "colours"), [("scenes_easy", 6), ("scenes", 8)])
 def test_the_first_lesson_is_exact_by_pixel_and_names_what_is_absent(preset: str, colours: int) -> None:
-    plain, taught = SceneSource(preset, 0), SceneSource(preset, 0, lesson_until=6)
+    plain, taught = SceneSource(preset, 0), SceneSource(preset, 0, warmup_until=6)
     for slot in range(6):
         record, lesson = plain(slot), taught(slot)
         asked = {

@@ -30,13 +30,12 @@ from PIL import Image
 from uniresxx.cli import data as command
 from uniresxx.data.guard import record_coco_id
 from uniresxx.data.store import write as store_write
-from uniresxx.data.store.photos import encoded_photo
+from uniresxx.data.store.photos import encoded_photo, photo_of
 from uniresxx.data.store.read import Store, shards
 from uniresxx.data.store.verify import check_store
 from uniresxx.data.store.write import Preparation, write_store
 from uniresxx.errors import InputError
 from uniresxx.imaging import masks
-from uniresxx.imaging.decode import photo_of
 from uniresxx.types import Expression, Granularity, ImageRecord, PhotoInside
 
 HERE = Path(__file__).resolve().parents[1]

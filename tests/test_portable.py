@@ -24,7 +24,7 @@ from uniresxx.hub.head_program import NEEDS_ONNX, Form, export_mask_head, progra
 from uniresxx.model.build import build_model
 from uniresxx.model.modeling import UniRESPlusPlus
 from uniresxx.model.templates import TRAINING_TEMPLATES
-from uniresxx.segmenters.base import Decoding
+from uniresxx.types import Decoding
 
 
 def made(head: str) -> UniRESPlusPlus:
@@ -72,7 +72,7 @@ def test_an_exported_head_answers_as_the_model_does(form: Form, head: str, tmp_p
     assert about["answer"]["inputs"]["prompts_ED"] == ["E", 32]
     assert about["see"]["outputs"] == list(about["answer"]["inputs"])[1:]
     photo = torch.randint(0, 255, (32, 32, 3), dtype=torch.uint8).numpy()
-    sight = model.look([photo])
+    sight = model.encode_images([photo])
     if (form, head) == ("torch", "sam"):  # the encoder's weights are in the program that runs it alone
         sizes = [(tmp_path / about[name]["file"]).stat().st_size for name in ("see", "answer")]
         encoder = sum(p.nbytes for p in model.head.sam.vision_encoder.parameters())

@@ -16,7 +16,7 @@ from train.loop import Job
 from train.recipe import DataConfig, OptimConfig, Recipe, check, differences, flatten
 from train.recipes import KNOWN
 from uniresxx.errors import InputError
-from uniresxx.evaluation.run import versions
+from uniresxx.files import versions
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -28,13 +28,13 @@ from eval.score import origin, score
 from uniresxx.data.catalog import load_benchmark
 from uniresxx.data.store.write import Preparation, write_store
 from uniresxx.errors import InputError
-from uniresxx.evaluation.run import evaluate, score_file, write_json, write_metrics
+from uniresxx.evaluation.run import evaluate, score_file, write_metrics
+from uniresxx.files import write_json
 from uniresxx.imaging import masks
 from uniresxx.scoring.predictions import JsonlWriter, Problems, sizes_of, stream_predictions, to_json
 from uniresxx.scoring.protocols import STRICT
 from uniresxx.scoring.rejection import Rejection
-from uniresxx.segmenters.base import Decoding
-from uniresxx.types import Expression, Granularity, ImageRecord, Prediction
+from uniresxx.types import Decoding, Expression, Granularity, ImageRecord, Prediction
 
 MINI_REAL = Path(__file__).resolve().parents[1].parent / "shared" / "mini_real"
 H, W = 20, 30
@@ -76,7 +76,7 @@ class Varied:
     def __init__(self):
         self.count = 0
 
-    def look(self, photos):
+    def encode_images(self, photos):
         return len(photos)
 
     def answer(self, sight, texts, decoding):
@@ -568,7 +568,7 @@ class Halves(Varied):
         super().__init__()
         self.records = records
 
-    def look(self, photos):
+    def encode_images(self, photos):
         return [photo.shape[:2] for photo in photos]
 
     def answer(self, sight, texts, decoding):

@@ -30,13 +30,12 @@ from uniresxx.cli import data as data_command
 from uniresxx.data.catalog import load_benchmark
 from uniresxx.data.store import read as form
 from uniresxx.data.store import write as store_write
-from uniresxx.data.store.photos import encoded_photo
+from uniresxx.data.store.photos import encoded_photo, photo_of
 from uniresxx.data.store.read import Store, meta_checksum
 from uniresxx.data.store.verify import check_store
 from uniresxx.data.store.write import Preparation, write_store
 from uniresxx.errors import InputError
 from uniresxx.imaging import masks
-from uniresxx.imaging.decode import photo_of
 from uniresxx.types import Dialogue, Expression, Granularity, ImageRecord, PhotoInside, Phrase, Turn
 
 MINI_REAL = Path(__file__).resolve().parents[1].parent / "shared" / "mini_real"

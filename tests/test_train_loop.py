@@ -31,7 +31,7 @@ from train.engines.base import Engine
 from train.log import draw_curve, read_log, smooth, trim_log
 from train.loop import DONE, STOPPED, Job, TrainingError, do_step, prefetch, train
 from train.recipe import DataConfig, EngineConfig, EvalConfig, LogConfig, OptimConfig, Recipe
-from train.validation import Measured
+from train.validation import ValidationResult
 from uniresxx.checkpoints import folders as checkpoint
 from uniresxx.errors import InputError
 
@@ -467,7 +467,7 @@ def test_a_measurement_that_is_due_waits_for_a_finite_step(tmp_path):
 
     def measure(step, folder):
         measured.append(step)
-        return Measured("mIoU", float(step))
+        return ValidationResult("mIoU", float(step))
 
     job = job_of(recipe, measure=measure)
     gone = poisoned(job.batches, {7, 8, 9, *range(13, 40)})

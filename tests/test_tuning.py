@@ -9,6 +9,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
+from uniresxx.segmenters.load import load_segmenter
 
 from mllm.config import TuningConfig
 from mllm.lora import (
@@ -24,14 +25,14 @@ from mllm.tokens import Vocabulary
 from tests.test_model import CONFIG, batch_of, picture
 from train.optim import build_adamw
 from train.recipe import OptimConfig
-from uniresxx.checkpoints.folders import load_segmenter, read_tensors, save_pretrained, tensor_bytes
+from uniresxx.checkpoints.folders import read_tensors, save_pretrained, tensor_bytes
 from uniresxx.errors import InputError
 from uniresxx.model.build import build_for_training, build_model, open_vocabulary
 from uniresxx.model.config import UniRESPlusPlusConfig, WeightsConfig
 from uniresxx.model.modeling import UniRESPlusPlus
 from uniresxx.model.templates import TRAINING_TEMPLATES
 from uniresxx.model.tuning import cast_frozen, format_table, parameter_table
-from uniresxx.segmenters.base import Decoding
+from uniresxx.types import Decoding
 
 LORA = TuningConfig(lora_rank=4, lora_alpha=8, token_rows="new", frozen=("low", "high"))
 LISA = TuningConfig(lora_rank=8, lora_alpha=16, lora_targets=("q_proj", "v_proj"))
@@ -151,8 +152,8 @@ def test_a_checkpoint_with_adapters_answers_as_the_model_does(vocabulary: Vocabu
     save_pretrained(tmp_path, model)
     loaded = load_segmenter(tmp_path)
     ask, photos = [["the red square", "both squares"]], [picture(3).pixels]
-    assert loaded.answer(loaded.look(photos), ask, Decoding()) == model.answer(
-        model.look(photos), ask, Decoding()
+    assert loaded.answer(loaded.encode_images(photos), ask, Decoding()) == model.answer(
+        model.encode_images(photos), ask, Decoding()
     )
 
 
@@ -209,7 +210,9 @@ def test_frozen_weights_in_bf16_train_and_answer(vocabulary: Vocabulary) -> None
     model.loss(output, batch).total(model.counts(batch)).backward()
     grads = [p.grad for p in model.parameters() if p.requires_grad and p.grad is not None]
     assert grads and all(g.dtype == torch.float32 and torch.isfinite(g).all() for g in grads)
-    answer = model.answer(model.look([picture(0).pixels]), [["the red square"]], Decoding(max_new_tokens=2))
+    answer = model.answer(
+        model.encode_images([picture(0).pixels]), [["the red square"]], Decoding(max_new_tokens=2)
+    )
     assert answer[0].p_absent is not None
 
 

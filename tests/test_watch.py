@@ -16,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
+from uniresxx.segmenters.load import load_segmenter
 
 from mllm.config import MLLMConfig, TuningConfig
 from mllm.modeling import Boxes
@@ -28,17 +29,16 @@ from train.log import costs, draw_curve, read_log, read_steps
 from train.loop import DONE, train
 from train.recipe import EngineConfig, EvalConfig, LogConfig, check
 from train.recipes import KNOWN
-from train.throughput import Watch, Work, memory_of, peak_of, work_counter
+from train.throughput import ThroughputMeter, Work, memory_of, peak_of, work_counter
 from train.trackers import numbers_of
 from train.validation import value_of
 from uniresxx.checkpoints import folders as checkpoint
-from uniresxx.checkpoints.folders import load_segmenter
 from uniresxx.data.catalog import open_benchmark
 from uniresxx.errors import InputError
 from uniresxx.evaluation.run import evaluate, score_file
 from uniresxx.model.build import build_model
 from uniresxx.model.config import PyramidHeadConfig, UniRESPlusPlusConfig
-from uniresxx.segmenters.base import Decoding
+from uniresxx.types import Decoding
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).resolve().parents[1]
@@ -78,7 +78,9 @@ class Clock:
 
 def test_rates_are_of_the_steps_alone():
     clock = Clock()
-    watch = Watch(Ranks(), EngineConfig(), torch.device("cpu"), lambda batch: Work(10, 100, 1e9), clock)
+    watch = ThroughputMeter(
+        Ranks(), EngineConfig(), torch.device("cpu"), lambda batch: Work(10, 100, 1e9), clock
+    )
     lines = []
     for _ in watch.waiting([1, 2]):
         clock.now += 3.0  # computing
@@ -97,7 +99,7 @@ def test_the_wait_for_data_is_told_apart():
             clock.now += 1.0
             yield item
 
-    watch = Watch(Ranks(), EngineConfig(), torch.device("cpu"), None, clock)
+    watch = ThroughputMeter(Ranks(), EngineConfig(), torch.device("cpu"), None, clock)
     for _ in watch.waiting(slow()):
         clock.now += 3.0
         line = watch.measure([0])
@@ -110,7 +112,7 @@ def test_mfu_is_needed_work_over_the_peak_of_all_gpus(monkeypatch):
     clock = Clock()
     ranks = SimpleNamespace(world_size=2, sum=lambda values: [2 * value for value in values])
     engine = EngineConfig(precision="bf16")
-    watch = Watch(ranks, engine, torch.device("cuda", 0), lambda batch: Work(1, 1, 989e12), clock)
+    watch = ThroughputMeter(ranks, engine, torch.device("cuda", 0), lambda batch: Work(1, 1, 989e12), clock)
     for _ in watch.waiting([0]):
         clock.now += 4.0
         line = watch.measure([0])
@@ -151,9 +153,9 @@ def test_counted_work_is_what_torch_counts(lora, frozen):
         torch.zeros(B, m.max_parts, 4), torch.zeros(B, m.max_parts).bool(),
     )  # fmt: skip
     with torch.no_grad():
-        sight = model.mllm.see(low, torch.zeros(B, 3, 64, 64), boxes)
+        sight = model.mllm.encode_image(low, torch.zeros(B, 3, 64, 64), boxes)
         with FlopCounterMode(display=False) as llm:
-            model.mllm.read(sight, torch.zeros(B, T, dtype=torch.long), branch, position)
+            model.mllm(sight, torch.zeros(B, T, dtype=torch.long), branch, position)
         with FlopCounterMode(display=False) as tower:
             model.mllm.low(low)
         with FlopCounterMode(display=False) as high:

@@ -206,15 +206,15 @@ def run(
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its warnings speak of things the engine chose
     from train.engines.base import join_ranks  # torch and the models are loaded only for a good command line
     from train.loop import train
-    from uniresxx.evaluation.run import versions
+    from uniresxx.files import versions
 
     signal.signal(signal.SIGTERM, _interrupt)
     recipe = command.recipe
     named(recipe)
     ranks = join_ranks(recipe.engine)
     joined(ranks)
-    with ranks.one_voice():
-        job = ranks.together(lambda: _open(recipe, command.data))
+    with ranks.main_output_only():
+        job = ranks.on_all_ranks(lambda: _open(recipe, command.data))
     job = replace(job, extra={**job.extra, "versions": versions()})
     again = shlex.join(["python", "-m", "train", *(a for a in argv if a != "--fresh")])
     return train(recipe, job, command.out, command.fresh, again, ranks)

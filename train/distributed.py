@@ -50,7 +50,7 @@ class Ranks:
     farewell: Any = None  # another, that waits only for a moment
 
     @property
-    def chief(self) -> bool:
+    def is_main(self) -> bool:
         """Does this process write and speak?"""
         return self.rank == 0
 
@@ -72,15 +72,15 @@ class Ranks:
         return found
 
     @contextmanager
-    def one_voice(self) -> Iterator[None]:
+    def main_output_only(self) -> Iterator[None]:
         """What the other ranks than 0 print inside is dropped."""
-        if self.chief:
+        if self.is_main:
             yield
         else:
             with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
                 yield
 
-    def decide(self, work: Callable[[], Value]) -> Value:
+    def on_rank0(self, work: Callable[[], Value]) -> Value:
         """Rank 0 does `work`, everyone gets the result; where it fails, every rank ends together.
 
         Raises what `work` raised on rank 0 and FollowedError on the others.
@@ -89,7 +89,7 @@ class Ranks:
             return work()
         message: list[Any] = [None, None]
         failure: BaseException | None = None
-        if self.chief:
+        if self.is_main:
             try:
                 message[0] = work()
             except BaseException as error:
@@ -103,7 +103,7 @@ class Ranks:
         found: Value = message[0]
         return found
 
-    def together(self, work: Callable[[], Value]) -> Value:
+    def on_all_ranks(self, work: Callable[[], Value]) -> Value:
         """Every rank does `work`; where one fails, every rank ends, and rank 0 speaks for the first that did.
 
         Raises on rank 0 what its own `work` raised, or InputError / OSError / RuntimeError with another's words.
@@ -117,14 +117,14 @@ class Ranks:
         except BaseException as error:
             failure = error
         told = self.gather(None if failure is None else _words(failure))
-        if failure is not None and self.chief:
+        if failure is not None and self.is_main:
             raise failure
         first = next(((rank, *words) for rank, words in enumerate(told) if words is not None), None)
         if first is None:
             done: Value = found
             return done
         rank, code, number, text = first
-        if not self.chief:
+        if not self.is_main:
             raise FollowedError(code) from failure
         if number is not None:
             raise OSError(number, f"process {rank}: {text}")

@@ -24,10 +24,10 @@ from uniresxx.data.mixture.counts import texts_of
 from uniresxx.data.mixture.ledger import Ledger
 from uniresxx.data.mixture.mix import Mixture, MixturePart, mixture_named, open_mixture
 from uniresxx.data.scenes import scene_record, text_corpus
-from uniresxx.data.scenes.lessons import COLOUR_FORMS, SIDE_FORMS
+from uniresxx.data.scenes.warmup import COLOUR_FORMS, SIDE_FORMS
+from uniresxx.data.store.photos import photo_of
 from uniresxx.errors import InputError
-from uniresxx.evaluation.run import look_at
-from uniresxx.imaging.decode import photo_of
+from uniresxx.evaluation.run import encode_records
 from uniresxx.imaging.masks import decode
 from uniresxx.imaging.overlay import Layer, draw_overlay
 from uniresxx.model.build import build_for_training, check_sources, open_vocabulary
@@ -35,10 +35,10 @@ from uniresxx.model.config import UniRESPlusPlusConfig
 from uniresxx.model.feature_cache import FeatureCache
 from uniresxx.model.modeling import UniRESPlusPlus
 from uniresxx.model.templates import TRAINING_TEMPLATES
-from uniresxx.segmenters.base import EVALUATION_TEMPLATE, Decoding, Segmenter
+from uniresxx.segmenters.base import Segmenter
 from uniresxx.segmenters.film_unet.config import FilmUNetConfig
 from uniresxx.segmenters.film_unet.modeling import build_film_unet
-from uniresxx.types import ImageRecord
+from uniresxx.types import EVALUATION_TEMPLATE, Decoding, ImageRecord
 
 CORPUS_LINES = 4_000
 CORPUS_TEXTS = 200_000  # of one data set, for the vocabulary
@@ -73,7 +73,7 @@ def open_job(recipe: Recipe, data: Path | None) -> Job:
         "training_data": found.about,
     }
     picture = (lambda step: overlay(model, found.shown, step)) if found.shown else None
-    ledger = Ledger(found.source.wanted, d.batch_images * d.accumulate, d.bad_share)
+    ledger = Ledger(found.source.wanted, d.batch_images * d.accumulate, d.max_bad_fraction)
     counter = (
         work_counter(model, recipe.model, kept) if isinstance(recipe.model, UniRESPlusPlusConfig) else None
     )
@@ -118,7 +118,7 @@ def _open_data(recipe: Recipe, data: Path | None, all_boxes: bool) -> _Data:
     parts = mixture_named(d.mixture) if d.mixture else d.parts
     if not parts and d.source in SCENES:
         shown = [scene_record(d.source, "val", index) for index in range(SHOWN)]
-        source = SceneSource(d.source, seed, d.first_preset, d.first_images, d.lesson_images)
+        source = SceneSource(d.source, seed, d.first_preset, d.first_images, d.warmup_images)
         texts = [*text_corpus(d.source, CORPUS_LINES), *COLOUR_FORMS, *SIDE_FORMS]
         about = [{"data": f"{d.source}/train", "share": 1.0, "guard": {"mode": "drawn"}}]
         drawn = _digest([scene_record(d.source, d.split, index, seed) for index in range(SHOWN)])
@@ -171,7 +171,7 @@ def overlay(model: Segmenter, records: Sequence[ImageRecord], step: int) -> Imag
     for record in records:
         photo = photo_of(record)
         chosen = record.expressions[:: max(1, len(record.expressions) // 4)][:4]
-        answers = model.answer(look_at(model, [record]), [[e.text for e in chosen]], Decoding())
+        answers = model.answer(encode_records(model, [record]), [[e.text for e in chosen]], Decoding())
         truth = [Layer(e.text, None if e.rle is None else decode(e.rle)) for e in chosen]
         found = [
             Layer(e.text, None if a.mask is None else decode(a.mask))

@@ -34,11 +34,11 @@ from train.engines.base import Engine, build_engine, join_ranks
 from train.guards import Background, Stop, is_spike, remember
 from train.log import Display, RunLog, draw_curve, print_line, read_log, trim_log
 from train.recipe import Recipe, check, differences, share_of
-from train.throughput import Watch, Work
+from train.throughput import ThroughputMeter, Work
 from train.trackers import TENSORBOARD, check_trackers, numbers_of, open_trackers
-from train.validation import Measured
+from train.validation import ValidationResult
 from uniresxx.checkpoints import folders as checkpoint
-from uniresxx.data.mixture.ledger import DATA, QUARANTINE, DataError, Given, Ledger
+from uniresxx.data.mixture.ledger import DATA, QUARANTINE, DataError, Ledger, StepData
 from uniresxx.errors import InputError
 from uniresxx.files import png_bytes, write_atomic
 
@@ -86,8 +86,8 @@ class Job:
     fingerprint: identifies the data by content; a run continues only on the same data.
     extra: saved in recipe.json and not compared (prompt templates, …).
     ledger: counts what was drawn, and keeps the samples that could not be prepared within their budget.
-    measure: (step, folder) -> Measured, called as the overlay is, on every rank with the same result, at every
-        `eval.every`-th step (where that is not finite, at the next one that is) and the last; writes into the
+    measure: (step, folder) -> ValidationResult, called as the overlay is, on every rank with the same result, at
+        every `eval.every`-th step (where that is not finite, at the next one that is) and the last; writes into the
         folder. A checkpoint is saved then, and the one with the best value is kept and marked.
     work: tokens and FLOPs of a micro-batch, for the log.
     kept: opened when the model holds its starting weights; its news are said, and its numbers at the end.
@@ -100,7 +100,7 @@ class Job:
     fingerprint: str = ""
     extra: Mapping[str, Any] = field(default_factory=dict)
     ledger: Ledger | None = None
-    measure: Callable[[int, Path], Measured] | None = None
+    measure: Callable[[int, Path], ValidationResult] | None = None
     work: Callable[[Any], Work] | None = None
     kept: Kept | None = None
     said: tuple[str, ...] = ()
@@ -220,11 +220,11 @@ def do_step(
         lr=update.lr if update.applied else 0.0,
         expressions=round(expressions),
         skipped=not update.applied,
-        ids=[] if finite else _guilty(engine.ranks, micro, each),
+        ids=[] if finite else _nonfinite_ids(engine.ranks, micro, each),
     )
 
 
-def _guilty(ranks: Ranks, micro: Sequence[Any], losses: Sequence[float]) -> list[str]:
+def _nonfinite_ids(ranks: Ranks, micro: Sequence[Any], losses: Sequence[float]) -> list[str]:
     """Expressions of the micro-batches, of any rank, whose loss is not finite; of all where every loss is."""
     bad = [batch for batch, loss in zip(micro, losses, strict=True) if not math.isfinite(loss)]
     known = ranks.gather([name for batch in bad for name in batch.expression_ids])
@@ -250,17 +250,17 @@ def train(
     check(recipe)
     check_trackers(recipe.log)
     ranks = ranks or join_ranks(recipe.engine)
-    ranks.decide(lambda: share_of(recipe.data, ranks.world_size))
+    ranks.on_rank0(lambda: share_of(recipe.data, ranks.world_size))
     with ExitStack() as stack:
-        stack.enter_context(ranks.one_voice())
-        ranks.decide(lambda: stack.enter_context(_locked(out)))
+        stack.enter_context(ranks.main_output_only())
+        ranks.on_rank0(lambda: stack.enter_context(_locked(out)))
         about = {"format": 1, "recipe": recipe.to_dict(), "data": job.fingerprint} | dict(job.extra)
-        folder = ranks.decide(lambda: _open_folder(out, about, job.model.tokenizer, fresh))
+        folder = ranks.on_rank0(lambda: _open_folder(out, about, job.model.tokenizer, fresh))
         if folder is not None:
-            ranks.together(lambda: checkpoint.load_weights(job.model, folder))
+            ranks.on_all_ranks(lambda: checkpoint.load_weights(job.model, folder))
         torch.manual_seed(recipe.seed + _RANK_STRIDE * ranks.rank)
         engine = build_engine(job.model, recipe, ranks)
-        state = State() if folder is None else ranks.together(lambda: _restore(folder, engine))
+        state = State() if folder is None else ranks.on_all_ranks(lambda: _restore(folder, engine))
         if state.finished:
             print_line(
                 f"{out} is finished ({state.step} steps, {state.seconds / 60:.1f} min); --fresh starts over"
@@ -268,8 +268,8 @@ def train(
             return DONE
         kept = job.kept
         if kept is not None:
-            print_line(ranks.together(lambda: kept.open(engine.device.type, recipe.engine.precision)))
-        ranks.decide(lambda: _tidy(out, state))
+            print_line(ranks.on_all_ranks(lambda: kept.open(engine.device.type, recipe.engine.precision)))
+        ranks.on_rank0(lambda: _tidy(out, state))
         for line in job.said:
             print_line(line)
         if state.step:
@@ -285,16 +285,16 @@ class _Run:
     ) -> None:
         self.recipe, self.job, self.out, self.about = recipe, job, out, about
         self.engine, self.ranks, self.state = engine, engine.ranks, state
-        self.log = RunLog(out / LOG if self.ranks.chief else Path(os.devnull))
+        self.log = RunLog(out / LOG if self.ranks.is_main else Path(os.devnull))
         self.display = Display(
             recipe.optim.steps, state.step, recipe.log.print_every_seconds, recipe.optim.max_minutes
         )
-        self.watch = Watch(self.ranks, recipe.engine, engine.device, job.work)
-        self.trackers = open_trackers(recipe.log, out, state.step, about) if self.ranks.chief else []
+        self.watch = ThroughputMeter(self.ranks, recipe.engine, engine.device, job.work)
+        self.trackers = open_trackers(recipe.log, out, state.step, about) if self.ranks.is_main else []
         self.writer = Background()
         self.saved = state.step if state.step else -1
         self.owed = self.unmeasured = False  # a regular save, a measurement that wait for a finite step
-        self.pictured = self.ranks.decide(lambda: any((out / OVERLAYS).glob("step_*.png")))
+        self.pictured = self.ranks.on_rank0(lambda: any((out / OVERLAYS).glob("step_*.png")))
         self.started = time.monotonic() - state.seconds
 
     def go(self, command: str) -> int:
@@ -319,7 +319,7 @@ class _Run:
                         self._save()
                     if state.finished or stopping:
                         break
-                self.ranks.decide(self._written)
+                self.ranks.on_rank0(self._written)
             finally:
                 self.writer.wait()
                 self.log.close()
@@ -338,7 +338,7 @@ class _Run:
 
     def _agree(self, stop: bool) -> bool:
         """Shares the clock of rank 0 and a signal that any rank got."""
-        now = time.monotonic() - self.started if self.ranks.chief else 0.0
+        now = time.monotonic() - self.started if self.ranks.is_main else 0.0
         seconds, stops = self.ranks.sum([now, stop])
         self.state.seconds = seconds
         return stops > 0
@@ -408,7 +408,7 @@ class _Run:
         what = f"step {step}: {numbers}; expressions: {shown}"
         self.display.say(f"skipped {what}")
         if self.state.skipped_in_a_row >= GIVE_UP_AFTER:
-            if not self.ranks.chief:
+            if not self.ranks.is_main:
                 raise FollowedError(FAILED)
             raise TrainingError(
                 f"{GIVE_UP_AFTER} steps in a row were not finite; the last is {what}. "
@@ -420,10 +420,10 @@ class _Run:
         ledger = self.job.ledger
         if ledger is None:
             return {}
-        given = self.ranks.gather([Given(batch.drawn, batch.bad) for batch in micro])
+        given = self.ranks.gather([StepData(batch.drawn, batch.bad) for batch in micro])
         everything = [item for items in given for item in items]
         try:
-            return self.ranks.decide(lambda: ledger.note(self.out, self.state.step, everything))
+            return self.ranks.on_rank0(lambda: ledger.note(self.out, self.state.step, everything))
         except DataError as error:
             raise TrainingError(str(error)) from None
 
@@ -432,7 +432,7 @@ class _Run:
         ledger = self.job.ledger
         if ledger is not None:
             lines = (record.get("drawn", {}) for record in read_log(self.out / LOG))
-            for line in self.ranks.decide(lambda: ledger.report(self.out, lines)):
+            for line in self.ranks.on_rank0(lambda: ledger.report(self.out, lines)):
                 print_line(line)
 
     def _picture(self) -> None:
@@ -445,7 +445,7 @@ class _Run:
             return
         picture = self._look(lambda: overlay(state.step))
         path = self.out / OVERLAYS / f"step_{state.step:08d}.png"
-        self.ranks.decide(lambda: _write_picture(path, picture))
+        self.ranks.on_rank0(lambda: _write_picture(path, picture))
         if first:
             self.display.say(f"first picture: {path}")
         self.pictured = True
@@ -461,16 +461,16 @@ class _Run:
         self.unmeasured = False
         folder, overlay = self.out / EVAL / f"step_{state.step:08d}", self.job.overlay
         with ExitStack() as stack:
-            if not self.ranks.chief:  # the same work, so that all run the same modules; one of them writes
+            if not self.ranks.is_main:  # the same work, so that all run the same modules; one of them writes
                 folder = Path(stack.enter_context(TemporaryDirectory()))
-            found = self.ranks.together(lambda: self._look(lambda: measure(state.step, folder)))
+            found = self.ranks.on_all_ranks(lambda: self._look(lambda: measure(state.step, folder)))
             picture = None if overlay is None else self._look(lambda: overlay(state.step))
-        value = self.ranks.decide(lambda: found.value)
+        value = self.ranks.on_rank0(lambda: found.value)
         best = value is not None and (state.best is None or value > state.best["value"])
         if best:
             state.best = {"step": state.step, "metric": found.metric, "value": value}
         if picture is not None:
-            self.ranks.decide(lambda: _write_picture(folder / "overlay.png", picture))
+            self.ranks.on_rank0(lambda: _write_picture(folder / "overlay.png", picture))
         self._write({"step": state.step, "eval": found.scores}, "eval")
         said = "not defined" if value is None else f"{value:.2f}"
         self.display.say(f"step {state.step}: {found.metric} {said}{', the best so far' if best else ''}")
@@ -498,7 +498,7 @@ class _Run:
         weights, tensors = self.engine.weights(), self.engine.tensors()
         about = asdict(state) | {"engine": self.engine.describe()}
         background = self.recipe.log.save_async
-        if background and self.ranks.chief:
+        if background and self.ranks.is_main:
             weights, tensors = checkpoint.copied(weights), checkpoint.copied(tensors)
         snapshot = checkpoint.Snapshot(model.config, model.tokenizer, weights)
 
@@ -516,7 +516,7 @@ class _Run:
                 write()
             draw_curve(self.out / LOG, self.out / CURVE)
 
-        self.ranks.decide(start)
+        self.ranks.on_rank0(start)
         self.saved = state.step
 
     def _written(self) -> None:

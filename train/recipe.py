@@ -17,7 +17,7 @@ from uniresxx.types import Granularity
 
 # Sections that change no weight: they may differ when a run is continued.
 FREE = (
-    "log.", "eval.", "data.workers", "data.images", "data.bad_share", "data.feature_cache",
+    "log.", "eval.", "data.workers", "data.images", "data.max_bad_fraction", "data.feature_cache",
     "engine.zero_stage", "engine.offload", "engine.device", "engine.threads", "engine.timeout_minutes",
 )  # fmt: skip
 
@@ -35,13 +35,13 @@ class DataConfig:
     dialogue_share: float = 0.2  # of an image's branches that are conversations, where it offers enough
     first_preset: str | None = None  # curriculum of the scenes: these pictures first …
     first_images: int = 0  # … for so many images
-    lesson_images: int = 0  # curriculum of the scenes: so many images also ask for colours and sides alone
+    warmup_images: int = 0  # curriculum of the scenes: so many images also ask for colours and sides alone
     mixture: str = ""  # NAME of several data sets by weight, instead of `source`
     parts: tyro.conf.Fixed[tuple[MixturePart, ...]] = ()  # the same, given by a recipe
     guard: Literal["on", "strict", "published_data"] = "on"  # no training on photos of the benchmarks
     images: str | None = None  # where the photographs of prepared stores lie now
     flip: float = 0.0  # share of pictures mirrored with their words, where the words allow it
-    bad_share: float = 0.001  # of samples that may be replaced because they cannot be prepared
+    max_bad_fraction: float = 0.001  # of samples that may be replaced because they cannot be prepared
     feature_cache: str | None = None  # folder that keeps what frozen towers see; None: computed in every step
 
 
@@ -129,7 +129,7 @@ def check(recipe: Recipe) -> None:
         "data.expressions_per_image": (recipe.data.expressions_per_image, 1),
         "data.workers": (recipe.data.workers, 0),
         "data.first_images": (recipe.data.first_images, 0),
-        "data.lesson_images": (recipe.data.lesson_images, 0),
+        "data.warmup_images": (recipe.data.warmup_images, 0),
         "optim.steps": (recipe.optim.steps, 1),
         "optim.warmup_steps": (recipe.optim.warmup_steps, 0),
         "optim.weight_decay": (recipe.optim.weight_decay, 0),
@@ -159,7 +159,7 @@ def check(recipe: Recipe) -> None:
         "optim.final_lr": recipe.optim.final_lr,
         "data.dialogue_share": recipe.data.dialogue_share,
         "data.flip": recipe.data.flip,
-        "data.bad_share": recipe.data.bad_share,
+        "data.max_bad_fraction": recipe.data.max_bad_fraction,
     }
     for name, fraction in fractions.items():
         if not 0 <= fraction <= 1:
@@ -236,9 +236,9 @@ def _check_data(d: DataConfig) -> None:
         )
     if drawn and (d.flip or d.images):
         raise InputError("data.flip and data.images are for photographs, not for scenes")
-    if not drawn and (d.first_preset or d.first_images or d.lesson_images):
+    if not drawn and (d.first_preset or d.first_images or d.warmup_images):
         raise InputError(
-            f"data.first_preset, first_images and lesson_images are for scenes, not for {d.mixture or d.source}"
+            f"data.first_preset, first_images and warmup_images are for scenes, not for {d.mixture or d.source}"
         )
     if bool(d.first_preset) != bool(d.first_images):
         raise InputError("data.first_preset and data.first_images go together: give both or neither")

@@ -127,7 +127,7 @@ class _Step:
     seconds: float
 
 
-class Watch:
+class ThroughputMeter:
     """Looks at the clock around each step."""
 
     def __init__(

@@ -12,15 +12,15 @@ from train.recipe import EvalConfig
 from uniresxx.data.catalog import benchmark_name, open_benchmark
 from uniresxx.errors import InputError
 from uniresxx.evaluation.run import evaluate, score_file, write_metrics
-from uniresxx.segmenters.base import Decoding, Segmenter
-from uniresxx.types import ImageRecord
+from uniresxx.segmenters.base import Segmenter
+from uniresxx.types import Decoding, ImageRecord
 
 SHOWN = ("gIoU", "cIoU", "mIoU", "N-acc", "T-acc")  # of a log line; all scores are in metrics.json
 METRICS = "metrics.json"
 
 
 @dataclass(frozen=True)
-class Measured:
+class ValidationResult:
     """What an evaluation found. `value` of the recipe's metric, None where it is not defined; higher is better."""
 
     metric: str
@@ -30,8 +30,8 @@ class Measured:
 
 def open_measure(
     config: EvalConfig, model: Segmenter, data: Path | None
-) -> Callable[[int, Path], Measured] | None:
-    """(step, folder) -> Measured, None where the recipe does not evaluate while it trains.
+) -> Callable[[int, Path], ValidationResult] | None:
+    """(step, folder) -> ValidationResult, None where the recipe does not evaluate while it trains.
 
     Raises InputError for benchmarks that cannot be read, and for those whose split must not choose a checkpoint.
     """
@@ -52,7 +52,7 @@ def open_measure(
 
 def measure(
     config: EvalConfig, model: Segmenter, named: dict[str, Sequence[ImageRecord]], step: int, folder: Path
-) -> Measured:
+) -> ValidationResult:
     """Answer and score every benchmark into `folder`/NAME/SPLIT, all scores into `folder`/metrics.json.
 
     The value is the mean of the metric over the benchmarks that define it.
@@ -67,7 +67,7 @@ def measure(
         entries.append(entry | {"limit": config.limit, "predictions": f"{name}/predictions.jsonl"})
     write_metrics(folder / METRICS, entries)
     values = [value for entry in entries if (value := value_of(entry, config.metric)) is not None]
-    return Measured(
+    return ValidationResult(
         config.metric,
         fmean(values) if values else None,
         {name: _short(entry) for name, entry in zip(named, entries, strict=True)},

@@ -9,14 +9,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from uniresxx.checkpoints.folders import load_segmenter
     from uniresxx.errors import InputError
     from uniresxx.hub.classes import UniRESPlusPlusProcessor
     from uniresxx.model.config import UniRESPlusPlusConfig
     from uniresxx.model.modeling import UniRESPlusPlus
     from uniresxx.predictor import Predictor
-    from uniresxx.segmenters.base import Decoding, Question, Segmenter
-    from uniresxx.types import Expression, Granularity, ImageRecord, Prediction
+    from uniresxx.segmenters.base import Segmenter
+    from uniresxx.segmenters.load import load_segmenter
+    from uniresxx.types import Decoding, Expression, Granularity, ImageRecord, Prediction, Question
 
 __version__ = "0.1.0"
 __all__ = [
@@ -34,15 +34,16 @@ __all__ = [
     "UniRESPlusPlusProcessor",
     "__version__",
     "load_segmenter",
+    "register_auto_classes",
 ]
 
 
 def _home_of(name: str) -> str | None:
     """The module that defines a public name."""
     match name:
-        case "Decoding" | "Question" | "Segmenter":
+        case "Segmenter":
             return "uniresxx.segmenters.base"
-        case "Expression" | "Granularity" | "ImageRecord" | "Prediction":
+        case "Decoding" | "Question" | "Expression" | "Granularity" | "ImageRecord" | "Prediction":
             return "uniresxx.types"
         case "InputError":
             return "uniresxx.errors"
@@ -55,7 +56,9 @@ def _home_of(name: str) -> str | None:
         case "UniRESPlusPlusProcessor":
             return "uniresxx.hub.classes"
         case "load_segmenter":
-            return "uniresxx.checkpoints.folders"
+            return "uniresxx.segmenters.load"
+        case "register_auto_classes":
+            return "uniresxx.hub.auto"
     return None
 
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
+import platform
 import re
+import subprocess
 import tempfile
 import unicodedata
 from contextlib import suppress
+from importlib import metadata
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -44,6 +49,12 @@ def write_atomic(path: Path, data: bytes) -> None:
         raise
 
 
+def write_json(path: Path, value: Any) -> None:
+    """Write readable JSON whole or not at all; NaN is refused."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
+
+
 def sync_to_disk(path: Path) -> None:
     """Make a written file, or the names in a folder, survive a power cut."""
     handle = os.open(path, os.O_RDONLY)
@@ -65,3 +76,26 @@ def png_bytes(picture: Image.Image) -> bytes:
     stream = BytesIO()
     picture.save(stream, format="PNG", compress_level=3)
     return stream.getvalue()
+
+
+def versions() -> dict[str, str | None]:
+    """Versions and commit that a number was made with."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for package in ("uniresxx", "numpy", "torch", "transformers", "tokenizers", "pycocotools"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = None
+    return found | {"commit": _commit()}
+
+
+def _commit() -> str | None:
+    """The clone's commit with `+` where files differ from it; None outside a clone."""
+    root = Path(__file__).resolve().parents[1]
+    if not (root / ".git").exists():
+        return None
+    try:
+        command = ["git", "-C", str(root), "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"]
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

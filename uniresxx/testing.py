@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from uniresxx.imaging import masks
-from uniresxx.segmenters.base import DecisionRule, Decoding, Question
-from uniresxx.types import Prediction, Segment
+from uniresxx.types import DecisionRule, Decoding, Prediction, Question, Segment
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 
@@ -28,7 +27,7 @@ class ColourSegmenter:
         self.looks = 0
         self.asked: list[tuple[str, tuple[tuple[str, str], ...], str]] = []
 
-    def look(self, photos: Sequence[np.ndarray]) -> Any:
+    def encode_images(self, photos: Sequence[np.ndarray]) -> Any:
         """The sight is the photos themselves."""
         assert all(photo.dtype == np.uint8 and photo.shape[2:] == (3,) for photo in photos)
         self.looks += 1

@@ -8,9 +8,10 @@ Nothing here imports torch: readers, metrics and the command line must start fas
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, TypedDict
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 import numpy as np
 
@@ -131,6 +132,43 @@ class Prediction:
     p_absent: float | None = None
     mask_if_forced: RLE | None = None  # of rejected lines: what a forced [SEG] would give
     segments: tuple[Segment, ...] = ()  # one per phrase, where several were asked together
+
+
+DecisionRule = Literal["token", "token_and_presence"]
+EVALUATION_TEMPLATE = "Segment {expression}."
+
+
+@dataclass(frozen=True, slots=True)
+class Decoding:
+    """How answers are produced; saved beside every number made with it."""
+
+    rule: DecisionRule | None = None  # None: the default of the model's config
+    template: str = EVALUATION_TEMPLATE  # the chat uses "{expression}": the text as typed
+    max_new_tokens: int = 48
+    cache_bytes: int = 4 * 2**30  # of keys and values while generating; changes memory and time, no answer
+
+    def describe(self, rule: DecisionRule) -> dict[str, Any]:
+        """JSON-ready record with the resolved rule and a hash of the template."""
+        record = asdict(self) | {"rule": rule, "search": "greedy"}
+        del record["cache_bytes"]  # no answer depends on it
+        return record | {"template_sha256": sha256(self.template.encode()).hexdigest()[:12]}
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A text with the turns before it: (question, generated answer) pairs, oldest first."""
+
+    text: str
+    history: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class BadSample:
+    """A training sample that could not be prepared."""
+
+    slot: int
+    key: str  # data set, row and image
+    reason: str
 
 
 _PLAIN = ("expression_ids", "granularities", "drawn", "bad", "frame_names")  # of a Batch: no tensors

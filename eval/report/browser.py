@@ -22,9 +22,9 @@ from eval.report.cases import DECISIONS, Case
 from eval.report.pictures import thumbnail_uri
 from eval.report.runs import Group, Run
 from eval.report.tables import NAMES
+from uniresxx.data.store.photos import photo_of
 from uniresxx.errors import InputError
 from uniresxx.imaging import masks
-from uniresxx.imaging.decode import photo_of
 from uniresxx.types import RLE, Granularity, ImageRecord
 
 SIDES = (256, 160)  # longest side of an embedded photo, pixels

@@ -9,9 +9,9 @@ from eval.report.cases import PER_GROUP, Case, choose_cases
 from eval.report.pictures import ANSWER, SMALL, TRUTH, mask_uri, photo_uri
 from eval.report.runs import Group, Run
 from eval.report.tables import NAMES
+from uniresxx.data.store.photos import photo_of
 from uniresxx.errors import InputError
 from uniresxx.imaging import masks
-from uniresxx.imaging.decode import photo_of
 from uniresxx.types import RLE
 
 MOST_APART = 6  # cases on which the runs differ the most

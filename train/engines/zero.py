@@ -122,12 +122,12 @@ class Zero(Engine):
         seen: dict[int, str] = {}
         for name, value in self.model.state_dict(keep_vars=True).items():
             if id(value) in seen:  # tied
-                if self.ranks.chief:
+                if self.ranks.is_main:
                     found[name] = found[seen[id(value)]]
                 continue
             seen[id(value)] = name
             with self.tools.zero.GatheredParameters([value] if isinstance(value, nn.Parameter) else []):
-                if self.ranks.chief:
+                if self.ranks.is_main:
                     found[name] = value.detach().cpu().clone()
         return found
 
@@ -138,7 +138,7 @@ class Zero(Engine):
         for name, parameter in self.trained.items():
             for moment in _MOMENTS:
                 value = self.tools.utils.safe_get_full_optimizer_state(parameter, moment)
-                if self.ranks.chief:
+                if self.ranks.is_main:
                     found[f"{name}/{moment}"] = value.detach().cpu().clone()
             found[f"{name}/step"] = count
         return found

@@ -13,7 +13,7 @@ def scenes_hour() -> Recipe:
 
     Controls: `--model.mllm.blind_to_text True`, `--model.mllm.blind_to_image True`; the FiLM-UNet is the recipe
     film_unet_scenes. Hardware: 1 CPU core. Time: 60 minutes, with easy pictures first (`data.first_images`) and
-    colours and sides alone first (`data.lesson_images`). Expected: docs/results.md.
+    colours and sides alone first (`data.warmup_images`). Expected: docs/results.md.
     """
     return Recipe(
         name="scenes_hour",
@@ -24,7 +24,7 @@ def scenes_hour() -> Recipe:
         ),
         data=DataConfig(
             source="scenes", batch_images=12, expressions_per_image=12,
-            first_preset="scenes_easy", first_images=12 * 700, lesson_images=12 * 350,
+            first_preset="scenes_easy", first_images=12 * 700, warmup_images=12 * 350,
         ),
         optim=OptimConfig(steps=2600, lr=1.3e-3, warmup_steps=60, weight_decay=0.01, max_minutes=60.0),
         engine=EngineConfig(threads=1),

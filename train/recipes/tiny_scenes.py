@@ -24,7 +24,7 @@ def tiny_scenes() -> Recipe:
             dense_classes=dense_classes("scenes_easy"),
         ),
         data=DataConfig(
-            source="scenes_easy", batch_images=12, expressions_per_image=10, lesson_images=12 * 350
+            source="scenes_easy", batch_images=12, expressions_per_image=10, warmup_images=12 * 350
         ),
         optim=OptimConfig(steps=1500, lr=1.3e-3, warmup_steps=60, weight_decay=0.01, max_minutes=9.5),
         log=LogConfig(save_every=200, overlay_every=200),

@@ -25,7 +25,6 @@ from uniresxx.files import sync_to_disk, write_atomic
 if TYPE_CHECKING:
     import torch
 
-    from uniresxx.segmenters.base import Segmenter
 
 FORMAT = 1  # of checkpoint folders; raised when a reader of the old one would misread the new one
 CHECKPOINTS, MANIFEST, CONFIG, WEIGHTS, TOKENIZER = (
@@ -47,7 +46,7 @@ _STEP = re.compile(r"step_(\d{8,})")
 _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 _SHOWN = 3  # keys named in an error
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 Files = Mapping[str, Callable[[], bytes]]
 
 
@@ -429,7 +428,7 @@ def _sha256_of(*paths: Path) -> str:
     return total.hexdigest()
 
 
-def newest_verified(run: Path, say: Say) -> Path | None:
+def newest_verified(run: Path, say: Log) -> Path | None:
     """The newest undamaged checkpoint of a run (None: there is none); says a line for each damaged one."""
     for folder in reversed(_steps(run)):
         reason = damage(folder)
@@ -453,7 +452,7 @@ def _best_step(run: Path) -> int | None:
     return step if isinstance(step, int) else None
 
 
-def resolve(path: Path, say: Say) -> Path:
+def resolve(path: Path, say: Log) -> Path:
     """The folder with the weights: of a run the best, else the newest verified one; else the folder itself.
 
     Raises InputError where there is nothing to load.
@@ -533,42 +532,6 @@ def _line(error: BaseException) -> str:
     return " ".join((text or type(error).__name__).split())[:200]
 
 
-def _load_uniresxx(folder: Path) -> Segmenter:
-    import uniresxx.hub.auto  # noqa: F401  registers: whoever loads one of ours may use the Auto classes too
-    from uniresxx.model.build import load_model
-
-    return load_model(folder)
-
-
-def _load_film_unet(folder: Path) -> Segmenter:
-    from uniresxx.segmenters.film_unet.modeling import load_film_unet
-
-    return load_film_unet(folder)
-
-
-# Which class a folder holds is read from `model_type` of its config.
-LOADERS: dict[str, Callable[[Path], Segmenter]] = {"uniresxx": _load_uniresxx, "film_unet": _load_film_unet}
-
-
-def load_segmenter(path: str | os.PathLike[str], say: Say | None = None) -> Segmenter:
-    """The model of a run folder (best, else newest verified checkpoint), of a `from_pretrained` folder, or of
-    `hub:OWNER/NAME`.
-
-    `say` gets a line for each damaged checkpoint passed over (default: a warning).
-    Raises InputError for anything that is not a complete checkpoint of a known kind.
-    """
-    folder = resolve(named_folder(path), say or _warn)
-    kind = read_json(folder / CONFIG).get("model_type")
-    loader = LOADERS.get(kind) if isinstance(kind, str) else None
-    if loader is None:
-        raise InputError(
-            f"{folder / CONFIG} says model_type {kind!r}; known: {', '.join(sorted(LOADERS))}: "
-            "give a checkpoint trained or converted by this project"
-        )
-    weight_files(folder)  # says what is missing before anything is built
-    return loader(folder)
-
-
 def named_folder(path: str | os.PathLike[str]) -> Path:
     """The folder itself, or for `hub:OWNER/NAME[@REVISION]` the downloaded one; only so is anything downloaded."""
     source = os.fspath(path)
@@ -580,9 +543,3 @@ def named_folder(path: str | os.PathLike[str]) -> Path:
         return folder_of(source.removeprefix(HUB))
     except ValueError as error:
         raise InputError(str(error)) from error
-
-
-def _warn(line: str) -> None:
-    import warnings
-
-    warnings.warn(line, stacklevel=3)

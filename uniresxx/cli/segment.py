@@ -29,8 +29,9 @@ from PIL import Image
 from uniresxx.cli import OneLineParser, exit_code
 from uniresxx.errors import InputError
 from uniresxx.files import png_bytes, safe_name, write_atomic
+from uniresxx.imaging.inputs import checked
 from uniresxx.imaging.overlay import draw_overlay, one_line
-from uniresxx.predictor import Predictor, checked, layers_of, mask_of
+from uniresxx.predictor import Predictor, layers_of, mask_of
 from uniresxx.types import Prediction
 
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")

@@ -14,9 +14,9 @@ from heapq import nsmallest
 import numpy as np
 from PIL import Image, ImageDraw
 
+from uniresxx.data.store.photos import photo_of
 from uniresxx.errors import InputError
 from uniresxx.imaging import masks
-from uniresxx.imaging.decode import photo_of
 from uniresxx.imaging.overlay import font_for, one_line, paint_mask, resized_mask, wrapped
 from uniresxx.types import Expression, Granularity, ImageRecord
 

@@ -8,22 +8,19 @@ from here only), `images.jsonl` (seconds and proposal recall per picture), `dial
 from __future__ import annotations
 
 import json
-import platform
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
+from uniresxx.data.store.photos import photo_of
 from uniresxx.errors import InputError
-from uniresxx.files import write_atomic
+from uniresxx.files import versions, write_json
 from uniresxx.imaging import masks
-from uniresxx.imaging.decode import photo_of
 from uniresxx.imaging.geometry import box_iou
 from uniresxx.scoring.metrics import Counts, Outcome, RecallCounts
 from uniresxx.scoring.predictions import (
@@ -38,8 +35,18 @@ from uniresxx.scoring.predictions import (
 from uniresxx.scoring.protocols import STRICT, has_target, protocol_of
 from uniresxx.scoring.rejection import FLAG, Rejection
 from uniresxx.scoring.tally import Scored, entry_of, tally_answers
-from uniresxx.segmenters.base import Decoding, Question, Segmenter
-from uniresxx.types import Dialogue, Expression, Granularity, ImageRecord, Phrase, Prediction, Segment
+from uniresxx.segmenters.base import Segmenter
+from uniresxx.types import (
+    Decoding,
+    Dialogue,
+    Expression,
+    Granularity,
+    ImageRecord,
+    Phrase,
+    Prediction,
+    Question,
+    Segment,
+)
 
 FORMAT = 1
 CHAT_TEMPLATE = "{expression}"  # questions of a conversation are whole sentences already
@@ -77,16 +84,19 @@ class ReadsTruthBoxes(Protocol):
         """Whether this model was configured so."""
         ...
 
-    def look_with_truth_boxes(self, records: Sequence[ImageRecord]) -> Any:
-        """`look` that reads the boxes (and only the boxes) of the truth."""
+    def encode_images_with_truth_boxes(
+        self, photos: Sequence[np.ndarray], records: Sequence[ImageRecord]
+    ) -> Any:
+        """`encode_images` that reads the boxes (and only the boxes) of the truth."""
         ...
 
 
-def look_at(segmenter: Segmenter, records: Sequence[ImageRecord]) -> Any:
+def encode_records(segmenter: Segmenter, records: Sequence[ImageRecord]) -> Any:
     """The sight of the records' photos; truth boxes go only to the ablation that names them in its config."""
+    photos = [photo_of(record) for record in records]
     if isinstance(segmenter, ReadsTruthBoxes) and segmenter.wants_truth_boxes:
-        return segmenter.look_with_truth_boxes(records)
-    return segmenter.look([photo_of(record) for record in records])
+        return segmenter.encode_images_with_truth_boxes(photos, records)
+    return segmenter.encode_images(photos)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +166,7 @@ def evaluate(
         waiting = [(record, asked) for record, asked in waiting if asked]
         for batch in _chunks(waiting, batch_images):
             start = time.perf_counter()
-            sight = look_at(segmenter, [record for record, _ in batch])
+            sight = encode_records(segmenter, [record for record, _ in batch])
             texts = [[e.text for e in asked] for _, asked in batch]
             answers = segmenter.answer(sight, texts, decoding)
             seconds = time.perf_counter() - start
@@ -412,35 +422,6 @@ def _question(entry: Mapping[str, Any]) -> tuple[Any, ...]:
     return (*(entry.get(key) for key in keys), rejection, entry.get("partial") is None)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write readable JSON whole or not at all; NaN is refused."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
-
-
-def versions() -> dict[str, str | None]:
-    """Versions and commit that a number was made with."""
-    found: dict[str, str | None] = {"python": platform.python_version()}
-    for package in ("uniresxx", "numpy", "torch", "transformers", "tokenizers", "pycocotools"):
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = None
-    return found | {"commit": _commit()}
-
-
-def _commit() -> str | None:
-    """The clone's commit with `+` where files differ from it; None outside a clone."""
-    root = Path(__file__).resolve().parents[1]
-    if not (root / ".git").exists():
-        return None
-    try:
-        command = ["git", "-C", str(root), "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"]
-        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
 # -------------------------------------------------------------------------------------- conversations
 
 
@@ -511,7 +492,7 @@ def _converse(
     segmenter: Segmenter, records: Sequence[ImageRecord], decoding: Decoding
 ) -> Iterator[tuple[ImageRecord, Dialogue, list[Prediction]]]:
     """Hold all dialogues of a few pictures, turn by turn; one `look`, one `answer` per turn number."""
-    sight = look_at(segmenter, records)
+    sight = encode_records(segmenter, records)
     given: dict[tuple[int, int], list[Prediction]] = {
         (b, d): [] for b, record in enumerate(records) for d in range(len(record.dialogues))
     }

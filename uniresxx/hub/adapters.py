@@ -83,7 +83,7 @@ def unmerged(source: Path, adapter: Path) -> UniRESPlusPlus:
         raise InputError(
             f"{adapter} and {source} have different vocabularies: the adapter is of another model"
         )
-    model = UniRESPlusPlus(config, vocabulary, llm_later=True)
+    model = UniRESPlusPlus(config, vocabulary, skip_llm_init=True)
     weight_files(source)
     try:
         load_part(model, str(source), OWN_RULES)

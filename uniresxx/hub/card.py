@@ -49,7 +49,8 @@ def card_of(config: UniRESPlusPlusConfig, source: Path | None) -> str:
         _head(config, data),
         "# UniRES++\n\nPoint at a part, an object, several objects or something that is not there, with words, "
         "and get its mask.",
-        "## Use\n\n```python\nimport uniresxx.hub.auto\nfrom transformers import AutoModel, AutoProcessor\n\n"
+        "## Use\n\n```python\nfrom transformers import AutoModel, AutoProcessor\n"
+        "from uniresxx import register_auto_classes\n\nregister_auto_classes()\n"
         'model, processor = AutoModel.from_pretrained("FOLDER"), AutoProcessor.from_pretrained("FOLDER")\n'
         'answers = model.predict(processor(images="photo.jpg", text=["the left wheel of the red car"]))\n```\n\n'
         "The classes are those of the package `uniresxx`; no code of this repository is executed.",

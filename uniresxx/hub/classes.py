@@ -3,7 +3,7 @@
 The dataclass `UniRESPlusPlusConfig` stays the source of truth: `HubConfig` holds one, and a config.json written by
 either is read by both. Weights go through our own strict loader (safetensors only, every name and shape checked):
 transformers' `from_pretrained` builds on the meta device and initialises what it does not find, which would leave a
-missing tensor random. `uniresxx.hub.auto` registers the three classes.
+missing tensor random. `uniresxx.register_auto_classes` registers the three.
 
 Shapes: B photos, R rows (texts of all photos), E expressions; pixels and boxes as in uniresxx.types.Batch.
 """
@@ -21,10 +21,10 @@ from transformers import BatchFeature, PreTrainedConfig, PreTrainedModel, Proces
 from mllm.tokens import Vocabulary
 from uniresxx.checkpoints import folders as checkpoint
 from uniresxx.errors import InputError
+from uniresxx.imaging.inputs import Photo, checked, photo_pixels
 from uniresxx.model.config import MODEL_TYPE, UniRESPlusPlusConfig
 from uniresxx.model.processing import tensors_of, view_photo
-from uniresxx.predictor import Photo, checked, photo_pixels
-from uniresxx.segmenters.base import Decoding, Question
+from uniresxx.types import Decoding, Question
 
 Text = str | Question
 SHARD_SIZE = "5GB"

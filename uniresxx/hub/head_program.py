@@ -48,9 +48,9 @@ class See(nn.Module):
         """Pyramid: stage maps, image map, regions, validity. SAM: its own pixels (1, 3, S, S)."""
         if isinstance(self.head, PyramidHead):
             *stages, image, regions, valid = inputs
-            return tuple(self.head.see(stages, image, regions, valid))
+            return tuple(self.head.encode(stages, image, regions, valid))
         none = inputs[0][:, :0]
-        features = self.head.see([], none, none, none, inputs[0])
+        features = self.head.encode([], none, none, none, inputs[0])
         return features.image_BChw, *features.fine
 
 
@@ -96,7 +96,9 @@ def programs_of(model: UniRESPlusPlus) -> list[Program]:
             none = torch.zeros(1, m.max_objects, 4), torch.zeros(1, m.max_objects, dtype=torch.bool)
             parts = torch.zeros(1, m.max_parts, 4), torch.zeros(1, m.max_parts, dtype=torch.bool)
             low, high = draw(1, 3, m.low_size, m.low_size), draw(1, 3, m.high_size, m.high_size)
-            stages, image, regions, valid = model.head_inputs(model.mllm.see(low, high, Boxes(*none, *parts)))
+            stages, image, regions, valid = model.head_inputs(
+                model.mllm.encode_image(low, high, Boxes(*none, *parts))
+            )
             given = (*stages, image, draw(*regions.shape), torch.ones_like(valid))
             other = (*(s + 0.1 * draw(*s.shape) for s in stages), image, draw(*regions.shape), valid)
             names = (

@@ -20,7 +20,6 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
 from uniresxx.errors import InputError, MissingPhotoError
-from uniresxx.types import ImageRecord
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 MAX_PIXELS = 50_000_000
@@ -153,27 +152,6 @@ def _refuse_two_sizes(image: Image.Image, size: tuple[int, int]) -> None:
     """ValueError where Pillow found another size than the first header, which was checked against the cap."""
     if image.size != size:
         raise ValueError(f"it says {size[0]} x {size[1]} pixels and {image.width} x {image.height}")
-
-
-def photo_of(record: ImageRecord) -> np.ndarray:
-    """Pixels of a record, uint8 (y, x, 3); InputError where they are missing or of another size."""
-    if record.pixels is not None:
-        photo, name = record.pixels, f"image {record.image_id}"
-    elif record.inside is not None:
-        from uniresxx.data.store.photos import encoded_photo
-
-        name = f"{record.inside.file}: {record.inside.name}"
-        photo = decode_photo(encoded_photo(record.inside), name)
-    elif record.path is not None:
-        photo, name = read_photo(record.path), record.path
-    else:
-        raise InputError(f"image {record.image_id}: the record holds neither pixels nor a photo's place")
-    if photo.shape != (record.height, record.width, 3):
-        raise InputError(
-            f"{name}: the photo is {photo.shape[0]} x {photo.shape[1]} (height x width), "
-            f"but its annotations say {record.height} x {record.width}"
-        )
-    return photo
 
 
 def photo_size(path: str | os.PathLike[str]) -> tuple[int, int] | None:

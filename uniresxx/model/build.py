@@ -32,7 +32,7 @@ from uniresxx.model.tuning import cast_frozen, format_table, parameter_table
 
 Config = TypeVar("Config")
 Model = TypeVar("Model", bound=nn.Module)
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 
 
 def build_model(config: UniRESPlusPlusConfig, vocabulary: Vocabulary) -> UniRESPlusPlus:
@@ -70,7 +70,7 @@ def open_vocabulary(config: UniRESPlusPlusConfig, corpus: Sequence[str]) -> Voca
 
 
 def build_for_training(
-    config: UniRESPlusPlusConfig, vocabulary: Vocabulary, say: Say | None = None
+    config: UniRESPlusPlusConfig, vocabulary: Vocabulary, say: Log | None = None
 ) -> UniRESPlusPlus:
     """A model with the named pretrained parts loaded; `say` gets a line per part and the table of what is trained.
 
@@ -79,7 +79,7 @@ def build_for_training(
     check_sources(config)
     _as_input(lambda: check_packed(config.mllm.attention), "--model.mllm.attention")
     w = config.weights
-    model = UniRESPlusPlus(config, vocabulary, llm_later=w.llava is not None or w.start is not None)
+    model = UniRESPlusPlus(config, vocabulary, skip_llm_init=w.llava is not None or w.start is not None)
     if config.tuning.frozen_dtype == "bf16":  # before loading: half the memory is never needed
         cast_frozen(model, torch.bfloat16)
     for part, report in load_sources(model):
@@ -173,7 +173,7 @@ def load_with(
 
 def _to_load(config: UniRESPlusPlusConfig, vocabulary: Vocabulary) -> UniRESPlusPlus:
     """A model whose weights come next, all of them: writing random ones first takes minutes at 7B."""
-    model = UniRESPlusPlus(config, vocabulary, llm_later=True)
+    model = UniRESPlusPlus(config, vocabulary, skip_llm_init=True)
     if config.tuning.frozen_dtype == "bf16":
         cast_frozen(model, torch.bfloat16)
     return model

@@ -14,16 +14,13 @@ import torch
 
 from mllm.chat import IGNORE, Row, render
 from mllm.tokens import Vocabulary
-from uniresxx.data.mixture.counts import boxes_of_masks
-from uniresxx.data.mixture.ledger import BadSample
 from uniresxx.errors import InputError
-from uniresxx.imaging.decode import photo_of
 from uniresxx.imaging.geometry import Letterbox
-from uniresxx.imaging.masks import decode
+from uniresxx.imaging.masks import box_of, decode
 from uniresxx.model.config import UniRESPlusPlusConfig
 from uniresxx.model.processing import View, mask_pixels, pad_boxes, pixels, view_photo
 from uniresxx.model.templates import dialogue_turn, expression_turn
-from uniresxx.types import RLE, Batch, Dialogue, Expression, Granularity, ImageRecord
+from uniresxx.types import RLE, BadSample, Batch, Dialogue, Expression, Granularity, ImageRecord
 
 
 @dataclass(slots=True)
@@ -45,6 +42,7 @@ class Sample:
 
 def make_sample(
     record: ImageRecord,
+    photo: np.ndarray,
     expressions: Sequence[Expression],
     dialogues: Sequence[Dialogue],
     choices: Sequence[int],
@@ -53,7 +51,7 @@ def make_sample(
 ) -> Sample:
     """Render expressions (with template `choices[i]`) and dialogues of one image into one row.
 
-    Raises InputError: its photo or a mask is not there, damaged, or not of the record's size.
+    `photo`: the record's pixels, uint8 (y, x, 3). Raises InputError for a mask of another size.
     """
     row = Row()
     masks: list[RLE | None] = []
@@ -71,7 +69,7 @@ def make_sample(
             kinds.append(phrase.granularity)
             ids.append(dialogue.dialogue_id)
     assert len(row.decisions) == len(masks), (len(row.decisions), len(masks))
-    view = view_photo(photo_of(record), config, record)
+    view = view_photo(photo, config, record)
     truth = [None if rle is None else _decoded(rle, record) for rle in masks]
     framed = [None if mask_yx is None else _framed(mask_yx, view.letterbox) for mask_yx in truth]
     drawn = {"images": 1, "dialogues": len(dialogues)} | Counter(str(e.granularity) for e in expressions)
@@ -79,6 +77,21 @@ def make_sample(
     dense = _dense(record, view.letterbox)
     own = [m for m in truth if m is not None] if config.loss.resolution == "photo" else []
     return Sample(view, row, framed, kinds, ids, dense, truth_boxes=boxes, masks_photo=own, drawn=drawn)
+
+
+def boxes_of_masks(record: ImageRecord) -> dict[str, np.ndarray]:
+    """Truth boxes xyxy (N, 4) float32 of the picture by "object" and "part": the data set's own, else those of all
+    masks of the record. A level that nothing is known of is not in it.
+
+    The union of several referents is no object, so `multi` gives none (our choice).
+    """
+    found = {name: np.asarray(boxes, dtype=np.float32).reshape(-1, 4) for name, boxes in record.boxes.items()}
+    for name in (Granularity.OBJECT, Granularity.PART):
+        rles = [e.rle for e in record.expressions if e.granularity == name and e.rle is not None]
+        seen = {box for rle in rles if (box := box_of(rle)) is not None}
+        if seen and name not in found:
+            found[name] = np.array(sorted(seen), dtype=np.float32)
+    return found
 
 
 def truth_boxes(record: ImageRecord, letterbox: Letterbox) -> tuple[np.ndarray, np.ndarray]:

@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 
 from mllm.config import MLLMConfig, TuningConfig
 from uniresxx.errors import InputError
-from uniresxx.segmenters.base import DecisionRule
+from uniresxx.types import DecisionRule
 
 MODEL_TYPE = "uniresxx"
 BoxSource = Literal["segmenter", "learned", "owlv2", "grid", "truth", "shuffled", "random"]

@@ -18,12 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mllm.chat import IGNORE
-from mllm.modeling import MLLM, Boxes, Prefix, Spoken
-from mllm.modeling import Sight as MLLMSight
+from mllm.modeling import MLLM, Boxes, GeneratedAnswer, ImageFeatures, PrefixCache
 from mllm.tokens import Vocabulary
 from uniresxx.errors import InputError
 from uniresxx.hub.classes import HubConfig, HubModel
-from uniresxx.imaging.decode import photo_of
 from uniresxx.imaging.masks import encode, union
 from uniresxx.model.config import UniRESPlusPlusConfig
 from uniresxx.model.feature_cache import FeatureCache
@@ -53,15 +51,14 @@ from uniresxx.model.regions.detector import Detector
 from uniresxx.model.regions.learned import BoxHead, BoxOutput
 from uniresxx.model.templates import asked_branches
 from uniresxx.model.tuning import tune
-from uniresxx.segmenters.base import DecisionRule, Decoding, Question
-from uniresxx.types import Batch, ImageRecord, Prediction, Segment
+from uniresxx.types import Batch, DecisionRule, Decoding, ImageRecord, Prediction, Question, Segment
 
 BOX_FIELDS = ("object_boxes_BO4", "object_valid_BO", "part_boxes_BP4", "part_valid_BP")
 NOT_TAUGHT = 255  # dense label of pixels that must not be supervised
 ANSWERS_AT_ONCE = 64  # whose masks exist at the same time, at the size of the photo; no answer depends on it
 
 
-class Output(NamedTuple):
+class ModelOutput(NamedTuple):
     """What training needs: logits only at label positions, and the mask head's answers."""
 
     logits_LV: Tensor
@@ -72,11 +69,11 @@ class Output(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Sight:
+class EncodedPhotos:
     """Photos encoded once: what the LLM prefilled and what the mask head keeps."""
 
     views: list[View]
-    prefix: Prefix
+    prefix: PrefixCache
     features: Any  # the mask head's own
     proposal_seconds: float  # that finding the boxes of all photos took
 
@@ -101,7 +98,7 @@ class UniRESPlusPlus(HubModel):
         self,
         config: UniRESPlusPlusConfig | HubConfig,
         vocabulary: Vocabulary | None = None,
-        llm_later: bool = False,
+        skip_llm_init: bool = False,
     ) -> None:
         """Random weights; InputError without a vocabulary, which no configuration holds."""
         if vocabulary is None:
@@ -111,7 +108,7 @@ class UniRESPlusPlus(HubModel):
         config = config.settings if isinstance(config, HubConfig) else config
         super().__init__(config)
         self.vocabulary = vocabulary
-        self.mllm = MLLM(config.mllm, vocabulary, llm_later)
+        self.mllm = MLLM(config.mllm, vocabulary, skip_llm_init)
         self.head = _head(config)
         classes = sum(config.dense_classes)
         self.dense = nn.Conv2d(config.head.width, classes, 1) if classes else None
@@ -124,7 +121,7 @@ class UniRESPlusPlus(HubModel):
 
     # training -------------------------------------------------------------------------------------------------
 
-    def forward(self, batch: Batch) -> Output:
+    def forward(self, batch: Batch) -> ModelOutput:
         """One pass over packed rows."""
         boxes = Boxes(
             batch.object_boxes_BO4, batch.object_valid_BO, batch.part_boxes_BP4, batch.part_valid_BP
@@ -133,8 +130,8 @@ class UniRESPlusPlus(HubModel):
         low_BNC, stages = self._kept(batch)
         high_B3HW = batch.pixels_high_B3HW
         found = self._find_boxes(high_B3HW, boxes, extent_B2, stages)
-        sight = self.mllm.see(batch.pixels_low_B3hw, high_B3HW, found.boxes, found.stages, low_BNC)
-        states_BTD = self.mllm.read(sight, batch.token_ids_BT, batch.branch_BT, batch.position_BT)
+        sight = self.mllm.encode_image(batch.pixels_low_B3hw, high_B3HW, found.boxes, found.stages, low_BNC)
+        states_BTD = self.mllm(sight, batch.token_ids_BT, batch.branch_BT, batch.position_BT)
         learned_BT = batch.labels_BT != IGNORE
         own = int(self.settings.mllm.prompt_state == "own")
         prompts_ED = states_BTD[batch.image_of_expr_E, batch.seg_position_E + own]
@@ -142,7 +139,7 @@ class UniRESPlusPlus(HubModel):
         dense: tuple[Tensor, ...] = ()
         if self.dense is not None:
             dense = self.dense(features.fine_BChw).split(self.settings.dense_classes, dim=1)
-        return Output(
+        return ModelOutput(
             self.mllm.logits(states_BTD[learned_BT]),
             batch.labels_BT[learned_BT],
             self.head(features, prompts_ED, batch.image_of_expr_E),
@@ -202,7 +199,7 @@ class UniRESPlusPlus(HubModel):
             "box": int(batch.truth_boxes_valid_BGM.sum()) if batch.truth_boxes_valid_BGM is not None else 0,
         }
 
-    def loss(self, output: Output, batch: Batch) -> LossTerms:
+    def loss(self, output: ModelOutput, batch: Batch) -> LossTerms:
         """Sums over this micro-batch; masks are supervised only where the truth has one."""
         w, present = self.settings.loss, batch.present_E
         bce, dice, iou_E = self._mask_terms(output.head.masks_Ehw[present].float(), batch)
@@ -275,14 +272,14 @@ class UniRESPlusPlus(HubModel):
         ]
         return torch.stack(losses).sum() * stride * stride
 
-    def _features(self, sight: MLLMSight, pixels_mask_B3SS: Tensor | None) -> Any:
+    def _features(self, sight: ImageFeatures, pixels_mask_B3SS: Tensor | None) -> Any:
         """What the mask head keeps; the image-blind control hides the frame that it looks at itself as well."""
         head: MaskHead = self.head
         if pixels_mask_B3SS is not None and self.settings.mllm.blind_to_image:
             pixels_mask_B3SS = pixels_mask_B3SS * 0
-        return head.see(*self.head_inputs(sight), pixels_mask_B3SS)
+        return head.encode(*self.head_inputs(sight), pixels_mask_B3SS)
 
-    def head_inputs(self, sight: MLLMSight) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
+    def head_inputs(self, sight: ImageFeatures) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
         """What a mask head sees beside pixels of its own: stage maps, image map, regions, their validity."""
         g = self.settings.mllm.low_grid
         image_BDhw = sight.prefix_BLD[:, sight.layout.image].transpose(1, 2).unflatten(2, (g, g))
@@ -305,7 +302,7 @@ class UniRESPlusPlus(HubModel):
         return self.settings.decision_rule
 
     @torch.no_grad()
-    def look(self, photos: Sequence[np.ndarray]) -> Sight:
+    def encode_images(self, photos: Sequence[np.ndarray]) -> EncodedPhotos:
         """Encode photos once: proposals, both towers, MGFE, the LLM's prefix, the mask head's maps."""
         with self._mixed():
             return self._look([view_photo(photo, self.settings) for photo in photos])
@@ -316,10 +313,17 @@ class UniRESPlusPlus(HubModel):
         return self.settings.boxes == "truth"
 
     @torch.no_grad()
-    def look_with_truth_boxes(self, records: Sequence[ImageRecord]) -> Sight:
-        """`look` of that ablation."""
+    def encode_images_with_truth_boxes(
+        self, photos: Sequence[np.ndarray], records: Sequence[ImageRecord]
+    ) -> EncodedPhotos:
+        """`encode_images` of that ablation: reads the boxes (and only the boxes) of the records."""
         with self._mixed():
-            return self._look([view_photo(photo_of(record), self.settings, record) for record in records])
+            return self._look(
+                [
+                    view_photo(photo, self.settings, record)
+                    for photo, record in zip(photos, records, strict=True)
+                ]
+            )
 
     def _mixed(self) -> AbstractContextManager[Any]:
         """Autocast where weights are kept in bf16, all or only the frozen ones; nothing elsewhere."""
@@ -334,10 +338,10 @@ class UniRESPlusPlus(HubModel):
             sight = self._see(inputs["views"], inputs)
         return self.answer(sight, inputs["texts"], inputs["decoding"])
 
-    def _look(self, views: list[View]) -> Sight:
+    def _look(self, views: list[View]) -> EncodedPhotos:
         return self._see(views, tensors_of(views, self.settings))
 
-    def _see(self, views: list[View], inputs: Mapping[str, Any]) -> Sight:
+    def _see(self, views: list[View], inputs: Mapping[str, Any]) -> EncodedPhotos:
         device = next(self.parameters()).device
         given = {name: value.to(device) for name, value in inputs.items() if isinstance(value, Tensor)}
         high = given["pixels_high_B3HW"]
@@ -346,11 +350,11 @@ class UniRESPlusPlus(HubModel):
         seconds = found.seconds + sum(view.box_seconds for view in views)
         if self.settings.boxes in FROM_FEATURES:
             views = [replace(v, boxes=_proposals(found.boxes, b)) for b, v in enumerate(views)]
-        sight = self.mllm.see(given["pixels_low_B3hw"], high, found.boxes, found.stages)
+        sight = self.mllm.encode_image(given["pixels_low_B3hw"], high, found.boxes, found.stages)
         features = self._features(sight, given.get("pixels_mask_B3SS"))
-        return Sight(views, self.mllm.prefill(sight), features, seconds)
+        return EncodedPhotos(views, self.mllm.prefill(sight), features, seconds)
 
-    def regions(self, sight: Sight) -> list[dict[str, np.ndarray]]:
+    def regions(self, sight: EncodedPhotos) -> list[dict[str, np.ndarray]]:
         """The proposals each photo was read with: xyxy (N, 4) in the image frame by "object" and "part"."""
         return [
             {
@@ -360,13 +364,13 @@ class UniRESPlusPlus(HubModel):
             for view in sight.views
         ]
 
-    def proposal_seconds(self, sight: Sight) -> float:
+    def proposal_seconds(self, sight: EncodedPhotos) -> float:
         """What finding the boxes of all photos took; the high tower, which is needed anyway, is not in it."""
         return sight.proposal_seconds
 
     @torch.no_grad()
     def answer(
-        self, sight: Sight, texts: Sequence[Sequence[str | Question]], decoding: Decoding
+        self, sight: EncodedPhotos, texts: Sequence[Sequence[str | Question]], decoding: Decoding
     ) -> list[Prediction]:
         """Generate the answers of all texts of all photos together; flat, photo by photo."""
         image_of_row, branches = asked_branches(texts, decoding, self.vocabulary)
@@ -374,7 +378,7 @@ class UniRESPlusPlus(HubModel):
             return []
         predictions: list[Prediction] = []
         with self._mixed():
-            spoken = self.mllm.speak(
+            spoken = self.mllm.generate(
                 sight.prefix, branches, image_of_row, decoding.max_new_tokens, decoding.cache_bytes
             )
             for start in range(0, len(spoken), ANSWERS_AT_ONCE):
@@ -383,7 +387,11 @@ class UniRESPlusPlus(HubModel):
         return predictions
 
     def _masked(
-        self, sight: Sight, spoken: Sequence[Spoken], image_of_row: Sequence[int], decoding: Decoding
+        self,
+        sight: EncodedPhotos,
+        spoken: Sequence[GeneratedAnswer],
+        image_of_row: Sequence[int],
+        decoding: Decoding,
     ) -> list[Prediction]:
         """Masks and decisions of generated answers, which come photo by photo."""
         prompts = torch.cat([s.prompts_KD for s in spoken])
@@ -406,7 +414,7 @@ class UniRESPlusPlus(HubModel):
 
     def _prediction(
         self,
-        spoken: Spoken,
+        spoken: GeneratedAnswer,
         masks: list[np.ndarray],
         scores: list[float],
         absent: list[float],

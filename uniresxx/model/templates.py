@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 from mllm.chat import ChatTurn, Mark, render
 from mllm.tokens import Vocabulary
-from uniresxx.segmenters.base import Decoding, Question
-from uniresxx.types import Expression, Phrase, Turn
+from uniresxx.types import Decoding, Expression, Phrase, Question, Turn
 
 # METHOD section 3: at least ten question templates in training, one in evaluation (segmenter.EVALUATION_TEMPLATE).
 TRAINING_TEMPLATES = (

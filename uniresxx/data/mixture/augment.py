@@ -17,7 +17,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from uniresxx.imaging.decode import photo_of
+from uniresxx.data.store.photos import photo_of
 from uniresxx.imaging.masks import decode, encode
 from uniresxx.types import RLE, Dialogue, ImageRecord, Phrase, Turn
 

@@ -13,15 +13,15 @@ import numpy as np
 
 from mllm.tokens import Vocabulary
 from uniresxx.data.mixture.augment import mirrored
-from uniresxx.data.mixture.counts import boxes_of_masks
-from uniresxx.data.mixture.ledger import IN_A_ROW, BadSample, no_counts, over_budget
+from uniresxx.data.mixture.ledger import IN_A_ROW, no_counts, over_budget
 from uniresxx.data.scenes import scene_record
-from uniresxx.data.scenes.lessons import first_lesson
+from uniresxx.data.scenes.warmup import warmup_expressions
+from uniresxx.data.store.photos import photo_of
 from uniresxx.errors import InputError, MissingPhotoError
-from uniresxx.model.collate import Sample, collate, make_sample
+from uniresxx.model.collate import Sample, boxes_of_masks, collate, make_sample
 from uniresxx.model.config import UniRESPlusPlusConfig
 from uniresxx.model.feature_cache import frame_name
-from uniresxx.types import Batch, ImageRecord
+from uniresxx.types import BadSample, Batch, ImageRecord
 
 FLIP = 3  # stream of random numbers for mirrored pictures
 
@@ -55,7 +55,7 @@ class Source(Protocol):
 class SceneSource:
     """The scenes, drawn without end, with a curriculum: easy pictures first, and colours asked for alone.
 
-    Before slot `then_at` the pictures are those of preset `first`; before slot `lesson_until` half of a picture's
+    Before slot `then_at` the pictures are those of preset `first`; before slot `warmup_until` half of a picture's
     expressions make way for its first lesson (colours and sides alone).
     """
 
@@ -63,7 +63,7 @@ class SceneSource:
     seed: int
     first: str | None = None
     then_at: int = 0
-    lesson_until: int = 0
+    warmup_until: int = 0
 
     @property
     def wanted(self) -> dict[str, float]:
@@ -74,10 +74,10 @@ class SceneSource:
         """Picture number `slot`."""
         preset = self.first if self.first is not None and slot < self.then_at else self.preset
         record = scene_record(preset, "train", slot + (attempt << 40), self.seed)
-        if slot >= self.lesson_until:
+        if slot >= self.warmup_until:
             return record
         kept = record.expressions[slot % 2 :: 2]
-        return replace(record, expressions=kept + first_lesson(record, preset))
+        return replace(record, expressions=kept + warmup_expressions(record, preset))
 
     def name(self, slot: int, attempt: int = 0) -> str:
         """Preset and number."""
@@ -179,4 +179,6 @@ class Batches:
         asked = replace(record, expressions=tuple(expressions), dialogues=tuple(dialogues), boxes=boxes)
         if self.flip and np.random.default_rng((self.seed, slot, FLIP)).random() < self.flip:
             asked = mirrored(asked) or asked
-        return make_sample(asked, asked.expressions, asked.dialogues, choices, self.config, self.vocabulary)
+        return make_sample(
+            asked, photo_of(asked), asked.expressions, asked.dialogues, choices, self.config, self.vocabulary
+        )

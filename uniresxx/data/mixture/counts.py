@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from uniresxx.imaging.masks import box_of
 from uniresxx.types import Granularity, ImageRecord
 
 if TYPE_CHECKING:
@@ -73,18 +72,3 @@ def _kinds_of_batch(batch: pa.RecordBatch) -> np.ndarray:
         total = np.concatenate(([0], np.cumsum(here)))
         counts[:, place] = total[ends[1:]] - total[ends[:-1]]
     return counts
-
-
-def boxes_of_masks(record: ImageRecord) -> dict[str, np.ndarray]:
-    """Truth boxes xyxy (N, 4) float32 of the picture by "object" and "part": the data set's own, else those of all
-    masks of the record. A level that nothing is known of is not in it.
-
-    The union of several referents is no object, so `multi` gives none (our choice).
-    """
-    found = {name: np.asarray(boxes, dtype=np.float32).reshape(-1, 4) for name, boxes in record.boxes.items()}
-    for name in (Granularity.OBJECT, Granularity.PART):
-        rles = [e.rle for e in record.expressions if e.granularity == name and e.rle is not None]
-        seen = {box for rle in rles if (box := box_of(rle)) is not None}
-        if seen and name not in found:
-            found[name] = np.array(sorted(seen), dtype=np.float32)
-    return found

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from uniresxx.files import write_atomic
-from uniresxx.types import Granularity
+from uniresxx.types import BadSample, Granularity
 
 QUARANTINE, DATA = "quarantine.jsonl", "data.json"
 IN_A_ROW = 10  # samples of one slot; then the data is not where it is thought to be
@@ -28,16 +28,7 @@ class DataError(RuntimeError):
     """More samples than allowed could not be prepared; programs exit with 1 and list them."""
 
 
-@dataclass(frozen=True, slots=True)
-class BadSample:
-    """A sample that could not be prepared."""
-
-    slot: int
-    key: str  # data set, row and image
-    reason: str
-
-
-class Given(NamedTuple):
+class StepData(NamedTuple):
     """What a micro-batch of one process gave: counts by `no_counts`' keys, and what could not be prepared."""
 
     drawn: Mapping[str, int]
@@ -61,9 +52,9 @@ class Ledger:
 
     wanted: Mapping[str, float]
     slots_per_step: int
-    bad_share: float  # of the slots so far, of FIRST at least
+    max_bad_fraction: float  # of the slots so far, of FIRST at least
 
-    def note(self, out: Path, step: int, micro: Sequence[Given]) -> dict[str, int]:
+    def note(self, out: Path, step: int, micro: Sequence[StepData]) -> dict[str, int]:
         """Take in the micro-batches of a step, of all processes, before it is done; returns its counts, the same
         keys always.
 
@@ -87,11 +78,11 @@ class Ledger:
                 stream.flush()
                 os.fsync(stream.fileno())
         bad = [item for item in [*known, *(n for n in new if n not in known)] if item.slot < slots]
-        if len(bad) > self.bad_share * max(slots, FIRST):
+        if len(bad) > self.max_bad_fraction * max(slots, FIRST):
             raise over_budget(
                 bad,
-                f"{len(bad)} of {slots} samples could not be prepared, more than data.bad_share "
-                f"{self.bad_share} allows; {path} lists them",
+                f"{len(bad)} of {slots} samples could not be prepared, more than data.max_bad_fraction "
+                f"{self.max_bad_fraction} allows; {path} lists them",
             )
 
     def report(self, out: Path, lines: Iterable[Mapping[str, int]]) -> list[str]:

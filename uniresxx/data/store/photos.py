@@ -10,9 +10,30 @@ import os
 import zlib
 from pathlib import Path
 
+import numpy as np
+
 from uniresxx.errors import InputError
-from uniresxx.imaging.decode import MAX_BYTES
-from uniresxx.types import PhotoInside
+from uniresxx.imaging.decode import MAX_BYTES, decode_photo, read_photo
+from uniresxx.types import ImageRecord, PhotoInside
+
+
+def photo_of(record: ImageRecord) -> np.ndarray:
+    """Pixels of a record, uint8 (y, x, 3); InputError where they are missing or of another size."""
+    if record.pixels is not None:
+        photo, name = record.pixels, f"image {record.image_id}"
+    elif record.inside is not None:
+        name = f"{record.inside.file}: {record.inside.name}"
+        photo = decode_photo(encoded_photo(record.inside), name)
+    elif record.path is not None:
+        photo, name = read_photo(record.path), record.path
+    else:
+        raise InputError(f"image {record.image_id}: the record holds neither pixels nor a photo's place")
+    if photo.shape != (record.height, record.width, 3):
+        raise InputError(
+            f"{name}: the photo is {photo.shape[0]} x {photo.shape[1]} (height x width), "
+            f"but its annotations say {record.height} x {record.width}"
+        )
+    return photo
 
 
 def encoded_photo(photo: PhotoInside) -> bytes:

@@ -21,7 +21,7 @@ class HeadOutput(NamedTuple):  # a tuple: ZeRO-3 looks for the tensors in what m
 class MaskHead(Protocol):
     """`pyramid`, `sam` or `sam2`; what `see` returns is opaque to the caller."""
 
-    def see(
+    def encode(
         self,
         stages: list[Tensor],
         image_BDhw: Tensor,

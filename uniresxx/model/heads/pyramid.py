@@ -99,7 +99,7 @@ class PyramidHead(nn.Module):
         self.mask = nn.Sequential(nn.Linear(C, C), nn.GELU(), nn.Linear(C, C + 1))
         self.judge = nn.Sequential(nn.Linear(2 * C, C), nn.GELU(), nn.Linear(C, 2))
 
-    def see(
+    def encode(
         self,
         stages: list[Tensor],
         image_BDhw: Tensor,

@@ -81,7 +81,7 @@ class SamHead(nn.Module):
             last.bias = nn.Parameter(torch.zeros(C))
             self.early = nn.Sequential(nn.Conv2d(config.width, C, 1), nn.GELU(), last)
 
-    def see(
+    def encode(
         self,
         stages: list[Tensor],
         image_BDhw: Tensor,
@@ -134,7 +134,7 @@ class Sam2Head(nn.Module):
         freeze_unused(self.sam)
         self.prompt = prompt_mlp(llm_width, config.decoder_width)
 
-    def see(
+    def encode(
         self,
         stages: list[Tensor],
         image_BDhw: Tensor,

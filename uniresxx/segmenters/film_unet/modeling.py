@@ -24,12 +24,11 @@ from uniresxx.model.build import build_model, load_with
 from uniresxx.model.losses import Counts, LossTerms, mask_sums, resized, true_iou
 from uniresxx.model.processing import View, photo_masks, pixels, view_photo
 from uniresxx.model.templates import asked_branches
-from uniresxx.segmenters.base import DecisionRule, Decoding, Question
 from uniresxx.segmenters.film_unet.config import GROUPS, FilmUNetConfig
-from uniresxx.types import Batch, Prediction, Segment
+from uniresxx.types import Batch, DecisionRule, Decoding, Prediction, Question, Segment
 
 
-class Output(NamedTuple):
+class ModelOutput(NamedTuple):
     """Logits per expression: mask on half the high frame, predicted IoU, presence."""
 
     masks_Ehw: Tensor
@@ -38,7 +37,7 @@ class Output(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Sight:
+class EncodedPhotos:
     """Photos encoded once: what enters the decoder at each stride, finest first."""
 
     views: list[View]
@@ -144,7 +143,7 @@ class Decoder(nn.Module):
         seen = 2 * bottom + text_width
         self.decide = nn.Sequential(nn.Linear(seen, bottom), nn.GELU(), nn.Linear(bottom, 2))
 
-    def forward(self, maps: list[Tensor], text_ED: Tensor, image_E: Tensor) -> Output:
+    def forward(self, maps: list[Tensor], text_ED: Tensor, image_E: Tensor) -> ModelOutput:
         """Answer each expression on its image's maps."""
         x = self.join[-1](maps[-1][image_E], text_ED)
         for block in self.bottleneck:
@@ -158,7 +157,7 @@ class Decoder(nn.Module):
         # a dot product per pixel; much faster on CPUs than a convolution to one channel
         masks_E1N = torch.bmm(self.mask.weight.expand(len(x), 1, -1), x.flatten(2)) + self.mask.bias
         masks_Ehw = masks_E1N.view(len(x), *x.shape[2:])
-        return Output(masks_Ehw, quality_E, presence_E)
+        return ModelOutput(masks_Ehw, quality_E, presence_E)
 
 
 def questions_of(batch: Batch, pad: int) -> tuple[Tensor, Tensor]:
@@ -192,12 +191,12 @@ class FilmUNet(nn.Module):
 
     # training --------------------------------------------------------------------------------
 
-    def forward(self, batch: Batch) -> Output:
+    def forward(self, batch: Batch) -> ModelOutput:
         """Every decision of the batch; a batch without any gives empty outputs."""
         maps = self.encoder(batch.pixels_high_B3HW)
         if not len(batch.image_of_expr_E):
             none_Ehw = maps[0][:0, 0]
-            return Output(none_Ehw, none_Ehw.new_zeros(0), none_Ehw.new_zeros(0))
+            return ModelOutput(none_Ehw, none_Ehw.new_zeros(0), none_Ehw.new_zeros(0))
         text_ED = self.text(*questions_of(batch, self.vocabulary.pad))
         return self.decoder(maps, text_ED, batch.image_of_expr_E)
 
@@ -206,7 +205,7 @@ class FilmUNet(nn.Module):
         masks = int(batch.present_E.sum())
         return {"mask": masks, "dice": masks, "quality": masks, "presence": len(batch.present_E)}
 
-    def loss(self, output: Output, batch: Batch) -> LossTerms:
+    def loss(self, output: ModelOutput, batch: Batch) -> LossTerms:
         """Sums over this micro-batch; masks are supervised only where the truth has one."""
         w, present = self.config.loss, batch.present_E
         truth_EHW = batch.masks_EHW[present]
@@ -237,15 +236,15 @@ class FilmUNet(nn.Module):
         return self.config.inputs.decision_rule
 
     @torch.no_grad()
-    def look(self, photos: Sequence[np.ndarray]) -> Sight:
+    def encode_images(self, photos: Sequence[np.ndarray]) -> EncodedPhotos:
         """Encode photos once."""
         views = [view_photo(photo, self.config.view) for photo in photos]
         device = self.text.embed.weight.device
-        return Sight(views, self.encoder(pixels([v.high_HW3 for v in views]).to(device)))
+        return EncodedPhotos(views, self.encoder(pixels([v.high_HW3 for v in views]).to(device)))
 
     @torch.no_grad()
     def answer(
-        self, sight: Sight, texts: Sequence[Sequence[str | Question]], decoding: Decoding
+        self, sight: EncodedPhotos, texts: Sequence[Sequence[str | Question]], decoding: Decoding
     ) -> list[Prediction]:
         """Answer all texts of all photos together; flat, photo by photo."""
         image_of_row, branches = asked_branches(texts, decoding, self.vocabulary)

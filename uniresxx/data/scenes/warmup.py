@@ -18,7 +18,7 @@ SMALLEST = 12  # pixels; a sliver is neither a target nor nothing
 SIDE_FORMS = ("everything on the {}", "all {} things", "the {} things", "what is on the {}")
 
 
-def first_lesson(record: ImageRecord, preset: str) -> tuple[Expression, ...]:
+def warmup_expressions(record: ImageRecord, preset: str) -> tuple[Expression, ...]:
     """One expression per colour of the preset and per half of the picture: those pixels of things, or nothing.
 
     By pixel, not by thing: a part with a colour of its own counts as that colour.
