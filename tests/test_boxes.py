@@ -12,7 +12,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import Owlv2Config, Owlv2ForObjectDetection
-from uniresxx.segmenters.load import load_segmenter
 
 from mllm.tokens import Vocabulary
 from mllm.towers import HighTower
@@ -24,9 +23,10 @@ from uniresxx.data.mixture.mix import Mixture, Pool
 from uniresxx.data.scenes import scene_record
 from uniresxx.data.store.photos import photo_of
 from uniresxx.errors import InputError
+from uniresxx.imaging.boxes import boxes_of_masks
 from uniresxx.imaging.geometry import Letterbox, box_iou
 from uniresxx.model.build import attach_detector, build_model
-from uniresxx.model.collate import boxes_of_masks, truth_boxes
+from uniresxx.model.collate import truth_boxes
 from uniresxx.model.config import BoxHeadConfig, UniRESPlusPlusConfig, WeightsConfig
 from uniresxx.model.modeling import UniRESPlusPlus
 from uniresxx.model.processing import pixels
@@ -42,6 +42,7 @@ from uniresxx.model.regions.learned import (
     pairwise_iou,
 )
 from uniresxx.model.templates import TRAINING_TEMPLATES
+from uniresxx.segmenters.load import load_segmenter
 from uniresxx.types import Decoding, Granularity
 
 HEAD = BoxHeadConfig(width=16, stages=(0, 1, 2), convs=1)

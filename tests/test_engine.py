@@ -440,7 +440,7 @@ def test_a_bug_in_a_job_is_shown_before_the_communication_ends(bug, monkeypatch,
     happened = []
 
     class Joined(Ranks):
-        def together(self, work):
+        def on_all_ranks(self, work):
             return work()
 
         def leave(self, together):

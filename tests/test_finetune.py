@@ -10,7 +10,6 @@ from statistics import fmean
 import pytest
 import torch
 from PIL import Image, ImageDraw
-from uniresxx.segmenters.load import load_segmenter
 
 from mllm.config import MLLMConfig
 from mllm.tokens import Vocabulary
@@ -22,6 +21,7 @@ from uniresxx.model.build import build_model
 from uniresxx.model.config import UniRESPlusPlusConfig
 from uniresxx.segmenters.film_unet.config import FilmUNetConfig
 from uniresxx.segmenters.film_unet.modeling import build_film_unet
+from uniresxx.segmenters.load import load_segmenter
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "train.md"
 SMALL = MLLMConfig(low_layers=1, llm_layers=1, llm_mlp=128, vocabulary=400, max_objects=4, max_parts=4)

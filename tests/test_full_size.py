@@ -14,7 +14,6 @@ import pytest
 import torch
 from torch import nn
 from transformers import Sam2VideoConfig, Sam2VideoModel
-from uniresxx.segmenters.load import load_segmenter
 
 from mllm.config import MLLMConfig, TuningConfig, llava_7b
 from mllm.loading import SAM_RULES, translate
@@ -34,6 +33,7 @@ from uniresxx.model.heads.sam import Sam2Head, SamHead, _sam2_config
 from uniresxx.model.modeling import UniRESPlusPlus
 from uniresxx.model.templates import TRAINING_TEMPLATES
 from uniresxx.model.tuning import format_table, parameter_table
+from uniresxx.segmenters.load import load_segmenter
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "tiny_checkpoint.json").read_text())

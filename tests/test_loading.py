@@ -27,7 +27,6 @@ from transformers import (
     Sam2VideoModel,
     SamModel,
 )
-from uniresxx.segmenters.load import load_segmenter
 
 from mllm.config import MLLMConfig, TuningConfig
 from mllm.loading import folder_of, load_clip, load_convnext, load_llava, load_sam, weight_files
@@ -51,6 +50,7 @@ from uniresxx.model.config import (
 from uniresxx.model.heads.sam import Sam2Head, SamHead, _sam2_config, _sam_config
 from uniresxx.model.modeling import UniRESPlusPlus
 from uniresxx.model.tuning import part_of
+from uniresxx.segmenters.load import load_segmenter
 from uniresxx.types import Decoding
 
 SMALL = MLLMConfig(

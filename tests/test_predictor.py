@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from uniresxx.imaging.inputs import MAX_ANSWER_CHARACTERS, MAX_CHARACTERS
 
 from uniresxx.errors import InputError
+from uniresxx.imaging.inputs import MAX_ANSWER_CHARACTERS, MAX_CHARACTERS
 from uniresxx.imaging.overlay import draw_overlay
 from uniresxx.predictor import EXPRESSIONS_AT_ONCE, Predictor, layers_of, mask_of
 from uniresxx.segmenters.base import Segmenter

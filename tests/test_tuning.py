@@ -9,7 +9,6 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
-from uniresxx.segmenters.load import load_segmenter
 
 from mllm.config import TuningConfig
 from mllm.lora import (
@@ -32,6 +31,7 @@ from uniresxx.model.config import UniRESPlusPlusConfig, WeightsConfig
 from uniresxx.model.modeling import UniRESPlusPlus
 from uniresxx.model.templates import TRAINING_TEMPLATES
 from uniresxx.model.tuning import cast_frozen, format_table, parameter_table
+from uniresxx.segmenters.load import load_segmenter
 from uniresxx.types import Decoding
 
 LORA = TuningConfig(lora_rank=4, lora_alpha=8, token_rows="new", frozen=("low", "high"))

@@ -16,7 +16,6 @@ import pytest
 import torch
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
-from uniresxx.segmenters.load import load_segmenter
 
 from mllm.config import MLLMConfig, TuningConfig
 from mllm.modeling import Boxes
@@ -38,6 +37,7 @@ from uniresxx.errors import InputError
 from uniresxx.evaluation.run import evaluate, score_file
 from uniresxx.model.build import build_model
 from uniresxx.model.config import PyramidHeadConfig, UniRESPlusPlusConfig
+from uniresxx.segmenters.load import load_segmenter
 from uniresxx.types import Decoding
 
 torch.set_num_threads(1)

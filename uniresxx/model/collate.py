@@ -15,8 +15,9 @@ import torch
 from mllm.chat import IGNORE, Row, render
 from mllm.tokens import Vocabulary
 from uniresxx.errors import InputError
+from uniresxx.imaging.boxes import boxes_of_masks
 from uniresxx.imaging.geometry import Letterbox
-from uniresxx.imaging.masks import box_of, decode
+from uniresxx.imaging.masks import decode
 from uniresxx.model.config import UniRESPlusPlusConfig
 from uniresxx.model.processing import View, mask_pixels, pad_boxes, pixels, view_photo
 from uniresxx.model.templates import dialogue_turn, expression_turn
@@ -77,21 +78,6 @@ def make_sample(
     dense = _dense(record, view.letterbox)
     own = [m for m in truth if m is not None] if config.loss.resolution == "photo" else []
     return Sample(view, row, framed, kinds, ids, dense, truth_boxes=boxes, masks_photo=own, drawn=drawn)
-
-
-def boxes_of_masks(record: ImageRecord) -> dict[str, np.ndarray]:
-    """Truth boxes xyxy (N, 4) float32 of the picture by "object" and "part": the data set's own, else those of all
-    masks of the record. A level that nothing is known of is not in it.
-
-    The union of several referents is no object, so `multi` gives none (our choice).
-    """
-    found = {name: np.asarray(boxes, dtype=np.float32).reshape(-1, 4) for name, boxes in record.boxes.items()}
-    for name in (Granularity.OBJECT, Granularity.PART):
-        rles = [e.rle for e in record.expressions if e.granularity == name and e.rle is not None]
-        seen = {box for rle in rles if (box := box_of(rle)) is not None}
-        if seen and name not in found:
-            found[name] = np.array(sorted(seen), dtype=np.float32)
-    return found
 
 
 def truth_boxes(record: ImageRecord, letterbox: Letterbox) -> tuple[np.ndarray, np.ndarray]:

@@ -18,7 +18,8 @@ from uniresxx.data.scenes import scene_record
 from uniresxx.data.scenes.warmup import warmup_expressions
 from uniresxx.data.store.photos import photo_of
 from uniresxx.errors import InputError, MissingPhotoError
-from uniresxx.model.collate import Sample, boxes_of_masks, collate, make_sample
+from uniresxx.imaging.boxes import boxes_of_masks
+from uniresxx.model.collate import Sample, collate, make_sample
 from uniresxx.model.config import UniRESPlusPlusConfig
 from uniresxx.model.feature_cache import frame_name
 from uniresxx.types import BadSample, Batch, ImageRecord

@@ -19,7 +19,7 @@ from uniresxx.data.catalog import SCENES, find_store, load_benchmark
 from uniresxx.data.guard import Guard, is_training, stored_report
 from uniresxx.data.mixture.counts import KINDS, kinds_of
 from uniresxx.errors import InputError
-from uniresxx.model.collate import boxes_of_masks
+from uniresxx.imaging.boxes import boxes_of_masks
 from uniresxx.types import Granularity, ImageRecord
 
 TOTAL = 1_000_000  # slot shares are whole numbers out of this
