@@ -1,4 +1,4 @@
-"""File names made from what people typed, and writes that happen whole or not at all."""
+"""File names made from what people typed, writes that happen whole or not at all, locks, versions."""
 
 from __future__ import annotations
 
@@ -9,13 +9,16 @@ import re
 import subprocess
 import tempfile
 import unicodedata
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
+
+from uniresxx.errors import InputError
 
 LONGEST_NAME = 60  # characters; with suffixes stays far below the 255 bytes of common file systems
 
@@ -53,6 +56,39 @@ def write_json(path: Path, value: Any) -> None:
     """Write readable JSON whole or not at all; NaN is refused."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
+
+
+@contextmanager
+def lock_file(path: Path, activity: str) -> Iterator[None]:
+    """Hold the lock file `path` while one process works.
+
+    Args:
+        path: a file of its own, such as OUT/.lock; missing folders are made. The file stays, the lock ends with
+            the process, however it ends.
+        activity: what this process does, as "train into runs/a"; part of the error.
+
+    Raises:
+        InputError: another process holds the lock (the message names it), or `path` cannot be written.
+    """
+    import fcntl
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        stream = path.open("a+")
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise InputError(f"cannot {activity}: {path}: {reason}; name another folder") from None
+    with stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            stream.seek(0)
+            owner = stream.read(200).strip() or "another process"
+            raise InputError(f"cannot {activity}: {owner} works there; wait for it or stop it") from None
+        stream.truncate(0)
+        stream.write(f"process {os.getpid()} on {platform.node()}")
+        stream.flush()
+        yield
 
 
 def sync_to_disk(path: Path) -> None:
