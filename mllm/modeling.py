@@ -141,22 +141,19 @@ class MLLM(nn.Module):
         pixels_high_B3HW: Tensor,
         boxes: Boxes,
         stages: list[Tensor] | None = None,
-        low_BNC: Tensor | None = None,
     ) -> ImageFeatures:
         """Look at B images once. The image-blind control sees neither pixels nor where regions were proposed.
 
-        `stages`, `low`: `self.high(pixels_high)` and `self.low(pixels_low)`, where the caller has them already (boxes
-        learned on the former; features that were kept).
+        `stages`: `self.high(pixels_high)`, where the caller has computed it already.
         """
         boxes = boxes.without(objects=not self.config.use_objects, parts=not self.config.use_parts)
         if self.config.blind_to_image:
             pixels_low_B3hw, pixels_high_B3HW = pixels_low_B3hw * 0, pixels_high_B3HW * 0
-            stages = low_BNC = None
+            stages = None
             boxes = boxes.without(objects=True, parts=True)
         if stages is None:
             stages = self.high(pixels_high_B3HW)
-        if low_BNC is None:
-            low_BNC = self.low(pixels_low_B3hw)
+        low_BNC = self.low(pixels_low_B3hw)
         image = self.image_tokens(low_BNC, stages)
         objects = self.object_tokens(stages, boxes.objects_BO4)
         parts = self.part_tokens(stages, boxes.parts_BP4)

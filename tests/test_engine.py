@@ -11,7 +11,6 @@ import sys
 import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -489,21 +488,6 @@ def test_a_full_disk_of_another_process_is_one_line(monkeypatch, tmp_path, capsy
         Told(world_size=2, group=object()).on_all_ranks(lambda: None)
     assert ends_with(found.value, monkeypatch, tmp_path) == 1
     assert capsys.readouterr().err == "error: [Errno 28] process 1: No space left on device: 'cache/low'\n"
-
-
-def test_news_of_kept_features_come_from_every_process(tmp_path, capsys):
-    class Joined(Ranks):
-        def gather(self, value):
-            return [value, ["full there"]] if value == ["full here"] else [value]
-
-    news = [["full here"]]
-    kept = SimpleNamespace(
-        open=lambda device, precision: "kept", numbers={}, news=lambda: news.pop() if news else []
-    )
-    recipe = recipe_of()
-    assert train(recipe, job_of(recipe, kept=kept), tmp_path, ranks=Joined()) == DONE
-    said = [line for line in capsys.readouterr().out.splitlines() if "full" in line]
-    assert said == ["full here", "process 1: full there"]
 
 
 def test_out_of_cpu_memory_is_told_in_the_same_way(monkeypatch, tmp_path, capsys):

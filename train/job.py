@@ -32,8 +32,6 @@ from uniresxx.imaging.masks import decode
 from uniresxx.imaging.overlay import Layer, draw_overlay
 from uniresxx.model.build import build_for_training, check_sources, open_vocabulary
 from uniresxx.model.config import UniRESPlusPlusConfig
-from uniresxx.model.feature_cache import FeatureCache
-from uniresxx.model.modeling import UniRESPlusPlus
 from uniresxx.model.templates import TRAINING_TEMPLATES
 from uniresxx.segmenters.base import Segmenter
 from uniresxx.segmenters.film_unet.config import FilmUNetConfig
@@ -61,12 +59,9 @@ def open_job(recipe: Recipe, data: Path | None) -> Job:
     torch.manual_seed(recipe.seed)
     model = BUILDERS[type(recipe.model)](recipe.model, vocabulary)
     d = recipe.data
-    cache = _feature_cache(d.feature_cache, model)
-    kept = cache.towers if cache else ()
     batches = Batches(
         found.source, inputs, vocabulary, recipe.seed,
         d.batch_images, d.accumulate, d.expressions_per_image, d.dialogue_share, d.flip,
-        named=kept,
     )  # fmt: skip
     extra = {
         "templates": {"training": list(TRAINING_TEMPLATES), "evaluation": EVALUATION_TEMPLATE},
@@ -74,30 +69,16 @@ def open_job(recipe: Recipe, data: Path | None) -> Job:
     }
     picture = (lambda step: overlay(model, found.shown, step)) if found.shown else None
     ledger = Ledger(found.source.wanted, d.batch_images * d.accumulate, d.max_bad_fraction)
-    counter = (
-        work_counter(model, recipe.model, kept) if isinstance(recipe.model, UniRESPlusPlusConfig) else None
-    )
+    counter = work_counter(model, recipe.model) if isinstance(recipe.model, UniRESPlusPlusConfig) else None
     measure = open_measure(recipe.eval, model, data)
     said = _guard_lines(found.about)
-    return Job(model, batches, picture, found.fingerprint, extra, ledger, measure, counter, cache, said)
+    return Job(model, batches, picture, found.fingerprint, extra, ledger, measure, counter, said)
 
 
 def _guard_lines(about: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     """What the leak guard removed and which lists it lacked, each line once; none of drawn pictures."""
     reports = [item["guard"] for item in about if item["guard"]["mode"] != "drawn"]
     return tuple(dict.fromkeys(line for report in reports for line in lines_of_report(report)))
-
-
-def _feature_cache(folder: str | None, model: Any) -> FeatureCache | None:
-    """The cache of the recipe, which the model's forward pass then asks. InputError where it has no use."""
-    if folder is None:
-        return None
-    if not isinstance(model, UniRESPlusPlus):
-        raise InputError(
-            f"--data.feature_cache {folder}: this recipe's model has no frozen towers; leave it out"
-        )
-    model.feature_cache = FeatureCache(Path(folder), model)
-    return model.feature_cache
 
 
 @dataclass(frozen=True)

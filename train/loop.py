@@ -62,15 +62,6 @@ class Divisible(Protocol):
     def for_rank(self, rank: int, world_size: int) -> Callable[[int, int], Any]: ...
 
 
-class Kept(Protocol):
-    """What is kept of the model's work from run to run (uniresxx.model.feature_cache)."""
-
-    @property
-    def numbers(self) -> Mapping[str, int]: ...
-    def open(self, device: str, precision: str) -> str: ...
-    def news(self) -> list[str]: ...
-
-
 @dataclass(frozen=True)
 class Job:
     """What a recipe trains.
@@ -90,7 +81,6 @@ class Job:
         every `eval.every`-th step (where that is not finite, at the next one that is) and the last; writes into the
         folder. A checkpoint is saved then, and the one with the best value is kept and marked.
     work: tokens and FLOPs of a micro-batch, for the log.
-    kept: opened when the model holds its starting weights; its news are said, and its numbers at the end.
     said: lines about the data, printed before the first step.
     """
 
@@ -102,7 +92,6 @@ class Job:
     ledger: Ledger | None = None
     measure: Callable[[int, Path], ValidationResult] | None = None
     work: Callable[[Any], Work] | None = None
-    kept: Kept | None = None
     said: tuple[str, ...] = ()
 
 
@@ -266,9 +255,6 @@ def train(
                 f"{out} is finished ({state.step} steps, {state.seconds / 60:.1f} min); --fresh starts over"
             )
             return DONE
-        kept = job.kept
-        if kept is not None:
-            print_line(ranks.on_all_ranks(lambda: kept.open(engine.device.type, recipe.engine.precision)))
         ranks.on_rank0(lambda: _tidy(out, state))
         for line in job.said:
             print_line(line)
@@ -325,9 +311,6 @@ class _Run:
                 self.log.close()
                 for tracker in self.trackers:
                     tracker.close()
-        if self.job.kept is not None:
-            numbers = self.engine.reduce(self.job.kept.numbers)
-            print_line("kept features: " + ", ".join(f"{name} {n}" for name, n in numbers.items()))
         if not state.finished:
             print_line(f"stopped and saved at step {state.step} of {steps}; continue with: {command}")
             return STOPPED
@@ -378,7 +361,6 @@ class _Run:
             record["drawn"] = {key: count for key, count in drawn.items() if count}
         self._write(record, "train")
         self.display.show(record)
-        self._tell_kept()
         if result.skipped:
             self._tell_skipped(result)
 
@@ -389,13 +371,6 @@ class _Run:
             numbers = numbers_of({key: value for key, value in record.items() if key != "drawn"})
             named = {f"{group}/{name.removeprefix(f'{group}/')}": number for name, number in numbers.items()}
             tracker.write(record["step"], {key: v for key, v in named.items() if math.isfinite(v)})
-
-    def _tell_kept(self) -> None:
-        """What any rank has to say about the features it keeps: machines have disks of their own."""
-        if self.job.kept is not None:
-            for rank, lines in enumerate(self.ranks.gather(self.job.kept.news())):
-                for line in lines:
-                    self.display.say(f"process {rank}: {line}" if rank else line)
 
     def _tell_skipped(self, result: StepResult) -> None:
         """A line for a step that was not applied; TrainingError after too many that are not finite."""

@@ -17,7 +17,7 @@ from uniresxx.types import Granularity
 
 # Sections that change no weight: they may differ when a run is continued.
 FREE = (
-    "log.", "eval.", "data.workers", "data.images", "data.max_bad_fraction", "data.feature_cache",
+    "log.", "eval.", "data.workers", "data.images", "data.max_bad_fraction",
     "engine.zero_stage", "engine.offload", "engine.device", "engine.threads", "engine.timeout_minutes",
 )  # fmt: skip
 
@@ -42,7 +42,6 @@ class DataConfig:
     images: str | None = None  # where the photographs of prepared stores lie now
     flip: float = 0.0  # share of pictures mirrored with their words, where the words allow it
     max_bad_fraction: float = 0.001  # of samples that may be replaced because they cannot be prepared
-    feature_cache: str | None = None  # folder that keeps what frozen towers see; None: computed in every step
 
 
 @dataclass(frozen=True)
@@ -169,11 +168,6 @@ def check(recipe: Recipe) -> None:
         first, second = recipe.optim.betas
         raise InputError(f"--optim.betas {first} {second}: each must be at least 0 and below 1")
     _check_engine(recipe.engine)
-    if recipe.data.feature_cache is not None and recipe.engine.zero_stage == 3:
-        raise InputError(
-            f"--data.feature_cache {recipe.data.feature_cache}: not with --engine.zero_stage 3, where every process "
-            "must run every tower in each step; use stage 2, or leave it out"
-        )
     _check_eval(recipe.eval)
 
 

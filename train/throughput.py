@@ -68,13 +68,8 @@ class Work:
     flops: float = 0.0
 
 
-def work_counter(
-    model: nn.Module, config: UniRESPlusPlusConfig, kept: Sequence[str] = ()
-) -> Callable[[Batch], Work]:
-    """Counts the work of micro-batches for a UniRESPlusPlus; parameters are counted now, once.
-
-    `kept` are towers whose features come from a cache: they count nothing, also where one computes to fill it.
-    """
+def work_counter(model: nn.Module, config: UniRESPlusPlusConfig) -> Callable[[Batch], Work]:
+    """Counts the work of micro-batches for a UniRESPlusPlus; parameters are counted now, once."""
     m = config.mllm
     visual = m.low_grid**2 + m.max_objects + m.max_parts + 3 + (m.bos is not None)
     llm = _cost(model, "mllm.llm.model.layers.")
@@ -85,7 +80,7 @@ def work_counter(
         for s in range(len(m.high_widths))
     )
     low_image = low * m.low_grid**2 + 4.0 * low_pairs * low_times
-    per_image = low_image * ("low" not in kept) + high * ("high" not in kept)
+    per_image = low_image + high
     output = (6 if _trained(model, "mllm.llm.lm_head.weight") else 4) * m.vocabulary * m.llm_width
 
     def count(batch: Batch) -> Work:

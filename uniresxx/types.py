@@ -171,7 +171,7 @@ class BadSample:
     reason: str
 
 
-_PLAIN = ("expression_ids", "granularities", "drawn", "bad", "frame_names")  # of a Batch: no tensors
+_PLAIN = ("expression_ids", "granularities", "drawn", "bad")  # of a Batch: no tensors
 
 
 @dataclass(slots=True)
@@ -207,7 +207,6 @@ class Batch:
     granularities: list[Granularity] = field(default_factory=list)
     drawn: dict[str, int] = field(default_factory=dict)  # images and expressions, "<data set> <what>"
     bad: list[Any] = field(default_factory=list)  # ledger.BadSample: what could not be prepared
-    frame_names: dict[str, list[str]] = field(default_factory=dict)  # of a feature cache, by tower
 
     def to(self, device: Any) -> Batch:
         """The same batch on another device (the only device move in the project)."""

@@ -24,7 +24,6 @@ from uniresxx.errors import InputError
 from uniresxx.hub.classes import HubConfig, HubModel
 from uniresxx.imaging.masks import encode, union
 from uniresxx.model.config import UniRESPlusPlusConfig
-from uniresxx.model.feature_cache import FeatureCache
 from uniresxx.model.heads.base import HeadOutput, MaskHead
 from uniresxx.model.heads.pyramid import PyramidHead
 from uniresxx.model.heads.sam import Sam2Head, SamHead
@@ -116,7 +115,6 @@ class UniRESPlusPlus(HubModel):
         learned = config.boxes == "learned"
         self.box_head = BoxHead(config.box_head, m.high_widths, m.high_patch) if learned else None
         self.detector: Detector | None = None  # of boxes "owlv2": outside the model, never saved with it
-        self.feature_cache: FeatureCache | None = None  # of training: `forward` asks it, `look` does not
         tune(self)
 
     # training -------------------------------------------------------------------------------------------------
@@ -127,10 +125,9 @@ class UniRESPlusPlus(HubModel):
             batch.object_boxes_BO4, batch.object_valid_BO, batch.part_boxes_BP4, batch.part_valid_BP
         )
         extent_B2 = photo_extent(batch.pixel_valid_BHW)
-        low_BNC, stages = self._kept(batch)
         high_B3HW = batch.pixels_high_B3HW
-        found = self._find_boxes(high_B3HW, boxes, extent_B2, stages)
-        sight = self.mllm.encode_image(batch.pixels_low_B3hw, high_B3HW, found.boxes, found.stages, low_BNC)
+        found = self._find_boxes(high_B3HW, boxes, extent_B2)
+        sight = self.mllm.encode_image(batch.pixels_low_B3hw, high_B3HW, found.boxes, found.stages)
         states_BTD = self.mllm(sight, batch.token_ids_BT, batch.branch_BT, batch.position_BT)
         learned_BT = batch.labels_BT != IGNORE
         own = int(self.settings.mllm.prompt_state == "own")
@@ -147,22 +144,10 @@ class UniRESPlusPlus(HubModel):
             found.output,
         )
 
-    def _kept(self, batch: Batch) -> tuple[Tensor | None, list[Tensor] | None]:
-        """The low tower's tokens and the high tower's maps, as far as they are kept on the disk."""
-        cache, mllm = self.feature_cache, self.mllm
-        if cache is None:
-            return None, None
-        names, device = batch.frame_names, batch.pixels_low_B3hw.device
-        low = cache.maps("low", names, device, lambda: [mllm.low(batch.pixels_low_B3hw)])
-        high = cache.maps("high", names, device, lambda: mllm.high(batch.pixels_high_B3HW))
-        return None if low is None else low[0], high
-
-    def _find_boxes(
-        self, pixels_high_B3HW: Tensor, given: Boxes, extent_B2: Tensor, stages: list[Tensor] | None = None
-    ) -> _Found:
+    def _find_boxes(self, pixels_high_B3HW: Tensor, given: Boxes, extent_B2: Tensor) -> _Found:
         """The configured boxes: as prepared with the photo, or found here on the model's own input."""
         if self.box_head is not None:
-            stages = self.mllm.high(pixels_high_B3HW) if stages is None else stages
+            stages = self.mllm.high(pixels_high_B3HW)
             start = self._clock()
             output = self.box_head(stages)
             m = self.settings.mllm

@@ -21,7 +21,6 @@ from uniresxx.errors import InputError, MissingPhotoError
 from uniresxx.imaging.boxes import boxes_of_masks
 from uniresxx.model.collate import Sample, collate, make_sample
 from uniresxx.model.config import UniRESPlusPlusConfig
-from uniresxx.model.feature_cache import frame_name
 from uniresxx.types import BadSample, Batch, ImageRecord
 
 FLIP = 3  # stream of random numbers for mirrored pictures
@@ -108,7 +107,6 @@ class Batches:
     flip: float = 0.0  # share of pictures that are mirrored, with the words, where words allow it
     rank: int = 0
     world_size: int = 1
-    named: tuple[str, ...] = ()  # towers whose frames are named for the feature cache
 
     def for_rank(self, rank: int, world_size: int) -> Batches:
         """The same steps for one of `world_size` processes: each micro-batch is cut among them.
@@ -136,8 +134,6 @@ class Batches:
         for sample in samples:
             for what, count in sample.drawn.items():
                 batch.drawn[f"{sample.label} {what}"] += count
-        frames = {"low": batch.pixels_low_B3hw, "high": batch.pixels_high_B3HW}
-        batch.frame_names = {tower: [frame_name(f) for f in frames[tower]] for tower in self.named}
         batch.bad = [item for sample in samples for item in sample.bad]
         return batch
 
