@@ -160,8 +160,8 @@ class UniRESPlusPlus(HubModel):
                 )
             start = self._clock()
             found = self.detector(pixels_high_B3HW, extent_B2)
-            return _Found(found, stages, None, self._clock() - start)
-        return _Found(given, stages, None)
+            return _Found(found, None, None, self._clock() - start)
+        return _Found(given, None, None)
 
     def _clock(self) -> float:
         """Seconds once the GPU is done; 0 in training, which never waits for it."""
