@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -20,8 +21,9 @@ EXIT_FAILED, EXIT_INPUT, EXIT_STOPPED = 1, 2, 75
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line of all commands."""
+    """The options of all commands."""
     root = OneLineParser(prog="python -m eval", description="Run, score, compare and report.")
+    root.add_argument("--local_rank", "--local-rank", help=argparse.SUPPRESS)  # from deepspeed; RANK counts
     commands = root.add_subparsers(dest="command", required=True, metavar="run|score|compare|report")
 
     run = commands.add_parser("run", help="generate answers with a checkpoint, then score them")
@@ -34,13 +36,15 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--images", type=Path, metavar="DIR", help="where the photographs of a prepared store lie now"
     )
-    run.add_argument("--fresh", action="store_true", help="forget an evaluation of these benchmarks in --out")
+    run.add_argument(
+        "--fresh", action="store_true", help="remove earlier evaluations of these benchmarks in --out first"
+    )
 
     score = commands.add_parser(
         "score",
         help="score a predictions file, or a folder of PNG masks, of any model",
         description="Score any model's predictions against a benchmark and add the scores to OUT/metrics.json. "
-        "Nothing but that file is written; an entry there is replaced only by the same question asked again.",
+        "Nothing else in OUT changes; an entry is replaced only by the same question asked again.",
     )
     score.add_argument(
         "predictions", type=Path, metavar="PREDICTIONS",
@@ -60,9 +64,9 @@ def parser() -> argparse.ArgumentParser:
 
     compare = commands.add_parser(
         "compare",
-        help="do two predictions differ? paired by picture",
+        help="test whether two predictions differ, paired by image",
         description="Differences A - B with 95 % intervals (paired bootstrap) and p-values (random swaps of "
-        "whole pictures). Writes nothing.",
+        "whole images). Writes nothing.",
     )
     compare.add_argument("a", type=Path, metavar="A", help="a predictions.jsonl or a folder of PNGs")
     compare.add_argument("b", type=Path, metavar="B")
@@ -74,19 +78,17 @@ def parser() -> argparse.ArgumentParser:
             help="what counts as rejected: " + "; ".join(f"{k} = {v}" for k, v in RULE_NAMES.items()),
         )  # fmt: skip
         command.add_argument("--threshold", type=float, metavar="X", help="of p_absent")
-    ways = ", ".join(protocol.name for protocol in PROTOCOLS)
+    names = ", ".join(protocol.name for protocol in PROTOCOLS)
     for command in (run, score, compare):
         command.add_argument("--data", type=Path, metavar="DIR", help="root of the native layouts")
-        command.add_argument("--protocol", default="strict", help=f"one of {ways}; default: strict")
-        command.add_argument("--limit", type=_positive, metavar="N", help="only the first N pictures")
+        command.add_argument("--protocol", default="strict", help=f"one of {names}; default: strict")
+        command.add_argument("--limit", type=_positive, metavar="N", help="only the first N images")
     for command in (run, score):
         command.add_argument("--out", type=Path, required=True, metavar="DIR")
 
     report = commands.add_parser("report", help="write DIR/report/index.html")
     report.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="run or evaluation folders")
-    report.add_argument(
-        "--data", type=Path, metavar="DIR", help="where the photographs lie now, if they moved"
-    )
+    report.add_argument("--data", type=Path, metavar="DIR", help="where the data lies now, if it moved")
     return root
 
 
@@ -162,7 +164,14 @@ COMMANDS = {"run": _run, "score": _score, "compare": _compare, "report": _report
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code."""
+    """Run one command; returns the exit code.
+
+    Of several processes that a launcher starts, the first does all the work, so that files are written once.
+    """
+    rank, processes = (os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE"))
+    if processes not in ("", "1") and rank not in ("", "0"):
+        print(f"process {rank} of {processes}: nothing to do, process 0 evaluates alone", file=sys.stderr)
+        return 0
     command = ""
     try:
         args = parser().parse_args(argv)
@@ -173,18 +182,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise InputError(f"--out {out} is a file: give a folder")
         COMMANDS[command](args)
     except KeyboardInterrupt:
-        kept = "what was answered is kept; the same command continues"
+        kept = "the answers so far are kept; the same command continues"
         print(f"stopped: {kept if command == 'run' else 'nothing was changed'}", file=sys.stderr)
         return EXIT_STOPPED
     except InputError as error:
-        print(f"eval: {_one_line(error)}", file=sys.stderr)
+        print(f"error: {_one_line(error)}", file=sys.stderr)
         return EXIT_INPUT
+    except BrokenPipeError:  # the reader of our output ended (`… | head`); silence Python's last flush
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        print(
-            f"eval: {_one_line(error)}{': free some space and run the same command' if full else ''}",
-            file=sys.stderr,
-        )
+        remedy = ": free some space and run the same command" if full else ""
+        print(f"error: {_one_line(error)}{remedy}", file=sys.stderr)
         return EXIT_FAILED
     return 0
 

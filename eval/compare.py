@@ -12,7 +12,7 @@ from rich.console import Console
 from eval.score import load_records, print_table
 from uniresxx.data.catalog import benchmark_name
 from uniresxx.errors import InputError
-from uniresxx.evaluation.run import tally_file
+from uniresxx.evaluation.metrics_file import tally_file
 from uniresxx.scoring.intervals import CONFIDENCE, PERMUTATIONS, RESAMPLES, SEED, compare_pairs
 from uniresxx.scoring.protocols import protocol_of
 from uniresxx.scoring.rejection import FLAG, Rejection
@@ -29,18 +29,20 @@ def compare(
     limit: int | None = None,
     rejection: Rejection = FLAG,
 ) -> dict[str, dict[str, Any]]:
-    """Print and return what `resampling.compare_pairs` finds. InputError for bad or incomplete files: a paired
-    test needs an answer of both to everything."""
-    way = protocol_of(protocol)
+    """Print and return what `intervals.compare_pairs` finds.
+
+    Raises InputError for bad or incomplete files: a paired test needs both answers to every expression.
+    """
+    judged_by = protocol_of(protocol)
     name = benchmark_name(benchmark, data)
-    way.check(name)
+    judged_by.check(name)
     for path in (a, b):
         if not path.exists():
             raise InputError(f"{path} is no file: give a predictions.jsonl or a folder of PNGs")
     records = load_records(benchmark, data, limit)
     found = compare_pairs(*(_rows(path, records, protocol, rejection) for path in (a, b)))
     _print(Console(), a, b, name, protocol, len(records), {
-        key: values for key, values in found.items() if key not in way.undefined
+        key: values for key, values in found.items() if key not in judged_by.undefined
     })  # fmt: skip
     return found
 

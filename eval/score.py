@@ -13,7 +13,7 @@ from rich.table import Table
 
 from uniresxx.data.catalog import benchmark_name, find_store, open_benchmark
 from uniresxx.errors import InputError
-from uniresxx.evaluation.run import read_metrics, score_file, write_metrics
+from uniresxx.evaluation.metrics_file import read_metrics, score_file, write_metrics
 from uniresxx.scoring.metrics import SCORE_KEYS
 from uniresxx.scoring.protocols import protocol_of
 from uniresxx.scoring.rejection import (

@@ -11,7 +11,7 @@ from eval.report.cases import Case, judge_all
 from eval.score import load_records
 from uniresxx.data.catalog import find_store
 from uniresxx.errors import InputError
-from uniresxx.evaluation.run import read_metrics
+from uniresxx.evaluation.metrics_file import read_metrics
 from uniresxx.scoring.predictions import Problems, sizes_of, stream_predictions
 from uniresxx.scoring.protocols import protocol_of
 from uniresxx.scoring.rejection import Rejection

@@ -54,7 +54,7 @@ class _Picture:
 def tally_answers(
     answers: Iterable[tuple[str, Prediction]],
     records: Sequence[ImageRecord],
-    way: Protocol,
+    protocol: Protocol,
     padded_world_size: int | None = None,
 ) -> Scored:
     """Judge every answer the protocol counts, beside the trivial answers to the same expressions.
@@ -63,8 +63,8 @@ def tally_answers(
     With `padded_world_size` the expressions that a sampler padded to that many processes would repeat count
     again.
     """
-    again = Counter(way.padded(records, padded_world_size)) if padded_world_size else Counter()
-    home = {e.expression_id: k for k, record in enumerate(records) for e in way.counted(record)}
+    again = Counter(protocol.padded(records, padded_world_size)) if padded_world_size else Counter()
+    home = {e.expression_id: k for k, record in enumerate(records) for e in protocol.counted(record)}
     scored = Scored(
         images_IGK=np.zeros((len(records), len(Granularity), len(ROW)), dtype=np.int64),
         twins_I2=np.zeros((len(records), 2), dtype=np.int64),
@@ -76,18 +76,18 @@ def tally_answers(
         if number is None:
             continue
         if number not in open_pictures:
-            waiting = {e.expression_id: _with_checked_truth(e) for e in way.counted(records[number])}
+            waiting = {e.expression_id: _with_checked_truth(e) for e in protocol.counted(records[number])}
             open_pictures[number] = _Picture(number, records[number], waiting)
         picture = open_pictures[number]
         expression = picture.waiting.pop(name)
         picture.answered.append(expression)
         scored.repeated += again[name]
         for answer, given in ((MODEL, prediction), ("never_reject", never_reject(prediction))):
-            picture.outcomes[answer] += [_judge(way, expression, given)] * (1 + again[name])
+            picture.outcomes[answer] += [_judge(protocol, expression, given)] * (1 + again[name])
         if not picture.waiting:
-            _close(open_pictures.pop(number), scored, way, again)
+            _close(open_pictures.pop(number), scored, protocol, again)
     for picture in open_pictures.values():
-        _close(picture, scored, way, again)
+        _close(picture, scored, protocol, again)
     scored.missing = list(home)
     return scored
 
@@ -99,17 +99,17 @@ def _with_checked_truth(expression: Expression) -> Expression:
     return replace(expression, rle=masks.validate(expression.rle))
 
 
-def _judge(way: Protocol, expression: Expression, given: Prediction) -> Outcome:
+def _judge(protocol: Protocol, expression: Expression, given: Prediction) -> Outcome:
     pixels = 0 if expression.rle is None else masks.area(expression.rle)
-    return replace(way.judge(expression, given), pixels=pixels, words=len(expression.text.split()))
+    return replace(protocol.judge(expression, given), pixels=pixels, words=len(expression.text.split()))
 
 
-def _close(picture: _Picture, scored: Scored, way: Protocol, again: Mapping[str, int]) -> None:
+def _close(picture: _Picture, scored: Scored, protocol: Protocol, again: Mapping[str, int]) -> None:
     """Add a picture's outcomes to the sums, with the trivial answers to the same expressions."""
     trivial = {"all_objects": all_objects(picture.record), "always_reject": always_reject(picture.record)}
     for answer, given in trivial.items():
         for expression in picture.answered:
-            outcome = way.judge(expression, given[expression.expression_id])
+            outcome = protocol.judge(expression, given[expression.expression_id])
             picture.outcomes[answer] += [outcome] * (1 + again.get(expression.expression_id, 0))
     for answer, outcomes in picture.outcomes.items():
         tally = Tally.of_image(outcomes)
@@ -122,7 +122,7 @@ def _close(picture: _Picture, scored: Scored, way: Protocol, again: Mapping[str,
 def entry_of(
     scored: Scored,
     benchmark: str,
-    way: Protocol,
+    protocol: Protocol,
     rejection: Rejection = FLAG,
     padded_world_size: int | None = None,
 ) -> dict[str, Any]:
@@ -136,7 +136,7 @@ def entry_of(
     return {
         "benchmark": name,
         "split": split,
-        "protocol": way.name,
+        "protocol": protocol.name,
         "rejection": rejection.describe(),
         "decoding": None,  # unknown where only a predictions file is given
         "template": None,
@@ -145,15 +145,15 @@ def entry_of(
         "partial": partial if scored.missing else None,
         "padded_world_size": padded_world_size,
         "padded_expressions": scored.repeated,
-        **_scores(model, way),
+        **_scores(model, protocol),
         **{
-            key: {part: _defined(c.scores(), way) for part, c in counts.items()}
+            key: {part: _defined(c.scores(), protocol) for part, c in counts.items()}
             for key, counts in parts.items()
         },
         "twin_score": model.twin_score,
         "twin_groups": model.twins,
         "no_answer": model.overall.no_answer,
-        "intervals": bootstrap(scored.images_IGK, scored.twins_I2, way.undefined),
+        "intervals": bootstrap(scored.images_IGK, scored.twins_I2, protocol.undefined),
         "proposal_recall": None,
         "counts": {
             "overall": model.overall.sizes(),
@@ -161,7 +161,7 @@ def entry_of(
             **{key: {part: c.sizes() for part, c in counts.items()} for key, counts in parts.items()},
         },
         "trivial": {
-            key: {**_scores(scored.tallies[key], way), "twin_score": scored.tallies[key].twin_score}
+            key: {**_scores(scored.tallies[key], protocol), "twin_score": scored.tallies[key].twin_score}
             for key in TRIVIAL_NAMES
         },
     }
@@ -177,13 +177,13 @@ def parts_scored(entry: Mapping[str, Any]) -> list[str]:
     return parts
 
 
-def _defined(scores: Scores, way: Protocol) -> Scores:
+def _defined(scores: Scores, protocol: Protocol) -> Scores:
     """The scores without those that the protocol does not know."""
-    return {key: None if key in way.undefined else value for key, value in scores.items()}
+    return {key: None if key in protocol.undefined else value for key, value in scores.items()}
 
 
-def _scores(tally: Tally, way: Protocol) -> dict[str, Any]:
+def _scores(tally: Tally, protocol: Protocol) -> dict[str, Any]:
     return {
-        "overall": _defined(tally.overall.scores(), way),
-        "by_granularity": {g.value: _defined(c.scores(), way) for g, c in tally.by_granularity.items()},
+        "overall": _defined(tally.overall.scores(), protocol),
+        "by_granularity": {g.value: _defined(c.scores(), protocol) for g, c in tally.by_granularity.items()},
     }
