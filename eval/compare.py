@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from eval.score import load_records, print_table
+from eval.score import load_records, print_table, with_truth
 from uniresxx.data.catalog import benchmark_name
 from uniresxx.errors import InputError
 from uniresxx.evaluation.metrics_file import tally_file
@@ -39,7 +39,7 @@ def compare(
     for path in (a, b):
         if not path.exists():
             raise InputError(f"{path} is no file: give a predictions.jsonl or a folder of PNGs")
-    records = load_records(benchmark, data, limit)
+    records = with_truth(load_records(benchmark, data, limit), protocol, data)
     found = compare_pairs(*(_rows(path, records, protocol, rejection) for path in (a, b)))
     _print(Console(), a, b, name, protocol, len(records), {
         key: values for key, values in found.items() if key not in judged_by.undefined

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from eval.score import load_records, origin, print_entry
+from eval.score import load_records, origin, print_entry, with_truth
 from uniresxx.checkpoints.folders import checkpoint_identity
 from uniresxx.data.catalog import benchmark_name, find_store
 from uniresxx.errors import InputError, MissingPhotoError
@@ -72,7 +72,10 @@ def run(
         named_folder(checkpoint), lambda line: console.print(line, markup=False, highlight=False)
     )
     identity = checkpoint_identity(folder)
-    loaded = {benchmark: load_records(benchmark, data, limit, images) for benchmark in names}
+    loaded = {
+        benchmark: with_truth(load_records(benchmark, data, limit, images), protocol, data)
+        for benchmark in names
+    }
     segmenter = load_segmenter(folder)
     entries = []
     for place, (benchmark, records) in enumerate(loaded.items()):

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from uniresxx.data.catalog import benchmark_name, find_store, open_benchmark
+from uniresxx.data.polygons import with_polygons
 from uniresxx.errors import InputError
 from uniresxx.evaluation.metrics_file import read_metrics, score_file, write_metrics
 from uniresxx.scoring.metrics import SCORE_KEYS
@@ -54,7 +55,7 @@ def score(
     metrics = out / "metrics.json"
     if metrics.exists():
         read_metrics(metrics)  # refuse another file of this name before the work, not after it
-    records = load_records(benchmark, data, limit)
+    records = with_truth(load_records(benchmark, data, limit), protocol, data)
     entry = score_file(
         predictions,
         records,
@@ -100,6 +101,11 @@ def load_records(
     if not any(record.expressions for record in records):
         raise InputError(f"{benchmark} holds no expression: check --data {data}")
     return records if limit is None else records[:limit]
+
+
+def with_truth(records: Sequence[ImageRecord], protocol: str, data: Path | None) -> Sequence[ImageRecord]:
+    """The records with all that the protocol needs of the truth: polygons for those that draw it themselves."""
+    return with_polygons(records, data) if protocol_of(protocol).draws_truth else records
 
 
 def origin(
@@ -197,6 +203,10 @@ def notes(entry: Mapping[str, Any]) -> list[str]:
             f"seed {how['seed']}"
         )
     lines += [f"{name.replace('_', ' ')}: {what}" for name, what in TRIVIAL_NAMES.items()]
+    if truth := entry.get("truth"):
+        lines.append(
+            "truth at 480 x 480: {polygons} drawn from polygons, {masks} resized from masks".format(**truth)
+        )
     if entry.get("proposal_recall"):
         recall = ", ".join(f"{stream} {number(value)}" for stream, value in entry["proposal_recall"].items())
         each = entry.get("proposal_seconds_per_image")

@@ -7,7 +7,7 @@ Nothing here imports torch: readers, metrics and the command line must start fas
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from enum import StrEnum
 from hashlib import sha256
@@ -47,6 +47,8 @@ class Expression:
     level: int | None = None  # scenes only: 1 kind, 2 attribute, 3 relation, order or count
     twin: str | None = None  # expressions with the same value (part, object, group) score together
     source: Mapping[str, Any] = field(default_factory=dict)  # native ids and tags, kept as they came
+    # x0, y0, x1, y1, … in pixels; None unless a protocol asks for them (data/polygons.py)
+    polygons: tuple[Sequence[float], ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.report.cases import Case, judge_all
-from eval.score import load_records
+from eval.score import load_records, with_truth
 from uniresxx.data.catalog import find_store
 from uniresxx.errors import InputError
 from uniresxx.evaluation.metrics_file import read_metrics
@@ -141,4 +141,4 @@ def _cases(home: Path, entry: Mapping[str, Any], data: Path | None) -> list[Case
         problems.add_missing([name for name in sizes if name not in answers], len(sizes))
         if problems:
             raise InputError(f"{path}: {problems}")
-    return judge_all(records, answers, protocol_of(entry["protocol"]))
+    return judge_all(with_truth(records, entry["protocol"], root), answers, protocol_of(entry["protocol"]))

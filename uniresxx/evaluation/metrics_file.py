@@ -55,6 +55,9 @@ def score_file(
     entry = entry_of(scored, benchmark, judged_by, rejection, padded_world_size) | {"versions": versions()}
     if problems:
         entry["problems"] = str(problems)
+    if judged_by.draws_truth:
+        drawn = [e.polygons is not None for r in records for e in judged_by.counted(r) if e.rle is not None]
+        entry["truth"] = {"polygons": sum(drawn), "masks": len(drawn) - sum(drawn)}
     files = EvaluationFiles(path.parent)
     about = read_about(path.parent) if path.name == files.predictions.name else None
     if about is not None:

@@ -44,6 +44,7 @@ class Protocol:
     # (records of a benchmark, world size) -> expression ids that sampler padding counts once more, each as
     # often as it does
     padded: Callable[[Sequence[ImageRecord], int], Sequence[str]] = no_padding
+    draws_truth: bool = False  # `judge` draws the truth from `Expression.polygons` where they are given
     origin: str = ""  # repository:path and commit of the code it repeats; empty for our own
 
     def check(self, benchmark: str) -> None:

@@ -24,13 +24,16 @@ def judge(expression: Expression, prediction: Prediction, *, squash: bool = Fals
 
     (IoU, I, U) with P the mask that the answer carries, also a rejected one: no target, rejected 1, 0, 0; no
     target, answered 0, 0, |P|; target, rejected 0, 0, |P or G|; target, answered I/U, I, U. IoU is 0 where U
-    is 0. Pr@X counts IoU >= X. With `squash` both masks are first brought to 480 x 480 by the nearest pixel,
-    as detectron2's `ResizeTransform.apply_segmentation` does; whether there is a target is not asked of the
-    squashed mask, in which a small one may vanish.
+    is 0. Pr@X counts IoU >= X.
+
+    With `squash` both masks are compared at 480 x 480. The truth's polygons are scaled and drawn there, as ReLA's
+    loader does. A truth without polygons, and the prediction, are resized to the nearest pixel, as detectron2's
+    `ResizeTransform.apply_segmentation` does. Whether there is a target is decided at the photo's size, because a
+    small truth may have no pixel left.
     """
     truth, mask = expression.rle, prediction.mask
     if squash:
-        truth, mask = squashed(truth), squashed(mask)
+        truth, mask = squashed_truth(expression), squashed(mask)
     return _judge(expression, prediction, truth, mask, prediction.rejected)
 
 
@@ -65,6 +68,16 @@ def _judge(
     )
 
 
+def squashed_truth(expression: Expression) -> RLE | None:
+    """The truth at 480 x 480: drawn from its polygons, resized where there are none."""
+    if expression.rle is None or expression.polygons is None:
+        return squashed(expression.rle)
+    height, width = expression.rle["size"]
+    scale = np.array([SQUASHED / width, SQUASHED / height])
+    scaled = [(np.reshape(polygon, (-1, 2)) * scale).ravel() for polygon in expression.polygons]
+    return masks.from_polygons(scaled, SQUASHED, SQUASHED)
+
+
 def squashed(rle: RLE | None) -> RLE | None:
     """A mask at 480 x 480, each pixel the nearest of the original, as Pillow finds it."""
     if rle is None:
@@ -83,9 +96,11 @@ RELA = Protocol(
 )
 RELA_480 = Protocol(
     name="rela-480",
-    summary="rela with both masks squashed to 480 x 480, as ReLA's own loader does",
+    summary="rela at 480 x 480: the truth is drawn there from its polygons, as ReLA's loader does; predictions, "
+    "and truth that is known as a mask only, are resized to the nearest pixel",
     judge=partial(judge, squash=True),
     undefined=_UNDEFINED,
+    draws_truth=True,
     origin=_ORIGIN,
 )
 EMPTY_IS_NONE = Protocol(
