@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -11,7 +12,7 @@ import numpy as np
 from uniresxx.data.store.photos import photo_of
 from uniresxx.imaging import masks
 from uniresxx.imaging.geometry import box_iou
-from uniresxx.scoring.metrics import RecallCounts
+from uniresxx.scoring.metrics import percent
 from uniresxx.scoring.predictions import whole_lines
 from uniresxx.scoring.protocols import has_target
 from uniresxx.segmenters.base import Segmenter
@@ -22,17 +23,12 @@ RECALL_IOU = 0.5
 
 
 @runtime_checkable
-class ShowsRegions(Protocol):
-    """A Segmenter that proposes regions and returns their boxes, so that recall can be measured."""
+class ProposesRegions(Protocol):
+    """A Segmenter that proposes regions and shows them, so that recall and cost can be measured."""
 
     def regions(self, encoded: Any) -> list[Mapping[str, np.ndarray]]:
         """Per encoded photo: valid proposal boxes by "object" / "part", xyxy (N, 4), image frame, pixels."""
         ...
-
-
-@runtime_checkable
-class TimesRegions(Protocol):
-    """A Segmenter that proposes regions and measures how long that takes."""
 
     def proposal_seconds(self, encoded: Any) -> float:
         """Seconds it took to find the proposals of all encoded photos."""
@@ -70,12 +66,11 @@ def image_lines(
     lines: list[dict[str, Any]] = [
         {"image_id": r.image_id, "seconds": seconds / len(records)} for r in records
     ]
-    if isinstance(segmenter, ShowsRegions):
+    if isinstance(segmenter, ProposesRegions):
+        each = segmenter.proposal_seconds(encoded) / len(records)
         for line, record, proposals in zip(lines, records, segmenter.regions(encoded), strict=True):
-            line["found"], line["total"] = box_recall(record, proposals)
-    if isinstance(segmenter, TimesRegions):
-        for line in lines:
-            line["proposal_seconds"] = segmenter.proposal_seconds(encoded) / len(records)
+            found, total = box_recall(record, proposals)
+            line |= {"found": found, "total": total, "proposal_seconds": each}
     return lines
 
 
@@ -105,14 +100,17 @@ def _box(expression: Expression) -> tuple[float, float, float, float]:
 def image_summary(path: Path, image_ids: set[str]) -> dict[str, Any]:
     """Proposal recall and time per image, from the last line of each image in an images.jsonl."""
     lines = {line["image_id"]: line for line in whole_lines(path)[0] if line["image_id"] in image_ids}
-    recall = RecallCounts()
+    found: Counter[str] = Counter()
+    total: Counter[str] = Counter()
     for line in lines.values():
-        recall.add(line.get("found", {}), line.get("total", {}))
+        found.update(line.get("found", {}))
+        total.update(line.get("total", {}))
     seconds = sum(line["seconds"] for line in lines.values())
     proposing = [line["proposal_seconds"] for line in lines.values() if "proposal_seconds" in line]
     return {
-        "proposal_recall": recall.scores() or None,
-        "proposal_boxes": recall.total or None,
+        "proposal_recall": {stream: percent(found[stream], total[stream]) for stream in sorted(total)}
+        or None,
+        "proposal_boxes": dict(total) or None,
         "seconds_per_image": seconds / len(lines) if lines else None,
         "proposal_seconds_per_image": sum(proposing) / len(proposing) if proposing else None,
     }

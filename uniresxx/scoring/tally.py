@@ -115,7 +115,9 @@ def _close(picture: _Picture, scored: Scored, protocol: Protocol, again: Mapping
         tally = Tally.of_image(outcomes)
         scored.tallies[answer] = scored.tallies[answer].merge(tally)
         if answer == MODEL:
-            scored.images_IGK[picture.number] = [tally.by_granularity[g].row() for g in Granularity]
+            scored.images_IGK[picture.number] = [
+                tally.part("by_granularity", g.value).row for g in Granularity
+            ]
             scored.twins_I2[picture.number] = tally.twins, tally.twins_answered
 
 
@@ -128,10 +130,10 @@ def entry_of(
 ) -> dict[str, Any]:
     """One entry of metrics.json: scores in percent with the numbers behind them, null where not defined."""
     model, name, split = scored.tallies[MODEL], *benchmark.partition("/")[::2]
-    levels = {str(level): counts for level, counts in sorted(model.by_level.items())}
-    sizes = {key: model.by_size.get(key, Counts()) for key in SIZES}
-    lengths = {key: model.by_length.get(key, Counts()) for key in LENGTHS}
-    parts = {"by_level": levels, "by_size": sizes, "by_length": lengths}
+    granularities = {"by_granularity": [g.value for g in Granularity]}
+    levels = sorted(key for kind, key in model.counts if kind == "by_level")
+    parts = {**granularities, "by_level": levels, "by_size": [*SIZES], "by_length": [*LENGTHS]}
+    counts = {kind: {key: model.part(kind, key) for key in keys} for kind, keys in parts.items()}
     partial = {"scored": scored.expressions - len(scored.missing), "expressions": scored.expressions}
     return {
         "benchmark": name,
@@ -141,29 +143,20 @@ def entry_of(
         "decoding": None,  # unknown where only a predictions file is given
         "template": None,
         "checkpoint": None,
-        "n_expressions": model.overall.n,
+        "n_expressions": model.overall["n"],
         "partial": partial if scored.missing else None,
         "padded_world_size": padded_world_size,
         "padded_expressions": scored.repeated,
-        **_scores(model, protocol),
-        **{
-            key: {part: _defined(c.scores(), protocol) for part, c in counts.items()}
-            for key, counts in parts.items()
-        },
-        "twin_score": model.twin_score,
+        **_scores(model, parts, protocol),
         "twin_groups": model.twins,
-        "no_answer": model.overall.no_answer,
+        "no_answer": model.overall["no_answer"],
         "intervals": bootstrap(scored.images_IGK, scored.twins_I2, protocol.undefined),
         "proposal_recall": None,
         "counts": {
             "overall": model.overall.sizes(),
-            "by_granularity": {g.value: c.sizes() for g, c in model.by_granularity.items()},
-            **{key: {part: c.sizes() for part, c in counts.items()} for key, counts in parts.items()},
+            **{kind: {key: c.sizes() for key, c in found.items()} for kind, found in counts.items()},
         },
-        "trivial": {
-            key: {**_scores(scored.tallies[key], protocol), "twin_score": scored.tallies[key].twin_score}
-            for key in TRIVIAL_NAMES
-        },
+        "trivial": {key: _scores(scored.tallies[key], granularities, protocol) for key in TRIVIAL_NAMES},
     }
 
 
@@ -177,13 +170,14 @@ def parts_scored(entry: Mapping[str, Any]) -> list[str]:
     return parts
 
 
-def _defined(scores: Scores, protocol: Protocol) -> Scores:
-    """The scores without those that the protocol does not know."""
-    return {key: None if key in protocol.undefined else value for key, value in scores.items()}
+def _scores(tally: Tally, parts: Mapping[str, Sequence[str]], protocol: Protocol) -> dict[str, Any]:
+    """The scores overall and of the parts, null for those that the protocol does not define."""
 
+    def defined(counts: Counts) -> Scores:
+        return {key: None if key in protocol.undefined else value for key, value in counts.scores().items()}
 
-def _scores(tally: Tally, protocol: Protocol) -> dict[str, Any]:
     return {
-        "overall": _defined(tally.overall.scores(), protocol),
-        "by_granularity": {g.value: _defined(c.scores(), protocol) for g, c in tally.by_granularity.items()},
+        "overall": defined(tally.overall),
+        **{kind: {key: defined(tally.part(kind, key)) for key in keys} for kind, keys in parts.items()},
+        "twin_score": tally.twin_score,
     }
