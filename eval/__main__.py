@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from uniresxx.cli import OneLineParser
 from uniresxx.errors import InputError
@@ -30,7 +30,7 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--checkpoint", required=True, metavar="DIR", help="run or from_pretrained folder, or hub:OWNER/NAME"
     )
-    run.add_argument("--benchmark", nargs="+", required=True, metavar="NAME/SPLIT")
+    run.add_argument("--benchmark", dest="benchmarks", nargs="+", required=True, metavar="NAME/SPLIT")
     run.add_argument("--rule", choices=("token", "token_and_presence"), help="default: the model's own")
     run.add_argument("--batch-images", type=_positive, default=8, metavar="N")
     run.add_argument(
@@ -106,58 +106,31 @@ def _stop(number: int, frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def _run(args: argparse.Namespace) -> None:
+def _run(options: dict[str, Any]) -> None:
     from eval.run import run
 
-    run(
-        args.checkpoint,
-        args.benchmark,
-        args.out,
-        data=args.data,
-        images=args.images,
-        rule=args.rule,
-        protocol=args.protocol,
-        limit=args.limit,
-        batch_images=args.batch_images,
-        fresh=args.fresh,
-    )
+    run(**options)
 
 
-def _score(args: argparse.Namespace) -> None:
+def _score(options: dict[str, Any]) -> None:
     from eval.score import rejection_of, score
 
-    score(
-        args.predictions,
-        args.benchmark,
-        args.out,
-        data=args.data,
-        protocol=args.protocol,
-        limit=args.limit,
-        rejection=rejection_of(args.rejected, args.threshold, args.tune_on, args.data),
-        allow_partial=args.allow_partial,
-        padded_world_size=args.padded_world_size,
-    )
+    rule, threshold, tune_on = (options.pop(name) for name in ("rejected", "threshold", "tune_on"))
+    score(**options, rejection=rejection_of(rule, threshold, tune_on, options["data"]))
 
 
-def _compare(args: argparse.Namespace) -> None:
+def _compare(options: dict[str, Any]) -> None:
     from eval.compare import compare
     from eval.score import rejection_of
 
-    compare(
-        args.a,
-        args.b,
-        args.benchmark,
-        data=args.data,
-        protocol=args.protocol,
-        limit=args.limit,
-        rejection=rejection_of(args.rejected, args.threshold),
-    )
+    rule, threshold = (options.pop(name) for name in ("rejected", "threshold"))
+    compare(**options, rejection=rejection_of(rule, threshold))
 
 
-def _report(args: argparse.Namespace) -> None:
+def _report(options: dict[str, Any]) -> None:
     from eval.report.write import report
 
-    print(f"report: {report(args.folders, args.data)}")
+    print(f"report: {report(options['folders'], options['data'])}")
 
 
 COMMANDS = {"run": _run, "score": _score, "compare": _compare, "report": _report}
@@ -174,13 +147,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     command = ""
     try:
-        args = parser().parse_args(argv)
-        command = args.command
+        options = vars(parser().parse_args(argv))
+        del options["local_rank"]
+        command = options.pop("command")
         signal.signal(signal.SIGTERM, _stop)  # as Ctrl-C
-        out = getattr(args, "out", None)
+        out = options.get("out")
         if out is not None and out.exists() and not out.is_dir():
             raise InputError(f"--out {out} is a file: give a folder")
-        COMMANDS[command](args)
+        COMMANDS[command](options)
     except KeyboardInterrupt:
         kept = "the answers so far are kept; the same command continues"
         print(f"stopped: {kept if command == 'run' else 'nothing was changed'}", file=sys.stderr)

@@ -17,19 +17,10 @@ from uniresxx.errors import InputError
 from uniresxx.evaluation.metrics_file import read_metrics, score_file, write_metrics
 from uniresxx.scoring.metrics import SCORE_KEYS
 from uniresxx.scoring.protocols import protocol_of
-from uniresxx.scoring.rejection import (
-    CRITERION,
-    FLAG,
-    RULE_NAMES,
-    RULES,
-    Rejection,
-    check_is_val,
-    tune,
-)
+from uniresxx.scoring.rejection import CRITERION, FLAG, RULE_NAMES, Rejection, Rule, check_is_val, tune
 from uniresxx.scoring.trivial import TRIVIAL_NAMES
-from uniresxx.types import Granularity, ImageRecord
+from uniresxx.types import ImageRecord
 
-GRANULARITIES = tuple(g.value for g in Granularity)
 TERMINAL_KEYS = tuple(key for key in SCORE_KEYS if key not in ("Pr@0.6", "Pr@0.8"))  # fits 80 columns
 SCENES_NOTE = "scenes are drawn pictures: these numbers say nothing about photographs"
 
@@ -72,19 +63,16 @@ def score(
 
 
 def rejection_of(
-    rule: str,
+    rule: Rule,
     threshold: float | None = None,
     tune_on: Sequence[str] | None = None,
     data: Path | None = None,
 ) -> Rejection:
     """The rule named on the command line; `tune_on` is (predictions, NAME/val). InputError where they do not
     go together."""
-    chosen = next((known for known in RULES if known == rule), None)
-    if chosen is None:
-        raise InputError(f"--rejected {rule}: unknown rule; known: {', '.join(RULES)}")
     if tune_on is None:
-        return Rejection(chosen, threshold)
-    if chosen != "p_absent" or threshold is not None:
+        return Rejection(rule, threshold)
+    if rule != "p_absent" or threshold is not None:
         raise InputError("--tune-on goes with --rejected p_absent, and without --threshold")
     path, benchmark = tune_on
     name = benchmark_name(benchmark, data)
@@ -148,14 +136,19 @@ def detail_rows(
     entry: Mapping[str, Any], keys: Sequence[str] = SCORE_KEYS
 ) -> tuple[list[str], list[list[str]]]:
     """Header and rows: the scores overall, per granularity, per level."""
-    header = ["asked for", "N", *keys]
-    rows = [["overall", str(entry["counts"]["overall"]["n"]), *(number(entry["overall"][k]) for k in keys)]]
-    for key, prefix in (("by_granularity", ""), ("by_level", "level ")):
-        for name, scores in entry[key].items():
-            size = entry["counts"][key][name]["n"]
-            if size:
-                rows.append([prefix + name, str(size), *(number(scores[k]) for k in keys)])
-    return header, rows
+    overall = [str(entry["counts"]["overall"]["n"]), *(number(entry["overall"][k]) for k in keys)]
+    parts = _part_rows(entry, keys, {"by_granularity": "", "by_level": "level "})
+    return ["asked for", "N", *keys], [["overall", *overall], *parts]
+
+
+def _part_rows(entry: Mapping[str, Any], keys: Sequence[str], prefixes: Mapping[str, str]) -> list[list[str]]:
+    """A row for each part of the benchmark that holds an expression; `prefixes` by the kind of part."""
+    return [
+        [prefix + name, str(size), *(number(scores[k]) for k in keys)]
+        for kind, prefix in prefixes.items()
+        for name, scores in entry.get(kind, {}).items()
+        if (size := entry["counts"][kind][name]["n"])
+    ]
 
 
 def interval_rows(entry: Mapping[str, Any], keys: Sequence[str] = SCORE_KEYS) -> list[list[str]]:
@@ -174,13 +167,7 @@ def breakdown_rows(
     entry: Mapping[str, Any], keys: Sequence[str] = SCORE_KEYS
 ) -> tuple[list[str], list[list[str]]]:
     """Header and rows: the scores by size of the truth (targets only) and by words of the expression."""
-    rows = []
-    for key, prefix in (("by_size", ""), ("by_length", "words ")):
-        for name, scores in entry.get(key, {}).items():
-            size = entry["counts"][key][name]["n"]
-            if size:
-                rows.append([prefix + name, str(size), *(number(scores[k]) for k in keys)])
-    return ["size, length", "N", *keys], rows
+    return ["size, length", "N", *keys], _part_rows(entry, keys, {"by_size": "", "by_length": "words "})
 
 
 def notes(entry: Mapping[str, Any]) -> list[str]:
@@ -196,8 +183,7 @@ def notes(entry: Mapping[str, Any]) -> list[str]:
         lines.append(
             f"padded as for {entry['padded_world_size']} processes: {again} expressions count again{none}"
         )
-    if entry.get("intervals"):
-        how = entry["intervals"]
+    if how := entry.get("intervals"):
         lines.append(
             f"95 % intervals: {how['resamples']} bootstrap resamples of {how.get('images', 'the')} pictures, "
             f"seed {how['seed']}"

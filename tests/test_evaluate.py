@@ -844,14 +844,6 @@ def test_another_file_in_an_evaluation_folder_is_not_its_answer(cli, tmp_path):
         assert entry["checkpoint"] == checkpoint and (entry["decoding"] is None) == (checkpoint is None)
 
 
-def test_a_file_that_is_no_metrics_file_is_refused_before_the_work(cli, tmp_path):
-    path, out = scored(cli, tmp_path)
-    (out / "metrics.json").write_text('{"mine": 1}')
-    code, said = cli("score", path, "--benchmark", "made/val", "--out", out)
-    assert code == 2 and "use another --out" in said.err
-    assert (out / "metrics.json").read_text() == '{"mine": 1}'
-
-
 def test_the_terminal_shows_intervals_and_the_rule(cli, tmp_path):
     path, out = scored(cli, tmp_path)
     words = ("--benchmark", "made/val", "--out", out, "--rejected", "p_absent")

@@ -315,7 +315,7 @@ def test_cris_validate_sees_the_first_sentence_of_each_referent_only():
 def test_cris_knows_no_expression_without_a_target():
     for name in ("cris", "cris-validate"):
         with pytest.raises(
-            InputError, match=r"grefcoco/val may ask for what is not there.*use --protocol strict"
+            InputError, match=r"grefcoco/val holds expressions without a target.*use --protocol strict"
         ):
             protocol_of(name).check("grefcoco/val")
         for benchmark in ("psalm_grefcoco/val", "mini_real/val"):  # which hold gRefCOCO too

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from uniresxx.errors import InputError
-from uniresxx.evaluation.files import EvaluationFiles
+from uniresxx.evaluation.files import DIALOGUES, LOCK
 from uniresxx.evaluation.regions import encode_records
 from uniresxx.evaluation.run import Progress, chunks, write_answer
 from uniresxx.files import lock_file
@@ -42,8 +42,8 @@ def evaluate_dialogues(
     if not total:
         return None
     chat = replace(decoding, template=CHAT_TEMPLATE)
-    files = EvaluationFiles(out)
-    with lock_file(files.lock, f"evaluate into {out}"), JsonlWriter(files.dialogues) as lines:
+    path = out / DIALOGUES
+    with lock_file(out / LOCK, f"evaluate into {out}"), JsonlWriter(path) as lines:
         done = {line.get("dialogue_id") for line in lines.kept}
         waiting = [r for r in records if any(d.dialogue_id not in done for d in r.dialogues)]
         for batch in chunks(waiting, batch_images):
@@ -56,8 +56,7 @@ def evaluate_dialogues(
                 write_answer(lines, dialogue.dialogue_id, line)
             if progress:
                 progress(len(done), total)
-    scores = score_dialogues(files.dialogues, records)
-    return {"decoding": chat.describe(chat.rule or segmenter.decision_rule), **scores}
+    return {"decoding": chat.describe(chat.rule or segmenter.decision_rule), **score_dialogues(path, records)}
 
 
 def score_dialogues(path: Path, records: Sequence[ImageRecord]) -> dict[str, Any]:

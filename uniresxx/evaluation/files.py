@@ -1,14 +1,9 @@
-"""The files of one evaluation, and what says which evaluation they belong to.
-
-A benchmark's folder holds `evaluation.json` (benchmark, checkpoint, decoding), `predictions.jsonl` (scored from
-here only), `images.jsonl` (seconds and proposal recall per image), `dialogues.jsonl` (conversations) and `.lock`.
-"""
+"""The files of one evaluation, and the fingerprint that says which evaluation they belong to."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -19,71 +14,43 @@ from uniresxx.segmenters.base import Segmenter
 from uniresxx.types import Decoding, ImageRecord
 
 FORMAT = 1
+ABOUT = "evaluation.json"  # the fingerprint
+PREDICTIONS = "predictions.jsonl"  # one line per expression
+IMAGES = "images.jsonl"  # one line per encoded image
+DIALOGUES = "dialogues.jsonl"  # one line per conversation
+LOCK = ".lock"  # held by the process that evaluates
 
 
-@dataclass(frozen=True, slots=True)
-class EvaluationFiles:
-    """Paths of one benchmark's evaluation."""
+def begin(folder: Path, about: Mapping[str, Any], notes: Mapping[str, Any], fresh: bool) -> None:
+    """Store the fingerprint `about` in a benchmark's folder, or check that the stored one is equal.
 
-    folder: Path
+    Args:
+        about: what `fingerprint` returned.
+        notes: kept in evaluation.json, not compared.
+        fresh: first remove an earlier evaluation, whichever it was.
 
-    @property
-    def about(self) -> Path:
-        """The fingerprint: benchmark, checkpoint, decoding."""
-        return self.folder / "evaluation.json"
-
-    @property
-    def predictions(self) -> Path:
-        """One line per expression."""
-        return self.folder / "predictions.jsonl"
-
-    @property
-    def images(self) -> Path:
-        """One line per encoded image."""
-        return self.folder / "images.jsonl"
-
-    @property
-    def dialogues(self) -> Path:
-        """One line per conversation."""
-        return self.folder / "dialogues.jsonl"
-
-    @property
-    def lock(self) -> Path:
-        """Held by the process that evaluates."""
-        return self.folder / ".lock"
-
-    def begin(self, about: Mapping[str, Any], notes: Mapping[str, Any], fresh: bool) -> None:
-        """Store the fingerprint `about`, or check that the stored one is equal.
-
-        Args:
-            about: what `fingerprint` returned.
-            notes: kept in evaluation.json, not compared.
-            fresh: first remove an earlier evaluation, whichever it was.
-
-        Raises:
-            InputError: the folder holds another evaluation, or files that no evaluation wrote.
-        """
-        before = read_about(self.folder)
-        answers = (self.predictions, self.images, self.dialogues)
-        if before is None:
-            foreign = next((path for path in answers if path.exists()), None)
-            if foreign is not None:
-                raise InputError(
-                    f"{foreign} exists without its evaluation.json, so `eval run` did not write it: "
-                    "move it away or use another --out"
-                )
-        elif fresh:
-            for path in (*answers, self.about):  # the last one says that the others are ours
-                path.unlink(missing_ok=True)
-        elif before.get("format") != FORMAT:
-            raise InputError(f"{self.about}: another format than {FORMAT}: use --fresh or another --out")
-        elif changes := _differences(before, about):
+    Raises:
+        InputError: the folder holds another evaluation, or files that no evaluation wrote.
+    """
+    before = read_about(folder)
+    answers = [folder / name for name in (PREDICTIONS, IMAGES, DIALOGUES)]
+    if before is None:
+        foreign = next((path for path in answers if path.exists()), None)
+        if foreign is not None:
             raise InputError(
-                f"{self.folder} holds another evaluation ({'; '.join(changes)}): use --fresh or another --out"
+                f"{foreign} exists without its {ABOUT}, so `eval run` did not write it: "
+                "move it away or use another --out"
             )
-        else:
-            return
-        write_json(self.about, {**about, "notes": dict(notes), "versions": versions()})
+    elif fresh:
+        for path in (*answers, folder / ABOUT):  # the last one says that the others are ours
+            path.unlink(missing_ok=True)
+    elif changes := _differences(before, about):
+        raise InputError(
+            f"{folder} holds another evaluation ({'; '.join(changes)}): use --fresh or another --out"
+        )
+    else:
+        return
+    write_json(folder / ABOUT, {**about, "notes": dict(notes), "versions": versions()})
 
 
 def fingerprint(
@@ -109,7 +76,7 @@ def fingerprint(
 
 def read_about(folder: Path) -> dict[str, Any] | None:
     """The stored fingerprint of a benchmark's folder, or None. InputError where the file is no fingerprint."""
-    path = EvaluationFiles(folder).about
+    path = folder / ABOUT
     if not path.exists():
         return None
     try:

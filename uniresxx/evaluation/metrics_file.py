@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from uniresxx.errors import InputError
-from uniresxx.evaluation.files import EvaluationFiles, read_about
+from uniresxx.evaluation.files import IMAGES, PREDICTIONS, read_about
 from uniresxx.evaluation.regions import image_summary
 from uniresxx.files import lock_file, versions, write_json
 from uniresxx.scoring.predictions import Problems, sizes_of, stream_predictions
@@ -58,13 +58,12 @@ def score_file(
     if judged_by.draws_truth:
         drawn = [e.polygons is not None for r in records for e in judged_by.counted(r) if e.rle is not None]
         entry["truth"] = {"polygons": sum(drawn), "masks": len(drawn) - sum(drawn)}
-    files = EvaluationFiles(path.parent)
-    about = read_about(path.parent) if path.name == files.predictions.name else None
+    about = read_about(path.parent) if path.name == PREDICTIONS else None
     if about is not None:
         entry["decoding"], entry["template"] = about["decoding"], about["decoding"]["template"]
         entry["checkpoint"] = about["checkpoint"]
-        if files.images.exists():
-            entry |= image_summary(files.images, {r.image_id for r in records})
+        if (images := path.parent / IMAGES).exists():
+            entry |= image_summary(images, {r.image_id for r in records})
     return entry
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from uniresxx.errors import InputError
-from uniresxx.evaluation.files import EvaluationFiles, fingerprint
+from uniresxx.evaluation.files import IMAGES, LOCK, PREDICTIONS, begin, fingerprint
 from uniresxx.evaluation.regions import encode_records, image_lines
 from uniresxx.files import lock_file
 from uniresxx.scoring.predictions import JsonlWriter, to_json
@@ -70,10 +70,9 @@ def evaluate(
         print(score_file(path, records, "scenes_easy/val")["overall"]["gIoU"])
         ```
     """
-    files = EvaluationFiles(out)
-    with lock_file(files.lock, f"evaluate {benchmark} into {out}"):
-        files.begin(fingerprint(records, benchmark, checkpoint, decoding, segmenter), notes or {}, fresh)
-        with JsonlWriter(files.predictions) as answer_lines, JsonlWriter(files.images) as lines:
+    with lock_file(out / LOCK, f"evaluate {benchmark} into {out}"):
+        begin(out, fingerprint(records, benchmark, checkpoint, decoding, segmenter), notes or {}, fresh)
+        with JsonlWriter(out / PREDICTIONS) as answer_lines, JsonlWriter(out / IMAGES) as lines:
             done = {line.get("expression_id") for line in answer_lines.kept}
             total = sum(len(r.expressions) for r in records)
             answered = sum(e.expression_id in done for r in records for e in r.expressions)
@@ -96,7 +95,7 @@ def evaluate(
                 answered += len(asked_all)
                 if progress:
                     progress(answered, total)
-    return files.predictions
+    return out / PREDICTIONS
 
 
 def write_answer(lines: JsonlWriter, asked: str, line: Mapping[str, Any]) -> None:

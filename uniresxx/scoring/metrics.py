@@ -1,8 +1,8 @@
 """Counters that turn judged expressions into scores. Integers only, so any merge of parts equals the whole.
 
-A protocol (`uniresxx.scoring.protocols`) judges one expression and gives an `Outcome`; nothing here knows masks or
-models. IoU sums are kept in units of 2^-40 (error below 1e-12 per expression; a 64-bit integer holds 8
-million expressions): adding is exact, hence independent of order, batches and ranks.
+A protocol (`uniresxx.scoring.protocols`) judges one expression and returns an `Outcome`. IoU sums are kept in units
+of 2^-40 (error below 1e-12 per expression; a 64-bit integer holds 8 million expressions), so adding is exact and does
+not depend on order, batches or ranks.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What counts as rejected, as a named rule: Prediction -> Prediction, before any protocol judges it.
+"""What counts as rejected, as a named rule that is applied before any protocol judges an answer.
 
-A published N-acc means little without its rule, so every entry of a metrics file names it, the threshold and
-the split the threshold was tuned on. Where a rule turns a rejection into an answer, the answer is `mask`, else
-`mask_if_forced`, else the empty mask; where it rejects, the masks stay, for the protocols that use them.
+Every entry of metrics.json names the rule, its threshold and the split the threshold was tuned on. Where a rule
+turns a rejection into an answer, the answer is `mask`, else `mask_if_forced`, else the empty mask. Where it rejects,
+the masks stay for the protocols that use them.
 """
 
 from __future__ import annotations
@@ -43,12 +43,8 @@ class Rejection:
         if self.rule not in RULES:
             raise InputError(f"unknown rule {self.rule!r} for what is rejected; known: {', '.join(RULES)}")
         if (self.rule == "p_absent") != (self.threshold is not None):
-            raise InputError(
-                f"rule {self.rule} takes no threshold"
-                if self.threshold is not None
-                else "rule p_absent needs a threshold: give --threshold X, or --tune-on PREDICTIONS "
-                "NAME/val (of `score` alone)"
-            )
+            needed = "rule p_absent needs --threshold X, or --tune-on PREDICTIONS NAME/val (of `score` alone)"
+            raise InputError(needed if self.threshold is None else f"rule {self.rule} takes no threshold")
         if self.threshold is not None and not np.isfinite(self.threshold):
             raise InputError(f"the threshold must be a finite number, not {self.threshold}")
 
@@ -120,20 +116,19 @@ def _with_p_absent(prediction: Prediction) -> Prediction:
 
 
 def best_threshold(pairs: Iterable[tuple[float, bool]], name: str = "val") -> float:
-    """The threshold on `p_absent` with the best mean of N-acc and T-acc, from (p_absent, has a target).
+    """The threshold on `p_absent` with the best mean of N-acc and T-acc, from pairs (p_absent, has a target).
 
-    Our choice: this mean (balanced accuracy) asks only for the decision and weighs both kinds equally,
-    however many of each there are; gIoU would follow the share of expressions without a target. Candidates lie
-    midway between neighbouring values; of equally good ones the nearest to 0.5 is taken. InputError where one
-    kind is missing.
+    Our choice: this mean (balanced accuracy) weighs both kinds equally, however many of each there are; gIoU would
+    depend on the share of expressions without a target. Candidates lie midway between neighbouring values; of
+    equally good ones the nearest to 0.5 is taken. Raises InputError where one kind is missing.
     """
     table = np.array(list(pairs), dtype=np.float64).reshape(-1, 2)
     order = np.argsort(table[:, 0], kind="stable")
     p, targeted = table[order, 0], table[order, 1] > 0
     n_target, n_none = int(targeted.sum()), int((~targeted).sum())
     if not n_target or not n_none:
-        lacking = "with" if not n_target else "without"
-        raise InputError(f"{name} has no expression {lacking} a target: nothing to tune a threshold on")
+        missing = "with" if not n_target else "without"
+        raise InputError(f"{name} has no expression {missing} a target: no threshold can be tuned on it")
     last = np.flatnonzero(np.append(np.diff(p) > 0, True))  # of each value, its last place
     values = p[last]
     # below the smallest value everything is rejected, from the largest on nothing

@@ -1,7 +1,7 @@
-"""Answers, one by one in any order, to integer counters: the core of every score.
+"""From answers, one by one in any order, to integer counters.
 
-An answer is judged when it comes and forgotten; of a picture only its outcomes wait until all its expressions
-are answered. What stays are sums and one row of int64 per picture and granularity, for intervals and tests.
+An answer is judged when it is read and not kept. The outcomes of an image wait until all its expressions are
+answered. Sums remain, and one row of int64 per image and granularity, for intervals and tests.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ MODEL = "model"
 
 @dataclass(slots=True)
 class Scored:
-    """What scoring leaves behind. Shapes: I pictures, G granularities, K counters (metrics.ROW)."""
+    """The result of scoring. Shapes: I images, G granularities, K counters (metrics.ROW)."""
 
-    images_IGK: np.ndarray  # int64, the model's counters per picture
-    twins_I2: np.ndarray  # int64: complete twin groups per picture, answered ones
+    images_IGK: np.ndarray  # int64, the model's counters per image
+    twins_I2: np.ndarray  # int64: complete twin groups per image, answered ones
     expressions: int  # that the protocol counts
     repeated: int = 0  # expressions that padding counted again
     missing: list[str] = field(default_factory=list)  # of these, the ones without an answer
@@ -39,8 +39,8 @@ class Scored:
 
 
 @dataclass(slots=True)
-class _Picture:
-    """One picture some of whose expressions were answered."""
+class _Image:
+    """One image some of whose expressions were answered."""
 
     number: int
     record: ImageRecord
@@ -59,9 +59,9 @@ def tally_answers(
 ) -> Scored:
     """Judge every answer the protocol counts, beside the trivial answers to the same expressions.
 
-    Each expression id comes at most once, in any order; ids of expressions that are not counted are skipped.
-    With `padded_world_size` the expressions that a sampler padded to that many processes would repeat count
-    again.
+    Args:
+        answers: (expression id, answer), each id at most once, in any order; ids that do not count are skipped.
+        padded_world_size: expressions that a sampler padded to so many processes repeats count again.
     """
     again = Counter(protocol.padded(records, padded_world_size)) if padded_world_size else Counter()
     home = {e.expression_id: k for k, record in enumerate(records) for e in protocol.counted(record)}
@@ -70,30 +70,30 @@ def tally_answers(
         twins_I2=np.zeros((len(records), 2), dtype=np.int64),
         expressions=len(home),
     )
-    open_pictures: dict[int, _Picture] = {}
+    open_images: dict[int, _Image] = {}
     for name, prediction in answers:
         number = home.pop(name, None)
         if number is None:
             continue
-        if number not in open_pictures:
+        if number not in open_images:
             waiting = {e.expression_id: _with_checked_truth(e) for e in protocol.counted(records[number])}
-            open_pictures[number] = _Picture(number, records[number], waiting)
-        picture = open_pictures[number]
-        expression = picture.waiting.pop(name)
-        picture.answered.append(expression)
+            open_images[number] = _Image(number, records[number], waiting)
+        image = open_images[number]
+        expression = image.waiting.pop(name)
+        image.answered.append(expression)
         scored.repeated += again[name]
         for answer, given in ((MODEL, prediction), ("never_reject", never_reject(prediction))):
-            picture.outcomes[answer] += [_judge(protocol, expression, given)] * (1 + again[name])
-        if not picture.waiting:
-            _close(open_pictures.pop(number), scored, protocol, again)
-    for picture in open_pictures.values():
-        _close(picture, scored, protocol, again)
+            image.outcomes[answer] += [_judge(protocol, expression, given)] * (1 + again[name])
+        if not image.waiting:
+            _close(open_images.pop(number), scored, protocol, again)
+    for image in open_images.values():
+        _close(image, scored, protocol, again)
     scored.missing = list(home)
     return scored
 
 
 def _with_checked_truth(expression: Expression) -> Expression:
-    """The expression with its truth checked once, not at every judgement."""
+    """The expression with its truth checked once, so that `judge` need not."""
     if expression.rle is None or isinstance(expression.rle, masks.CheckedRLE):
         return expression
     return replace(expression, rle=masks.validate(expression.rle))
@@ -104,21 +104,19 @@ def _judge(protocol: Protocol, expression: Expression, given: Prediction) -> Out
     return replace(protocol.judge(expression, given), pixels=pixels, words=len(expression.text.split()))
 
 
-def _close(picture: _Picture, scored: Scored, protocol: Protocol, again: Mapping[str, int]) -> None:
-    """Add a picture's outcomes to the sums, with the trivial answers to the same expressions."""
-    trivial = {"all_objects": all_objects(picture.record), "always_reject": always_reject(picture.record)}
+def _close(image: _Image, scored: Scored, protocol: Protocol, again: Mapping[str, int]) -> None:
+    """Add an image's outcomes to the sums, with the trivial answers to the same expressions."""
+    trivial = {"all_objects": all_objects(image.record), "always_reject": always_reject(image.record)}
     for answer, given in trivial.items():
-        for expression in picture.answered:
+        for expression in image.answered:
             outcome = protocol.judge(expression, given[expression.expression_id])
-            picture.outcomes[answer] += [outcome] * (1 + again.get(expression.expression_id, 0))
-    for answer, outcomes in picture.outcomes.items():
+            image.outcomes[answer] += [outcome] * (1 + again.get(expression.expression_id, 0))
+    for answer, outcomes in image.outcomes.items():
         tally = Tally.of_image(outcomes)
         scored.tallies[answer] = scored.tallies[answer].merge(tally)
         if answer == MODEL:
-            scored.images_IGK[picture.number] = [
-                tally.part("by_granularity", g.value).row for g in Granularity
-            ]
-            scored.twins_I2[picture.number] = tally.twins, tally.twins_answered
+            scored.images_IGK[image.number] = [tally.part("by_granularity", g.value).row for g in Granularity]
+            scored.twins_I2[image.number] = tally.twins, tally.twins_answered
 
 
 def entry_of(
@@ -161,7 +159,7 @@ def entry_of(
 
 
 def parts_scored(entry: Mapping[str, Any]) -> list[str]:
-    """Of which part of the benchmark an entry of metrics.json is, in words; empty where it is the whole."""
+    """The part of the benchmark that an entry of metrics.json scores, in words; empty for the whole."""
     parts = []
     if partial := entry.get("partial"):
         parts.append(f"{partial['scored']:,} of {partial['expressions']:,} expressions")

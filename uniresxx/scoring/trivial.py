@@ -1,5 +1,4 @@
-"""Trivial answers, printed beside every model: a number means little before one knows what no model at all
-gets."""
+"""Trivial answers, printed beside every model: what a score is worth shows beside what needs no model."""
 
 from __future__ import annotations
 
@@ -16,10 +15,10 @@ TRIVIAL_NAMES = {
 
 
 def everything(record: ImageRecord) -> RLE:
-    """All objects of a picture as one mask at its size.
+    """All objects of an image as one mask at its size.
 
-    Where the picture knows its objects pixel by pixel (scenes) these; else the union of the truth masks of
-    its object and multi expressions, else of all its truth masks.
+    Scenes have their objects pixel by pixel. Elsewhere it is the union of the truth masks of the object and multi
+    expressions, or of all truth masks where there are none of these.
     """
     size = (record.height, record.width)
     if record.dense is not None and record.dense.shape[:2] == size:

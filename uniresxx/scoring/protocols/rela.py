@@ -1,8 +1,8 @@
-"""rela, rela-480 and empty_is_none: the rules of gRefCOCO's own evaluator, at two sizes, and the rule that an
-empty mask is what says "not there"."""
+"""rela, rela-480 and empty_is_none: gRefCOCO's own evaluator, at two sizes, and with an empty mask as rejection."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -34,38 +34,24 @@ def judge(expression: Expression, prediction: Prediction, *, squash: bool = Fals
     truth, mask = expression.rle, prediction.mask
     if squash:
         truth, mask = squashed_truth(expression), squashed(mask)
-    return _judge(expression, prediction, truth, mask, prediction.rejected)
-
-
-def judge_empty_is_none(expression: Expression, prediction: Prediction) -> Outcome:
-    """Judge as `judge`, but an answer is rejected if and only if its mask has no foreground pixel.
-
-    The rule of the survey arXiv 2508.00265 and of the gRefCOCO paper's text (arXiv 2306.00968); no code of it
-    is public, so counting is ReLA's. Our choice: the flag `rejected` is not asked at all, and null is empty.
-    """
-    mask = prediction.mask
-    rejected = mask is None or masks.area(mask) == 0
-    return _judge(expression, prediction, expression.rle, mask, rejected)
-
-
-def _judge(
-    expression: Expression, prediction: Prediction, truth: RLE | None, mask: RLE | None, rejected: bool
-) -> Outcome:
-    targeted = has_target(expression)
-    found = areas(truth, mask)
+    targeted, rejected, found = has_target(expression), prediction.rejected, areas(truth, mask)
     common = 0 if rejected else found.common
     union = 0 if rejected and not targeted else found.union
     iou = common / max(union, 1) if targeted else float(rejected)
+    above = tuple(x >= _COUNTED_FROM and iou >= x for x in THRESHOLDS)
     return outcome(
-        expression,
-        prediction,
-        targeted=targeted,
-        rejected=rejected,
-        iou=iou,
-        intersection=common,
-        union=union,
-        above=tuple(x >= _COUNTED_FROM and iou >= x for x in THRESHOLDS),
+        expression, prediction, found, iou, targeted=targeted, intersection=common, union=union, above=above
     )
+
+
+def judge_empty_is_none(expression: Expression, prediction: Prediction) -> Outcome:
+    """Judge as `judge`, but an answer is rejected if and only if its mask is null or has no pixel.
+
+    The rule of the survey arXiv 2508.00265 and of the gRefCOCO paper's text (arXiv 2306.00968); no code of it
+    is public, so counting is ReLA's. Our choice: the flag `rejected` is not asked at all.
+    """
+    rejected = prediction.mask is None or masks.area(prediction.mask) == 0
+    return judge(expression, replace(prediction, rejected=rejected))
 
 
 def squashed_truth(expression: Expression) -> RLE | None:
