@@ -41,9 +41,18 @@ def compare(
             raise InputError(f"{path} is no file: give a predictions.jsonl or a folder of PNGs")
     records = with_truth(load_records(benchmark, data, limit), protocol, data)
     found = compare_pairs(*(_rows(path, records, protocol, rejection) for path in (a, b)))
-    _print(Console(), a, b, name, protocol, len(records), {
-        key: values for key, values in found.items() if key not in judged_by.undefined
-    })  # fmt: skip
+    rows = [_row(key, values) for key, values in found.items() if key not in judged_by.undefined]
+    header = ["score", "A", "B", "A - B", f"{100 * CONFIDENCE:.0f} % interval", "p"]
+    console = Console()
+    print_table(console, header, rows, f"{name}, protocol {protocol}, {len(records)} pictures")
+    for line in (
+        f"A {a}",
+        f"B {b}",
+        f"p: share of {PERMUTATIONS} random swaps of whole pictures with a difference as large; "
+        f"interval: {RESAMPLES} paired bootstrap resamples; seed {SEED}",
+        f"{len(rows)} scores are tested at once: take a difference for real where p is below {0.05 / len(rows):.2g}",
+    ):
+        console.print(line, style="dim", highlight=False, markup=False, soft_wrap=True)
     return found
 
 
@@ -55,33 +64,10 @@ def _rows(path: Path, records: Sequence[ImageRecord], protocol: str, rejection: 
     return np.asarray(scored.images_IGK.sum(axis=1))
 
 
-def _print(
-    console: Console,
-    a: Path,
-    b: Path,
-    benchmark: str,
-    protocol: str,
-    pictures: int,
-    found: dict[str, dict[str, Any]],
-) -> None:
-    rows = []
-    for key, values in found.items():
-        if values["difference"] is None:
-            rows.append([key, *["–"] * 5])
-            continue
-        low, high = values["interval"] or (None, None)
-        limits = "–" if low is None or high is None else f"{low:+.1f} to {high:+.1f}"
-        p = f"{values['p']:.4f}"
-        rows.append(
-            [key, f"{values['a']:.1f}", f"{values['b']:.1f}", f"{values['difference']:+.1f}", limits, p]
-        )
-    header = ["score", "A", "B", "A - B", f"{100 * CONFIDENCE:.0f} % interval", "p"]
-    print_table(console, header, rows, f"{benchmark}, protocol {protocol}, {pictures} pictures")
-    for line in (
-        f"A {a}",
-        f"B {b}",
-        f"p: share of {PERMUTATIONS} random swaps of whole pictures with a difference as large; "
-        f"interval: {RESAMPLES} paired bootstrap resamples; seed {SEED}",
-        f"{len(rows)} scores are tested at once: below {0.05 / len(rows):.2g} one differs whatever the others do",
-    ):
-        console.print(line, style="dim", highlight=False, markup=False, soft_wrap=True)
+def _row(key: str, values: dict[str, Any]) -> list[str]:
+    """A row of the table: one score; dashes where it is not defined."""
+    if values["difference"] is None:
+        return [key, *["–"] * 5]
+    limits = "–" if values["interval"] is None else "{:+.1f} to {:+.1f}".format(*values["interval"])
+    a, b, difference = (values[name] for name in ("a", "b", "difference"))
+    return [key, f"{a:.1f}", f"{b:.1f}", f"{difference:+.1f}", limits, f"{values['p']:.4f}"]

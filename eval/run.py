@@ -83,26 +83,15 @@ def run(
         replaced = [*names.values()][place:] if fresh else []
         _refuse_mixing(out, identity, rule or segmenter.decision_rule, replaced)
         try:
-            entry = run_one(
-                segmenter,
-                records,
-                name,
-                out,
-                identity=identity,
-                rule=rule,
-                protocol=protocol,
-                batch_images=batch_images,
-                fresh=fresh,
-                console=console,
-            )
+            entry = _answer_and_score(
+                segmenter, records, name, out / name, Decoding(rule=rule), protocol, console,
+                checkpoint=identity, batch_images=batch_images, fresh=fresh,
+            )  # fmt: skip
         except MissingPhotoError as error:
-            native = find_store(benchmark, data) is None
-            remedy = (
-                f"photographs must lie below --data {data}"
-                if native
-                else "name their folder with --images DIR"
-            )
-            raise InputError(f"{error} ({benchmark}: {remedy})") from None
+            remedy = f"photographs of {benchmark} must lie below --data {data}"
+            if find_store(benchmark, data) is not None:
+                remedy = f"name the folder of the photographs of {benchmark} with --images DIR"
+            raise InputError(f"{error} ({remedy})") from None
         entry |= origin(out / name / "predictions.jsonl", out, data, limit, benchmark)
         entry["training_data"] = trained_on(folder)
         write_metrics(metrics, [entry])
@@ -113,31 +102,29 @@ def run(
     return entries
 
 
-def run_one(
+def _answer_and_score(
     segmenter: Segmenter,
     records: Sequence[ImageRecord],
     benchmark: str,
-    out: Path,
+    folder: Path,
+    decoding: Decoding,
+    protocol: str,
+    console: Console,
     *,
-    identity: str,
-    rule: DecisionRule | None = None,
-    protocol: str = "strict",
-    batch_images: int = 8,
-    fresh: bool = False,
-    console: Console | None = None,
+    checkpoint: str,
+    batch_images: int,
+    fresh: bool,
 ) -> dict[str, Any]:
     """Evaluate one benchmark and its conversations behind a progress bar; returns its entry of metrics.json."""
-    folder = out / benchmark
-    decoding = Decoding(rule=rule)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console or Console(stderr=True), transient=True) as bar:
+    with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(benchmark, total=None)
 
         def show(done: int, total: int) -> None:
             bar.update(task, completed=done, total=total)
 
         path = evaluate(
-            segmenter, records, benchmark, decoding, folder, checkpoint=identity, batch_images=batch_images,
+            segmenter, records, benchmark, decoding, folder, checkpoint=checkpoint, batch_images=batch_images,
             fresh=fresh, progress=show,
         )  # fmt: skip
         bar.update(task, description=f"{benchmark} conversations", completed=0)

@@ -8,7 +8,7 @@ the masks stay for the protocols that use them.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -71,7 +71,7 @@ class Rejection:
 
     def describe(self) -> dict[str, Any]:
         """As it stands in metrics.json."""
-        return {"rule": self.rule, "threshold": self.threshold, "tuned_on": self.tuned_on}
+        return asdict(self)
 
 
 FLAG = Rejection()
@@ -100,19 +100,12 @@ def tune(path: Path, records: Sequence[ImageRecord], benchmark: str) -> Rejectio
     check_is_val(benchmark)
     sizes, problems = sizes_of(records), Problems()
     targeted = {e.expression_id: has_target(e) for record in records for e in record.expressions}
-    pairs = [
-        (_p_absent(prediction), targeted.pop(name))
-        for name, prediction in stream_predictions(path, sizes, problems, _with_p_absent)
-    ]
+    answers = stream_predictions(path, sizes, problems, Rejection("p_absent", 0.0).apply)
+    pairs = [(_p_absent(prediction), targeted.pop(name)) for name, prediction in answers]
     problems.add_missing(targeted, len(sizes))
     if problems:
         raise InputError(f"{path}: {problems}")
     return Rejection("p_absent", best_threshold(pairs, benchmark), benchmark)
-
-
-def _with_p_absent(prediction: Prediction) -> Prediction:
-    _p_absent(prediction)
-    return prediction
 
 
 def best_threshold(pairs: Iterable[tuple[float, bool]], name: str = "val") -> float:

@@ -18,7 +18,7 @@ from uniresxx.scoring.intervals import bootstrap
 from uniresxx.scoring.metrics import LENGTHS, ROW, SIZES, Counts, Outcome, Scores, Tally
 from uniresxx.scoring.protocols import Protocol
 from uniresxx.scoring.rejection import FLAG, Rejection
-from uniresxx.scoring.trivial import TRIVIAL_NAMES, all_objects, always_reject, never_reject
+from uniresxx.scoring.trivial import ALWAYS_REJECT, TRIVIAL_NAMES, all_objects, never_reject
 from uniresxx.types import Expression, Granularity, ImageRecord, Prediction
 
 MODEL = "model"
@@ -106,10 +106,10 @@ def _judge(protocol: Protocol, expression: Expression, given: Prediction) -> Out
 
 def _close(image: _Image, scored: Scored, protocol: Protocol, again: Mapping[str, int]) -> None:
     """Add an image's outcomes to the sums, with the trivial answers to the same expressions."""
-    trivial = {"all_objects": all_objects(image.record), "always_reject": always_reject(image.record)}
-    for answer, given in trivial.items():
+    everything = Prediction(rejected=False, mask=all_objects(image.record), text=None)
+    for answer, given in {"all_objects": everything, "always_reject": ALWAYS_REJECT}.items():
         for expression in image.answered:
-            outcome = protocol.judge(expression, given[expression.expression_id])
+            outcome = protocol.judge(expression, given)
             image.outcomes[answer] += [outcome] * (1 + again.get(expression.expression_id, 0))
     for answer, outcomes in image.outcomes.items():
         tally = Tally.of_image(outcomes)
