@@ -1,4 +1,4 @@
-"""`python -m eval score`: any model's predictions against a benchmark; and the tables all commands print."""
+"""`python -m eval score`: scores of any model's predictions; and the tables that all commands print."""
 
 from __future__ import annotations
 
@@ -37,8 +37,10 @@ def score(
     allow_partial: bool = False,
     padded_world_size: int | None = None,
 ) -> list[dict[str, Any]]:
-    """Score a predictions.jsonl or a folder of PNGs, add it to OUT/metrics.json, print tables. InputError for
-    bad files."""
+    """Score a predictions.jsonl or a folder of PNGs, add the entry to OUT/metrics.json and print its tables.
+
+    The arguments are those of `run` and of `score_file`. Raises InputError for files that do not fit.
+    """
     name = benchmark_name(benchmark, data)
     protocol_of(protocol).check(name)
     if not predictions.exists():
@@ -68,8 +70,10 @@ def rejection_of(
     tune_on: Sequence[str] | None = None,
     data: Path | None = None,
 ) -> Rejection:
-    """The rule named on the command line; `tune_on` is (predictions, NAME/val). InputError where they do not
-    go together."""
+    """The rule of rejection that the command line names; `tune_on` is (predictions, NAME/val).
+
+    Raises InputError where the options contradict each other.
+    """
     if tune_on is None:
         return Rejection(rule, threshold)
     if rule != "p_absent" or threshold is not None:
@@ -83,8 +87,10 @@ def rejection_of(
 def load_records(
     benchmark: str, data: Path | None, limit: int | None = None, images: Path | None = None
 ) -> Sequence[ImageRecord]:
-    """Records of NAME/SPLIT or STORE/SPLIT, the first `limit` pictures; `images` is where a store's photographs
-    lie now. InputError for unknown names and missing files."""
+    """Records of NAME/SPLIT or STORE/SPLIT, the first `limit` images.
+
+    `images` is where the photographs of a store lie now. Raises InputError for unknown names and missing files.
+    """
     records = open_benchmark(benchmark, data, images)
     if not any(record.expressions for record in records):
         raise InputError(f"{benchmark} holds no expression: check --data {data}")
@@ -99,7 +105,7 @@ def with_truth(records: Sequence[ImageRecord], protocol: str, data: Path | None)
 def origin(
     predictions: Path, out: Path, data: Path | None, limit: int | None, benchmark: str | None = None
 ) -> dict[str, Any]:
-    """Where an entry's predictions, records and photographs lie, for the report."""
+    """Where the predictions, records and photographs of an entry lie, for the report."""
     store = None if benchmark is None else find_store(benchmark, data)
     place = None if store is None else "/".join([str(store[0].resolve()), *filter(None, store[1:])])
     return {
@@ -111,7 +117,7 @@ def origin(
 
 
 def number(value: float | None) -> str:
-    """A percentage as it stands in tables; a dash where it is not defined."""
+    """A percentage for a table; a dash where it is not defined."""
     return "–" if value is None else f"{value:.1f}"
 
 
@@ -152,7 +158,7 @@ def _part_rows(entry: Mapping[str, Any], keys: Sequence[str], prefixes: Mapping[
 
 
 def interval_rows(entry: Mapping[str, Any], keys: Sequence[str] = SCORE_KEYS) -> list[list[str]]:
-    """The two rows under `overall`: lower and upper limit of its intervals; none in entries without."""
+    """The two rows under `overall`: lower and upper limits of its intervals; no row without intervals."""
     found = entry.get("intervals")
     if not found:
         return []
@@ -213,12 +219,12 @@ def notes(entry: Mapping[str, Any]) -> list[str]:
 
 
 def unguarded(item: Mapping[str, Any]) -> bool:
-    """Whether a data set of a run was read with the leak guard off, or by nobody knows what."""
+    """Whether a data set of a run was read without the leak guard."""
     return item.get("guard", {}).get("mode") in ("published_data", "none")
 
 
 def _rejected_by(entry: Mapping[str, Any]) -> str:
-    """What counted as rejected: the model's own rule of decoding, or the rule it was scored with."""
+    """What counted as rejected: the rule of the scoring, or that of the decoding where the flag counts."""
     rejection = entry.get("rejection") or FLAG.describe()
     if rejection["rule"] == "flag":
         return f"rejected = {(entry.get('decoding') or {}).get('rule', 'as given in the file')}"
@@ -247,7 +253,7 @@ def print_entry(entry: Mapping[str, Any], console: Console | None = None) -> Non
 def print_table(
     console: Console, header: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None
 ) -> None:
-    """One table; rows that start with a blank or with `N ` are dim."""
+    """Print one table; rows that start with a blank or with `N ` are dim."""
     table = Table(
         *header, title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
     )

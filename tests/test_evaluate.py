@@ -110,13 +110,13 @@ class Stub:
         assert all(p.dtype == np.uint8 and p.shape == (H, W, 3) for p in photos)
         return [int(photo[0, 0, 0]) for photo in photos]
 
-    def answer(self, sight, texts, decoding):
-        assert len(sight) == len(texts)
+    def answer(self, encoded, texts, decoding):
+        assert len(encoded) == len(texts)
         self.answers += 1
         if self.stop_after is not None and self.answers > self.stop_after:
             raise KeyboardInterrupt
-        self.asked += [(n, text) for n, given in zip(sight, texts, strict=True) for text in given]
-        return [self.reply(n, text) for n, given in zip(sight, texts, strict=True) for text in given]
+        self.asked += [(n, text) for n, given in zip(encoded, texts, strict=True) for text in given]
+        return [self.reply(n, text) for n, given in zip(encoded, texts, strict=True) for text in given]
 
 
 TRUTH = {(k, e.text): e.rle for k, r in enumerate(RECORDS) for e in r.expressions}
@@ -293,14 +293,14 @@ def test_a_second_evaluation_into_the_folder_is_refused_while_the_first_runs(tmp
     """The second one asks for --fresh, which would remove what the first one has answered so far."""
 
     class Meanwhile(Stub):
-        def answer(self, sight, texts, decoding):
+        def answer(self, encoded, texts, decoding):
             for work in (
                 lambda: evaluate(Stub(perfect), RECORDS, "made/val", Decoding(), tmp_path, fresh=True),
                 lambda: evaluate_dialogues(Stub(talk), TALKING, Decoding(), tmp_path),
             ):
                 with pytest.raises(InputError, match=rf"process {os.getpid()} on .* works there"):
                     work()
-            return super().answer(sight, texts, decoding)
+            return super().answer(encoded, texts, decoding)
 
     path = evaluate(Meanwhile(perfect), RECORDS, "made/val", Decoding(), tmp_path, batch_images=2)
     assert score_file(path, RECORDS, "made/val")["overall"]["gIoU"] == 100
@@ -338,8 +338,8 @@ def test_scores_of_answers_that_are_gone_are_replaced(tmp_path):
 
 def test_a_model_that_answers_too_few_is_a_failure_not_a_shift(tmp_path):
     class Forgetful(Stub):
-        def answer(self, sight, texts, decoding):
-            return super().answer(sight, texts, decoding)[:-1]
+        def answer(self, encoded, texts, decoding):
+            return super().answer(encoded, texts, decoding)[:-1]
 
     with pytest.raises(RuntimeError, match="20 texts asked, 19 predictions"):
         evaluate(Forgetful(perfect), RECORDS, "made/val", Decoding(), tmp_path)
@@ -402,12 +402,12 @@ def test_metrics_file_keeps_other_benchmarks(tmp_path):
 
 
 class WithRegions(Stub):
-    def regions(self, sight):
+    def regions(self, encoded):
         boxes = np.array([[1, 1, 6, 6], [20, 20, 30, 30]], np.float32)
-        return [{"object": boxes, "part": np.zeros((0, 4), np.float32)} for _ in sight]
+        return [{"object": boxes, "part": np.zeros((0, 4), np.float32)} for _ in encoded]
 
-    def proposal_seconds(self, sight):
-        return 0.5 * len(sight)
+    def proposal_seconds(self, encoded):
+        return 0.5 * len(encoded)
 
 
 def test_proposal_recall_is_measured_where_the_model_shows_its_regions(tmp_path):

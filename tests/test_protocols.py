@@ -27,6 +27,7 @@ from uniresxx.imaging import masks
 from uniresxx.scoring.metrics import SCORE_KEYS, Tally
 from uniresxx.scoring.protocols import PROTOCOLS, STRICT, protocol_of
 from uniresxx.scoring.protocols.rela import squashed_truth
+from uniresxx.scoring.rejection import Rejection
 from uniresxx.types import Expression, Granularity, ImageRecord, Prediction
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -336,6 +337,16 @@ def test_a_referent_is_known_by_what_its_format_calls_it(key):
     assert kept == ["refcoco/val/0", "refcoco/val/2", "refcoco+/val/0", "refcoco+/val/2"]
     plain = ImageRecord("7", H, W, tuple(replace(e, source={}) for e in every))
     assert protocol_of("cris-validate").counted(plain) == list(plain.expressions)
+
+
+@pytest.mark.parametrize("place", range(0, len(SINGLE), 7))
+def test_empty_is_none_is_rela_with_the_rule_empty_mask(place):
+    record, answers = SINGLE[place]
+    (expression,), (answer,) = record.expressions, answers.values()
+    ruled = Rejection("empty_mask").apply(answer)
+    assert protocol_of("empty_is_none").judge(expression, answer) == protocol_of("rela").judge(
+        expression, ruled
+    )
 
 
 def test_empty_is_none_asks_the_mask_and_not_the_flag():

@@ -49,7 +49,7 @@ class Rejection:
             raise InputError(f"the threshold must be a finite number, not {self.threshold}")
 
     def apply(self, prediction: Prediction) -> Prediction:
-        """The prediction with `rejected` decided by the rule; InputError where the line lacks what it needs."""
+        """The prediction with `rejected` decided by the rule. InputError where the rule needs a missing field."""
         rejected = self._decide(prediction)
         if rejected == prediction.rejected:
             return prediction
@@ -84,7 +84,7 @@ def _p_absent(prediction: Prediction) -> float:
 
 
 def check_is_val(benchmark: str) -> None:
-    """InputError unless the split is `val`, or one of RefCOCOm's lists of it (`val_part_only`, …)."""
+    """InputError unless the split is `val`, or a RefCOCOm list of it (`val_part_only`, …)."""
     split = benchmark.partition("/")[2]
     if split != "val" and not split.startswith("val_"):
         raise InputError(
