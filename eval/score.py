@@ -98,7 +98,7 @@ def load_records(
 
 
 def with_truth(records: Sequence[ImageRecord], protocol: str, data: Path | None) -> Sequence[ImageRecord]:
-    """The records with all that the protocol needs of the truth: polygons for those that draw it themselves."""
+    """The records, with the polygons of their truth where the protocol draws the truth itself."""
     return with_polygons(records, data) if protocol_of(protocol).draws_truth else records
 
 
