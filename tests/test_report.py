@@ -18,12 +18,10 @@ import pytest
 from PIL import Image
 
 from eval.report import browser
-from eval.report.cases import choose_cases, judge_all
-from eval.report.pictures import TRUTH, mask_uri, photo_uri, shown_size
-from eval.report.published import Kind, Made, published_for, split_and_setting
-from eval.report.runs import group_runs, read_runs
-from eval.report.tables import published_tables
-from eval.report.write import report
+from eval.report.gallery import TRUTH, choose_cases, mask_uri, photo_uri, shown_size
+from eval.report.published import Kind, published_tables, read_published, split_and_setting
+from eval.report.runs import group_runs, judge_all, read_runs
+from eval.report.write import MARKS, environment, report
 from eval.score import origin, score
 from uniresxx.data.catalog import load_benchmark
 from uniresxx.data.store.write import Preparation, write_store
@@ -143,7 +141,7 @@ def test_the_page_is_whole_and_loads_nothing(folder):
     assert "<script>alert" not in text and NASTY in unescape(text)
     assert "say nothing about photographs" in text
     assert "Published numbers" not in text  # never beside scenes
-    assert "class=curve" in text
+    assert 'class="curve"' in text
 
 
 def cases_of(folder, per_group=3):
@@ -158,13 +156,13 @@ def test_the_page_shows_every_chosen_case(folder):
     assert set(chosen) == {"part", "object", "multi", "none"}
     for name in ("part", "object", "multi"):
         assert list(chosen[name]) == ["best", "median", "worst", "false reject"]
-    assert list(chosen["none"]) == ["false accept", "rightly rejected"]
+    assert list(chosen["none"]) == ["false accept", "correct reject"]
     assert text.count("<figcaption><q>") == len(shown) >= 30
     for case in shown:
         assert case.expression.expression_id in text
         if case.targeted:
             assert f"IoU {case.iou:.2f}" in text
-    for heading in ("Parts", "Objects", "Several objects", "Nothing there", "all objects", "never reject"):
+    for heading in ("Parts", "Objects", "Several objects", "No target", "all objects", "never reject"):
         assert heading in text
 
 
@@ -222,11 +220,11 @@ def test_partial_answers_are_shown_as_far_as_they_go(folder):
     path = folder / "scenes_easy/val/predictions.jsonl"
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(lines[: len(lines) // 2]))
-    assert "No single answers" in report([folder]).read_text()
+    assert "Single answers are not shown" in report([folder]).read_text()
     entry = json.loads((folder / "metrics.json").read_text())[0]
     write_json(folder / "metrics.json", [entry | {"partial": {"scored": 32, "expressions": 64}}])
     text = report([folder]).read_text()
-    assert "No single answers" not in text and "32 of 64 expressions were answered" in text
+    assert "Single answers are not shown" not in text and "32 of 64 expressions were answered" in text
 
 
 def test_several_folders_stand_side_by_side(folder, tmp_path):
@@ -241,7 +239,7 @@ def test_several_folders_stand_side_by_side(folder, tmp_path):
     changed = tmp_path / "changed.jsonl"
     changed.write_text("".join(json.dumps(line) + "\n" for line in moved))
     score(changed, "scenes_easy/val", other)
-    assert "Where the runs differ" in report([folder, other]).read_text()
+    assert "Where the runs differ most" in report([folder, other]).read_text()
 
 
 def test_equal_names_of_folders_are_told_apart(folder, tmp_path):
@@ -279,7 +277,7 @@ def test_entries_of_one_folder_say_what_tells_them_apart(folder):
 def test_numbers_without_their_pictures_still_make_a_page(folder):
     (folder / "scenes_easy/val/predictions.jsonl").unlink()
     text = report([folder]).read_text()
-    assert "No single answers" in text and "Beside the trivial answers" in text
+    assert "Single answers are not shown" in text and "Compared with trivial answers" in text
     assert "<script" not in text and "script-src" not in text, "no script where nothing needs one"
 
 
@@ -290,12 +288,12 @@ def test_a_deleted_photo_costs_the_pictures_and_not_the_numbers(folder, tmp_path
         Image.fromarray(record.pixels).save(path)
         records.append(replace(record, pixels=None, path=str(path)))
     monkeypatch.setattr("eval.report.runs.load_records", lambda name, data, limit=None: records[:limit])
-    assert "No pictures" not in report([folder]).read_text()
+    assert "Pictures are not shown" not in report([folder]).read_text()
     for record in records[1:]:  # the first one stays: no half of a gallery may be left
         Path(record.path).unlink()
     text = unescape(report([folder]).read_text())
-    assert re.search(r"No pictures: \S+im\d+\.png: no such photo", text)
-    assert "Beside the trivial answers" in text and "All scores" in text and "class=curve" in text
+    assert re.search(r"Pictures are not shown: \S+im\d+\.png: no such photo", text)
+    assert "Compared with trivial answers" in text and "All scores" in text and 'class="curve"' in text
     assert "<figcaption><q>" not in text
     assert f"{len(records) - 1} of {len(records)} could not be read" in text, "the browser still works"
 
@@ -306,6 +304,35 @@ def test_folders_without_scores_are_refused(tmp_path):
     (tmp_path / "metrics.json").write_text('[{"benchmark": "x"}]')
     with pytest.raises(InputError, match="score it again"):
         report([tmp_path])
+
+
+@pytest.mark.parametrize("name", ["index.html", "report.md", "summary.csv"])
+def test_a_file_that_no_report_wrote_stays(folder, name):
+    theirs = folder / "report" / name
+    theirs.parent.mkdir()
+    theirs.write_text("mine")
+    with pytest.raises(InputError, match=rf"{re.escape(str(theirs))} was not written by .* move it away"):
+        report([folder])
+    assert theirs.read_text() == "mine" and list(theirs.parent.iterdir()) == [theirs]
+
+
+def test_a_report_replaces_its_own_files_and_no_others(folder):
+    page = report([folder])
+    others = [page.parent / "notes.txt", page.parent / "index.html.old", page.parent / "figures" / "a.png"]
+    others[2].parent.mkdir()
+    for path in others:
+        path.write_text("mine")
+    before = {name: (page.parent / name).stat().st_mtime_ns for name in MARKS}
+    report([folder])
+    assert all(path.read_text() == "mine" for path in others)
+    assert all((page.parent / name).stat().st_mtime_ns > before[name] for name in MARKS)
+
+
+def test_a_file_in_the_place_of_the_report_folder_stays(folder):
+    (folder / "report").write_text("mine")
+    with pytest.raises(InputError, match="needs a folder of this name"):
+        report([folder])
+    assert (folder / "report").read_text() == "mine"
 
 
 def decoded(uri):
@@ -333,46 +360,48 @@ def test_small_pictures_are_embedded_exactly_and_large_ones_are_reduced():
     assert decoded(photo_uri(np.zeros((700, 1400, 3), np.uint8))).size == (480, 240)
 
 
-def test_published_rows_are_typed_and_plausible():
-    rows = [
-        row
-        for name in ("refcocom", "grefcoco", "refcoco", "refcoco+", "refcocog_umd")
-        for row in published_for(name)
-    ]
-    assert len({(r.benchmark, r.setting, r.method, r.metric) for r in rows}) == len(rows) > 60
+def test_published_numbers_are_complete_and_as_recorded():
+    rows = read_published()
+    assert (len(rows), sum(len(row.values) for row in rows)) == (114, 302)
+    assert len({(r.benchmark, r.setting, r.method, r.metric) for r in rows}) == len(rows)
     for row in rows:
-        assert row.values and all(0 < value < 100 for value in row.values.values()) and row.source
-        assert "//" not in row.source
-    ours = {(r.benchmark, r.metric): r for r in rows if r.method == "UniRES++"}
-    assert ours["grefcoco", "gIoU"].values == {"val": 74.4, "testA": 76.0, "testB": 69.8}
-    assert published_for("scenes") == published_for("mini_real") == []
+        assert row.values and all(0 < value < 100 for value in row.values.values())
+        assert row.source and row.protocol and "//" not in row.source
+        assert row.decoding in ("generated", "teacher-forced", "no text answer", "not checked")
+    found = {(r.benchmark, r.setting, r.method, r.metric): r.values for r in rows}
+    assert found["grefcoco", "all", "UniRES++", "gIoU"] == {"val": 74.4, "testA": 76.0, "testB": 69.8}
+    assert found["refcocom", "part", "UniRES", "mIoU"] == {"val": 19.6, "testA": 16.4, "testB": 25.2}
+    assert found["grefcoco", "all", "STAMP-7B", "cIoU"] == {"val": 73.6}
+    assert found["refcocog_umd", "all", "DeRIS-L", "mIoU"] == {"val": 80.01, "test": 81.32}
+    assert sum(row.secondary for row in rows) == 23
     assert split_and_setting("testA_part_only") == ("testA", "part")
     assert split_and_setting("val") == ("val", None)
 
 
-def test_no_class_of_systems_is_mixed():
-    rows = [
-        r for b in ("refcocom", "grefcoco", "refcoco", "refcoco+", "refcocog_umd") for r in published_for(b)
-    ]
-    for row in rows:
-        assert (row.kind is Kind.TEACHER_FORCED) == (row.decoding is Made.TEACHER_FORCED), row
-        assert row.protocol and row.source
+def test_kinds_of_systems_never_share_a_table():
+    rows = read_published()
     kinds = {}
     for row in rows:
+        assert (row.kind is Kind.TEACHER_FORCED) == (row.decoding == "teacher-forced"), row
         kinds.setdefault(row.method, set()).add(row.kind)
-    assert all(len(found) == 1 for found in kinds.values()), "a method is of one class"
-    run = fake_run("refcocom", "val_part_only", mIoU=12.3)
-    tables = published_tables([run])
+    assert all(len(found) == 1 for found in kinds.values()), "a method is of one kind"
+    tables = published_tables([fake_run("refcocom", "val_part_only", mIoU=12.3)])
     assert [kind for kind, _ in tables] == list(Kind)
     for kind, table in tables:
         assert table.header == ("method", "setting", "metric", "decoding", "protocol", "source", "value")
-        methods = {row[0] for row in table.rows}
-        own = {r.method for r in rows if r.kind is kind and r.benchmark == "refcocom" and r.setting == "part"}
-        assert methods - {"fake (this report)"} == {m for m in own if m in methods} != set()
-        assert not methods & {r.method for r in rows if r.kind is not kind}
-        assert ("fake (this report)" in methods) == (kind is Kind.TRAINED)
-        assert any("12.3" in row for row in table.rows) == (kind is Kind.TRAINED)
-    assert published_tables([fake_run("scenes", "val")]) == []
+        expected = {
+            row.method
+            for row in rows
+            if (row.benchmark, row.setting, row.kind) == ("refcocom", "part", kind) and "val" in row.values
+        }
+        own = {"fake (this report)"} if kind is Kind.TRAINED else set()
+        assert {row[0] for row in table.rows} == expected | own and expected
+        assert any("12.3" in row for row in table.rows) == bool(own)
+    assert (
+        published_tables([fake_run("scenes", "val")])
+        == published_tables([fake_run("mini_real", "val")])
+        == []
+    )
 
 
 def fake_run(benchmark, split, **overall):
@@ -398,7 +427,7 @@ def test_the_data_of_the_browser_is_what_was_scored(folder):
     column = data["runs"][0]
     for k, case in enumerate(run.cases):
         assert column["iou"][k] == round(case.iou, 4)
-        assert data["decisions"][column["decision"][k]] == case.decision
+        assert data["outcomes"][column["outcome"][k]] == case.outcome
         assert column["absent"][k] == case.prediction.p_absent
         assert data["images"][data["image"][k]][:2] == [H, W]
         for index, rle in (
@@ -413,18 +442,18 @@ def test_the_data_of_the_browser_is_what_was_scored(folder):
     assert len(data["masks"]) == len(set(data["masks"])), "each mask once"
 
 
-@pytest.mark.parametrize(
-    "text", ["</script>", "<!--", "<SCRIPT>", "<script", "</ScRiPt ", "<s", "\u2028", "\\u003c/"]
-)
-def test_no_text_ends_a_data_block(text):
-    block = browser.json_block("x", {"t": [text], text: 1})
-    inside = block.partition(">")[2].removesuffix("</script>")
-    assert not re.search("</script|<!--|<script", inside, re.I)
+@pytest.mark.parametrize("text", ["</script>", "<!--", "<SCRIPT>", "</ScRiPt ", "\u2028", "\\u003c/", "'\"&"])
+def test_no_text_ends_the_data_of_the_browser(text):
+    block = (
+        environment().from_string("<script>{{ data | tojson }}</script>").render(data={"t": [text], text: 1})
+    )
+    inside = block.removeprefix("<script>").removesuffix("</script>")
+    assert "<" not in inside
     assert json.loads(inside) == {"t": [text], text: 1}
 
 
 def test_masks_of_large_photos_are_reduced_and_small_things_stay():
-    found = browser._Masks(256)
+    found = browser.MaskTable(256)
     dot = np.zeros((480, 640), bool)
     dot[100, 200] = True
     half = np.zeros((480, 640), bool)
@@ -497,7 +526,7 @@ def test_two_protocols_of_the_same_answers_are_two_rows_and_one_gallery(folder):
     (group,) = group_runs(read_runs([folder], None))
     assert [run.label for run in group.runs] == ["run (strict)", "run (unheard-of)"]
     assert len(group.answered) == 1 and "unknown protocol" in group.runs[1].missing
-    assert report([folder]).read_text().count("<h3 id=") == 1
+    assert report([folder]).read_text().count('<div class="browser-part">') == 1
 
 
 def test_what_decided_is_the_rule_of_scoring_and_not_the_models_own(folder):
@@ -514,7 +543,7 @@ def test_what_decided_is_the_rule_of_scoring_and_not_the_models_own(folder):
     rows = list(csv.DictReader((page.parent / "summary.csv").open()))
     assert [row["rejected_by"] for row in rows] == ["token", "empty_mask", "p_absent", "p_absent"]
     text = (page.parent / "report.md").read_text()
-    for words in ("token", r"empty\_mask", r"p\_absent &gt; 0.25, given by hand",
+    for words in ("token", r"empty\_mask", r"p\_absent &gt; 0.25, set by hand",
                   r"p\_absent &gt; 0.5, tuned on scenes\_easy/val"):  # fmt: skip
         assert f"- rejected by: {words}\n" in text
 
@@ -597,7 +626,9 @@ def test_a_store_that_moved_is_found_again(tmp_path):
     (data / "stores").mkdir(parents=True)
     made.rename(data / "stores" / "refcoco")
     (run,) = read_runs([out], None)
-    assert run.missing is not None and run.missing.startswith(f"{made}/val: the store is not there any more")
+    assert run.missing is not None and run.missing.startswith(
+        f"{made}/val: the store does not exist any more"
+    )
     for place in (data, MINI_REAL):  # the store, the native files
         (run,) = read_runs([out], place)
         assert run.missing is None and len(run.cases) == 15

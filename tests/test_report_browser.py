@@ -256,12 +256,12 @@ def test_filters_find_what_python_finds(chromium: Browser) -> None:
     assert put(chromium, "words", "weiß refcoco/val/17_") == 2
     assert chosen(chromium) == next(i for i in expected(lambda n, k, a: n == 17 and (n + k) % 5 == 4))
     assert put(chromium, "words", "no such words") == 0
-    assert "Nothing fits" in chromium.run("document.querySelector('.detail').textContent")
+    assert "No expression matches" in chromium.run("document.querySelector('.detail').textContent")
     assert put(chromium, "words", "") == 10_000
     wrong = expected(lambda n, k, a: not a.rejected and (n + k) % 4 == 3)
-    assert put(chromium, "decision", "2") == len(wrong)
+    assert put(chromium, "outcome", "2") == len(wrong)
     assert chosen(chromium) == wrong[0]
-    put(chromium, "decision", "0")
+    put(chromium, "outcome", "0")
     middle = expected(lambda n, k, a: not a.rejected and (n + k) % 4 != 3 and n % 5 in (1, 2))
     put(chromium, "low", "0.5")
     assert put(chromium, "high", "0.9") == len(middle)
@@ -272,7 +272,7 @@ def test_filters_find_what_python_finds(chromium: Browser) -> None:
 
 
 def test_orders(chromium: Browser) -> None:
-    put(chromium, "decision", "0")
+    put(chromium, "outcome", "0")
     put(chromium, "order", "best")
     assert chromium.run("document.querySelector('.row .iou').textContent") == "1.00"
     put(chromium, "order", "worst")
@@ -357,7 +357,7 @@ def test_two_runs_and_photos_that_are_gone(tmp_path: Path, monkeypatch: pytest.M
     browser = Browser(tmp_path / "profile")
     try:
         browser.open(report(runs))
-        assert put(browser, "order", "apart") == 30
+        assert put(browser, "order", "spread") == 30
         assert chosen(browser).startswith("refcoco/val/0_"), "only picture 0 was answered differently"
         heads = browser.run("[...document.querySelectorAll('.panel b')].map(b => b.textContent)")
         assert heads == ["Picture", "Truth", "first", "second"]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from eval.report.cases import Case
+from eval.report.runs import Case
 from uniresxx.types import Granularity
 
 BINS = 10  # of equal width over 0..1; the last one holds 1 itself
