@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from eval.report.charts import HEIGHT, Chart, Line, bar_chart, line_chart
 from eval.report.curves import BINS, decisions, iou_histograms, rejection_curve, reliability
 from eval.report.runs import Case
-from eval.report.write import environment
+from eval.report.write import template
 from uniresxx.types import Expression, Granularity, ImageRecord, Prediction
 
 RECORD = ImageRecord("im", 1, 1, ())
@@ -127,7 +127,7 @@ def test_decisions_are_n_acc_and_t_acc(given_cases: list[Case]) -> None:
 
 def drawn(chart: Chart) -> ElementTree.Element:
     """The svg of a chart, as the page holds it."""
-    drawing = str(environment().get_template("charts.html").module.chart(chart))
+    drawing = str(template("charts.html").module.chart(chart))
     return ElementTree.fromstring(drawing[: drawing.index("</svg>") + 6].strip())
 
 

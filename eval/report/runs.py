@@ -85,14 +85,14 @@ def read_runs(folders: Sequence[Path], data: Path | None) -> list[Run]:
     """Every entry of every folder's metrics.json.
 
     Args:
-        folders: run or evaluation folders; a folder that is named twice counts once.
+        folders: run or evaluation folders.
         data: root of the data, where it is not where it was scored.
 
     Raises:
         InputError: a folder holds no scores, or scores that `python -m eval` did not write.
     """
     found = []
-    for folder in dict.fromkeys(folders):
+    for folder in folders:
         home = next((f for f in (folder, folder / "eval") if (f / "metrics.json").is_file()), None)
         if home is None:
             raise InputError(

@@ -11,14 +11,14 @@ from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from eval.report import charts, curves, tables
-from eval.report.browser import GRANULARITIES, PHOTO_BYTES, browser_data
+from eval.report.browser import PHOTO_BYTES, browser_data
 from eval.report.gallery import Photos, choose_cases, gallery, is_small
 from eval.report.published import published_tables
-from eval.report.runs import OUTCOMES, Group, Run, group_runs, read_runs
+from eval.report.runs import Group, Run, group_runs, read_runs
 from eval.score import SCENES_NOTE, notes, overview_rows
 from uniresxx.errors import InputError
 from uniresxx.files import write_atomic
@@ -45,12 +45,13 @@ def report(folders: Sequence[Path], data: Path | None = None) -> Path:
     Raises:
         InputError: a folder holds no scores, or FIRST/report holds a file that no report wrote.
     """
+    folders = list(dict.fromkeys(folders))
     out = folders[0] / "report"
     check_replaceable(out)
     groups = group_runs(read_runs(folders, data))
     contents = {
         "summary.csv": tables.summary_csv([run for group in groups for run in group.runs]),
-        "report.md": environment().get_template("report.md").render(groups=groups),
+        "report.md": template("report.md").render(groups=groups),
         "index.html": page(groups, [folder for folder in folders if (folder / "curve.png").is_file()]),
     }
     out.mkdir(parents=True, exist_ok=True)
@@ -91,23 +92,19 @@ def page(groups: Sequence[Group], with_curve: Sequence[Path] = ()) -> str:
         (folder.name or str(folder), base64.b64encode((folder / "curve.png").read_bytes()).decode())
         for folder in with_curve
     ]
-    return (
-        environment()
-        .get_template("page.html")
-        .render(
-            groups=groups,
-            sections=sections,
-            photos=photos,
-            curve_uris=curve_uris,
-            style=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
-            script=Markup(script),
-            script_hash=base64.b64encode(sha256(script.encode()).digest()).decode(),
-        )
+    return template("page.html").render(
+        groups=groups,
+        sections=sections,
+        photos=photos,
+        curve_uris=curve_uris,
+        style=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
+        script=Markup(script),
+        script_hash=base64.b64encode(sha256(script.encode()).digest()).decode(),
     )
 
 
-def environment() -> Environment:
-    """The templates with what they call; every value in HTML is escaped."""
+def template(name: str) -> Template:
+    """A file of `templates/` with the functions that it calls; every value in HTML is escaped."""
     found = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=lambda name: name is not None and name.endswith(".html"),
@@ -116,20 +113,23 @@ def environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    found.policies["json.dumps_kwargs"] = {
-        "ensure_ascii": False,
-        "allow_nan": False,
-        "separators": (",", ":"),
-    }
-    found.filters |= {"md": escape_markdown, "px": lambda value: f"{value:.1f}"}
-    found.globals |= {
-        **{"tables": tables, "charts": charts, "curves": curves, "published_tables": published_tables},
-        **{"overview": lambda entry: tables.Table(*overview_rows(entry)), "notes": notes},
-        **{"histogram_charts": histogram_charts, "rejection": rejection, "reliability": reliability},
-        **{"choose_cases": choose_cases, "is_small": is_small, "scenes_note": SCENES_NOTE},
-        **{"granularities": GRANULARITIES, "outcomes": OUTCOMES},
-    }
-    return found
+    found.policies["json.dumps_kwargs"] = dict(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    found.filters.update(md=escape_markdown, px=lambda value: f"{value:.1f}")
+    found.globals.update(
+        tables=tables,
+        charts=charts,
+        curves=curves,
+        choose_cases=choose_cases,
+        histogram_charts=histogram_charts,
+        is_small=is_small,
+        notes=notes,
+        overview=lambda entry: tables.Table(*overview_rows(entry)),
+        published_tables=published_tables,
+        rejection=rejection,
+        reliability=reliability,
+        scenes_note=SCENES_NOTE,
+    )
+    return found.get_template(name)
 
 
 def histogram_charts(
