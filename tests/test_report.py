@@ -171,6 +171,13 @@ def test_the_page_is_complete_and_loads_nothing(folder):
     assert 'class="curve"' in text
 
 
+def test_names_of_folders_are_escaped(folder, tmp_path):
+    other = folder.rename(tmp_path / '<b>"a" & |b|')
+    page, markdown = texts_of(other)
+    assert "<b>" not in page.replace('<b class="', "") and "&lt;b&gt;&#34;a&#34; &amp; |b|" in page
+    assert '- run: &lt;b&gt;"a" & \\|b\\|\n' in markdown
+
+
 def cases_of(folder, per_name=3):
     return choose_cases(run_of(folder).cases, per_name)
 
@@ -583,6 +590,7 @@ def test_part_of_a_benchmark_is_marked_beside_published_numbers(folder):
     entry |= {"benchmark": "refcoco", "limit": 12, "partial": {"scored": 1200, "expressions": 1300}}
     write_json(folder / "metrics.json", [entry])
     for text in texts_of(folder):
+        assert "trained, single pass" in text
         assert "run (this report, only 1,200 of 1,300 expressions, the first 12 pictures)" in text
 
 
