@@ -273,6 +273,16 @@ def test_runs_of_several_folders_are_compared(folder, tmp_path):
     assert "Where the runs differ most" in report([folder, other]).read_text()
 
 
+def test_several_benchmarks_have_a_section_each_and_links_to_it(folder):
+    write_metrics(folder / "metrics.json", [entry_of(folder) | {"benchmark": "refcoco", "predictions": None}])
+    page, markdown = texts_of(folder)
+    for k, title in enumerate(("scenes_easy/val", "refcoco/val")):
+        assert f'<a href="#g{k}">{title}</a>' in page and f'<h2 id="g{k}">{title}</h2>' in page
+    assert page.count('<div class="browser-part">') == 1 and page.count("Single answers are not shown") == 1
+    assert page.count("Published numbers") == 1, "not beside scenes"
+    assert "## scenes\\_easy/val\n" in markdown and "## refcoco/val\n" in markdown
+
+
 def test_equal_names_of_folders_are_numbered(folder, tmp_path):
     other = tmp_path / "elsewhere" / "run"
     score(folder / ANSWERS, "scenes_easy/val", other)

@@ -12,7 +12,6 @@ from hashlib import sha256
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
-from markupsafe import Markup
 
 from eval.report import charts, curves, tables
 from eval.report.browser import PHOTO_BYTES, browser_data
@@ -97,8 +96,8 @@ def page(groups: Sequence[Group], with_curve: Sequence[Path] = ()) -> str:
         sections=sections,
         photos=photos,
         curve_uris=curve_uris,
-        style=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
-        script=Markup(script),
+        style=(TEMPLATES / "report.css").read_text(encoding="utf-8"),
+        script=script,
         script_hash=base64.b64encode(sha256(script.encode()).digest()).decode(),
     )
 
