@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eval.report.cases import Case, judge_all
 from eval.report.curves import rejection_curve, reliability
+from eval.report.runs import Case, judge_all
 from uniresxx.imaging import masks
 from uniresxx.scoring.metrics import SCORE_KEYS, Tally
 from uniresxx.scoring.predictions import from_json

@@ -1,8 +1,7 @@
-"""The report's browser in a real browser: 10,000 expressions, filters, keys, masks, and nothing from outside."""
+"""The report in Chromium: 10,000 expressions, filters, keys, masks, and no request to anything outside."""
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import shutil
@@ -34,7 +33,7 @@ H, W = 24, 36
 class Browser:
     """One page in headless Chromium, driven over its DevTools pipe (JSON messages that end with a zero byte)."""
 
-    def __init__(self, profile: Path, size: tuple[int, int] = (1280, 900)) -> None:
+    def __init__(self, profile: Path) -> None:
         to_child, ours_out = os.pipe()
         ours_in, from_child = os.pipe()
         self.log = (profile.parent / "chromium.log").open("wb")
@@ -42,11 +41,8 @@ class Browser:
             [
                 *("bash", "-c", f'exec 3<&{to_child} 4>&{from_child}; exec "$@"', "bash", CHROMIUM),
                 *("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"),
-                *(
-                    "--remote-debugging-pipe",
-                    f"--user-data-dir={profile}",
-                    f"--window-size={size[0]},{size[1]}",
-                ),
+                *("--disable-background-networking", "--disable-component-update", "--no-first-run"),
+                *("--remote-debugging-pipe", f"--user-data-dir={profile}", "--window-size=1280,900"),
                 "about:blank",
             ],
             pass_fds=(to_child, from_child),
@@ -58,7 +54,7 @@ class Browser:
         self.write, self.read = os.fdopen(ours_out, "wb"), os.fdopen(ours_in, "rb")
         self.number, self.session, self.events = 0, None, []
         pages: list[str] = []
-        while not pages:  # its first page may be later than its first answer
+        while not pages:  # the first page may come after the first answer
             targets = self.call("Target.getTargets")["targetInfos"]
             pages = [target["targetId"] for target in targets if target["type"] == "page"]
         page = pages[0]
@@ -90,7 +86,7 @@ class Browser:
 
     def open(self, page: Path) -> None:
         loader = self.call("Page.navigate", url=page.resolve().as_uri())["loaderId"]
-        while not any(  # this page's, not that of the blank one before it
+        while not any(  # of this page, not of the blank one before it
             event.get("method") == "Page.lifecycleEvent"
             and (event["params"]["loaderId"], event["params"]["name"]) == (loader, "load")
             for event in self.events
@@ -118,10 +114,6 @@ class Browser:
 
     def frame(self) -> None:
         self.run("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
-
-    def picture(self, path: Path) -> None:
-        shot = self.call("Page.captureScreenshot", format="png")
-        path.write_bytes(base64.b64decode(shot["data"]))
 
     def complaints(self) -> list[str]:
         """Errors and policy violations that the browser reported, and requests that left the page."""
@@ -160,7 +152,7 @@ def box(left: int, wide: int) -> np.ndarray:
 
 
 def made(number: int) -> ImageRecord:
-    """A photo of one colour per number; every fourth expression or so points at nothing."""
+    """A photo of one colour per number; every fourth expression has no target."""
     expressions = []
     for k in range(PER_IMAGE):
         kind = KINDS[(number + k) % 4]
@@ -240,7 +232,7 @@ def chosen(browser: Browser) -> str:
     return browser.run("document.querySelector('.detail small').textContent").split(" · ")[-1]
 
 
-def test_ten_thousand_expressions_are_one_short_list(chromium: Browser) -> None:
+def test_a_list_of_ten_thousand_holds_only_visible_rows(chromium: Browser) -> None:
     assert shown(chromium) == 10_000
     assert chromium.run("document.querySelectorAll('.row').length") < 60, "only visible rows exist"
     assert chromium.run("document.querySelector('.space').offsetHeight") == 440_000
@@ -250,18 +242,18 @@ def test_ten_thousand_expressions_are_one_short_list(chromium: Browser) -> None:
     assert 5001 in positions and 1 not in positions and len(positions) < 60
 
 
-def test_filters_find_what_python_finds(chromium: Browser) -> None:
+def test_filters_find_what_a_python_loop_finds(chromium: Browser) -> None:
     reds = expected(lambda n, k, a: (n + k) % 5 == 0)
     assert put(chromium, "words", "RED thing") == len(reds)
     assert put(chromium, "words", "weiß refcoco/val/17_") == 2
     assert chosen(chromium) == next(i for i in expected(lambda n, k, a: n == 17 and (n + k) % 5 == 4))
     assert put(chromium, "words", "no such words") == 0
-    assert "Nothing fits" in chromium.run("document.querySelector('.detail').textContent")
+    assert "No expression matches" in chromium.run("document.querySelector('.detail').textContent")
     assert put(chromium, "words", "") == 10_000
     wrong = expected(lambda n, k, a: not a.rejected and (n + k) % 4 == 3)
-    assert put(chromium, "decision", "2") == len(wrong)
+    assert put(chromium, "outcome", "2") == len(wrong)
     assert chosen(chromium) == wrong[0]
-    put(chromium, "decision", "0")
+    put(chromium, "outcome", "0")
     middle = expected(lambda n, k, a: not a.rejected and (n + k) % 4 != 3 and n % 5 in (1, 2))
     put(chromium, "low", "0.5")
     assert put(chromium, "high", "0.9") == len(middle)
@@ -271,8 +263,8 @@ def test_filters_find_what_python_finds(chromium: Browser) -> None:
     assert shown(chromium) == 10_000
 
 
-def test_orders(chromium: Browser) -> None:
-    put(chromium, "decision", "0")
+def test_sort_orders(chromium: Browser) -> None:
+    put(chromium, "outcome", "0")
     put(chromium, "order", "best")
     assert chromium.run("document.querySelector('.row .iou').textContent") == "1.00"
     put(chromium, "order", "worst")
@@ -304,13 +296,13 @@ def test_the_keyboard_moves_through_the_list(chromium: Browser) -> None:
     assert greens.index(chosen(chromium)) > 3
 
 
-PAINTED = """new Promise(done => {  // the photos are decoded on the side; until then their canvases are grey
+PAINTED = """new Promise(done => {  // photos are decoded later; until then their canvases are grey
     const grey = c => c.getContext('2d').getImageData(6.5 * c.width / 36, c.height / 2, 1, 1).data[0] === 136;
-    const look = () => {
+    const check = () => {
         const all = [...document.querySelectorAll('.detail canvas')];
-        all.length === 3 && !all.some(grey) ? done() : requestAnimationFrame(look);
+        all.length === 3 && !all.some(grey) ? done() : requestAnimationFrame(check);
     };
-    look();
+    check();
 })"""
 
 
@@ -350,14 +342,14 @@ def test_fields_have_labels_and_the_page_fits_a_phone(chromium: Browser) -> None
     assert chromium.run("document.documentElement.scrollWidth") <= 360
 
 
-def test_two_runs_and_photos_that_are_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_runs_without_their_photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     records = [replace(made(k), pixels=None, path=str(tmp_path / "gone.jpg")) for k in range(3)]
     monkeypatch.setattr("eval.report.runs.load_records", lambda name, data, limit=None: records)
     runs = [scored(tmp_path / "first", records), scored(tmp_path / "second", records, moved=6)]
     browser = Browser(tmp_path / "profile")
     try:
         browser.open(report(runs))
-        assert put(browser, "order", "apart") == 30
+        assert put(browser, "order", "spread") == 30
         assert chosen(browser).startswith("refcoco/val/0_"), "only picture 0 was answered differently"
         heads = browser.run("[...document.querySelectorAll('.panel b')].map(b => b.textContent)")
         assert heads == ["Picture", "Truth", "first", "second"]
@@ -369,7 +361,7 @@ def test_two_runs_and_photos_that_are_gone(tmp_path: Path, monkeypatch: pytest.M
         assert browser.run(colour) == "136,136,136,255"
         put(browser, "low", "0.99")
         both = [shown(browser), put(browser, "run", "1")]
-        assert both[0] > both[1], "filters look at the chosen run"
+        assert both[0] > both[1], "filters use the chosen run"
         assert browser.complaints() == []
     finally:
         browser.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import xml.etree.ElementTree as ElementTree
 from itertools import product
 
@@ -11,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eval.report.cases import Case
-from eval.report.charts import HEIGHT, Line, bars, lines
+from eval.report.charts import HEIGHT, Chart, Line, bar_chart, line_chart
 from eval.report.curves import BINS, decisions, iou_histograms, rejection_curve, reliability
+from eval.report.runs import Case
+from eval.report.write import template
 from uniresxx.types import Expression, Granularity, ImageRecord, Prediction
 
 RECORD = ImageRecord("im", 1, 1, ())
@@ -125,29 +125,30 @@ def test_decisions_are_n_acc_and_t_acc(given_cases: list[Case]) -> None:
         assert decisions(given_cases) == pytest.approx(expected)
 
 
-def parsed(drawing: str) -> ElementTree.Element:
-    """The first svg of a drawing; attributes without quotes, which HTML allows, get theirs."""
-    quoted = re.sub(r"=([\w-]+)(?=[ >/])", r'="\1"', drawing[: drawing.index("</svg>") + 6])
-    return ElementTree.fromstring(quoted)
+def drawn(chart: Chart) -> ElementTree.Element:
+    """The svg of a chart, as the page holds it."""
+    drawing = str(template("charts.html").module.chart(chart))
+    return ElementTree.fromstring(drawing[: drawing.index("</svg>") + 6].strip())
 
 
 @pytest.mark.parametrize("counts", [[3, 0, 7, 14], [0, 0, 0], [1], [12_345, 1]])
 def test_bars_are_as_tall_as_their_counts(counts: list[int]) -> None:
     names = [f"n{k}" for k in range(len(counts))]
-    drawing = parsed(bars('<&" title', counts, names, "IoU", first_apart=True))
-    tall = [float(bar.attrib["height"]) for bar in drawing.iter("rect")]
-    assert len(tall) == len(counts)
-    for height, count in zip(tall, counts, strict=True):
-        assert height == pytest.approx(max(tall) * count / max(*counts, 1), abs=0.1)
-    tips = [bar.findtext("title") for bar in drawing.iter("rect")]
-    assert all(f"{name}: {count:,}" in tip for name, count, tip in zip(names, counts, tips, strict=True))
-    assert '<&" title' in drawing.attrib["aria-label"]
+    svg = drawn(bar_chart('<&" title', counts, names, "IoU"))
+    heights = [float(bar.attrib["height"]) for bar in svg.iter("rect")]
+    assert len(heights) == len(counts)
+    for height, count in zip(heights, counts, strict=True):
+        assert height == pytest.approx(max(heights) * count / max(*counts, 1), abs=0.1)
+    tooltips = [bar.findtext("title") for bar in svg.iter("rect")]
+    assert all(f"{name}: {count:,}" in tip for name, count, tip in zip(names, counts, tooltips, strict=True))
+    assert '<&" title' in svg.attrib["aria-label"]
 
 
 def test_long_lines_keep_their_ends_and_stay_inside() -> None:
     points = [(k / 5000, 1 - k / 5000) for k in range(5001)]
-    drawing = parsed(lines("t", [Line("<run>", points, [(0.5, 0.5)])], "x", "y", diagonal=((0, 0), (1, 1))))
-    (line,) = drawing.iter("polyline")
-    drawn = [tuple(map(float, pair.split(","))) for pair in line.attrib["points"].split()]
-    assert len(drawn) <= 240 and drawn[0][1] < drawn[-1][1] < HEIGHT and drawn[0][0] < drawn[-1][0] < 360
-    assert len(list(drawing.iter("circle"))) == 1
+    svg = drawn(line_chart("t", [Line("<run>", points, [(0.5, 0.5)])], "x", "y", ((0, 0), (1, 1))))
+    (line,) = svg.iter("polyline")
+    numbers = [float(value) for value in line.attrib["points"].split()]
+    path = list(zip(numbers[::2], numbers[1::2], strict=True))
+    assert len(path) <= 240 and path[0][1] < path[-1][1] < HEIGHT and path[0][0] < path[-1][0] < 360
+    assert len(list(svg.iter("circle"))) == 1

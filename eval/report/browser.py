@@ -1,26 +1,21 @@
-"""The per-expression browser: its data as JSON inside the page, and the empty form that `browser.js` fills.
+"""Data of the browser of single expressions, for `templates/browser.js`: photos, masks and one column per property.
 
-Photos are embedded once each, at most SIDES[0] pixels a side; where all of them together would pass their
-share of PHOTO_BYTES the next smaller side is tried, and after the last the photos are left out and masks are
-drawn on grey. Masks are run-length codes at the size of the small photo, equal ones once.
+Each photo is embedded once, its longest side at most SIDES[0] pixels. Where the photos together exceed the page's
+budget the next smaller side is tried; after the last they are left out and masks are drawn on grey. Masks are
+run-length codes at the size of the reduced photo, equal masks once.
 """
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from html import escape
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from eval.report.cases import DECISIONS, Case
-from eval.report.pictures import thumbnail_uri
-from eval.report.runs import Group, Run
+from eval.report.gallery import photo_uri, reduced_size
+from eval.report.runs import OUTCOMES, Case, Group, Run
 from eval.report.tables import NAMES
 from uniresxx.data.store.photos import photo_of
 from uniresxx.errors import InputError
@@ -28,14 +23,13 @@ from uniresxx.imaging import masks
 from uniresxx.types import RLE, Granularity, ImageRecord
 
 SIDES = (256, 160)  # longest side of an embedded photo, pixels
-PHOTO_BYTES = 24_000_000  # of all photos of one page; its numbers and masks come on top
-SCRIPT = Path(__file__).with_name("browser.js")
+PHOTO_BYTES = 24_000_000  # of all photos of one page, without its numbers and masks
 GRANULARITIES = tuple(g.value for g in Granularity)
 
 
 @dataclass(frozen=True, slots=True)
 class Thumbnails:
-    """The photos of one browser: a data URI each or none at all, and the longest side they have."""
+    """The photos of one browser: data URIs by image id, the size limit of each, and what was left out."""
 
     uris: Mapping[str, str]
     side: int
@@ -43,76 +37,73 @@ class Thumbnails:
 
 
 def thumbnails(records: Sequence[ImageRecord], budget: int) -> Thumbnails:
-    """Photos of the records as data URIs by image id, within `budget` bytes."""
+    """Photos of the records, within `budget` bytes."""
     for side in SIDES:
-        uris, total, lost = dict[str, str](), 0, 0
+        uris, total, unreadable = dict[str, str](), 0, 0
         for record in records:
             try:
-                uris[record.image_id] = uri = thumbnail_uri(photo_of(record), side)
+                uri = photo_uri(photo_of(record), side, thumbnail=True)
             except InputError:
-                lost += 1
+                unreadable += 1
                 continue
+            uris[record.image_id] = uri
             total += len(uri)
             if total > budget:
                 break
         else:
             note = f"Photos are reduced to {side} pixels."
-            if lost:
-                note += f" {lost} of {len(records)} could not be read: their masks are drawn on grey."
+            if unreadable:
+                note += f" {unreadable} of {len(records)} could not be read: their masks are drawn on grey."
             return Thumbnails(uris, side, note)
     note = (
-        f"Photos are left out: {len(records):,} of them would not fit into {budget / 1e6:.0f} MB. "
+        f"The {len(records):,} photos are left out: they need more than {budget / 1e6:.0f} MB. "
         "Masks are drawn on grey."
     )
     return Thumbnails({}, SIDES[0], note)
 
 
-class _Masks:
-    """Masks of the page, each once, at the size of the small photo."""
+@dataclass(slots=True)
+class MaskTable:
+    """Distinct masks, reduced to the size of the embedded photos."""
 
-    def __init__(self, side: int) -> None:
-        self.codes: list[str] = []
-        self._side = side
-        self._known: dict[tuple[str, int, int], int] = {}
+    side: int
+    codes: list[str] = field(default_factory=list)
+    _places: dict[tuple[str, int, int], int] = field(default_factory=dict)
 
     def index(self, rle: RLE | None) -> int:
         """Place of a mask in `codes`; -1 where there is none or it is empty."""
         if rle is None or not masks.area(rle):
             return -1
         key = (rle["counts"], rle["size"][0], rle["size"][1])
-        if key not in self._known:
-            self._known[key] = len(self.codes)
-            self.codes.append(_reduced(rle, self._side)["counts"])
-        return self._known[key]
-
-
-def small_size(height: int, width: int, side: int) -> tuple[int, int]:
-    """(height, width) with a longest side of at most `side`."""
-    longest = max(height, width)
-    if longest <= side:
-        return height, width
-    return max(1, round(height * side / longest)), max(1, round(width * side / longest))
+        if key not in self._places:
+            self._places[key] = len(self.codes)
+            self.codes.append(_reduced(rle, self.side)["counts"])
+        return self._places[key]
 
 
 def _reduced(rle: RLE, side: int) -> RLE:
-    """The mask at small size: the pixel in the middle of each; all it touches where that would leave
-    nothing."""
+    """The mask sampled at the middle of each reduced pixel, or every touched pixel where that leaves nothing."""
     height, width = rle["size"]
-    small = small_size(height, width, side)
-    if small == (height, width):
+    reduced = reduced_size(height, width, side)
+    if reduced == (height, width):
         return rle
     mask = masks.decode(rle)
-    rows = (2 * np.arange(small[0]) + 1) * height // (2 * small[0])
-    columns = (2 * np.arange(small[1]) + 1) * width // (2 * small[1])
+    rows = (2 * np.arange(reduced[0]) + 1) * height // (2 * reduced[0])
+    columns = (2 * np.arange(reduced[1]) + 1) * width // (2 * reduced[1])
     sampled = mask[rows[:, None], columns]
     if not sampled.any():
         grey = Image.fromarray(mask.view(np.uint8) * 255)
-        sampled = np.asarray(grey.resize((small[1], small[0]), Image.Resampling.BOX)) > 0
+        sampled = np.asarray(grey.resize((reduced[1], reduced[0]), Image.Resampling.BOX)) > 0
     return masks.encode(sampled)
 
 
-def payload(group: Group, photos: Thumbnails) -> dict[str, Any]:
-    """The browser's data: one column per property, one entry per expression of any run."""
+def browser_data(group: Group, budget: int) -> tuple[str, dict[str, Any]]:
+    """What the page says about its photos, and the data: one entry per column and expression of any run.
+
+    Args:
+        group: the runs of one benchmark, at least one with answers.
+        budget: bytes of the photos.
+    """
     runs = group.answered
     first: dict[str, Case] = {}
     for run in runs:
@@ -120,14 +111,15 @@ def payload(group: Group, photos: Thumbnails) -> dict[str, Any]:
             first.setdefault(case.name, case)
     cases = list(first.values())
     records = {case.record.image_id: case.record for case in cases}
-    places = {name: k for k, name in enumerate(records)}
-    found = _Masks(photos.side)
-    return {
-        "runs": [_run_columns(run, list(first), found) for run in runs],
+    photos = thumbnails(list(records.values()), budget)
+    places = {image_id: k for k, image_id in enumerate(records)}
+    table = MaskTable(photos.side)
+    return photos.note, {
+        "runs": [_run_columns(run, list(first), table) for run in runs],
         "granularities": [NAMES[g] for g in GRANULARITIES],
-        "decisions": list(DECISIONS),
+        "outcomes": list(OUTCOMES),
         "images": [
-            [*small_size(r.height, r.width, photos.side), photos.uris.get(r.image_id)]
+            [*reduced_size(r.height, r.width, photos.side), photos.uris.get(r.image_id)]
             for r in records.values()
         ],
         "id": list(first),
@@ -135,12 +127,12 @@ def payload(group: Group, photos: Thumbnails) -> dict[str, Any]:
         "image": [places[c.record.image_id] for c in cases],
         "granularity": [GRANULARITIES.index(c.expression.granularity.value) for c in cases],
         "level": [c.expression.level for c in cases],
-        "truth": [found.index(c.expression.rle) for c in cases],
-        "masks": found.codes,
+        "truth": [table.index(c.expression.rle) for c in cases],
+        "masks": table.codes,
     }
 
 
-def _run_columns(run: Run, names: Sequence[str], found: _Masks) -> dict[str, Any]:
+def _run_columns(run: Run, names: Sequence[str], table: MaskTable) -> dict[str, Any]:
     cases = {case.name: case for case in run.cases}
 
     def column(value: Callable[[Case], Any]) -> list[Any]:
@@ -148,66 +140,13 @@ def _run_columns(run: Run, names: Sequence[str], found: _Masks) -> dict[str, Any
 
     return {
         "label": run.label,
-        "decision": column(lambda c: DECISIONS.index(c.decision)),
+        "outcome": column(lambda c: OUTCOMES.index(c.outcome)),
         "iou": column(lambda c: round(c.iou, 4)),
-        "score": column(lambda c: None if c.prediction.score is None else round(c.prediction.score, 4)),
-        "absent": column(
-            lambda c: None if c.prediction.p_absent is None else round(c.prediction.p_absent, 4)
-        ),
-        "mask": column(lambda c: found.index(None if c.rejected else c.prediction.mask)),
+        "score": column(lambda c: _rounded(c.prediction.score)),
+        "absent": column(lambda c: _rounded(c.prediction.p_absent)),
+        "mask": column(lambda c: table.index(None if c.rejected else c.prediction.mask)),
     }
 
 
-def json_block(name: str, value: Any) -> str:
-    """A JSON data block that no text in it can end: `<` before `/`, `!`, `s` is written as an escape."""
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    safe = re.sub(r"<(?=[/!sS])", r"\\u003c", text)
-    return f'<script type="application/json" id="{name}">{safe}</script>'
-
-
-def browser(group: Group, number: int, budget: int) -> str:
-    """The browser of one benchmark as HTML; empty text where no single answer is known."""
-    runs = group.answered
-    if not runs:
-        return ""
-    records = {case.record.image_id: case.record for run in runs for case in run.cases}
-    photos = thumbnails(list(records.values()), budget)
-    data = payload(group, photos)
-    key = f"b{number}"
-    options = "".join(f"<option value={k}>{escape(run.label)}</option>" for k, run in enumerate(runs))
-    granularities = "".join(
-        f"<label><input type=checkbox name=granularity value={k} checked> {escape(NAMES[g])}</label>"
-        for k, g in enumerate(GRANULARITIES)
-    )
-    decisions = "".join(f"<option value={k}>{escape(name)}</option>" for k, name in enumerate(DECISIONS))
-    orders = "".join(f"<option value={value}>{label}</option>" for value, label in ORDERS)
-    return (
-        f'<div class=browser-part><h3 id="{key}-h">Every expression</h3><p class=small>{escape(photos.note)}</p>'
-        f'<div class=browser data-source="{key}"><noscript><p class=warn>The browser needs its script; '
-        "everything else on this page does not.</p></noscript>"
-        f'<form class=filters aria-label="Filter expressions">'
-        f"<label class=grow>Words or id<input type=search name=words autocomplete=off "
-        f'placeholder="red car left"></label>'
-        f"<label{' hidden' if len(runs) == 1 else ''}>Run<select name=run>{options}</select></label>"
-        f"<label>Outcome<select name=decision><option value=''>all</option>{decisions}</select></label>"
-        f"<label>IoU from<input type=number name=low min=0 max=1 step=0.05 value=0></label>"
-        f"<label>to<input type=number name=high min=0 max=1 step=0.05 value=1></label>"
-        f"<label>Order<select name=order>{orders}</select></label>"
-        f"<fieldset><legend>Asked for</legend>{granularities}</fieldset>"
-        f"<button type=reset>Show all</button></form>"
-        f"<p class=found role=status></p>"
-        f'<div class=split><div class=list role=listbox tabindex=0 aria-labelledby="{key}-h"></div>'
-        '<div class=detail role=region aria-label="Chosen expression"></div></div></div></div>'
-        + json_block(key, data)
-    )
-
-
-ORDERS = (
-    ("file", "as in the file"),
-    ("worst", "IoU, lowest first"),
-    ("best", "IoU, highest first"),
-    ("surest", "predicted IoU, highest first"),
-    ("absent", "p(absent), highest first"),
-    ("words", "words, A to Z"),
-    ("apart", "runs furthest apart"),
-)
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)

@@ -1,123 +1,106 @@
-"""Line and bar charts as inline SVG: no script, colours by class (the page's style), so they follow light and
-dark mode and print. Series differ by dash and marker too, never by colour alone."""
+"""Geometry of the bar and line charts; `templates/charts.html` draws them as inline SVG.
+
+Colours come from classes of the page's style, so that charts follow light mode, dark mode and print. Series also
+differ by dash, never by colour alone.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from html import escape
 
-WIDTH, BARS_WIDTH, HEIGHT = 360, 264, 232  # of the drawing; several bar charts stand in one row
-LEFT, RIGHT, TOP, BOTTOM = 44, 12, 26, 40
-PLOT_W, PLOT_H = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
-MOST_POINTS = 240  # of one drawn line; more would not be seen
-SERIES = 6  # styles s0 … s5 of the page; after these they come again
+WIDTH, BARS_WIDTH, HEIGHT = 360, 264, 232  # several bar charts stand in one row
+LEFT, RIGHT, TOP, BOTTOM = 44, 12, 26, 40  # margins around the plot
+PLOT_WIDTH, PLOT_HEIGHT = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
+MAX_POINTS = 240  # of one drawn line; more would not be visible
+SERIES = 6  # styles s0 to s5 of the page; further series repeat them
 
 Point = tuple[float, float]
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One drawn series: points in 0..1 on both axes, in order of x or along a curve."""
+    """One series: points in 0..1 on both axes, in order of x or along a curve."""
 
     label: str
     points: Sequence[Point]
-    marks: Sequence[Point] = field(default=())  # drawn large
+    marks: Sequence[Point] = ()  # drawn large
     dots: bool = False  # draw each point
 
 
-def bars(title: str, counts: Sequence[int], names: Sequence[str], label: str, first_apart: bool) -> str:
-    """Bars of counts over named classes; with `first_apart` the first one stands in another colour."""
-    top = max(max(counts), 1)
-    total = max(sum(counts), 1)
-    wide = BARS_WIDTH - LEFT - RIGHT
-    step = wide / len(counts)
-    spoken = ", ".join(f"{n} {c}" for n, c in zip(names, counts, strict=True))
-    parts = [_open(title, f"{title}: {spoken}", BARS_WIDTH)]
-    parts += _grid_y([0, top / 2, top] if top > 1 else [0, 1], top, "", wide)
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """One bar, dot, line or legend entry: its class, its coordinates and the text of its tooltip or label."""
+
+    style: str
+    at: Sequence[float]
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """Everything that one SVG drawing holds, in its own pixels."""
+
+    title: str
+    description: str
+    x_label: str
+    width: int
+    grid: Sequence[tuple[float, str]]  # y and label of the horizontal lines
+    ticks: Sequence[tuple[float, str]]  # x and label under the plot
+    y_label: str = ""
+    bars: list[Shape] = field(default_factory=list)  # x, y, width, height
+    diagonal: Sequence[float] | None = None  # x1, y1, x2, y2
+    lines: list[Shape] = field(default_factory=list)  # x1, y1, x2, y2, …
+    dots: list[Shape] = field(default_factory=list)  # x, y, radius
+
+
+def bar_chart(title: str, counts: Sequence[int], names: Sequence[str], x_label: str) -> Chart:
+    """Counts of named classes as bars; the first bar has a colour of its own."""
+    top, total = max(*counts, 1), max(sum(counts), 1)
+    step = (BARS_WIDTH - LEFT - RIGHT) / len(counts)
+    listed = ", ".join(f"{name} {count}" for name, count in zip(names, counts, strict=True))
+    levels = [0, top / 2, top] if top > 1 else [0, 1]
+    grid = [(TOP + PLOT_HEIGHT * (1 - level / top), f"{level:,.0f}") for level in levels]
+    every_second = [k for k in range(len(names)) if k == 0 or k % 2]  # more labels would overlap
+    ticks = [(LEFT + (k + 0.5) * step, names[k]) for k in every_second]
+    chart = Chart(title, f"{title}: {listed}", x_label, BARS_WIDTH, grid, ticks)
     for k, (count, name) in enumerate(zip(counts, names, strict=True)):
-        tall = PLOT_H * count / top
-        x, y = LEFT + k * step, TOP + PLOT_H - tall
-        kind = "apart" if first_apart and k == 0 else "s0"
-        tip = f"<title>{escape(name)}: {count:,} ({100 * count / total:.1f} %)</title>"
-        parts.append(
-            f'<rect class="f {kind}" x="{x + 1.5:.1f}" y="{y:.1f}" width="{step - 3:.1f}" height="{tall:.1f}">'
-            f"{tip}</rect>"
-        )
-        if k == 0 or k % 2:  # every second name: more would touch
-            parts.append(_text(x + step / 2, TOP + PLOT_H + 14, name, "middle"))
-    parts.append(_text(LEFT + wide / 2, HEIGHT - 6, label, "middle", "axis"))
-    return "".join(parts) + "</svg>"
+        height = PLOT_HEIGHT * count / top
+        at = (LEFT + k * step + 1.5, TOP + PLOT_HEIGHT - height, step - 3, height)
+        tooltip = f"{name}: {count:,} ({100 * count / total:.1f} %)"
+        chart.bars.append(Shape("s0" if k else "apart", at, tooltip))
+    return chart
 
 
-def lines(
-    title: str, series: Sequence[Line], x_label: str, y_label: str, *, diagonal: tuple[Point, Point] | None
-) -> str:
-    """Series over a square of 0..100 percent; `diagonal` is a thin line to compare with."""
-    parts = [_open(title, f"{title}: {y_label} over {x_label}; numbers in the table below", WIDTH)]
-    ticks = [0, 0.25, 0.5, 0.75, 1]
-    parts += _grid_y(ticks, 1, "%", PLOT_W)
-    for t in ticks:
-        parts.append(_text(LEFT + t * PLOT_W, TOP + PLOT_H + 14, f"{100 * t:.0f}", "middle"))
-    if diagonal:
-        (x0, y0), (x1, y1) = (_place(point) for point in diagonal)
-        parts.append(f'<line class=diagonal x1="{x0:.1f}" y1="{y0:.1f}" x2="{x1:.1f}" y2="{y1:.1f}"/>')
+def line_chart(
+    title: str, series: Sequence[Line], x_label: str, y_label: str, diagonal: tuple[Point, Point]
+) -> Chart:
+    """Series over a square of 0 to 100 percent; `diagonal` is a thin line to compare with."""
+    levels = (0, 0.25, 0.5, 0.75, 1)
+    grid = [(_pixels((0, level))[1], f"{100 * level:.0f}") for level in levels]
+    ticks = [(_pixels((level, 0))[0], f"{100 * level:.0f}") for level in levels]
+    description = f"{title}: {y_label} over {x_label}; the table below has the numbers"
+    ends = (*_pixels(diagonal[0]), *_pixels(diagonal[1]))
+    chart = Chart(title, description, x_label, WIDTH, grid, ticks, y_label, diagonal=ends)
     for k, line in enumerate(series):
-        kind = f"s{k % SERIES}"
-        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in map(_place, _thinned(line.points)))
-        parts.append(f'<polyline class="l {kind}" points="{path}"/>')
-        if line.dots:
-            parts += [_dot(point, kind, 2.6, line.label) for point in line.points]
-        parts += [_dot(point, f"{kind} mark", 5.5, f"{line.label}: chosen") for point in line.marks]
-    parts.append(_text(LEFT + PLOT_W / 2, HEIGHT - 6, x_label, "middle", "axis"))
-    parts.append(_text(4, 12, y_label, "start", "axis"))
-    return "".join(parts) + "</svg>" + _legend(series)
+        style = f"s{k % SERIES}"
+        path = [value for point in _thinned(line.points) for value in _pixels(point)]
+        chart.lines.append(Shape(style, path, line.label))
+        dots = [(point, style, 2.6, line.label) for point in line.points if line.dots]
+        marks = [(point, f"{style} mark", 5.5, f"{line.label}: chosen") for point in line.marks]
+        for (x, y), dot_style, radius, label in dots + marks:
+            tooltip = f"{label}: {100 * x:.1f}, {100 * y:.1f}"
+            chart.dots.append(Shape(dot_style, (*_pixels((x, y)), radius), tooltip))
+    return chart
 
 
-def _legend(series: Sequence[Line]) -> str:
-    items = [
-        f'<li><svg viewBox="0 0 28 10" aria-hidden=true><line class="l s{k % SERIES}" x1=1 y1=5 x2=27 y2=5 />'
-        f"</svg>{escape(line.label)}</li>"
-        for k, line in enumerate(series)
-    ]
-    return f"<ul class=legend>{''.join(items)}</ul>"
-
-
-def _open(title: str, description: str, width: int) -> str:
-    return (
-        f'<svg class=chart viewBox="0 0 {width} {HEIGHT}" role=img aria-label="{escape(description)}">'
-        f"<title>{escape(title)}</title>"
-    )
-
-
-def _grid_y(values: Sequence[float], top: float, unit: str, wide: float) -> list[str]:
-    """Thin lines across at some values, numbered at the left (as percent of 1 where the unit is %)."""
-    parts = []
-    for value in values:
-        y = TOP + PLOT_H * (1 - value / top)
-        parts.append(f'<line class=grid x1="{LEFT}" y1="{y:.1f}" x2="{LEFT + wide}" y2="{y:.1f}"/>')
-        shown = f"{100 * value:.0f}" if unit == "%" else f"{value:,.0f}"
-        parts.append(_text(LEFT - 6, y + 3.5, shown, "end"))
-    return parts
-
-
-def _text(x: float, y: float, text: str, anchor: str, kind: str = "tick") -> str:
-    return f'<text class={kind} x="{x:.1f}" y="{y:.1f}" text-anchor={anchor}>{escape(text)}</text>'
-
-
-def _dot(point: Point, kind: str, radius: float, label: str) -> str:
-    x, y = _place(point)
-    tip = f"<title>{escape(label)}: {100 * point[0]:.1f}, {100 * point[1]:.1f}</title>"
-    return f'<circle class="d {kind}" cx="{x:.1f}" cy="{y:.1f}" r="{radius}">{tip}</circle>'
-
-
-def _place(point: Point) -> Point:
-    return LEFT + point[0] * PLOT_W, TOP + (1 - point[1]) * PLOT_H
+def _pixels(point: Point) -> Point:
+    return LEFT + point[0] * PLOT_WIDTH, TOP + (1 - point[1]) * PLOT_HEIGHT
 
 
 def _thinned(points: Sequence[Point]) -> Sequence[Point]:
-    """At most MOST_POINTS of the points, evenly, the first and last among them."""
-    if len(points) <= MOST_POINTS:
+    """At most MAX_POINTS of the points, evenly spaced, with both ends."""
+    if len(points) <= MAX_POINTS:
         return points
     last = len(points) - 1
-    return [points[round(k * last / (MOST_POINTS - 1))] for k in range(MOST_POINTS)]
+    return [points[round(k * last / (MAX_POINTS - 1))] for k in range(MAX_POINTS)]

@@ -1,4 +1,4 @@
-"""Numbers behind the drawings: histogram of IoU, rejection curve of `p_absent`, reliability of `score`."""
+"""Numbers of the charts: histograms of IoU, rejection curve of `p_absent`, reliability of `score`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from eval.report.cases import Case
+from eval.report.runs import Case
 from uniresxx.types import Granularity
 
 BINS = 10  # of equal width over 0..1; the last one holds 1 itself
@@ -15,7 +15,7 @@ BINS = 10  # of equal width over 0..1; the last one holds 1 itself
 
 @dataclass(frozen=True, slots=True)
 class Histogram:
-    """How the IoU of expressions with a target is spread; rejected ones are counted apart."""
+    """IoU of expressions with a target, in bins; rejected ones are counted separately."""
 
     rejected: int
     counts: tuple[int, ...]  # BINS, of the answered ones
@@ -63,26 +63,26 @@ class RejectionCurve:
 
     @property
     def area(self) -> float:
-        """Area under N-acc over T-acc: how often an absent thing has the larger `p_absent` of a random pair,
-        ties counted half (Mann-Whitney; 0.5 is chance)."""
+        """Area under N-acc over T-acc: how probably a random absent target has a larger `p_absent` than a random
+        present one, ties counted half (Mann-Whitney; 0.5 is chance)."""
         heights = (self.n_acc[1:] + self.n_acc[:-1]) / 2
         return float((heights * -np.diff(self.t_acc)).sum())
 
     def at(self, threshold: float) -> tuple[float, float]:
         """(N-acc, T-acc) at one threshold."""
-        at = int(np.searchsorted(-self.thresholds, -threshold))  # the first that is not above it
+        at = int(np.searchsorted(-self.thresholds, -threshold))  # the first threshold that is not above it
         return float(self.n_acc[at]), float(self.t_acc[at])
 
 
 def rejection_curve(cases: Sequence[Case]) -> RejectionCurve | None:
-    """The curve over all thresholds; None unless `p_absent` is known for targets and for absent things."""
+    """The curve over all thresholds; None unless `p_absent` is known for present and for absent targets."""
     known = [(c.prediction.p_absent, c.targeted) for c in cases if c.prediction.p_absent is not None]
     values = np.array([value for value, _ in known], dtype=np.float64)
     targeted = np.array([target for _, target in known], dtype=bool)
     n_target, n_none = int(targeted.sum()), int((~targeted).sum())
     if not n_target or not n_none:
         return None
-    # Rejected at a threshold are the values above it: every value once, then one below all of them.
+    # Values above a threshold are rejected: each distinct value is one, and one lies below all of them.
     levels = np.unique(values)[::-1]
     thresholds = np.append(levels, -np.inf)
     above_none = n_none - np.searchsorted(np.sort(values[~targeted]), thresholds, side="right")
@@ -98,7 +98,7 @@ def rejection_curve(cases: Sequence[Case]) -> RejectionCurve | None:
 
 
 def decisions(cases: Sequence[Case]) -> tuple[float, float] | None:
-    """(N-acc, T-acc), 0..1, of the answers as they were decided; None where one is not defined."""
+    """(N-acc, T-acc), 0..1, of the answers' own decisions; None where one is not defined."""
     none, target = [c for c in cases if not c.targeted], [c for c in cases if c.targeted]
     if not none or not target:
         return None
@@ -107,11 +107,11 @@ def decisions(cases: Sequence[Case]) -> tuple[float, float] | None:
 
 @dataclass(frozen=True, slots=True)
 class Reliability:
-    """Predicted against real IoU of answered expressions, by bins of the predicted one."""
+    """Predicted and real IoU of answered expressions, in bins of the predicted one."""
 
     counts: tuple[int, ...]
     predicted: tuple[float | None, ...]  # mean `score` per bin, None where the bin is empty
-    real: tuple[float | None, ...]  # mean IoU per bin; a mask where nothing is counts 0
+    real: tuple[float | None, ...]  # mean IoU per bin; a mask for an absent target counts 0
     unknown: int  # answers without a score, left out
 
     @property
@@ -138,18 +138,9 @@ def reliability(cases: Sequence[Case]) -> Reliability | None:
     pairs = np.clip(np.array(known, dtype=np.float64), 0, 1)
     bins = bin_of(pairs[:, 0])
     counts = np.bincount(bins, minlength=BINS)
-    means = [
-        (float(p), float(r)) if n else (None, None)
-        for n, p, r in zip(
-            counts,
-            np.bincount(bins, pairs[:, 0], BINS) / np.maximum(counts, 1),
-            np.bincount(bins, pairs[:, 1], BINS) / np.maximum(counts, 1),
-            strict=True,
-        )
-    ]
-    return Reliability(
-        tuple(int(n) for n in counts),
-        tuple(p for p, _ in means),
-        tuple(r for _, r in means),
-        len(answered) - len(known),
+    sums = (np.bincount(bins, pairs[:, column], BINS) for column in (0, 1))
+    predicted, real = (
+        tuple(float(total / n) if n else None for total, n in zip(column, counts, strict=True))
+        for column in sums
     )
+    return Reliability(tuple(int(n) for n in counts), predicted, real, len(answered) - len(known))

@@ -1,84 +1,156 @@
-"""Good and bad cases as pictures, several runs side by side; no script needed."""
+"""Good and bad cases as pictures: which cases are shown, and their panels with the answers of all runs.
+
+A photo is embedded once, as a style; a mask is a small transparent picture over it. Nothing here needs a script.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from html import escape
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from io import BytesIO
 
-from eval.report.cases import PER_GROUP, Case, choose_cases
-from eval.report.pictures import ANSWER, SMALL, TRUTH, mask_uri, photo_uri
-from eval.report.runs import Group, Run
-from eval.report.tables import NAMES
+import numpy as np
+from PIL import Image
+
+from eval.report.runs import Case, Group, Run
 from uniresxx.data.store.photos import photo_of
-from uniresxx.errors import InputError
 from uniresxx.imaging import masks
-from uniresxx.types import RLE
+from uniresxx.types import RLE, Expression, Granularity, ImageRecord
 
-MOST_APART = 6  # cases on which the runs differ the most
-Column = tuple[str, Case]  # label of a run and its answer
+LONGEST = 480  # pixels of a shown photo's longest side
+SMALL = 160  # pixels; photos up to here are embedded unchanged and shown with sharp pixels
+TRUTH, ANSWER = (0, 214, 150), (255, 150, 20)  # distinct for colour-blind readers (after Okabe and Ito, 2008)
+VEIL = (20, 26, 38)  # over what a mask leaves out
+MAX_DIFFERING = 6  # cases on which the runs differ the most
+CASES = ("best", "median", "worst", "false reject", "false accept", "correct reject")
 
 
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """The photo with one mask over it, or a note where there is no mask to draw."""
+
+    label: str
+    layer: str = ""  # data URI of the mask
+    note: str = ""
+    caption: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One expression: its photo, truth and the answers."""
+
+    expression: Expression
+    photo: str  # style class
+    panels: Sequence[Panel]
+    columns: int
+    line: str
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Figures of one kind of case."""
+
+    granularity: str  # a value of Granularity, or "" where runs are compared
+    name: str
+    figures: Sequence[Figure]
+    narrow: bool
+
+
+@dataclass(slots=True)
 class Photos:
-    """Photos of the page: each is embedded once, as a style, however many panels show it."""
+    """Photos of the page by style class, each embedded once however many panels show it."""
 
-    def __init__(self) -> None:
-        self._names: dict[tuple[str, str], str] = {}
-        self._styles: list[str] = []
+    styles: dict[str, tuple[ImageRecord, str]] = field(default_factory=dict)  # class -> record, data URI
+    _names: dict[tuple[str, str], str] = field(default_factory=dict)
 
-    def name(self, benchmark: str, case: Case) -> str:
-        """The style class that shows the photo of a case; InputError where the photo cannot be read."""
-        key = (benchmark, case.record.image_id)
+    def name(self, benchmark: str, record: ImageRecord) -> str:
+        """The style class that shows a record's photo; InputError where the photo cannot be read."""
+        key = (benchmark, record.image_id)
         if key not in self._names:
-            uri = photo_uri(photo_of(case.record))  # first: may fail, and then there is no such style
-            self._names[key] = name = f"i{len(self._names)}"
-            ratio = f"{case.record.width}/{case.record.height}"
-            sharp = ";image-rendering:pixelated" if _is_small(case) else ""
-            self._styles.append(f".{name}{{aspect-ratio:{ratio};background-image:url({uri}){sharp}}}")
+            uri = photo_uri(photo_of(record))
+            self._names[key] = f"i{len(self._names)}"
+            self.styles[self._names[key]] = (record, uri)
         return self._names[key]
 
-    def styles(self) -> str:
-        """All photo styles."""
-        return "".join(self._styles)
 
+def gallery(group: Group, photos: Photos) -> list[Row]:
+    """Cases of the first run with the answers of the others beside them, then those on which the runs differ.
 
-def gallery(group: Group, photos: Photos) -> str:
-    """Cases of the first run with the answers of the others beside; a reason where a photo cannot be
-    read."""
+    Raises:
+        InputError: a photo cannot be read.
+    """
     runs = group.answered
     if not runs:
-        return ""
-    try:
-        return _galleries(group.title, runs, photos)
-    except InputError as error:  # a photo was moved or deleted: the numbers are still worth a page
-        return f"<h3>Cases</h3><p class=warn>No pictures: {escape(str(error))}</p>"
-
-
-def _galleries(title: str, runs: list[Run], photos: Photos) -> str:
+        return []
     answers = [{case.name: case for case in run.cases} for run in runs]
 
-    def columns(case: Case) -> list[Column]:
-        return [(run.label, given[case.name]) for run, given in zip(runs, answers, strict=True)
-                if case.name in given]  # fmt: skip
+    def row(granularity: str, name: str, cases: Sequence[Case]) -> Row:
+        figures = []
+        for case in cases:
+            shown = [(run.label, given[case.name]) for run, given in zip(runs, answers, strict=True)
+                     if case.name in given]  # fmt: skip
+            figures.append(_figure(shown, photos.name(group.title, case.record)))
+        narrow = all(is_small(case.record) for case in cases) and all(len(f.panels) == 3 for f in figures)
+        return Row(granularity, name, figures, narrow)
 
-    chosen = f" Chosen by the answers of {escape(runs[0].label)}." if len(runs) > 1 else ""
-    parts = [
-        "<h3>Good and bad cases</h3><p class=small>Picture, <b class=truth>truth</b>, "
-        "<b class=answer>answer</b>. Chosen by their numbers alone; "
-        f"of decisions, those the model was surest about.{chosen}</p>"
-    ]
-    for granularity, groups in choose_cases(runs[0].cases, 4 if len(runs) > 1 else PER_GROUP).items():
-        parts.append(f"<h4>{NAMES[granularity]}</h4>")
-        for name, cases in groups.items():
-            good = "good" if name in ("best", "rightly rejected") else "bad" if name != "median" else "mid"
-            parts.append(_row(name, good, cases, columns, title, photos))
-    if len(runs) > 1 and (apart := _furthest_apart(runs, answers)):
-        parts.append("<h4>Where the runs differ the most</h4>")
-        parts.append(_row("largest difference of IoU", "mid", apart, columns, title, photos))
-    return "".join(parts)
+    chosen = choose_cases(runs[0].cases, 4 if len(runs) > 1 else 3)
+    rows = [row(g, name, cases) for g, named in chosen.items() for name, cases in named.items()]
+    if differing := _most_differing(runs, answers):
+        rows.append(row("", "largest difference of IoU", differing))
+    return rows
 
 
-def _furthest_apart(runs: list[Run], answers: list[dict[str, Case]]) -> list[Case]:
-    """Cases by the spread of their IoU over the runs, at most one per picture."""
+def choose_cases(cases: Sequence[Case], per_name: int) -> dict[str, dict[str, list[Case]]]:
+    """Cases by granularity and name (one of CASES), of different photos where there are enough.
+
+    The numbers alone decide: the IoU of answers, and of other outcomes those the model was surest about.
+    """
+    found = {}
+    for granularity in Granularity:
+        pool = [case for case in cases if case.expression.granularity == granularity]
+        if pool:
+            found[granularity.value] = _choose(pool, per_name)
+    return found
+
+
+def _choose(pool: Sequence[Case], count: int) -> dict[str, list[Case]]:
+    answered = sorted((c for c in pool if c.outcome == "answered"), key=lambda c: (-c.iou, c.name))
+    middle = len(answered) // 2
+    from_middle = sorted(range(len(answered)), key=lambda k: (abs(k - middle), k))
+    ordered = {
+        "best": answered,
+        "worst": answered[::-1],
+        "median": [answered[k] for k in from_middle],
+    } | {outcome: _surest(pool, outcome) for outcome in CASES[3:]}
+    taken: set[str] = set()
+    found = {name: _distinct(candidates, count, taken) for name, candidates in ordered.items()}
+    return {name: found[name] for name in CASES if found[name]}
+
+
+def _surest(pool: Sequence[Case], outcome: str) -> list[Case]:
+    """Cases of one outcome, those the model was surest about first."""
+    sign = 1 if outcome == "false accept" else -1
+
+    def doubt(case: Case) -> float:
+        p_absent = case.prediction.p_absent
+        return sign * (0.5 if p_absent is None else p_absent)
+
+    return sorted((c for c in pool if c.outcome == outcome), key=lambda c: (doubt(c), c.name))
+
+
+def _distinct(ordered: Sequence[Case], count: int, taken: set[str]) -> list[Case]:
+    """The first `count` whose names are not in `taken`, of different photos where possible; adds their names."""
+    free = [c for c in ordered if c.name not in taken]
+    of_new_photos = {c.record.image_id: c for c in reversed(free)}  # the first case of each photo
+    first = [c for c in free if of_new_photos[c.record.image_id] is c]
+    chosen = (first + [c for c in free if of_new_photos[c.record.image_id] is not c])[:count]
+    taken.update(c.name for c in chosen)
+    return chosen
+
+
+def _most_differing(runs: Sequence[Run], answers: Sequence[Mapping[str, Case]]) -> list[Case]:
+    """Cases of the first run by the spread of their IoU over the runs, at most one per photo."""
 
     def spread(case: Case) -> float:
         ious = [given[case.name].iou for given in answers if case.name in given]
@@ -86,66 +158,96 @@ def _furthest_apart(runs: list[Run], answers: list[dict[str, Case]]) -> list[Cas
 
     found: dict[str, Case] = {}
     for case in sorted(runs[0].cases, key=lambda c: (-spread(c), c.name)):
-        if len(found) == MOST_APART or spread(case) == 0:
+        if len(found) == MAX_DIFFERING or spread(case) == 0:
             break
         found.setdefault(case.record.image_id, case)
     return list(found.values())
 
 
-def _row(
-    name: str,
-    kind: str,
-    cases: list[Case],
-    columns: Callable[[Case], list[Column]],
-    title: str,
-    photos: Photos,
-) -> str:
-    shown = [columns(case) for case in cases]
-    figures = "".join(_figure(c, photos.name(title, case)) for c, case in zip(shown, cases, strict=True))
-    narrow = all(map(_is_small, cases)) and max(map(len, shown)) == 1
-    cards = "cards" if narrow else "cards large"
-    return f"<h5 class={kind}>{escape(name)}</h5><div class='{cards}'>{figures}</div>"
+def _figure(shown: Sequence[tuple[str, Case]], photo: str) -> Figure:
+    """One expression with the answer of each run (its label, its case)."""
+    first, single = shown[0][1], len(shown) == 1
+    panels = [Panel("picture"), _panel("truth", first.expression.rle, TRUTH, "no target")]
+    for label, case in shown:
+        mask, note = (None, "rejected") if case.rejected else (case.prediction.mask, "empty mask")
+        panels.append(_panel("answer", mask, ANSWER, note, "" if single else f"{label}: {_numbers(case)}"))
+    level = first.expression.level
+    parts = ([_numbers(first)] if single else []) + ([] if level is None else [f"level {level}"])
+    columns = 2 if len(panels) > 3 and not is_small(first.record) else min(4, len(panels))
+    return Figure(first.expression, photo, panels, columns, " · ".join(parts))
 
 
-def _is_small(case: Case) -> bool:
-    return max(case.record.height, case.record.width) <= SMALL
-
-
-def _figure(columns: list[Column], photo: str) -> str:
-    expression = columns[0][1].expression
-    panels = [
-        f'<div><div class="p {photo}" role=img aria-label="picture"></div></div>',
-        f"<div>{_panel(photo, 'truth', expression.rle, TRUTH, 'nothing there')}</div>",
-    ]
-    for label, case in columns:
-        said = None if case.rejected else case.prediction.mask
-        otherwise = "“not there”" if case.rejected else "empty mask"
-        below = f"<small>{escape(label)}: {_facts(case)}</small>" if len(columns) > 1 else ""
-        panels.append(f"<div>{_panel(photo, 'answer', said, ANSWER, otherwise)}{below}</div>")
-    line = _facts(columns[0][1]) if len(columns) == 1 else ""
-    if expression.level is not None:
-        line += f"{' · ' if line else ''}level {expression.level}"
-    wide = 2 if len(panels) > 3 and not _is_small(columns[0][1]) else min(4, len(panels))
-    return (
-        f'<figure><div class=panels style="--n:{wide}">{"".join(panels)}</div>'
-        f"<figcaption><q>{escape(expression.text)}</q><span>{line}</span>"
-        f"<small>{escape(expression.expression_id)}</small></figcaption></figure>"
-    )
-
-
-def _facts(case: Case) -> str:
+def _numbers(case: Case) -> str:
     prediction = case.prediction
-    facts = [f"IoU {case.iou:.2f}" if case.targeted else "no target"]
+    parts = [f"IoU {case.iou:.2f}" if case.targeted else "no target"]
     if prediction.score is not None and not case.rejected:
-        facts.append(f"predicted IoU {prediction.score:.2f}")
+        parts.append(f"predicted IoU {prediction.score:.2f}")
     if prediction.p_absent is not None:
-        facts.append(f"p(absent) {prediction.p_absent:.2f}")
-    return " · ".join(facts)
+        parts.append(f"p(absent) {prediction.p_absent:.2f}")
+    return " · ".join(parts)
 
 
-def _panel(photo: str, label: str, mask: RLE | None, colour: tuple[int, int, int], otherwise: str) -> str:
-    """One panel: the photo with a mask over it, or greyed with a word where there is none."""
+def _panel(label: str, mask: RLE | None, colour: tuple[int, int, int], note: str, caption: str = "") -> Panel:
     if mask is None or not masks.area(mask):
-        return f'<div class="p off {photo}" role=img aria-label="{label}"><i>{otherwise}</i></div>'
-    uri = mask_uri(masks.decode(mask), colour)
-    return f'<div class="p {photo}" role=img aria-label="{label}"><img alt="" src="{uri}"></div>'
+        return Panel(label, note=note, caption=caption)
+    return Panel(label, layer=mask_uri(masks.decode(mask), colour), caption=caption)
+
+
+# ----------------------------------------------------------------------------------------------- pictures
+
+
+def is_small(record: ImageRecord) -> bool:
+    """Whether the record's photo is embedded unchanged."""
+    return max(record.height, record.width) <= SMALL
+
+
+def photo_uri(photo: np.ndarray, longest: int = LONGEST, *, thumbnail: bool = False) -> str:
+    """Data URI of a photo (uint8 (y, x, 3)): an exact PNG where it is small, else a JPEG of at most `longest`.
+
+    A thumbnail is smaller and faster to make, and less sharp.
+    """
+    picture = Image.fromarray(np.ascontiguousarray(photo))
+    if max(picture.size) <= SMALL:
+        return _uri(picture, "PNG", optimize=True)
+    if max(picture.size) > longest:
+        resample = Image.Resampling.BOX if thumbnail else Image.Resampling.LANCZOS
+        picture = picture.resize(reduced_size(*picture.size, longest), resample, reducing_gap=2.0)
+    return _uri(picture, "JPEG", quality=70 if thumbnail else 80)
+
+
+def reduced_size(first: int, second: int, longest: int) -> tuple[int, int]:
+    """The two sides of a picture, reduced in proportion to at most `longest`."""
+    scale = min(1.0, longest / max(first, second))
+    return max(1, round(first * scale)), max(1, round(second * scale))
+
+
+def shown_size(height: int, width: int) -> tuple[int, int]:
+    """(height, width) at which masks are drawn: small photos enlarged by a whole factor, large ones reduced."""
+    factor = max(1, LONGEST // max(height, width))
+    return reduced_size(height * factor, width * factor, LONGEST)
+
+
+def mask_uri(mask: np.ndarray, colour: tuple[int, int, int]) -> str:
+    """Data URI of a mask (bool (y, x)) as a layer: clear inside, a bright edge, a dark veil outside."""
+    height, width = shown_size(*mask.shape)
+    resample = Image.Resampling.BOX if height < mask.shape[0] else Image.Resampling.NEAREST
+    grey = Image.fromarray(mask.astype(np.uint8) * 255).resize((width, height), resample)
+    inside = np.asarray(grey) > 0  # any covered pixel: small parts stay visible when reduced
+    edge = inside & ~_eroded(inside, max(2, max(height, width) // 120))
+    layer = Image.fromarray(inside.astype(np.uint8) + edge)
+    layer.putpalette([*VEIL, *colour, *colour])
+    return _uri(layer, "PNG", optimize=True, transparency=bytes((165, 0, 255)))
+
+
+def _eroded(mask: np.ndarray, steps: int) -> np.ndarray:
+    """Pixels whose neighbours up to `steps` away (four directions) are in the mask; outside counts as inside."""
+    for _ in range(steps):
+        p = np.pad(mask, 1, constant_values=True)
+        mask = mask & p[:-2, 1:-1] & p[2:, 1:-1] & p[1:-1, :-2] & p[1:-1, 2:]
+    return mask
+
+
+def _uri(picture: Image.Image, form: str, **options: object) -> str:
+    stream = BytesIO()
+    picture.save(stream, format=form, **options)
+    return f"data:image/{form.lower()};base64,{base64.b64encode(stream.getvalue()).decode()}"

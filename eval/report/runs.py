@@ -7,20 +7,45 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from eval.report.cases import Case, judge_all
 from eval.score import load_records, with_truth
 from uniresxx.data.catalog import find_store
 from uniresxx.errors import InputError
 from uniresxx.evaluation.metrics_file import read_metrics
 from uniresxx.scoring.predictions import Problems, sizes_of, stream_predictions
-from uniresxx.scoring.protocols import protocol_of
+from uniresxx.scoring.protocols import Protocol, protocol_of
 from uniresxx.scoring.rejection import Rejection
+from uniresxx.types import Expression, ImageRecord, Prediction
+
+OUTCOMES = ("answered", "false reject", "false accept", "correct reject")
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One answered expression as its protocol judges it."""
+
+    record: ImageRecord
+    expression: Expression
+    prediction: Prediction
+    iou: float  # as the protocol counts it; a correct rejection is 1
+    targeted: bool
+    rejected: bool
+
+    @property
+    def name(self) -> str:
+        """The expression's id."""
+        return self.expression.expression_id
+
+    @property
+    def outcome(self) -> str:
+        """One of OUTCOMES."""
+        if self.targeted:
+            return "false reject" if self.rejected else "answered"
+        return "correct reject" if self.rejected else "false accept"
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One entry of one folder's metrics.json: its scores, and its answers or the reason why there are
-    none."""
+    """One entry of one folder's metrics.json: its scores, and its answers or the reason why there are none."""
 
     label: str
     folder: Path
@@ -36,28 +61,38 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """All runs of one benchmark, side by side; labels are unique."""
+    """All runs of one benchmark; their labels are unique."""
 
     title: str
     runs: Sequence[Run]
 
     @property
     def answered(self) -> list[Run]:
-        """Runs whose single answers are known, once per set of answers however many protocols scored it: another
-        threshold decides otherwise, and other pictures are other answers."""
+        """Runs whose answers are known, one per set of answers.
+
+        Protocols that scored the same answers share one; another rule, threshold or limit makes another set.
+        """
         found: dict[tuple[Any, ...], Run] = {}
         for run in self.runs:
             rejection, limit = run.entry.get("rejection") or {}, run.entry.get("limit")
-            decided = (rejection.get("rule"), rejection.get("threshold"), limit)
+            rule = (rejection.get("rule"), rejection.get("threshold"))
             if run.cases:
-                found.setdefault((run.folder, run.entry.get("predictions"), *decided), run)
+                found.setdefault((run.folder, run.entry.get("predictions"), *rule, limit), run)
         return list(found.values())
 
 
 def read_runs(folders: Sequence[Path], data: Path | None) -> list[Run]:
-    """Every entry of every folder's metrics.json. InputError where a folder holds no scores."""
+    """Every entry of every folder's metrics.json.
+
+    Args:
+        folders: run or evaluation folders.
+        data: root of the data, where it is not where it was scored.
+
+    Raises:
+        InputError: a folder holds no scores, or scores that `python -m eval` did not write.
+    """
     found = []
-    for folder in dict.fromkeys(folders):
+    for folder in folders:
         home = next((f for f in (folder, folder / "eval") if (f / "metrics.json").is_file()), None)
         if home is None:
             raise InputError(
@@ -74,26 +109,27 @@ def read_runs(folders: Sequence[Path], data: Path | None) -> list[Run]:
 
 
 def _label(folder: Path, entry: Mapping[str, Any], entries: Sequence[Mapping[str, Any]]) -> str:
-    """The folder's name, with what tells this entry from the others of the same benchmark there."""
+    """The folder's name, with what distinguishes this entry from the folder's others of the same benchmark."""
     rivals = [
         e for e in entries if (e["benchmark"], e.get("split")) == (entry["benchmark"], entry.get("split"))
     ]
+    differing = zip(_traits(entry), *map(_traits, rivals), strict=True)
+    distinct = [own for own, *others in differing if own and len(set(others)) > 1]
+    return (folder.name or str(folder)) + (f" ({', '.join(distinct)})" if distinct else "")
 
-    def asked(e: Mapping[str, Any]) -> tuple[str, ...]:
-        rejection, padded, limit = e.get("rejection") or {}, e.get("padded_world_size"), e.get("limit")
-        above = "" if rejection.get("threshold") is None else f" above {rejection['threshold']:.4g}"
-        return (
-            str(e["protocol"]),
-            f"rejected by {rejection.get('rule') or 'flag'}{above}",
-            f"padded to {padded}" if padded else "",
-            f"first {limit} pictures" if limit else "",
-            "partial" if e.get("partial") else "",
-            Path(e.get("predictions") or "").name,
-        )
 
-    differing = zip(asked(entry), *map(asked, rivals), strict=True)
-    apart = [own for own, *others in differing if own and len(set(others)) > 1]
-    return (folder.name or str(folder)) + (f" ({', '.join(apart)})" if apart else "")
+def _traits(entry: Mapping[str, Any]) -> tuple[str, ...]:
+    """What can differ between two entries of one benchmark in one folder, in words."""
+    rejection, padded, limit = (entry.get(key) for key in ("rejection", "padded_world_size", "limit"))
+    rule, threshold = (rejection or {}).get("rule"), (rejection or {}).get("threshold")
+    return (
+        str(entry["protocol"]),
+        f"rejected by {rule or 'flag'}" + ("" if threshold is None else f" above {threshold:.4g}"),
+        f"padded to {padded}" if padded else "",
+        f"first {limit} pictures" if limit else "",
+        "partial" if entry.get("partial") else "",
+        Path(entry.get("predictions") or "").name,
+    )
 
 
 def _run(label: str, folder: Path, home: Path, entry: Mapping[str, Any], data: Path | None) -> Run:
@@ -116,29 +152,40 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
     return groups
 
 
-def _place(entry: Mapping[str, Any], data: Path | None) -> str | None:
-    """The store that was scored, None where there was none or `data` must serve instead of one that is gone."""
-    place = entry.get("store")
-    if place is None or find_store(place, None) is not None:
-        return place
-    if data is None:
-        raise InputError(
-            f"{place}: the store is not there any more; --data DIR names where its data lies now"
-        )
-    return None
-
-
 def _cases(home: Path, entry: Mapping[str, Any], data: Path | None) -> list[Case]:
     benchmark = f"{entry['benchmark']}/{entry['split']}"
     path = home / (entry.get("predictions") or f"{benchmark}/predictions.jsonl")
     if not path.exists():
-        raise InputError(f"{path} is not there any more")
+        raise InputError(f"{path} does not exist any more")
     root = data or (Path(entry["data"]) if entry.get("data") else None)
-    records = load_records(_place(entry, data) or benchmark, root, entry.get("limit"))
+    records = load_records(_store_of(entry, data) or benchmark, root, entry.get("limit"))
     rejection, sizes, problems = Rejection(**(entry.get("rejection") or {})), sizes_of(records), Problems()
     answers = dict(stream_predictions(path, sizes, problems, rejection.apply))
-    if not entry.get("partial") and not entry.get("problems"):  # else it was scored as far as it goes
+    if not entry.get("partial") and not entry.get("problems"):  # else some answers were missing when scored
         problems.add_missing([name for name in sizes if name not in answers], len(sizes))
         if problems:
             raise InputError(f"{path}: {problems}")
     return judge_all(with_truth(records, entry["protocol"], root), answers, protocol_of(entry["protocol"]))
+
+
+def _store_of(entry: Mapping[str, Any], data: Path | None) -> str | None:
+    """The store that was scored; None where there was none, or where it is gone and `data` replaces it."""
+    store = entry.get("store")
+    if store is None or find_store(store, None) is not None:
+        return store
+    if data is None:
+        raise InputError(f"{store}: the store does not exist any more; give its new place by --data DIR")
+    return None
+
+
+def judge_all(
+    records: Sequence[ImageRecord], predictions: Mapping[str, Prediction], protocol: Protocol
+) -> list[Case]:
+    """Every counted and answered expression of the records, judged, in their order."""
+    return [
+        Case(record, expression, prediction, outcome.iou, outcome.targeted, outcome.rejected)
+        for record in records
+        for expression in protocol.counted(record)
+        if (prediction := predictions.get(expression.expression_id)) is not None
+        for outcome in (protocol.judge(expression, prediction),)
+    ]

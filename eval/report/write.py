@@ -1,250 +1,190 @@
-"""`python -m eval report`: what was scored in one or more folders as a page, as Markdown and as CSV rows.
+"""`python -m eval report`: the scores and answers of one or more folders as a page, as Markdown and as CSV.
 
-FIRST/report/index.html holds everything and loads nothing; report.md has its tables for a repository;
-summary.csv one row per run and benchmark.
+FIRST/report/index.html holds everything and loads nothing; report.md has the tables of the page; summary.csv has
+one row per run, benchmark and protocol. `templates/` holds the markup, the style and the script.
 """
 
 from __future__ import annotations
 
 import base64
 from collections.abc import Mapping, Sequence
-from html import escape
+from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
-from eval.report.browser import PHOTO_BYTES, SCRIPT, browser
-from eval.report.charts import Line, bars, lines
-from eval.report.curves import BINS, decisions, iou_histograms, rejection_curve, reliability
-from eval.report.gallery import Photos, gallery
-from eval.report.markdown import markdown
-from eval.report.page import page
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+
+from eval.report import charts, curves, tables
+from eval.report.browser import PHOTO_BYTES, browser_data
+from eval.report.gallery import Photos, choose_cases, gallery, is_small
+from eval.report.published import published_tables
 from eval.report.runs import Group, Run, group_runs, read_runs
-from eval.report.summary import summary_csv
-from eval.report.tables import (
-    NAMES,
-    Table,
-    facts,
-    headline_table,
-    histogram_table,
-    interval_table,
-    published_tables,
-    rejection_table,
-    reliability_table,
-    score_table,
-)
 from eval.score import SCENES_NOTE, notes, overview_rows
+from uniresxx.errors import InputError
 from uniresxx.files import write_atomic
+
+TEMPLATES = Path(__file__).with_name("templates")
+# What every report of ours holds, of this and of former versions: another file of the same name is never replaced.
+MARKS = {
+    "index.html": b"<h1>Words to masks</h1>",
+    "report.md": b"# Words to masks",
+    "summary.csv": b"run,benchmark,split,protocol,",
+}
 
 
 def report(folders: Sequence[Path], data: Path | None = None) -> Path:
-    """Write FIRST/report/{index.html, report.md, summary.csv} about all folders (run or evaluation folders);
-    returns the page's path."""
-    runs = read_runs(folders, data)
-    groups = group_runs(runs)
+    """Write FIRST/report/{index.html, report.md, summary.csv} about all folders.
+
+    Args:
+        folders: run or evaluation folders; the report goes into the first.
+        data: root of the data, where it is not where it was scored.
+
+    Returns:
+        Path of index.html.
+
+    Raises:
+        InputError: a folder holds no scores, or FIRST/report holds a file that no report wrote.
+    """
+    folders = list(dict.fromkeys(folders))
     out = folders[0] / "report"
+    check_replaceable(out)
+    groups = group_runs(read_runs(folders, data))
+    contents = {
+        "summary.csv": tables.summary_csv([run for group in groups for run in group.runs]),
+        "report.md": template("report.md").render(groups=groups),
+        "index.html": page(groups, [folder for folder in folders if (folder / "curve.png").is_file()]),
+    }
     out.mkdir(parents=True, exist_ok=True)
-    curves = [(folder, folder / "curve.png") for folder in folders if (folder / "curve.png").is_file()]
-    write_atomic(out / "summary.csv", summary_csv(groups).encode())
-    write_atomic(out / "report.md", markdown(groups).encode())
-    write_atomic(out / "index.html", render(groups, curves).encode())
+    for name, text in contents.items():
+        write_atomic(out / name, text.encode())
     return out / "index.html"
 
 
-def render(groups: Sequence[Group], curves: Sequence[tuple[Path, Path]] = ()) -> str:
-    """The page as HTML. Everything is inside: style, script, pictures as data URIs."""
-    photos = Photos()
-    with_cases = sum(bool(group.answered) for group in groups)
-    budget = PHOTO_BYTES // max(1, with_cases)
-    body = [_head(groups)]
-    body += [_section(group, number, photos, budget) for number, group in enumerate(groups)]
-    body += [_curve(folder, path) for folder, path in curves]
-    title = ", ".join(group.title for group in groups)
-    script = SCRIPT.read_text(encoding="utf-8") if with_cases else ""
-    return page(title, "".join(body), photos.styles(), script)
+def check_replaceable(out: Path) -> None:
+    """Refuse to replace what no report wrote."""
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file and the report needs a folder of this name: move it away")
+    for name, mark in MARKS.items():
+        path = out / name
+        if path.is_dir() or (path.exists() and mark not in path.read_bytes()):
+            raise InputError(f"{path} was not written by `python -m eval report`: move it away")
 
 
-def _head(groups: Sequence[Group]) -> str:
-    total = sum(group.runs[0].entry["n_expressions"] for group in groups)
-    names = ", ".join(escape(group.title) for group in groups)
-    parts = [
-        "<header><h1>Words to masks</h1>",
-        "<p class=lead>How well a model finds what words point at in a picture — a part, an object, several "
-        f"objects, or nothing at all: {total:,} expressions of {names}.</p>",
+def page(groups: Sequence[Group], with_curve: Sequence[Path] = ()) -> str:
+    """The page as HTML: one file that loads nothing; only its own script may run.
+
+    Args:
+        groups: what was scored.
+        with_curve: run folders whose curve.png is shown.
+    """
+    photos, answered = Photos(), [group for group in groups if group.answered]
+    script = (TEMPLATES / "browser.js").read_text(encoding="utf-8") if answered else ""
+    sections = []
+    for group in groups:
+        cases, problem = [], ""
+        try:
+            cases = gallery(group, photos)
+        except InputError as error:  # a photo was moved or deleted: the numbers are still worth a page
+            problem = str(error)
+        data = browser_data(group, PHOTO_BYTES // len(answered)) if group.answered else None
+        sections.append({"group": group, "cases": cases, "problem": problem, "browser": data})
+    curve_uris = [
+        (folder.name or str(folder), base64.b64encode((folder / "curve.png").read_bytes()).decode())
+        for folder in with_curve
     ]
-    if len(groups) > 1:
-        links = "".join(f'<li><a href="#g{k}">{escape(g.title)}</a></li>' for k, g in enumerate(groups))
-        parts.append(f"<ul class=contents>{links}</ul>")
-    runs = [run for group in groups for run in group.runs]
-    if len(runs) > 1:
-        parts += ["<h2>Side by side</h2>", html_table(headline_table(runs))]
-    return "".join(parts) + "</header>"
-
-
-def _section(group: Group, number: int, photos: Photos, budget: int) -> str:
-    parts = [f'<section><h2 id="g{number}">{escape(group.title)}</h2>']
-    if group.runs[0].entry["benchmark"].startswith("scenes"):
-        parts.append(f"<p class=warn>{escape(SCENES_NOTE[0].upper() + SCENES_NOTE[1:])}.</p>")
-    told = {SCENES_NOTE}
-    for run in group.runs:
-        new = [line for line in notes(run.entry) if line not in told]
-        told |= set(new)
-        parts.append(_numbers(run, new, named=len(group.runs) > 1))
-    if intervals := interval_table(group.runs):
-        parts += ["<h3>95 % intervals</h3>", _interval_note(group.runs), html_table(intervals, dense=True)]
-    parts += [_published(group.runs), _charts(group)]
-    missing = dict.fromkeys(run.missing for run in group.runs if run.missing)
-    parts += [f"<p class=warn>No single answers: {escape(reason)}</p>" for reason in missing]
-    parts += [gallery(group, photos), browser(group, number, budget)]
-    return "".join(parts) + "</section>"
-
-
-def _numbers(run: Run, remarks: Sequence[str], named: bool) -> str:
-    entry = run.entry
-    parts = [f"<h3>{escape(run.label)}</h3>" if named else "", _facts(run)]
-    if partial := entry.get("partial"):
-        scored, whole = partial.get("scored"), partial.get("expressions")
-        parts.append(f"<p class=warn>Partial: {scored:,} of {whole:,} expressions were answered.</p>")
-    level = 4 if named else 3
-    header, rows = overview_rows(entry)
-    parts += [f"<h{level}>Beside the trivial answers</h{level}>", html_table(Table(header, rows), bars=True)]
-    parts.append(
-        "<p class=small>Percent. The twin score asks for a part, its object and its group all at once.</p>"
-    )
-    parts += [f"<h{level}>All scores</h{level}>", html_table(score_table(entry))]
-    parts.append("<ul class=small>" + "".join(f"<li>{escape(line)}</li>" for line in remarks) + "</ul>")
-    return "".join(parts)
-
-
-def _facts(run: Run) -> str:
-    cells = "".join(
-        f"<div{' class=full' if key == 'made with' else ''}><dt>{escape(key)}</dt><dd>{escape(value)}</dd></div>"
-        for key, value in facts(run).items()
-    )
-    return f"<dl class=facts>{cells}</dl>"
-
-
-def _interval_note(runs: Sequence[Run]) -> str:
-    about: Mapping[str, Any] = next(run.entry["intervals"] for run in runs if run.entry.get("intervals"))
-    return (
-        f"<p class=small>Bootstrap over pictures, {about.get('resamples')} resamples, seed "
-        f"{about.get('seed')}. Overlapping intervals do not say that two runs are equal: compare them in "
-        "pairs with <code>python -m eval compare</code>.</p>"
+    return template("page.html").render(
+        groups=groups,
+        sections=sections,
+        photos=photos,
+        curve_uris=curve_uris,
+        style=(TEMPLATES / "report.css").read_text(encoding="utf-8"),
+        script=script,
+        script_hash=base64.b64encode(sha256(script.encode()).digest()).decode(),
     )
 
 
-def html_table(table: Table, *, bars: bool = False, dense: bool = False) -> str:
-    """A table that scrolls sideways on small screens; with `bars` percentages get a bar behind them and the
-    first row is the one that counts."""
-    head = "".join(
-        f"<th scope=col{' class=text' if j < table.text_columns else ''}>{escape(name)}</th>"
-        for j, name in enumerate(table.header)
+def template(name: str) -> Template:
+    """A file of `templates/` with the functions that it calls; every value in HTML is escaped."""
+    found = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=lambda name: name is not None and name.endswith(".html"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
-    body = []
-    for k, row in enumerate(table.rows):
-        cells = [f"<th scope=row>{escape(row[0])}</th>"]
-        for j, value in enumerate(row[1:], start=1):
-            if j < table.text_columns:
-                cells.append(f"<td class=text>{escape(value)}</td>")
-            elif bars and "." in value:
-                cells.append(f'<td class=bar style="--v:{value}%">{value}</td>')
-            else:
-                cells.append(f"<td>{escape(value)}</td>")
-        kind = " class=main" if bars and k == 0 else " class=sizes" if row[0].startswith("N ") else ""
-        body.append(f"<tr{kind}>{''.join(cells)}</tr>")
-    inside = f"<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody>"
-    return f'<div class="wide{" dense" if dense else ""}"><table>{inside}</table></div>'
+    found.policies["json.dumps_kwargs"] = dict(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    found.filters.update(md=escape_markdown, px=lambda value: f"{value:.1f}")
+    found.globals.update(
+        tables=tables,
+        charts=charts,
+        curves=curves,
+        choose_cases=choose_cases,
+        histogram_charts=histogram_charts,
+        is_small=is_small,
+        notes=notes,
+        overview=lambda entry: tables.Table(*overview_rows(entry)),
+        published_tables=published_tables,
+        rejection=rejection,
+        reliability=reliability,
+        scenes_note=SCENES_NOTE,
+    )
+    return found.get_template(name)
 
 
-def _published(runs: Sequence[Run]) -> str:
-    """Published numbers of the same benchmark and split, one table per kind of system; none beside scenes."""
-    tables = published_tables(runs)
-    if not tables:
-        return ""
-    parts = [
-        "<h3>Published numbers</h3><p class=small>Percent, on this split. Another way of scoring moves "
-        "numbers by points: read the protocol before comparing. Kinds of systems are kept apart. "
-        "Secondary = read in a survey or audit, not in the original.</p>"
+def histogram_charts(
+    histograms: Mapping[str, curves.Histogram], label: str
+) -> list[tuple[str, int, charts.Chart]]:
+    """Name, number of expressions and bar chart of each histogram."""
+    bins = ["rej.", *(f"{k / curves.BINS:.1f}" for k in range(curves.BINS))]
+    names = {key: tables.NAMES[key] for key in histograms}
+    return [
+        (
+            names[key],
+            h.total,
+            charts.bar_chart(f"{names[key]}, {label}", (h.rejected, *h.counts), bins, "IoU"),
+        )
+        for key, h in histograms.items()
     ]
-    for kind, table in tables:
-        parts += [f"<h4>{escape(kind.value)}</h4>", html_table(table, dense=True)]
-    return "".join(parts)
 
 
-# ----------------------------------------------------------------------------------------------- drawings
-
-
-def _charts(group: Group) -> str:
-    runs = group.answered
-    return "".join((*map(_histograms, runs), _rejection(runs), _reliability(runs))) if runs else ""
-
-
-def _histograms(run: Run) -> str:
-    found = iou_histograms(run.cases)
+def rejection(runs: Sequence[Run]) -> tuple[charts.Chart, tables.Table, int] | None:
+    """Chart, table and the number of answers left out; None where no run has a rejection curve."""
+    found = {run.label: curve for run in runs if (curve := curves.rejection_curve(run.cases))}
     if not found:
-        return ""
-    names = ["rej.", *(f"{k / BINS:.1f}" for k in range(BINS))]
-    figures = "".join(
-        f"<figure><figcaption>{NAMES[name]} <span>({h.total:,})</span></figcaption>"
-        + bars(f"{NAMES[name]}, {run.label}", (h.rejected, *h.counts), names, "IoU", first_apart=True)
-        + "</figure>"
-        for name, h in found.items()
-    )
-    return (
-        f"<h3>How good the masks are: {escape(run.label)}</h3><p class=small>Expressions with a target by "
-        "their IoU; a bar holds its left edge. Rejected targets stand apart, at the left.</p>"
-        f"<div class=charts>{figures}</div>{html_table(histogram_table(found), dense=True)}"
-    )
-
-
-def _rejection(runs: Sequence[Run]) -> str:
-    found = {run.label: curve for run in runs if (curve := rejection_curve(run.cases))}
-    if not found:
-        return ""
-    chosen = {run.label: point for run in runs if (point := decisions(run.cases))}
+        return None
+    chosen = {run.label: point for run in runs if (point := curves.decisions(run.cases))}
     series = [
-        Line(
+        charts.Line(
             f"{label}, area {100 * curve.area:.1f}",
             list(zip(curve.t_acc.tolist(), curve.n_acc.tolist(), strict=True)),
             [(chosen[label][1], chosen[label][0])] if label in chosen else [],
         )
         for label, curve in found.items()
     ]
-    unknown = sum(curve.unknown for curve in found.values())
-    left_out = f" {unknown:,} answers without p_absent are left out." if unknown else ""
-    drawing = lines("Rejection", series, "T-acc", "N-acc", diagonal=((0, 1), (1, 0)))
-    return (
-        f"<h3>Saying that something is not there</h3><div class=beside><figure>{drawing}</figure>"
-        "<p class=small>N-acc against T-acc for every threshold of p_absent; up and right is better, the "
-        "dotted line is chance. The large dot is what the model decided; it may lie off the curve where "
-        "something else than p_absent decides. The area is how often an absent thing gets the higher "
-        f"p_absent of a random pair.{left_out}</p></div>{html_table(rejection_table(found), dense=True)}"
-    )
+    drawing = charts.line_chart("Rejection", series, "T-acc", "N-acc", ((0, 1), (1, 0)))
+    return drawing, tables.rejection_table(found), sum(curve.unknown for curve in found.values())
 
 
-def _reliability(runs: Sequence[Run]) -> str:
-    found = {run.label: r for run in runs if (r := reliability(run.cases))}
+def reliability(runs: Sequence[Run]) -> tuple[charts.Chart, tables.Table, int] | None:
+    """Chart, table and the number of answers left out; None where no run has a predicted IoU."""
+    found = {run.label: r for run in runs if (r := curves.reliability(run.cases))}
     if not found:
-        return ""
+        return None
     series = [
-        Line(
+        charts.Line(
             f"{label}, error {100 * r.error:.1f}",
             [(p, v) for p, v in zip(r.predicted, r.real, strict=True) if p is not None and v is not None],
             dots=True,
         )
         for label, r in found.items()
     ]
-    unknown = sum(r.unknown for r in found.values())
-    left_out = f" {unknown:,} answers without a score are left out." if unknown else ""
-    drawing = lines("Reliability", series, "predicted IoU", "real IoU", diagonal=((0, 0), (1, 1)))
-    return (
-        f"<h3>Whether the model knows how good it is</h3><div class=beside><figure>{drawing}</figure>"
-        "<p class=small>Mean real IoU of answers by their predicted IoU; on the dotted line both agree, "
-        "below it the model is too sure. A mask where nothing is counts 0. Error = expected calibration "
-        f"error in points.{left_out}</p></div>{html_table(reliability_table(found), dense=True)}"
-    )
+    drawing = charts.line_chart("Calibration", series, "predicted IoU", "real IoU", ((0, 0), (1, 1)))
+    return drawing, tables.reliability_table(found), sum(r.unknown for r in found.values())
 
 
-def _curve(folder: Path, path: Path) -> str:
-    uri = f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
-    title = f"<h2>Training of {escape(folder.name or str(folder))}</h2>"
-    return f'<section>{title}<img class=curve alt="training curve" src="{uri}"></section>'
+def escape_markdown(text: str) -> str:
+    """Text that stays text in a Markdown page and in one cell of a table."""
+    flat = " ".join(text.split()).replace("\\", "\\\\")
+    for mark in "|`*_[]":
+        flat = flat.replace(mark, "\\" + mark)
+    return flat.replace("<", "&lt;").replace(">", "&gt;")
