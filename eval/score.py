@@ -138,42 +138,26 @@ def overview_rows(entry: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]
     return header, [*rows, ["N behind it", *map(str, behind)]]
 
 
-def detail_rows(
-    entry: Mapping[str, Any], keys: Sequence[str] = SCORE_KEYS
-) -> tuple[list[str], list[list[str]]]:
-    """Header and rows: the scores overall, per granularity, per level."""
-    overall = [str(entry["counts"]["overall"]["n"]), *(number(entry["overall"][k]) for k in keys)]
-    parts = _part_rows(entry, keys, {"by_granularity": "", "by_level": "level "})
-    return ["asked for", "N", *keys], [["overall", *overall], *parts]
-
-
-def _part_rows(entry: Mapping[str, Any], keys: Sequence[str], prefixes: Mapping[str, str]) -> list[list[str]]:
+def _part_rows(entry: Mapping[str, Any], prefixes: Mapping[str, str]) -> list[list[str]]:
     """A row for each part of the benchmark that holds an expression; `prefixes` by the kind of part."""
     return [
-        [prefix + name, str(size), *(number(scores[k]) for k in keys)]
+        [prefix + name, str(size), *(number(scores[k]) for k in TERMINAL_KEYS)]
         for kind, prefix in prefixes.items()
         for name, scores in entry.get(kind, {}).items()
         if (size := entry["counts"][kind][name]["n"])
     ]
 
 
-def interval_rows(entry: Mapping[str, Any], keys: Sequence[str] = SCORE_KEYS) -> list[list[str]]:
-    """The two rows under `overall`: lower and upper limits of its intervals; no row without intervals."""
+def _interval_rows(entry: Mapping[str, Any]) -> list[list[str]]:
+    """Lower and upper limits of the intervals of the scores overall; no row where the entry has none."""
     found = entry.get("intervals")
     if not found:
         return []
-    limits = [found["overall"][key] or (None, None) for key in keys]
+    limits = [found["overall"][key] or (None, None) for key in TERMINAL_KEYS]
     return [
         [f"  95 % {name}", "", *(number(limit[k]) for limit in limits)]
         for k, name in enumerate(("from", "to"))
     ]
-
-
-def breakdown_rows(
-    entry: Mapping[str, Any], keys: Sequence[str] = SCORE_KEYS
-) -> tuple[list[str], list[list[str]]]:
-    """Header and rows: the scores by size of the truth (targets only) and by words of the expression."""
-    return ["size, length", "N", *keys], _part_rows(entry, keys, {"by_size": "", "by_length": "words "})
 
 
 def notes(entry: Mapping[str, Any]) -> list[str]:
@@ -241,11 +225,12 @@ def print_entry(entry: Mapping[str, Any], console: Console | None = None) -> Non
     console = console or Console()
     title = f"{entry['benchmark']}/{entry['split']}: {entry['n_expressions']} expressions"
     print_table(console, *overview_rows(entry), title)
-    header, (overall, *others) = detail_rows(entry, TERMINAL_KEYS)
-    print_table(console, header, [overall, *interval_rows(entry, TERMINAL_KEYS), *others])
-    header, rows = breakdown_rows(entry, TERMINAL_KEYS)
-    if rows:
-        print_table(console, header, rows)
+    n, scores = entry["counts"]["overall"]["n"], entry["overall"]
+    overall = ["overall", str(n), *(number(scores[k]) for k in TERMINAL_KEYS)]
+    asked_for = _part_rows(entry, {"by_granularity": "", "by_level": "level "})
+    print_table(console, ["asked for", "N", *TERMINAL_KEYS], [overall, *_interval_rows(entry), *asked_for])
+    if rows := _part_rows(entry, {"by_size": "", "by_length": "words "}):
+        print_table(console, ["size, length", "N", *TERMINAL_KEYS], rows)
     for line in notes(entry):
         console.print(line, style="dim", highlight=False, markup=False)
 
