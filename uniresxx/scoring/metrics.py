@@ -157,8 +157,9 @@ class Tally:
         tally = cls()
         groups: dict[str, list[Outcome]] = defaultdict(list)
         for outcome in outcomes:
+            one = Counts(outcome.row())
             for part in outcome.parts():
-                tally.counts.setdefault(part, Counts()).add(outcome)
+                tally.counts[part] = tally.part(*part).merge(one)
             if outcome.twin is not None and outcome.targeted:
                 groups[outcome.twin].append(outcome)
         for members in groups.values():
