@@ -16,7 +16,7 @@ from train.job import open_job
 from train.recipes import KNOWN
 from uniresxx.checkpoints.folders import save_pretrained
 from uniresxx.data.mixture.batches import Batches, SceneSource
-from uniresxx.data.mixture.mix import Mixture, Pool
+from uniresxx.data.mixture.mix import Mixture, OpenedPart
 from uniresxx.data.scenes import preset_of
 from uniresxx.data.store.photos import photo_of
 from uniresxx.errors import InputError
@@ -435,7 +435,7 @@ def test_options_a_source_would_ignore_are_refused() -> None:
 
 
 def test_batches_are_a_pure_function_of_step_and_micro(vocabulary: Vocabulary) -> None:
-    source = Mixture((Pool.of("pictures", [picture(i) for i in range(5)], 3),), seed=3)
+    source = Mixture((OpenedPart.of("pictures", [picture(i) for i in range(5)], 3),), seed=3)
     whole = Batches(source, CONFIG, vocabulary, 7, 6, 1, 3, 0.5)
     halves = Batches(source, CONFIG, vocabulary, 7, 3, 2, 3, 0.5)
     late_first = [whole(2, 0), whole(0, 0)]
@@ -449,7 +449,7 @@ def test_batches_are_a_pure_function_of_step_and_micro(vocabulary: Vocabulary) -
 
 
 def test_an_epoch_shows_every_record_once() -> None:
-    source = Mixture((Pool.of("pictures", [picture(i) for i in range(5)], 3),), seed=3)
+    source = Mixture((OpenedPart.of("pictures", [picture(i) for i in range(5)], 3),), seed=3)
     for epoch in range(3):
         assert sorted(source(slot).image_id for slot in range(5 * epoch, 5 * epoch + 5)) == list("01234")
 
@@ -461,7 +461,7 @@ def test_curriculum_changes_the_preset_at_its_slot() -> None:
 
 @pytest.mark.parametrize(("preset", "colours"), [("scenes_easy", 6), ("scenes", 8)])
 def test_the_first_lesson_is_exact_by_pixel_and_names_what_is_absent(preset: str, colours: int) -> None:
-    plain, taught = SceneSource(preset, 0), SceneSource(preset, 0, warmup_until=6)
+    plain, taught = SceneSource(preset, 0), SceneSource(preset, 0, warmup_slots=6)
     for slot in range(6):
         record, lesson = plain(slot), taught(slot)
         asked = {

@@ -21,8 +21,10 @@ from uniresxx.data.catalog import SCENES
 from uniresxx.data.guard import lines_of_report
 from uniresxx.data.mixture.batches import Batches, SceneSource, Source
 from uniresxx.data.mixture.counts import texts_of
-from uniresxx.data.mixture.ledger import Ledger
-from uniresxx.data.mixture.mix import Mixture, MixturePart, mixture_named, open_mixture
+from uniresxx.data.mixture.data_log import DataLog
+from uniresxx.data.mixture.mix import Mixture
+from uniresxx.data.mixture.open import open_mixture
+from uniresxx.data.mixture.parts import MixturePart, mixture_named
 from uniresxx.data.scenes import scene_record, text_corpus
 from uniresxx.data.scenes.warmup import COLOUR_FORMS, SIDE_FORMS
 from uniresxx.data.store.photos import photo_of
@@ -68,7 +70,7 @@ def open_job(recipe: Recipe, data: Path | None) -> Job:
         "training_data": found.about,
     }
     picture = (lambda step: overlay(model, found.shown, step)) if found.shown else None
-    ledger = Ledger(found.source.wanted, d.batch_images * d.accumulate, d.max_bad_fraction)
+    ledger = DataLog(found.source.shares, d.batch_images * d.accumulate, d.max_bad_fraction)
     counter = work_counter(model, recipe.model) if isinstance(recipe.model, UniRESPlusPlusConfig) else None
     measure = open_measure(recipe.eval, model, data)
     said = _guard_lines(found.about)
@@ -109,17 +111,17 @@ def _open_data(recipe: Recipe, data: Path | None, all_boxes: bool) -> _Data:
         parts or (MixturePart(d.source, d.split),), d.expressions_per_image, seed,
         data, images, d.guard, all_boxes,
     )  # fmt: skip
-    pools = {id(pool.records): pool for pool in mixture.pools}.values()  # parts may share a data set
+    pools = {id(pool.records): pool for pool in mixture.parts}.values()  # parts may share a data set
     texts = [text for pool in pools for text in texts_of(pool.records, CORPUS_TEXTS)]
     about = [
-        {"data": pool.label, "share": mixture.wanted[pool.label], **pool.about} for pool in mixture.pools
+        {"data": pool.label, "share": mixture.shares[pool.label], **pool.about} for pool in mixture.parts
     ]
     return _Data(mixture, _readable(mixture), texts, _fingerprint(mixture), about)
 
 
 def _fingerprint(mixture: Mixture) -> str:
     """Of the content of every part: that of its store, else over its expressions."""
-    found = [str(p.about.get("fingerprint") or _digest(p.records)) for p in mixture.pools]
+    found = [str(p.about.get("fingerprint") or _digest(p.records)) for p in mixture.parts]
     return found[0] if len(found) == 1 else sha256("\n".join(found).encode()).hexdigest()
 
 
@@ -133,7 +135,7 @@ def _digest(records: Sequence[ImageRecord]) -> str:
 
 def _readable(mixture: Mixture) -> list[ImageRecord]:
     """A few records of the first part whose photograph can be shown."""
-    pool, shown = mixture.pools[0], []
+    pool, shown = mixture.parts[0], []
     for row in pool.rows_N[: 10 * SHOWN]:
         try:
             record = pool.record(int(row))
