@@ -460,14 +460,14 @@ def test_curriculum_changes_the_preset_at_its_slot() -> None:
 
 
 @pytest.mark.parametrize(("preset", "colours"), [("scenes_easy", 6), ("scenes", 8)])
-def test_the_first_lesson_is_exact_by_pixel_and_names_what_is_absent(preset: str, colours: int) -> None:
-    plain, taught = SceneSource(preset, 0), SceneSource(preset, 0, warmup_slots=6)
+def test_the_first_warmup_is_exact_by_pixel_and_names_what_is_absent(preset: str, colours: int) -> None:
+    plain, warmup = SceneSource(preset, 0), SceneSource(preset, 0, warmup_slots=6)
     for slot in range(6):
-        record, lesson = plain(slot), taught(slot)
+        record, warmed = plain(slot), warmup(slot)
         asked = {
-            e.expression_id.rsplit("_", 1)[1]: e for e in lesson.expressions if "_lesson_" in e.expression_id
+            e.expression_id.rsplit("_", 1)[1]: e for e in warmed.expressions if "_warmup_" in e.expression_id
         }
-        assert record.dense is not None and np.array_equal(record.pixels, lesson.pixels)
+        assert record.dense is not None and np.array_equal(record.pixels, warmed.pixels)
         things, left = record.dense[..., 0] > 0, np.arange(record.width) < record.width // 2
         expected = {"left": things & left, "right": things & ~left}
         names = preset_of(preset).colours
@@ -480,9 +480,9 @@ def test_the_first_lesson_is_exact_by_pixel_and_names_what_is_absent(preset: str
                 assert np.array_equal(masks.decode(asked[name].rle), mask)
             else:
                 assert asked[name].rle is None and asked[name].granularity == "none"
-        kept = {e.expression_id for e in lesson.expressions} - {e.expression_id for e in asked.values()}
+        kept = {e.expression_id for e in warmed.expressions} - {e.expression_id for e in asked.values()}
         assert kept < {e.expression_id for e in record.expressions}
-    assert taught(6).expressions == plain(6).expressions
+    assert warmup(6).expressions == plain(6).expressions
 
 
 def test_a_fifth_of_the_branches_are_conversations_where_there_are_enough(vocabulary: Vocabulary) -> None:

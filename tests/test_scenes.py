@@ -308,7 +308,7 @@ def test_paraphrase_uses_words_or_templates_never_trained() -> None:
     train = _every([scene_record("scenes", "train", index) for index in range(150)])
     trained_frames = {e.source["template"].split(" | ")[0] for e in train}
     trained_words = {word.strip(",") for e in train if not e.source["typo"] for word in e.text.split()}
-    plain = {word for seen, _ in SYNONYMS.values() for phrase in seen for word in phrase.split()}
+    plain = {word for trained, _ in SYNONYMS.values() for phrase in trained for word in phrase.split()}
     for e in _every(benchmark_records("scenes", "paraphrase")):
         frame = e.source["template"].split(" | ")[0]
         words = {word.strip(",").removesuffix("s") for word in e.text.split()} | set(e.text.split())
@@ -387,4 +387,3 @@ def test_shares_of_the_easy_preset_and_its_report() -> None:
     assert min(found.granularity.values()) == 300
     text = scenes_inspect.report("scenes_easy")
     assert "levels 1 / 2 / 3" in text and "nothing about photographs" in text
-    assert scenes_inspect.contact_sheet("scenes_easy", "val", 6).size[0] > 256

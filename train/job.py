@@ -26,7 +26,7 @@ from uniresxx.data.mixture.mix import Mixture
 from uniresxx.data.mixture.open import open_mixture
 from uniresxx.data.mixture.parts import MixturePart, mixture_named
 from uniresxx.data.scenes import scene_record, text_corpus
-from uniresxx.data.scenes.warmup import COLOUR_FORMS, SIDE_FORMS
+from uniresxx.data.scenes.warmup import COLOUR_TEMPLATES, SIDE_TEMPLATES
 from uniresxx.data.store.photos import photo_of
 from uniresxx.errors import InputError
 from uniresxx.evaluation.run import encode_records
@@ -102,7 +102,7 @@ def _open_data(recipe: Recipe, data: Path | None, all_boxes: bool) -> _Data:
     if not parts and d.source in SCENES:
         shown = [scene_record(d.source, "val", index) for index in range(SHOWN)]
         source = SceneSource(d.source, seed, d.first_preset, d.first_images, d.warmup_images)
-        texts = [*text_corpus(d.source, CORPUS_LINES), *COLOUR_FORMS, *SIDE_FORMS]
+        texts = [*text_corpus(d.source, CORPUS_LINES), *COLOUR_TEMPLATES, *SIDE_TEMPLATES]
         about = [{"data": f"{d.source}/train", "share": 1.0, "guard": {"mode": "drawn"}}]
         drawn = _digest([scene_record(d.source, d.split, index, seed) for index in range(SHOWN)])
         return _Data(source, shown, texts, f"{d.source}/{d.split}, seed {seed}, drawn {drawn[:16]}", about)

@@ -1,4 +1,7 @@
-"""Plan a picture: which things, in which colours, sizes and poses. Groups make words necessary."""
+"""Plan a picture: which things, in which colours, sizes and poses.
+
+Every picture has groups of things of one kind, so that an expression must say which of them it means.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +62,7 @@ def _group(
 
 
 def _cast(preset: Preset, split: str, rng: np.random.Generator) -> list[tuple[str, str]]:
-    """(kind, colour) of every thing: one or two groups of a kind, then single ones that reuse colours."""
+    """(kind, colour) of every thing: one or two groups of a kind, then single things that often reuse a colour."""
     order = [str(kind) for kind in rng.permutation(preset.kinds)]
     if split == "part_transfer":
         held = [kind for kind in order if any(kind == k for k, _ in HELD_OUT_PARTS)]
@@ -83,17 +86,19 @@ def _cast(preset: Preset, split: str, rng: np.random.Generator) -> list[tuple[st
 
 
 def _absent(preset: Preset, split: str, kind: str, rng: np.random.Generator) -> frozenset[str]:
-    """An optional part that is not drawn, if any: at most one, or nobody could tell the kind."""
+    """The optional part that is not drawn, if any; at most one, so that people can still tell the kind."""
     optional = kinds()[kind].optional
     missing = rng.random() < preset.missing
-    gone = optional[int(rng.random() * len(optional))] if optional else ""
-    if split == "part_transfer" and (kind, gone) in HELD_OUT_PARTS:
-        missing = missing and rng.random() < 0.5  # asked for more often there, its absence too
-    return frozenset([gone]) if optional and missing else frozenset()
+    part = optional[int(rng.random() * len(optional))] if optional else ""
+    if split == "part_transfer" and (kind, part) in HELD_OUT_PARTS:
+        missing = (
+            missing and rng.random() < 0.5
+        )  # this split asks for it more often, so it also lacks it often enough
+    return frozenset([part]) if optional and missing else frozenset()
 
 
 def plan_things(preset: Preset, split: str, rng: np.random.Generator) -> list[Plan]:
-    """Everything a picture shall hold, in drawing order (back to front)."""
+    """Everything to draw in a picture, from back to front."""
     cast = _cast(preset, split, rng)
     low, high = preset.sizes
     if split == "crowded":

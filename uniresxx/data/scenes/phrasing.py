@@ -1,4 +1,4 @@
-"""From a query to English. A style fixes all choices of wording, so that a twin gets the same template."""
+"""From a query to English. A style fixes every choice of wording, so that a negative gets its positive's template."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from uniresxx.data.scenes import words as w
 from uniresxx.data.scenes.kinds import kinds
 from uniresxx.data.scenes.solver import Query
 
-WORDS = (4, 14)  # of an expression of `scenes` that is not telegraphic
+WORDS = (4, 14)  # fewest and most in an expression of `scenes` that is not telegraphic
 
 
 @dataclass(frozen=True, slots=True)
 class Style:
-    """Choices of wording. `synonyms` picks words, `form` places adjectives, `frame` the sentence around."""
+    """Choices of wording: `synonyms` picks words, `form` places adjectives, `frame` picks the sentence around."""
 
     frame: int = 0
     form: int = 0
@@ -113,8 +113,8 @@ def _frames(query: Query, style: Style) -> tuple[str, ...]:
     return w.OBJECT_FRAMES_HELD_OUT if style.new_frame else w.OBJECT_FRAMES
 
 
-def _several(query: Query) -> bool:
-    """Is the part said in the plural: more than one of it on a thing of this kind, or several things?"""
+def _part_is_plural(query: Query) -> bool:
+    """Whether several parts are meant: the kind has more than one of them, or several things are meant."""
     return query.number != 1 or sum(piece.part == query.part for piece in kinds()[query.kind].pieces) > 1
 
 
@@ -123,7 +123,7 @@ def _part_words(query: Query, style: Style) -> str:
     noun = _word(query.part, style)
     if query.side is not None:
         return f"{query.side} {noun}"
-    return w.plural(noun) if _several(query) else noun
+    return w.plural(noun) if _part_is_plural(query) else noun
 
 
 def _things(query: Query, style: Style) -> str:
@@ -163,7 +163,7 @@ def _short_text(query: Query, style: Style) -> str:
 
 
 def template_of(query: Query, style: Style) -> str:
-    """The name of the template a query gets in a style: its frame and the shape of its noun phrase."""
+    """The name of the template of a query in a style: its frame and the form of its noun phrase."""
     frames = _frames(query, style)
     frame = (
         "plain" if style.plain else "telegraphic" if style.telegraphic else frames[style.frame % len(frames)]
@@ -194,7 +194,7 @@ def phrase(query: Query, style: Style) -> str:
     frame = frames[style.frame % len(frames)]
     if query.part is not None:
         part = _part_words(query, style)
-        many = _several(query) and query.side is None
+        many = _part_is_plural(query) and query.side is None
         return frame.format(
             p=f"the {part}",
             bare=part,
@@ -210,13 +210,13 @@ def phrase(query: Query, style: Style) -> str:
 
 
 def fits(text: str, style: Style) -> bool:
-    """Is the length of a text allowed (4-14 words, telegraphic and easy ones 2-14)?"""
+    """Whether the length of a text is allowed: 4-14 words, 2-14 if it is telegraphic or easy."""
     count = len(text.split())
     return (2 if style.plain or style.telegraphic else WORDS[0]) <= count <= WORDS[1]
 
 
 def fitting_style(query: Query, style: Style) -> Style | None:
-    """The style, or the next one in frames, whose text has an allowed length; None if no frame fits."""
+    """The style with the first frame, from its own on, whose text has an allowed length; None if there is none."""
     for step in range(len(_frames(query, style)) + 1):
         candidate = replace(style, frame=style.frame + step)
         if fits(phrase(query, candidate), candidate):
@@ -225,7 +225,7 @@ def fitting_style(query: Query, style: Style) -> Style | None:
 
 
 def misspell(text: str, rng: np.random.Generator) -> str:
-    """One slip in a word of at least five letters: two letters swapped, one lost, or one doubled."""
+    """The text with a typo in a word of at least five letters: two swapped, one missing, or one doubled."""
     parts = text.split(" ")
     long_ones = [number for number, word in enumerate(parts) if len(word) >= 5 and word.isalpha()]
     if not long_ones:

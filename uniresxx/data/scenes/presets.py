@@ -19,11 +19,11 @@ class Preset:
     colours: tuple[str, ...]
     objects: tuple[int, int]  # fewest and most objects of a picture
     sizes: tuple[int, int]  # longest side of an object
-    easy: bool  # apart, upright, levels 1-2, plain words
+    easy: bool  # things apart and upright, levels 1-2, plain words
     min_part: int  # visible pixels of a part that is a target
     margin: float  # two positions closer than this are not ordered
     splits: tuple[str, ...]
-    missing: float = 0.4  # a thing lacks one optional part: "the door of X" then points at nothing
+    missing: float = 0.4  # share of things that lack an optional part: "the door of X" then means nothing
     quotas: tuple[tuple[str, tuple[int, int, int, int]], ...] = ()  # split -> part, object, multi, none
 
     def quota(self, split: str) -> tuple[int, int, int, int]:
@@ -51,7 +51,7 @@ _FULL = Preset(
     sizes=(18, 58), easy=False, min_part=40, margin=6.0, splits=SPLITS,
     quotas=(
         ("val", (300, 300, 300, 300)), ("test", (1000, 1000, 1000, 1000)), ("compositional", _QUARTER),
-        # our choice: a split about parts asks mostly for parts; object and group keep the twin score alive
+        # our choice: a split about parts asks mostly for parts; the twin score also needs objects and groups
         ("part_transfer", (1000, 300, 300, 400)), ("paraphrase", _QUARTER), ("crowded", _QUARTER),
     ),
 )  # fmt: skip

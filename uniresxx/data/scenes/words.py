@@ -66,9 +66,6 @@ ORDER_TAILS: Mapping[str, str] = MappingProxyType(
     }
 )  # fmt: skip
 ORDINALS = ("first", "second", "third", "fourth")
-SIDES: Mapping[str, str] = MappingProxyType(
-    {"left": "left", "right": "right", "top": "top", "bottom": "bottom"}
-)
 
 # Frames. {x}: a noun phrase with "the"; {p}: "the wheels"; {owner}: the owner and its article;
 # {xs}: plural; {one}: bare singular; {belong} {are}: verbs that agree with {p}; {a} {b}: two noun phrases.
@@ -115,8 +112,8 @@ def plural(noun: str) -> str:
 
 
 def word_for(word: str, choice: int, held_out: bool) -> str:
-    """A synonym of a word (the word itself where it has none). `choice` 0 is the plain word."""
+    """A synonym of a word, or the word itself if it has none; `choice` 0 is the plain word."""
     if word not in SYNONYMS:
         return word
-    trained, kept = SYNONYMS[word]
-    return kept[choice % len(kept)] if held_out else trained[choice % len(trained)]
+    trained, new = SYNONYMS[word]
+    return new[choice % len(new)] if held_out else trained[choice % len(trained)]
