@@ -134,7 +134,7 @@ def test_mirroring_moves_pixels_masks_boxes_labels_and_dialogues_together(height
     first, second = turned.dialogues[0].turns
     assert (first.question, first.phrases[0].text) == ("the right one?", "right one")
     assert np.array_equal(masks.decode(first.phrases[0].rle), mask[:, ::-1])
-    assert (second.question, second.say) == ("what stands left of it?", "a cup to the right")
+    assert (second.question, second.answer) == ("what stands left of it?", "a cup to the right")
     assert turned.boxes["object"].tolist() == [[width - box[0, 2], 0, width, height]]
     back = mirrored(turned)
     assert np.array_equal(back.pixels, pixels) and np.array_equal(back.boxes["object"], box)

@@ -104,7 +104,7 @@ def picture(index: int, height: int = 32, width: int = 32) -> ImageRecord:
             Dialogue(f"toy/train/{index}_d", (
                 Turn("red and green?", (Phrase("red", rles[0], Granularity.OBJECT),
                                         Phrase("green", None, Granularity.NONE))),
-                Turn("how many?", say="two."),
+                Turn("how many?", answer="two."),
             )),
         ),
     )  # fmt: skip
@@ -388,7 +388,7 @@ def test_boxes_never_lie_on_the_padding() -> None:
 def test_a_batch_without_any_expression_or_without_any_word_has_a_loss(
     model: UniRESPlusPlus, vocabulary: Vocabulary
 ) -> None:
-    talk = Dialogue("toy/train/talk", (Turn("how many?", say="two."),))
+    talk = Dialogue("toy/train/talk", (Turn("how many?", answer="two."),))
     for dialogues in ((talk,), ()):
         record = replace(picture(0), expressions=(), dialogues=dialogues)
         batch = batch_of([record, record], vocabulary)

@@ -339,7 +339,7 @@ def test_dialogues_follow_up_and_plain_answers() -> None:
                     absent += sum(p.rle is None for p in dialogue.turns[0].phrases)
                     several += 1
                 else:
-                    assert dialogue.turns[0].say and dialogue.turns[0].question.endswith("?")
+                    assert dialogue.turns[0].answer and dialogue.turns[0].question.endswith("?")
                     plain += 1
                 for turn in dialogue.turns:
                     for p in turn.phrases:

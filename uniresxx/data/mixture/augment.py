@@ -49,15 +49,15 @@ def mirrored(record: ImageRecord) -> ImageRecord | None:
 def _mirror_dialogue(dialogue: Dialogue) -> Dialogue | None:
     turns = []
     for turn in dialogue.turns:
-        question, say = mirror_text(turn.question), mirror_text(turn.say or "")
+        question, answer = mirror_text(turn.question), mirror_text(turn.answer or "")
         texts = [mirror_text(phrase.text) for phrase in turn.phrases]
-        if question is None or say is None or None in texts:
+        if question is None or answer is None or None in texts:
             return None
         phrases = tuple(
             Phrase(text or "", _mirror_mask(phrase.rle), phrase.granularity)
             for text, phrase in zip(texts, turn.phrases, strict=True)
         )
-        turns.append(Turn(question, phrases, None if turn.say is None else say))
+        turns.append(Turn(question, phrases, None if turn.answer is None else answer))
     return replace(dialogue, turns=tuple(turns))
 
 

@@ -77,6 +77,6 @@ def text_corpus(preset: str, n: int) -> list[str]:
         texts += [expression.text for expression in record.expressions]
         for dialogue in record.dialogues:
             for turn in dialogue.turns:
-                texts += [turn.question, *([turn.say] if turn.say else [])]
+                texts += [turn.question, *([turn.answer] if turn.answer else [])]
         index += 1
     return texts[:n]

@@ -89,7 +89,9 @@ def _plain(proposer: Proposer) -> tuple[Turn, ...] | None:
     kind = proposer.pick_word(proposer.preset.kinds if proposer.chance(0.3) else list(proposer.by_kind))
     here = proposer.by_kind.get(kind, [])
     if roll < 0.45:
-        return (Turn(f"How many {plural(kind)} are there?", say=f"{_NUMBER_WORDS[len(here)].capitalize()}."),)
+        return (
+            Turn(f"How many {plural(kind)} are there?", answer=f"{_NUMBER_WORDS[len(here)].capitalize()}."),
+        )
     if roll < 0.75:
         colours = [c for c in proposer.preset.colours if proposer.may_ask_pair(kind, c)]
         colour = (
@@ -97,10 +99,10 @@ def _plain(proposer: Proposer) -> tuple[Turn, ...] | None:
         )
         present = any(thing.colour == colour for thing in here)
         article = "an" if colour[0] == "o" else "a"
-        return (Turn(f"Is there {article} {colour} {kind}?", say="Yes." if present else "No."),)
+        return (Turn(f"Is there {article} {colour} {kind}?", answer="Yes." if present else "No."),)
     if len(here) != 1:
         return None
-    return (Turn(f"What colour is the {kind}?", say=f"{here[0].colour.capitalize()}."),)
+    return (Turn(f"What colour is the {kind}?", answer=f"{here[0].colour.capitalize()}."),)
 
 
 def make_dialogues(proposer: Proposer, prefix: str) -> tuple[Dialogue, ...]:
