@@ -201,8 +201,8 @@ def test_what_is_not_asked_for_is_still_an_object(vocabulary: Vocabulary) -> Non
     record = picture(0)
     known = boxes_of_masks(record)
     assert {name: len(boxes) for name, boxes in known.items()} == {"object": 1, "part": 1}
-    groups = OpenedPart.of("toy[multi]", [record], 4, granularities=(Granularity.MULTI,), all_boxes=True)
-    for pool in (OpenedPart.of("toy", [record], 1), groups):
+    groups = OpenedPart("toy[multi]", [record], 4, granularities=(Granularity.MULTI,), all_boxes=True)
+    for pool in (OpenedPart("toy", [record], 1), groups):
         source = Mixture((pool,), 0)
         for slot in range(6):
             batch = Batches(source, LEARNED, vocabulary, 3, 1, 1, 1, 0.0)(slot, 0)

@@ -58,7 +58,7 @@ def record(name: str, kinds: str, **changes) -> ImageRecord:
 def pool(
     label: str, count: int, kinds: str = "oo", weight: float = 1.0, only=(), shown: int = 4
 ) -> OpenedPart:
-    return OpenedPart.of(label, [record(f"{label}{i}", kinds) for i in range(count)], shown, weight, only)
+    return OpenedPart(label, [record(f"{label}{i}", kinds) for i in range(count)], shown, weight, only)
 
 
 def some(mixture: Mixture, start: int, stop: int) -> list[tuple[int, int]]:
@@ -145,18 +145,18 @@ def test_weights_are_counted_in_expressions():
     parts = (pool("many", 5, "o" * 20, 3.0, shown=8), pool("few", 5, "on", 1.0, shown=8))
     mixture, seen = Mixture(parts, 0), Counter()
     for slot in range(440):
-        seen[mixture.label(slot)] += min(8, len(mixture(slot).expressions))
+        seen[mixture.origin(slot).data_set] += min(8, len(mixture(slot).expressions))
     assert seen["many"] / seen.total() == pytest.approx(0.75, abs=0.01)
     assert mixture.shares == {"many": 0.75, "few": 0.25}
 
 
 def test_a_part_of_some_granularities_shows_only_them():
     records = [record("a", "oom"), record("b", "oo"), record("c", "nm")]
-    mixture = Mixture((OpenedPart.of("toy[multi]", records, 4, granularities=(Granularity.MULTI,)),), 0)
+    mixture = Mixture((OpenedPart("toy[multi]", records, 4, granularities=(Granularity.MULTI,)),), 0)
     assert {mixture(slot).image_id for slot in range(20)} == {"a", "c"}
     assert {e.granularity for slot in range(20) for e in mixture(slot).expressions} == {"multi"}
     with pytest.raises(InputError, match=r"toy: holds no expression of part"):
-        OpenedPart.of("toy", records, 4, granularities=(Granularity.PART,))
+        OpenedPart("toy", records, 4, granularities=(Granularity.PART,))
 
 
 def test_importing_grain_prints_nothing():
@@ -206,7 +206,7 @@ def broken(count: int = 12) -> list[ImageRecord]:
 
 def test_bad_samples_are_replaced_and_no_other_sample_changes(vocabulary):
     good = [record(str(i), "on") for i in range(12)]
-    sources = [Mixture((OpenedPart.of("toy", r, 3, hint="set --data"),), 4) for r in (broken(), good)]
+    sources = [Mixture((OpenedPart("toy", r, 3, hint="set --data"),), 4) for r in (broken(), good)]
     hurt, whole = (batches_of(source, vocabulary) for source in sources)
     bad = 0
     for slot in range(48):
@@ -229,7 +229,7 @@ def recipe_with(workers: int, steps: int):
 
 
 def test_workers_give_the_same_batches_and_the_same_bad_samples(vocabulary):
-    source = Mixture((OpenedPart.of("toy", broken(), 3), pool("other", 5)), 4)
+    source = Mixture((OpenedPart("toy", broken(), 3), pool("other", 5)), 4)
     batches = batches_of(source, vocabulary, 4, 1)
     seen = []
     for workers in (0, 2):
@@ -242,7 +242,7 @@ def test_workers_give_the_same_batches_and_the_same_bad_samples(vocabulary):
 
 def test_too_many_bad_samples_in_a_row_stop_the_run_and_are_listed(vocabulary):
     lost = [record(str(i), "o", pixels=None, path=f"nowhere/{i}.jpg") for i in range(30)]
-    batches = batches_of(Mixture((OpenedPart.of("toy", lost, 3, hint="set --data DIR"),), 4), vocabulary)
+    batches = batches_of(Mixture((OpenedPart("toy", lost, 3, hint="set --data DIR"),), 4), vocabulary)
     with pytest.raises(
         DataError, match=r"10 samples in a row .*nowhere/\d+\.jpg: no such photo \(set --data DIR\)"
     ):

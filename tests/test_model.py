@@ -435,7 +435,7 @@ def test_options_a_source_would_ignore_are_refused() -> None:
 
 
 def test_batches_are_a_pure_function_of_step_and_micro(vocabulary: Vocabulary) -> None:
-    source = Mixture((OpenedPart.of("pictures", [picture(i) for i in range(5)], 3),), seed=3)
+    source = Mixture((OpenedPart("pictures", [picture(i) for i in range(5)], 3),), seed=3)
     whole = Batches(source, CONFIG, vocabulary, 7, 6, 1, 3, 0.5)
     halves = Batches(source, CONFIG, vocabulary, 7, 3, 2, 3, 0.5)
     late_first = [whole(2, 0), whole(0, 0)]
@@ -449,7 +449,7 @@ def test_batches_are_a_pure_function_of_step_and_micro(vocabulary: Vocabulary) -
 
 
 def test_an_epoch_shows_every_record_once() -> None:
-    source = Mixture((OpenedPart.of("pictures", [picture(i) for i in range(5)], 3),), seed=3)
+    source = Mixture((OpenedPart("pictures", [picture(i) for i in range(5)], 3),), seed=3)
     for epoch in range(3):
         assert sorted(source(slot).image_id for slot in range(5 * epoch, 5 * epoch + 5)) == list("01234")
 

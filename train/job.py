@@ -136,7 +136,7 @@ def _digest(records: Sequence[ImageRecord]) -> str:
 def _readable(mixture: Mixture) -> list[ImageRecord]:
     """A few records of the first part whose photograph can be shown."""
     pool, shown = mixture.parts[0], []
-    for row in pool.rows_N[: 10 * SHOWN]:
+    for row in pool.rows[: 10 * SHOWN]:
         try:
             record = pool.record(int(row))
             photo_of(record)

@@ -66,6 +66,5 @@ def _mirror_mask(rle: RLE | None) -> RLE | None:
 
 
 def _mirror_boxes(boxes_N4: np.ndarray, width: int) -> np.ndarray:
-    mirrored_N4 = boxes_N4.copy()
-    mirrored_N4[:, 0], mirrored_N4[:, 2] = width - boxes_N4[:, 2], width - boxes_N4[:, 0]
-    return mirrored_N4
+    x0_N, y0_N, x1_N, y1_N = boxes_N4.T
+    return np.stack([width - x1_N, y0_N, width - x0_N, y1_N], axis=1)

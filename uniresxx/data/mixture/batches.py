@@ -14,6 +14,7 @@ import numpy as np
 from mllm.tokens import Vocabulary
 from uniresxx.data.mixture.augment import mirrored
 from uniresxx.data.mixture.data_log import MAX_ATTEMPTS, too_many_bad, zero_counts
+from uniresxx.data.mixture.mix import Origin
 from uniresxx.data.scenes import scene_record
 from uniresxx.data.scenes.warmup import warmup_expressions
 from uniresxx.data.store.photos import photo_of
@@ -38,16 +39,8 @@ class Source(Protocol):
         """The record of a slot; `attempt` n > 0: its n-th replacement."""
         ...
 
-    def record_name(self, slot: int, attempt: int = 0) -> str:
-        """The name of that record in messages."""
-        ...
-
-    def label(self, slot: int) -> str:
-        """The data set of a slot."""
-        ...
-
-    def hint(self, slot: int) -> str:
-        """Which option to set where the photographs of a slot's data set are not found; may be empty."""
+    def origin(self, slot: int, attempt: int = 0) -> Origin:
+        """Where that record comes from; never reads the record."""
         ...
 
 
@@ -79,17 +72,9 @@ class SceneSource:
         half = record.expressions[slot % 2 :: 2]
         return replace(record, expressions=half + warmup_expressions(record, preset))
 
-    def record_name(self, slot: int, attempt: int = 0) -> str:
-        """Preset and number of the picture."""
-        return f"{self.preset} picture {_picture(slot, attempt)}"
-
-    def label(self, slot: int) -> str:
-        """The preset."""
-        return self.preset
-
-    def hint(self, slot: int) -> str:
-        """Empty: no photograph is needed."""
-        return ""
+    def origin(self, slot: int, attempt: int = 0) -> Origin:
+        """Preset and number of the picture; no photograph is needed."""
+        return Origin(self.preset, f"{self.preset} picture {_picture(slot, attempt)}", "")
 
 
 def _picture(slot: int, attempt: int) -> int:
@@ -165,15 +150,14 @@ class Batches:
             except (ValueError, OSError) as error:
                 bad.append(self._bad_sample(slot, attempt, error))
             else:
-                return replace(sample, label=self.source.label(slot), bad=tuple(bad))
+                return replace(sample, label=self.source.origin(slot).data_set, bad=tuple(bad))
         raise too_many_bad(bad, f"{len(bad)} samples in a row could not be prepared")
 
     def _bad_sample(self, slot: int, attempt: int, error: Exception) -> BadSample:
-        reason = " ".join(str(error).split())
-        hint = self.source.hint(slot)
-        if hint and isinstance(error, MissingPhotoError):
-            reason = f"{reason} ({hint})"
-        return BadSample(slot, self.source.record_name(slot, attempt), reason)
+        origin, reason = self.source.origin(slot, attempt), " ".join(str(error).split())
+        if origin.hint and isinstance(error, MissingPhotoError):
+            reason = f"{reason} ({origin.hint})"
+        return BadSample(slot, origin.record, reason)
 
     def _prepare(self, slot: int, attempt: int) -> Sample:
         record = self.source(slot, attempt)

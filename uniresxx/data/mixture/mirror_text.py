@@ -52,8 +52,10 @@ _PLACES_IN_A_ROW = _words(
     "first second third fourth fifth sixth seventh eighth ninth tenth last next previous outer inner"
 )
 _ARTICLES = _words("the his her its their our your my")  # with possessives: "on the right", "to her left"
-_OTHER_DETERMINERS = _words("a an this these those every each both another")
-_PREPOSITIONS = _words("of with by behind above below under beside near between and or not but for about")
+_SMALL_WORDS = _words(
+    "a an this these those every each both another and or not but",
+    "of with by behind above below under beside near between for about",
+)
 # before a side: it is a place or a direction, whatever follows
 _LOCATING = _words(
     "on to from at in toward towards far farther farthest further furthest extreme very outermost slightly way",
@@ -67,7 +69,6 @@ _ADJECTIVES = _words(
 _PARTS_OF_A_PICTURE = _words(
     "side corner hand edge end front back rear row foreground background top bottom middle center centre most"
 )
-_BODY_SIDES = _words("handed hander footed")
 # after a side: it means "exactly", "immediately" or "remaining"
 _ADVERBS = _words(
     "in at by up down over overs out off on onto into through after before behind next above below beside besides",
@@ -128,14 +129,10 @@ def _stays_true(text: str) -> bool:
     if _NUMBERED.search(text) or any(letter.isdigit() for letter in _ORDINAL_NUMBER.sub("", text)):
         return False
     tokens = [token.lower() for token in _TOKEN.findall(text.replace("'", ""))]
-    if not _REFUSED.isdisjoint(tokens) or any(_is_lone_letter(token) for token in tokens):
+    lone_letters = {token for token in tokens if len(token) == 1 and token.isalpha()} - {"a", "i"}
+    if lone_letters or not _REFUSED.isdisjoint(tokens):
         return False
-    sides = [place for place, token in enumerate(tokens) if _SIDE.fullmatch(token)]
-    for token in tokens:
-        if ("left" in token or "right" in token) and not (
-            _SIDE.fullmatch(token) or _UNRELATED.fullmatch(token)
-        ):
-            return False
+    sides = [place for place, token in enumerate(tokens) if _names_a_side(token)]
     in_a_row = re.sub(r"\bnext to\b", "", " ".join(tokens)).split()
     counted = not _PLACES_IN_A_ROW.isdisjoint(in_a_row) or _ORDINAL_NUMBER.search(text) is not None
     if counted and not sides:  # "second elephant": from the left or from the right?
@@ -143,8 +140,8 @@ def _stays_true(text: str) -> bool:
     return all(_is_direction(tokens, place) for place in sides)
 
 
-def _is_lone_letter(token: str) -> bool:
-    return len(token) == 1 and token.isalpha() and token not in "ai"
+def _names_a_side(token: str) -> bool:
+    return re.search("left|right|[lr]hs", token) is not None and not _UNRELATED.fullmatch(token)
 
 
 def _is_direction(tokens: Sequence[str], place: int) -> bool:
@@ -152,18 +149,17 @@ def _is_direction(tokens: Sequence[str], place: int) -> bool:
     before, before2 = _neighbours(tokens, place, -1)
     after, after2 = _neighbours(tokens, place, 1)
     found = _SIDE.fullmatch(tokens[place])
-    assert found is not None
+    if found is None:  # "leftover", "toright"
+        return False
     if found[3] == "side":  # "leftside" is "left side"
         after, after2 = "side", after
     elif found[1] or found[3] or found[2] in ("lhs", "rhs"):
         return after not in _NEVER_A_DIRECTION_AFTER
-    if after in _NO_SIDE_HAS or (after == "of" and after2 == "way"):
+    if after in _NO_SIDE_HAS | _NEVER_A_DIRECTION_AFTER or (after, after2) == ("of", "way"):
         return False
     if after in _PARTS_OF_A_PICTURE and after2 in ("up", "down", "out", "there", "here"):  # "right side up"
         return False
-    if after in _NEVER_A_DIRECTION_AFTER:
-        return False
-    if after in _BODY_SIDES:
+    if after in ("handed", "hander", "footed"):
         return True
     if before in _ARTICLES:
         return before2 in _LOCATING or (after not in _ADVERBS and after not in _ARTICLES)
@@ -185,7 +181,7 @@ def _is_direction_beside_plain_words(tokens: Sequence[str], place: int, before: 
         # "left", or "red cup, left"; "right, the red cup" only begins a sentence
         alone = after == "" and (place > 0 or sum(token.isalpha() for token in tokens) == 1)
         return alone or names_a_thing or after == "of"
-    if before in _OTHER_DETERMINERS or before in _PREPOSITIONS or before in _ADJECTIVES:
+    if before in _SMALL_WORDS | _ADJECTIVES:
         return names_a_thing
     if before in _OTHER_SENSE_BEFORE | _MAY_REMAIN | _QUANTITIES or _is_adverb(before):
         return False
@@ -195,8 +191,8 @@ def _is_direction_beside_plain_words(tokens: Sequence[str], place: int, before: 
 
 
 def _may_be_a_noun(word: str) -> bool:
-    """Whether a thing may be called this after "left"; "uneaten", "quickly", "standing" and "in" are no things."""
-    function_word = word in _ADVERBS | _ARTICLES | _OTHER_DETERMINERS | _PREPOSITIONS | _OTHER_SENSE_BEFORE
+    """Whether the word may name a thing; "in", "quickly" and "uneaten" do not."""
+    function_word = word in _ADVERBS | _ARTICLES | _SMALL_WORDS | _OTHER_SENSE_BEFORE
     return not function_word and word != "to" and not _is_adverb(word) and not word.startswith("un")
 
 

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -25,6 +25,14 @@ TOTAL_SHARES = 1_000_000  # shares of slots are whole numbers that add up to abo
 REPLACEMENT_STREAM = 2  # keeps the random numbers of replaced samples apart from all others
 
 
+class Origin(NamedTuple):
+    """Where the record of a slot comes from, for counts and messages."""
+
+    data_set: str
+    record: str  # a name by which a person finds the record
+    hint: str  # which option to set where the photographs of the data set are not found; may be empty
+
+
 @dataclass(frozen=True, slots=True)
 class RecordIndex:
     """Record number `row` of part number `part`."""
@@ -35,55 +43,53 @@ class RecordIndex:
 
 @dataclass(frozen=True)
 class OpenedPart:
-    """The records of one part of a mixture, and the rows among them that have expressions of this part."""
+    """One part of a mixture with its records opened and counted.
+
+    Args:
+        label: name of the part in logs and messages.
+        records: all records of the data set.
+        expressions_per_image: how many expressions of an image a slot shows at most.
+        weight: share of the expressions shown, relative to the other parts.
+        granularities: show only expressions of these; empty: all.
+        about: JSON that describes the data: fingerprint, report of the leak guard.
+        hint: which option to set where a photograph is not found.
+        all_boxes: give each record the boxes of all its masks, also of expressions that are not shown. A learned
+            region proposer needs them: a picture asked only for groups still shows objects.
+
+    Raises:
+        InputError: no record has an expression of these granularities.
+    """
 
     label: str
-    weight: float
     records: Sequence[ImageRecord]
-    rows_N: np.ndarray  # int64
-    expressions_per_slot: float  # mean number of expressions that a slot of this part shows
-    granularities: tuple[Granularity, ...] = ()  # (): all
-    about: Mapping[str, Any] = field(default_factory=dict)  # JSON: fingerprint, report of the leak guard
-    hint: str = ""  # which option to set where its photographs are not found
+    expressions_per_image: int
+    weight: float = 1.0
+    granularities: tuple[Granularity, ...] = ()
+    about: Mapping[str, Any] = field(default_factory=dict)
+    hint: str = ""
     all_boxes: bool = False
 
-    @classmethod
-    def of(
-        cls,
-        label: str,
-        records: Sequence[ImageRecord],
-        expressions_per_image: int,
-        weight: float = 1.0,
-        granularities: Sequence[Granularity] = (),
-        about: Mapping[str, Any] | None = None,
-        hint: str = "",
-        all_boxes: bool = False,
-    ) -> OpenedPart:
-        """Count the expressions of the records and select the rows that have some.
+    def __post_init__(self) -> None:
+        if not self.rows.size:
+            wanted = f" of {', '.join(self.granularities)}" if self.granularities else ""
+            raise InputError(f"{self.label}: holds no expression{wanted}")
 
-        Args:
-            label: name of the part in logs and messages.
-            records: all records of the data set.
-            expressions_per_image: how many expressions of an image a slot shows at most.
-            weight: share of the expressions shown, relative to the other parts.
-            granularities: show only expressions of these; empty: all.
-            about: JSON that describes the data: fingerprint, report of the leak guard.
-            hint: which option to set where a photograph is not found.
-            all_boxes: give each record the boxes of all its masks, also of expressions that are not shown.
-                A learned region proposer needs them: a picture asked only for groups still shows objects.
+    @cached_property
+    def _counts(self) -> np.ndarray:
+        """How many expressions of this part each record has, int32."""
+        columns = [GRANULARITIES.index(item) for item in self.granularities or GRANULARITIES]
+        counts_N: np.ndarray = count_granularities(self.records)[:, columns].sum(axis=1, dtype=np.int32)
+        return counts_N
 
-        Raises:
-            InputError: no record has an expression of these granularities.
-        """
-        counts_N4 = count_granularities(records)
-        columns = [GRANULARITIES.index(item) for item in granularities] or list(range(len(GRANULARITIES)))
-        counts_N = counts_N4[:, columns].sum(axis=1)
-        rows_N = np.flatnonzero(counts_N)
-        if not rows_N.size:
-            wanted = f" of {', '.join(granularities)}" if granularities else ""
-            raise InputError(f"{label}: holds no expression{wanted}")
-        shown = float(np.minimum(counts_N[rows_N], expressions_per_image).mean())
-        return cls(label, weight, records, rows_N, shown, tuple(granularities), about or {}, hint, all_boxes)
+    @cached_property
+    def rows(self) -> np.ndarray:
+        """The records that have expressions of this part, int64."""
+        return np.flatnonzero(self._counts)
+
+    @cached_property
+    def expressions_per_slot(self) -> float:
+        """Mean number of expressions that a slot of this part shows."""
+        return float(np.minimum(self._counts[self.rows], self.expressions_per_image).mean())
 
     def record(self, row: int) -> ImageRecord:
         """A record with the expressions of this part; InputError where its store is damaged there."""
@@ -147,7 +153,7 @@ class Mixture:
         for number, part in enumerate(self.parts):
             # grain adds the epoch to the seed: with neighbouring seeds, one part would repeat another's order
             seed = int(np.random.SeedSequence((self.seed, number)).generate_state(1)[0])
-            rows = grain.MapDataset.range(len(part.rows_N)).shuffle(seed=seed).repeat()
+            rows = grain.MapDataset.range(len(part.rows)).shuffle(seed=seed).repeat()
             orders.append(rows.map(partial(RecordIndex, number)))
         # grain's own `mix` rounds the weights (0.7 to 0.3 becomes 233 to 100)
         return grain.MapDataset.select_from_datasets(orders, self.schedule)
@@ -161,29 +167,22 @@ class Mixture:
         if attempt:
             part, _ = self.schedule[slot]
             rng = np.random.default_rng((self.seed, slot, REPLACEMENT_STREAM, attempt))
-            place = int(rng.integers(len(self.parts[part].rows_N)))
+            place = int(rng.integers(len(self.parts[part].rows)))
         else:
             found: RecordIndex = self._order[slot]
             part, place = found.part, found.row
-        return RecordIndex(part, int(self.parts[part].rows_N[place]))
+        return RecordIndex(part, int(self.parts[part].rows[place]))
 
     def __call__(self, slot: int, attempt: int = 0) -> ImageRecord:
         """The record of a slot."""
         index = self.index(slot, attempt)
         return self.parts[index.part].record(index.row)
 
-    def record_name(self, slot: int, attempt: int = 0) -> str:
-        """The name of a slot's record in messages."""
+    def origin(self, slot: int, attempt: int = 0) -> Origin:
+        """Where the record of a slot comes from; never reads the record."""
         index = self.index(slot, attempt)
-        return f"{self.parts[index.part].label} row {index.row}"
-
-    def label(self, slot: int) -> str:
-        """The label of a slot's part."""
-        return self.parts[self.schedule[slot][0]].label
-
-    def hint(self, slot: int) -> str:
-        """Which option to set where the photographs of a slot's part are not found."""
-        return self.parts[self.schedule[slot][0]].hint
+        part = self.parts[index.part]
+        return Origin(part.label, f"{part.label} row {index.row}", part.hint)
 
     @property
     def shares(self) -> dict[str, float]:

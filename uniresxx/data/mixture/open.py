@@ -34,7 +34,7 @@ def open_mixture(
         data: root of the native layouts, and of stores that are named by a bare name.
         images: folder where the photographs of stores lie now.
         guard: mode of the leak guard: "on", "strict" or "published_data".
-        all_boxes: see `OpenedPart.of`.
+        all_boxes: see `OpenedPart`.
 
     Raises:
         InputError: no part, an unknown data set, a weight or granularity that is not allowed, the same data
@@ -52,7 +52,7 @@ def open_mixture(
         if any(item.label == label for item in opened):
             raise InputError(f"{label} is twice in the mixture: give it once, with both weights added")
         opened.append(
-            OpenedPart.of(
+            OpenedPart(
                 label, found.records, expressions_per_image, part.weight, granularities,
                 found.about, found.hint, all_boxes,
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from uniresxx.data.scenes.phrasing import Style, draw_style, noun_phrase, phrase
+from uniresxx.data.scenes.phrasing import Style, noun_phrase, phrase
 from uniresxx.data.scenes.propose import Proposer
 from uniresxx.data.scenes.solver import Query, solve
 from uniresxx.data.scenes.words import plural
@@ -24,14 +24,12 @@ def _phrase(proposer: Proposer, query: Query, text: str, granularity: Granularit
     return Phrase(text, encode(proposer.scene.mask(answer.paints)), granularity)
 
 
-def _styled(proposer: Proposer) -> Style:
-    return replace(
-        draw_style(proposer.rng, proposer.easy, proposer.split == "paraphrase"), telegraphic=False, form=0
-    )
+def _style(proposer: Proposer) -> Style:
+    return replace(proposer.draw_style(), telegraphic=False, form=0)
 
 
 def _one(proposer: Proposer) -> Query | None:
-    return proposer.name_thing(proposer.pick_thing(list(proposer.scene.things)))
+    return proposer.name_thing(proposer.pick(list(proposer.scene.things)))
 
 
 def _several(proposer: Proposer) -> tuple[Turn, ...] | None:
@@ -45,7 +43,7 @@ def _several(proposer: Proposer) -> tuple[Turn, ...] | None:
         if found is not None and proposer.chance(0.35):
             changed = proposer.propose_negative(found)
             query = changed[1] if changed else query
-        style = _styled(proposer)
+        style = _style(proposer)
         item = _phrase(proposer, query, "the " + noun_phrase(query, style, False), Granularity.OBJECT)
         if item is not None and item.text not in [other.text for other in phrases]:
             phrases.append(item)
@@ -64,13 +62,13 @@ def _follow_up(proposer: Proposer) -> tuple[Turn, ...] | None:
     if thing_answer is None or len(thing_answer.things) != 1:
         return None
     thing = thing_answer.things[0]
-    style = _styled(proposer)
+    style = _style(proposer)
     name = "the " + noun_phrase(query, style, False)
     first = _phrase(proposer, query, name, Granularity.OBJECT)
     parts = proposer.askable_parts(thing, transfer=False)
     if not parts or first is None:
         return None
-    part_query = replace(query, part=proposer.pick_word(parts))
+    part_query = replace(query, part=proposer.pick(parts))
     if proposer.chance(0.3):
         absent = [
             q for q in proposer.other_parts(part_query) if (a := solve(proposer.scene, q)) and not a.paints
@@ -86,7 +84,7 @@ def _follow_up(proposer: Proposer) -> tuple[Turn, ...] | None:
 def _plain(proposer: Proposer) -> tuple[Turn, ...] | None:
     """A question without a mask: how many, is there, which colour."""
     roll = proposer.rng.random()
-    kind = proposer.pick_word(proposer.preset.kinds if proposer.chance(0.3) else list(proposer.by_kind))
+    kind = proposer.pick(proposer.preset.kinds if proposer.chance(0.3) else list(proposer.by_kind))
     here = proposer.by_kind.get(kind, [])
     if roll < 0.45:
         return (
@@ -94,9 +92,7 @@ def _plain(proposer: Proposer) -> tuple[Turn, ...] | None:
         )
     if roll < 0.75:
         colours = [c for c in proposer.preset.colours if proposer.may_ask_pair(kind, c)]
-        colour = (
-            proposer.pick_thing(here).colour if here and proposer.chance(0.5) else proposer.pick_word(colours)
-        )
+        colour = proposer.pick(here).colour if here and proposer.chance(0.5) else proposer.pick(colours)
         present = any(thing.colour == colour for thing in here)
         article = "an" if colour[0] == "o" else "a"
         return (Turn(f"Is there {article} {colour} {kind}?", answer="Yes." if present else "No."),)

@@ -11,8 +11,8 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageDraw
 
-from uniresxx.data.scenes.graph import PartInstance, Scene, Thing
-from uniresxx.data.scenes.kinds import COLOURS, PART_NAMES, kinds
+from uniresxx.data.scenes.graph import PartInstance, Scene, Thing, bounding_box
+from uniresxx.data.scenes.kinds import COLOURS, KINDS, PART_NAMES
 from uniresxx.data.scenes.layout import Plan, plan_things
 from uniresxx.data.scenes.presets import HELD_OUT_PARTS, Preset
 
@@ -23,7 +23,7 @@ _KEEP_VISIBLE = 0.5  # with less than this visible, people cannot tell the kind 
 @lru_cache(maxsize=64)
 def _outline(kind: str) -> tuple[np.ndarray, tuple[int, ...]]:
     """Corners of all pieces of a kind (n, 2) in the instance box, and where each piece starts."""
-    pieces = kinds()[kind].pieces
+    pieces = KINDS[kind].pieces
     starts = np.cumsum([0] + [len(piece.points) for piece in pieces])
     return np.concatenate([np.asarray(piece.points) for piece in pieces]), tuple(int(s) for s in starts)
 
@@ -44,7 +44,7 @@ def _stamp(plan: Plan, size: float, first: int) -> tuple[np.ndarray, list[tuple[
     Returns:
         Paint numbers, uint8 (y, x), 0 outside the thing, and the piece that each number is.
     """
-    kind = kinds()[plan.kind]
+    kind = KINDS[plan.kind]
     corners, starts = _outline(plan.kind)
     aspect = kind.aspect * plan.stretch
     width, height = (size, size / aspect) if aspect >= 1 else (size * aspect, size)
@@ -61,7 +61,7 @@ def _stamp(plan: Plan, size: float, first: int) -> tuple[np.ndarray, list[tuple[
     flat = points.ravel().tolist()
     paints: list[tuple[int, int]] = []
     for number, piece in enumerate(kind.pieces):
-        if piece.part is not None and piece.part in plan.absent:
+        if piece.part is not None and piece.part == plan.absent:
             continue
         paint = first + len(paints)
         pen.polygon(flat[2 * starts[number] : 2 * starts[number + 1]], fill=paint)
@@ -147,7 +147,7 @@ def _describe(paint_yx: np.ndarray, placed: list[_Placed]) -> tuple[Thing, ...]:
     sum_y = np.bincount(flat, weights=np.repeat(steps, side), minlength=256)
     things = []
     for index, item in enumerate(placed):
-        pieces = kinds()[item.plan.kind].pieces
+        pieces = KINDS[item.plan.kind].pieces
         numbers = [paint for paint, _ in item.paints]
         total = int(area[numbers].sum())
         parts: dict[str, tuple[PartInstance, ...]] = {}
@@ -159,14 +159,13 @@ def _describe(paint_yx: np.ndarray, placed: list[_Placed]) -> tuple[Thing, ...]:
                 )
                 parts[name] = (*parts.get(name, ()), instance)
         inside = (paint_yx >= numbers[0]) & (paint_yx <= numbers[-1])  # paints of a thing are consecutive
-        xs, ys = np.flatnonzero(inside.any(axis=0)), np.flatnonzero(inside.any(axis=1))
         things.append(
             Thing(
                 index, item.plan.kind, item.plan.colour, tuple(numbers), parts,
                 frozenset(name for _, p in item.paints if (name := pieces[p].part) is not None),
                 float(sum_x[numbers].sum() / total), float(sum_y[numbers].sum() / total), total,
                 item.full_area,
-                (int(xs[0]), int(ys[0]), int(xs[-1]) + 1, int(ys[-1]) + 1),
+                bounding_box(inside),
             )
         )  # fmt: skip
     return tuple(things)
@@ -190,7 +189,7 @@ def _paint_tables(
     dense = np.zeros((256, 3), dtype=np.uint8)
     jitter = 12.0 if preset.easy else 16.0
     for item in placed:
-        kind = kinds()[item.plan.kind]
+        kind = KINDS[item.plan.kind]
         base = np.asarray(COLOURS[item.plan.colour], dtype=np.float32)
         base = np.clip(base + rng.uniform(-jitter, jitter, 3), 18, 248)
         own = dict(item.plan.own_colours)

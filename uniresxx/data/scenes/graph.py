@@ -63,3 +63,9 @@ class Scene:
         chosen[list(paints)] = True
         mask_yx: np.ndarray = chosen[self.paint_yx]
         return mask_yx
+
+
+def bounding_box(mask_yx: np.ndarray) -> tuple[int, int, int, int]:
+    """The box of a mask that is not empty: xyxy, exclusive end."""
+    xs, ys = np.flatnonzero(mask_yx.any(axis=0)), np.flatnonzero(mask_yx.any(axis=1))
+    return int(xs[0]), int(ys[0]), int(xs[-1]) + 1, int(ys[-1]) + 1

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from uniresxx.data.scenes.benchmark import benchmark_records
-from uniresxx.data.scenes.kinds import kinds
+from uniresxx.data.scenes.kinds import KINDS
 from uniresxx.data.scenes.presets import preset_of
 from uniresxx.data.scenes.words import SYNONYMS
 from uniresxx.types import Expression, Granularity, ImageRecord
@@ -71,7 +71,7 @@ def shares(records: Sequence[ImageRecord]) -> Shares:
 def synonym_share(preset: str) -> tuple[int, int]:
     """(words with a synonym, words) among the kinds, parts, colours, relations and orders of a preset."""
     numbers = preset_of(preset)
-    parts = {part for kind in numbers.kinds for part in kinds()[kind].parts}
+    parts = {part for kind in numbers.kinds for part in KINDS[kind].parts}
     relations = ("left of", "right of", "above", "below", "in front of", "behind")
     every = [*numbers.kinds, *sorted(parts), *numbers.colours, *relations]
     return (0 if numbers.easy else sum(word in SYNONYMS for word in every)), len(every)
@@ -102,8 +102,8 @@ def _lines(name: str, split: str, found: Shares) -> list[str]:
 def report(preset: str, split: str = "val") -> str:
     """The shares of a preset as text, measured on a split (default: val), and the sizes of all splits."""
     numbers = preset_of(preset)
-    pairs = sum(len(kinds()[kind].parts) for kind in numbers.kinds)
-    names = Counter(part for kind in numbers.kinds for part in kinds()[kind].parts)
+    pairs = sum(len(KINDS[kind].parts) for kind in numbers.kinds)
+    names = Counter(part for kind in numbers.kinds for part in KINDS[kind].parts)
     shared = sorted(name for name, count in names.items() if count > 1)
     known, words = synonym_share(preset)
     lines = [

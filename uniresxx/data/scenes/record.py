@@ -8,32 +8,14 @@ import numpy as np
 
 from uniresxx.data.scenes.dialogues import make_dialogues
 from uniresxx.data.scenes.draw import draw
-from uniresxx.data.scenes.graph import Scene
-from uniresxx.data.scenes.phrasing import (
-    Style,
-    draw_style,
-    fits,
-    fitting_style,
-    misspell,
-    phrase,
-    template_of,
-)
-from uniresxx.data.scenes.presets import Preset, check_split, preset_of
+from uniresxx.data.scenes.graph import Scene, bounding_box
+from uniresxx.data.scenes.phrasing import Style, fitting_style, misspell, negative_phrase, phrase, template_of
+from uniresxx.data.scenes.presets import SPLITS, Preset, check_split, preset_of
 from uniresxx.data.scenes.propose import Proposal, Proposer
 from uniresxx.data.scenes.solver import Answer, Query
 from uniresxx.imaging.masks import encode
 from uniresxx.types import Expression, Granularity, ImageRecord
 
-PER_PICTURE = 12
-_STREAMS = {
-    "train": 0,
-    "val": 1,
-    "test": 2,
-    "compositional": 3,
-    "part_transfer": 4,
-    "paraphrase": 5,
-    "crowded": 6,
-}
 _TYPO = 0.052  # share of texts that get a typo; a few have no word long enough
 # Tuned so that all expressions together come out at 25 / 40 / 35 %: few groups can be asked for at level 3.
 _LEVEL_WEIGHTS = {"part": (0.66, 0.26, 0.08), "object": (0.17, 0.44, 0.39), "multi": (0.06, 0.34, 0.6)}
@@ -71,7 +53,7 @@ class _Drafts:
         self, granularity: Granularity, proposal: Proposal | None, style: Style, twin: bool = False
     ) -> bool:
         """Add a positive; False where there is no proposal, no frame fits, or the text is used already."""
-        fitted = _fitting_style(proposal.query, style) if proposal else None
+        fitted = fitting_style(proposal.query, style) if proposal else None
         if proposal is None or fitted is None:
             return False
         text = phrase(proposal.query, fitted)
@@ -89,33 +71,14 @@ class _Drafts:
         if changed is None:
             return False
         slot, query = changed
-        text = phrase(query, style)
-        same_template = template_of(query, style) == template_of(positive.proposal.query, style)
-        if text in self.texts or not same_template or not fits(text, style):
+        text = negative_phrase(query, positive.proposal.query, style)
+        if text is None or text in self.texts:
             return False
-        if style.new_words and not style.new_frame and not _has_new_words(query, style):
-            return False  # in `paraphrase` a negative is as new as its positive
         self.texts.add(text)
         nothing = Proposal(query, Answer((), ()), positive.proposal.level)
         text = self.with_typo(text)
         self.items.append(_Draft(Granularity.NONE, nothing, style, text, negative_of=number, slot=slot))
         return True
-
-
-def _has_new_words(query: Query, style: Style) -> bool:
-    """Does any word of the query have a held-out synonym?"""
-    return phrase(query, style) != phrase(query, replace(style, new_words=False))
-
-
-def _fitting_style(query: Query, style: Style) -> Style | None:
-    """The style, changed so that the text has an allowed length and, where it must be new, is new to training."""
-    if style.new_words and not _has_new_words(query, style):
-        style = replace(style, new_frame=True)
-    return fitting_style(query, style)
-
-
-def _style(proposer: Proposer) -> Style:
-    return draw_style(proposer.rng, proposer.easy, proposer.split == "paraphrase")
 
 
 def _add_trio(drafts: _Drafts) -> None:
@@ -130,22 +93,22 @@ def _add_trio(drafts: _Drafts) -> None:
         allowed = proposer.things_of_level(2) + proposer.things_of_level(3)
         things = [thing for thing in things if thing in allowed]
     # a colour group inside a kind group needs more understanding than "all cars"
-    mixed = [t for t in things if 1 < proposer.same_colour(t) < len(proposer.by_kind[t.kind])]
+    mixed = [t for t in things if 1 < len(proposer.same_colour(t)) < len(proposer.by_kind[t.kind])]
     things = mixed if mixed and not proposer.easy else things
     for _ in range(3):
         if not things:
             return
-        thing = proposer.pick_thing(things)
+        thing = proposer.pick(things)
         query = proposer.name_thing(thing)
         if query is None:
             continue
-        part = proposer.solved(replace(query, part=proposer.pick_word(proposer.askable_parts(thing))))
+        part = proposer.solved(replace(query, part=proposer.pick(proposer.askable_parts(thing))))
         whole = proposer.named_in_words(proposer.solved(query))
-        by_colour = proposer.same_colour(thing) > 1 and proposer.chance(0.6 if proposer.easy else 0.9)
+        by_colour = len(proposer.same_colour(thing)) > 1 and proposer.chance(0.6 if proposer.easy else 0.9)
         group = proposer.solved(Query(thing.kind, (thing.colour,) if by_colour else (), number=0))
         if part is None or whole is None or group is None or (proposer.easy and whole.level > 2):
             continue
-        styles = [_fitting_style(p.query, _style(proposer)) for p in (part, whole, group)]
+        styles = [fitting_style(p.query, proposer.draw_style()) for p in (part, whole, group)]
         if all(styles):
             for granularity, found, style in zip(Granularity, (part, whole, group), styles, strict=False):
                 assert style is not None
@@ -179,7 +142,7 @@ def _fill(drafts: _Drafts, granularity: Granularity, count: int) -> None:
             return
         level = 1 + int(np.searchsorted(weights, proposer.rng.random() * weights[-1], side="right"))
         proposal = propose(min(level, 3)) or propose(min(level, 3))
-        present += drafts.add(granularity, proposal, _style(proposer))
+        present += drafts.add(granularity, proposal, proposer.draw_style())
 
 
 def _draft_expressions(proposer: Proposer) -> list[_Draft]:
@@ -232,9 +195,8 @@ def _boxes(scene: Scene) -> dict[str, np.ndarray]:
         window = scene.paint_yx[y0:y1, x0:x1]
         for instances in thing.parts.values():
             for instance in instances:
-                visible = window == instance.paint
-                xs, ys = np.flatnonzero(visible.any(axis=0)), np.flatnonzero(visible.any(axis=1))
-                parts.append((x0 + xs[0], y0 + ys[0], x0 + xs[-1] + 1, y0 + ys[-1] + 1))
+                x, y, right, bottom = bounding_box(window == instance.paint)
+                parts.append((x0 + x, y0 + y, x0 + right, y0 + bottom))
     return {
         "object": np.asarray(objects, dtype=np.float32).reshape(-1, 4),
         "part": np.asarray(parts, dtype=np.float32).reshape(-1, 4),
@@ -243,7 +205,7 @@ def _boxes(scene: Scene) -> dict[str, np.ndarray]:
 
 def build_scene(preset: Preset, split: str, index: int, seed: int) -> Scene:
     """The picture and its graph; pure in (preset, split, index, seed)."""
-    key = [seed, int(preset.easy), _STREAMS[split], index]
+    key = [seed, int(preset.easy), SPLITS.index(split), index]
     return draw(preset, split, np.random.default_rng([*key, 0]))
 
 
@@ -272,7 +234,7 @@ def scene_record(preset: str, split: str, index: int, seed: int = 0) -> ImageRec
     numbers = preset_of(preset)
     check_split(numbers, split)
     scene = build_scene(numbers, split, index, seed)
-    rng = np.random.default_rng([seed, int(numbers.easy), _STREAMS[split], index, 1])
+    rng = np.random.default_rng([seed, int(numbers.easy), SPLITS.index(split), index, 1])
     proposer = Proposer(scene, numbers, split, rng)
     prefix = f"{preset}/{split}/{seed}_{index}"
     drafts = _draft_expressions(proposer)

@@ -50,32 +50,32 @@ class Answer:
 _EMPTY = Answer((), ())
 
 
-def _along(thing: Thing, order: str) -> float:
+def _place(thing: Thing, order: str) -> float:
     """The value by which things are ordered, smallest first."""
-    values = {"left": thing.x, "right": -thing.x, "top": thing.y, "bottom": -thing.y}
+    values = {
+        "left": thing.x, "right": -thing.x, "top": thing.y, "bottom": -thing.y,
+        "large": -thing.area, "small": thing.area,
+    }  # fmt: skip
     return values[order]
+
+
+def _clearly_before(one: Thing, other: Thing, order: str, margin: float) -> bool:
+    if order not in ("large", "small"):
+        return _place(other, order) - _place(one, order) >= margin
+    large, small = (one, other) if order == "large" else (other, one)
+    # partly hidden things: their visible areas and their full areas must agree
+    return large.area >= _LARGER * small.area and large.full_area >= 1.1 * small.full_area
 
 
 def _ordered(
     candidates: Sequence[Thing], order: str, first: int, last: int, margin: float
 ) -> list[Thing] | None:
-    """Things first..last-1 along the order; None where a boundary is not clear."""
+    """Things first..last-1 along the order; None where it is not clear which they are."""
     if last > len(candidates) or len(candidates) < 2:
         return None
-    if order in ("large", "small"):
-        line = sorted(candidates, key=lambda t: t.area, reverse=order == "large")
-        for cut in (first, last):
-            if 0 < cut < len(line):
-                one, other = line[cut - 1], line[cut]
-                if order == "small":
-                    one, other = other, one
-                # partly hidden things: their visible areas and their full areas must agree
-                if one.area < _LARGER * other.area or one.full_area < 1.1 * other.full_area:
-                    return None
-        return line[first:last]
-    line = sorted(candidates, key=lambda t: _along(t, order))
+    line = sorted(candidates, key=lambda thing: _place(thing, order))
     for cut in (first, last):
-        if 0 < cut < len(line) and _along(line[cut], order) - _along(line[cut - 1], order) < margin:
+        if 0 < cut < len(line) and not _clearly_before(line[cut - 1], line[cut], order, margin):
             return None
     return line[first:last]
 
@@ -114,14 +114,15 @@ def find_things(scene: Scene, query: Query) -> list[Thing] | None:
         anchors = find_things(scene, query.anchor)
         if anchors is None or len(anchors) > 1:
             return None
-        holds = [_related(scene, t, query.relation, a) for t in candidates for a in anchors if t is not a]
-        if any(value is None for value in holds):
-            return None
-        candidates = [
-            t
+        holds = {
+            t.index: _related(scene, t, query.relation, anchor)
             for t in candidates
-            if any(t is not a and _related(scene, t, query.relation, a) for a in anchors)
-        ]
+            for anchor in anchors
+            if t is not anchor
+        }
+        if None in holds.values():
+            return None
+        candidates = [t for t in candidates if holds.get(t.index)]
     if not candidates:
         return []
     if query.order is not None:
