@@ -72,7 +72,8 @@ NOT_MIRRORED = [
     "right fielder", "left out", "left open", "door left open", "left to dry", "towel left to dry",
     "who is right", "got up and left quickly", "the left right behind", "right back there",
     "right through the door", "man facing left", "left for dead", "on right now", "player seven",
-    "he is left-over", "right, right behind",
+    "he is left-over", "right, right behind", "the red cup, right?", "cup right?", "keep right",
+    "right on the table", "right as rain", "right or wrong", "that is about right",
 ]  # fmt: skip
 
 

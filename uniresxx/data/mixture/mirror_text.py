@@ -86,7 +86,7 @@ _NO_SIDE_HAS = _words(
 _OTHER_SENSE_BEFORE = _words(
     "all just only is are was were be been being am has have had having get gets got nothing everything",
     "anything something what whats who whos which that thats he she they it we i you hes shes theyre youre im so",
-    "quite exactly absolutely perfectly turn human still also already not never always then",
+    "quite exactly absolutely perfectly turn keep bear human still also already not never always then",
 )
 _MAY_REMAIN = _words(
     "remains rest piece pieces slice slices bite bit half portion part food pizza cake sandwich bread meal time",
@@ -175,6 +175,8 @@ def _is_direction(tokens: Sequence[str], place: int) -> bool:
 
 def _is_direction_beside_plain_words(tokens: Sequence[str], place: int, before: str, after: str) -> bool:
     """The same, where neither an article nor a preposition of place comes before the side."""
+    if tokens[place + 1 : place + 2] == ["?"]:  # "the red cup, right?"
+        return False
     ends = after in ("", "and", "or")
     names_a_thing = not ends and _may_be_a_noun(after)
     if before == "":
