@@ -90,7 +90,6 @@ _OTHER_SENSE_BEFORE = _words(
 )
 _MAY_REMAIN = _words(
     "remains rest piece pieces slice slices bite bit half portion part food pizza cake sandwich bread meal time",
-    "space",
 )
 _QUANTITIES = _words(
     "one two three four five six seven eight nine ten only some few little no none any much many more most enough",
@@ -107,8 +106,8 @@ def mirror_text(text: str) -> str | None:
     True
     """
     mirrored = _swap_sides(text)
-    comes_back = _swap_sides(mirrored) == text  # not "lEFT"
-    return mirrored if comes_back and _stays_true(text) and _stays_true(mirrored) else None
+    # "lEFT" would not come back
+    return mirrored if _swap_sides(mirrored) == text and _stays_true(text) and _stays_true(mirrored) else None
 
 
 def _swap_sides(text: str) -> str:
