@@ -30,7 +30,8 @@ from train.loop import do_step, prefetch
 from train.recipe import Recipe
 from train.recipes.tiny_scenes import tiny_scenes
 from uniresxx.data.mixture.batches import Batches
-from uniresxx.data.mixture.mix import MixturePart, open_mixture
+from uniresxx.data.mixture.open import open_mixture
+from uniresxx.data.mixture.parts import MixturePart
 from uniresxx.data.store.photos import photo_of
 from uniresxx.data.store.write import Preparation, write_store
 from uniresxx.imaging.geometry import Letterbox

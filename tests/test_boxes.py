@@ -19,7 +19,7 @@ from tests.test_model import CONFIG, batch_of, picture
 from train.recipes import KNOWN
 from uniresxx.checkpoints.folders import save_pretrained
 from uniresxx.data.mixture.batches import Batches
-from uniresxx.data.mixture.mix import Mixture, Pool
+from uniresxx.data.mixture.mix import Mixture, OpenedPart
 from uniresxx.data.scenes import scene_record
 from uniresxx.data.store.photos import photo_of
 from uniresxx.errors import InputError
@@ -201,8 +201,8 @@ def test_what_is_not_asked_for_is_still_an_object(vocabulary: Vocabulary) -> Non
     record = picture(0)
     known = boxes_of_masks(record)
     assert {name: len(boxes) for name, boxes in known.items()} == {"object": 1, "part": 1}
-    groups = Pool.of("toy[multi]", [record], 4, kinds=(Granularity.MULTI,), all_boxes=True)
-    for pool in (Pool.of("toy", [record], 1), groups):
+    groups = OpenedPart("toy[multi]", [record], 4, granularities=(Granularity.MULTI,), all_boxes=True)
+    for pool in (OpenedPart("toy", [record], 1), groups):
         source = Mixture((pool,), 0)
         for slot in range(6):
             batch = Batches(source, LEARNED, vocabulary, 3, 1, 1, 1, 0.0)(slot, 0)

@@ -121,7 +121,7 @@ def test_forward_and_backward_reach_every_parameter(vocabulary: Vocabulary) -> N
 
 def test_a_batch_without_decisions_has_a_finite_loss(vocabulary: Vocabulary) -> None:
     model = make(vocabulary)
-    words = Dialogue("words", (Turn("what is it?", say="two squares"),))
+    words = Dialogue("words", (Turn("what is it?", answer="two squares"),))
     empty = collate(
         [make_sample(RECORDS[0], photo_of(RECORDS[0]), (), (words,), (), TOY.view, vocabulary)],
         TOY.view,

@@ -24,9 +24,11 @@ from train.recipe import DataConfig, check
 from train.recipes import KNOWN
 from uniresxx.data.catalog import benchmark_name, find_store, open_benchmark
 from uniresxx.data.mixture.batches import Batches, SceneSource
-from uniresxx.data.mixture.counts import kinds_of, texts_of
-from uniresxx.data.mixture.ledger import DataError, Ledger, read_quarantine
-from uniresxx.data.mixture.mix import MIXTURES, Mixture, MixturePart, Pool, Selection, open_mixture
+from uniresxx.data.mixture.counts import count_granularities, texts_of
+from uniresxx.data.mixture.data_log import DataError, DataLog, StepData, read_quarantine
+from uniresxx.data.mixture.mix import Mixture, OpenedPart, PartSchedule
+from uniresxx.data.mixture.open import open_mixture
+from uniresxx.data.mixture.parts import MIXTURES, MixturePart
 from uniresxx.data.scenes import scene_record
 from uniresxx.data.store.read import Store, StoreRecords
 from uniresxx.data.store.write import Preparation, write_store
@@ -53,12 +55,14 @@ def record(name: str, kinds: str, **changes) -> ImageRecord:
     return replace(ImageRecord(name, 6, 8, said, pixels=pixels), **changes)
 
 
-def pool(label: str, count: int, kinds: str = "oo", weight: float = 1.0, only=(), shown: int = 4) -> Pool:
-    return Pool.of(label, [record(f"{label}{i}", kinds) for i in range(count)], shown, weight, only)
+def pool(
+    label: str, count: int, kinds: str = "oo", weight: float = 1.0, only=(), shown: int = 4
+) -> OpenedPart:
+    return OpenedPart(label, [record(f"{label}{i}", kinds) for i in range(count)], shown, weight, only)
 
 
 def some(mixture: Mixture, start: int, stop: int) -> list[tuple[int, int]]:
-    return [(d.part, d.row) for d in (mixture.draw(slot) for slot in range(start, stop))]
+    return [(d.part, d.row) for d in (mixture.index(slot) for slot in range(start, stop))]
 
 
 @pytest.fixture(scope="module")
@@ -75,23 +79,23 @@ GOLDEN_LATE = [(0, 3), (0, 2), (0, 1)]
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.integers(1, 10**6), min_size=1, max_size=7), st.integers(0, 10**12))
-def test_shares_hold_in_every_stretch(shares, start):
-    selection, whole = Selection(tuple(shares)), sum(shares)
+def test_any_stretch_of_slots_has_the_shares(shares, start):
+    schedule, whole = PartSchedule(tuple(shares)), sum(shares)
     for length in (1, 7, 100, 10**5, whole):
-        first, last = selection.before(start), selection.before(start + length)
+        first, last = schedule.counts_before(start), schedule.counts_before(start + length)
         counts = [b - a for a, b in zip(first, last, strict=True)]
         assert sum(counts) == length and min(counts) >= 0
         for share, count in zip(shares, counts, strict=True):
             assert abs(count - length * share / whole) <= 2 * len(shares)
-    assert selection.before(3 * whole) == [3 * share for share in shares]
+    assert schedule.counts_before(3 * whole) == [3 * share for share in shares]
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=5))
 def test_slots_count_up_within_each_part(shares):
-    selection, seen = Selection(tuple(shares)), Counter()
+    schedule, seen = PartSchedule(tuple(shares)), Counter()
     for slot in range(3 * sum(shares)):
-        part, place = selection[slot]
+        part, place = schedule[slot]
         assert place == seen[part]
         seen[part] += 1
     assert [seen[i] for i in range(len(shares))] == [3 * share for share in shares]
@@ -118,45 +122,45 @@ def test_each_epoch_has_an_order_of_its_own():
         by_part[part].append(row)
     epochs = [tuple(rows[i : i + 12]) for rows in by_part.values() for i in range(0, 48, 12)]
     assert len(set(epochs)) == len(epochs)
-    assert some(mixture, 0, 24) != some(Mixture(mixture.pools, 6), 0, 24)
+    assert some(mixture, 0, 24) != some(Mixture(mixture.parts, 6), 0, 24)
 
 
-def test_the_order_is_the_recorded_one():
-    """Another order would be another training run: a new version of the library must not change it silently."""
+def test_the_order_equals_the_recorded_order():
+    """A new version of grain must not change the order silently: it would be another training run."""
     mixture = Mixture((pool("a", 7, weight=2.0), pool("b", 3)), 11)
     assert some(mixture, 0, 12) == GOLDEN
     assert some(mixture, 10**9, 10**9 + 3) == GOLDEN_LATE
 
 
-def test_any_slot_is_found_without_the_ones_before():
+def test_a_slot_does_not_depend_on_earlier_calls():
     mixture = Mixture((pool("a", 7, weight=3.0), pool("b", 3)), 11)
     whole = some(mixture, 0, 90)
-    assert some(Mixture(mixture.pools, 11), 60, 90) == whole[60:]
+    assert some(Mixture(mixture.parts, 11), 60, 90) == whole[60:]
     assert some(pickle.loads(pickle.dumps(mixture)), 30, 60) == whole[30:60]
-    assert mixture.drawn(0, 90) == {"a": 68, "b": 22} and mixture.drawn(0, 80) == {"a": 60, "b": 20}
+    assert mixture.schedule.counts_before(90) == [68, 22] and mixture.schedule.counts_before(80) == [60, 20]
 
 
 def test_weights_are_counted_in_expressions():
-    """A picture with 20 expressions of which 8 are shown counts 8: the set of many is drawn less often."""
+    """A picture that shows 8 of its 20 expressions counts 8, so its data set gets fewer slots."""
     parts = (pool("many", 5, "o" * 20, 3.0, shown=8), pool("few", 5, "on", 1.0, shown=8))
     mixture, seen = Mixture(parts, 0), Counter()
     for slot in range(440):
-        seen[mixture.label(slot)] += min(8, len(mixture(slot).expressions))
+        seen[mixture.origin(slot).data_set] += min(8, len(mixture(slot).expressions))
     assert seen["many"] / seen.total() == pytest.approx(0.75, abs=0.01)
-    assert mixture.wanted == {"many": 0.75, "few": 0.25}
+    assert mixture.shares == {"many": 0.75, "few": 0.25}
 
 
 def test_a_part_of_some_granularities_shows_only_them():
     records = [record("a", "oom"), record("b", "oo"), record("c", "nm")]
-    mixture = Mixture((Pool.of("toy[multi]", records, 4, kinds=(Granularity.MULTI,)),), 0)
+    mixture = Mixture((OpenedPart("toy[multi]", records, 4, granularities=(Granularity.MULTI,)),), 0)
     assert {mixture(slot).image_id for slot in range(20)} == {"a", "c"}
     assert {e.granularity for slot in range(20) for e in mixture(slot).expressions} == {"multi"}
     with pytest.raises(InputError, match=r"toy: holds no expression of part"):
-        Pool.of("toy", records, 4, kinds=(Granularity.PART,))
+        OpenedPart("toy", records, 4, granularities=(Granularity.PART,))
 
 
-def test_the_library_says_nothing_on_import():
-    code = "from uniresxx.data.mixture.mix import _grain; _grain()"
+def test_importing_grain_prints_nothing():
+    code = "from uniresxx.data.mixture.mix import import_grain; import_grain()"
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert run.stderr == run.stdout == ""
 
@@ -170,7 +174,7 @@ def batches_of(source, vocabulary, images=8, accumulate=2, **changes) -> Batches
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 9), st.integers(1, 4), st.integers(0, 1000), st.integers(0, 10**6), st.data())
-def test_ranks_cut_the_same_global_batch(images, accumulate, step, seed, data):
+def test_ranks_divide_the_same_global_batch(images, accumulate, step, seed, data):
     whole = Batches(SceneSource("scenes_easy", 0), CONFIG, None, seed, images, accumulate, 3)
     world = data.draw(st.integers(1, images))
     ranks = [whole.for_rank(rank, world) for rank in range(world)]
@@ -200,13 +204,13 @@ def broken(count: int = 12) -> list[ImageRecord]:
     return made
 
 
-def test_bad_samples_are_replaced_and_no_other_moves(vocabulary):
+def test_bad_samples_are_replaced_and_no_other_sample_changes(vocabulary):
     good = [record(str(i), "on") for i in range(12)]
-    sources = [Mixture((Pool.of("toy", r, 3, hint="set --data"),), 4) for r in (broken(), good)]
+    sources = [Mixture((OpenedPart("toy", r, 3, hint="set --data"),), 4) for r in (broken(), good)]
     hurt, whole = (batches_of(source, vocabulary) for source in sources)
     bad = 0
     for slot in range(48):
-        row, one = sources[0].draw(slot).row, hurt.sample(slot)
+        row, one = sources[0].index(slot).row, hurt.sample(slot)
         if row in (1, 2):
             assert one.bad and one.bad[0].key == f"toy row {row}" and one.expression_ids[0][10:] not in "12"
             reason = "no such photo (set --data)" if row == 1 else "a mask is [5, 5]"
@@ -225,7 +229,7 @@ def recipe_with(workers: int, steps: int):
 
 
 def test_workers_give_the_same_batches_and_the_same_bad_samples(vocabulary):
-    source = Mixture((Pool.of("toy", broken(), 3), pool("other", 5)), 4)
+    source = Mixture((OpenedPart("toy", broken(), 3), pool("other", 5)), 4)
     batches = batches_of(source, vocabulary, 4, 1)
     seen = []
     for workers in (0, 2):
@@ -236,9 +240,9 @@ def test_workers_give_the_same_batches_and_the_same_bad_samples(vocabulary):
     assert seen[0] == seen[1] and len(seen[0]) == 5 and any(bad for _, bad, _ in seen[0])
 
 
-def test_too_many_in_a_row_stop_the_run_with_the_list(vocabulary):
+def test_too_many_bad_samples_in_a_row_stop_the_run_and_are_listed(vocabulary):
     lost = [record(str(i), "o", pixels=None, path=f"nowhere/{i}.jpg") for i in range(30)]
-    batches = batches_of(Mixture((Pool.of("toy", lost, 3, hint="set --data DIR"),), 4), vocabulary)
+    batches = batches_of(Mixture((OpenedPart("toy", lost, 3, hint="set --data DIR"),), 4), vocabulary)
     with pytest.raises(
         DataError, match=r"10 samples in a row .*nowhere/\d+\.jpg: no such photo \(set --data DIR\)"
     ):
@@ -248,7 +252,7 @@ def test_too_many_in_a_row_stop_the_run_with_the_list(vocabulary):
 
 
 @pytest.mark.parametrize("error", [MemoryError, ImportError])
-def test_what_is_no_sample_s_fault_is_fatal(vocabulary, monkeypatch, error):
+def test_errors_that_no_sample_causes_stop_the_run(vocabulary, monkeypatch, error):
     def fails(*_):
         raise error
 
@@ -257,40 +261,35 @@ def test_what_is_no_sample_s_fault_is_fatal(vocabulary, monkeypatch, error):
         batches_of(Mixture((pool("a", 3),), 4), vocabulary).sample(0)
 
 
-class Told:
-    """A batch, as a ledger sees it."""
-
-    def __init__(self, drawn=None, bad=()):
-        self.drawn, self.bad = drawn or {}, list(bad)
-
-
-def test_the_budget_and_the_quarantine_file(tmp_path):
-    ledger = Ledger({"toy": 1.0}, 4, 0.001)
+def test_bad_samples_are_written_once_and_limited(tmp_path):
+    log = DataLog({"toy": 1.0}, 4, 0.001)
     bad = [BadSample(slot, f"toy row {slot}", "no such photo é") for slot in range(0, 44, 4)]
     for step, item in enumerate(bad[:10]):
-        ledger.note(tmp_path, step, [Told(bad=[item])])
-    again = Ledger({"toy": 1.0}, 4, 0.001)  # a run that continues, and does two steps a second time
+        log.record(tmp_path, step, [StepData({}, [item])])
+    again = DataLog({"toy": 1.0}, 4, 0.001)  # a run that continues, and does two steps a second time
     for step in (8, 9):
-        again.note(tmp_path, step, [Told(bad=[bad[step]])])
+        again.record(tmp_path, step, [StepData({}, [bad[step]])])
     assert read_quarantine(tmp_path / "quarantine.jsonl") == bad[:10]
     with pytest.raises(
         DataError, match=r"11 of 44 samples .*data\.max_bad_fraction 0\.001 .*toy row 40: no such photo"
     ):
-        again.note(tmp_path, 10, [Told(bad=[bad[10]])])
+        again.record(tmp_path, 10, [StepData({}, [bad[10]])])
     with (tmp_path / "quarantine.jsonl").open("a") as stream:
         stream.write('{"slot": 3, "ke')
     assert len(read_quarantine(tmp_path / "quarantine.jsonl")) == 11
     with pytest.raises(DataError):
-        Ledger({"toy": 1.0}, 4, 0.0).note(tmp_path / "..", 0, [Told(bad=[bad[0]])])
+        DataLog({"toy": 1.0}, 4, 0.0).record(tmp_path / "..", 0, [StepData({}, [bad[0]])])
 
 
 def test_what_was_drawn_is_reported(tmp_path):
-    ledger = Ledger({"a": 0.75, "b b": 0.25}, 4, 0.001)
-    noted = ledger.note(
-        tmp_path, 0, [Told({"a images": 2, "a part": 3}), Told({"b b images": 1, "b b none": 1})]
+    log = DataLog({"a": 0.75, "b b": 0.25}, 4, 0.001)
+    noted = log.record(
+        tmp_path,
+        0,
+        [StepData({"a images": 2, "a part": 3}, []), StepData({"b b images": 1, "b b none": 1}, [])],
     )
     assert noted["a part"] == 3 and noted["b b none"] == 1 and noted["a multi"] == 0
-    lines = ledger.report(tmp_path, [noted, {"a object": 4}])
+    lines = log.report(tmp_path, [noted, {"a object": 4}])
     assert lines[0] == "drawn: a: 7 expressions, 87.5 % (wanted 75.0 %): 3 part, 4 object; 2 images"
     assert '"bad_samples": 0' in (tmp_path / "data.json").read_text()
 
@@ -307,13 +306,16 @@ def test_a_store_is_counted_by_columns_as_its_records_are(tmp_path, monkeypatch)
     records = [record(str(i), "pomn"[: i % 5] * (i % 3)) for i in range(19)]
     store = store_at(tmp_path / "s", records)
     lazy = store.records()
-    assert np.array_equal(kinds_of(lazy), kinds_of(records)) and kinds_of(records).sum() > 0
-    assert np.array_equal(kinds_of(lazy[3:17:5]), kinds_of(records[3:17:5]))
+    assert (
+        np.array_equal(count_granularities(lazy), count_granularities(records))
+        and count_granularities(records).sum() > 0
+    )
+    assert np.array_equal(count_granularities(lazy[3:17:5]), count_granularities(records[3:17:5]))
     assert texts_of(lazy, 10**6) == texts_of(records, 10**6)
     assert 0 < len(texts_of(lazy, 8)) < len(texts_of(records, 8))
 
 
-def test_names_of_stores(tmp_path, monkeypatch):
+def test_a_store_is_found_by_path_and_by_name(tmp_path, monkeypatch):
     store_at(tmp_path / "stores" / "toy", [record("1", "o")])
     store_at(tmp_path / "beside", [record("1", "o")])
     for name in ("toy", "toy/train", "beside", "beside/train", str(tmp_path / "beside/train")):
@@ -327,7 +329,7 @@ def test_names_of_stores(tmp_path, monkeypatch):
         open_benchmark("other/train", tmp_path)
 
 
-def test_opening_a_mixture_refuses_what_means_nothing(tmp_path):
+def test_opening_a_mixture_refuses_wrong_parts(tmp_path):
     for name, split, mode in (
         ("toy", "train", "on"),
         ("held", "val", "on"),
@@ -345,7 +347,10 @@ def test_opening_a_mixture_refuses_what_means_nothing(tmp_path):
         ((MixturePart("toy", granularities=("whole",)),), "unknown granularity 'whole'"),
         ((MixturePart("scenes"),), "cannot be part of a mixture"),
         ((MixturePart("toy"), MixturePart("toy")), "twice"),
-        ((MixturePart("held", "val"),), "is a split that measures; --data.guard published_data"),
+        (
+            (MixturePart("held", "val"),),
+            "is a split that models are measured on; --data.guard published_data",
+        ),
         ((MixturePart("missing"),), "unknown benchmark 'missing/train'"),
     ):
         with pytest.raises(InputError, match=message):
@@ -357,11 +362,11 @@ def test_opening_a_mixture_refuses_what_means_nothing(tmp_path):
     with pytest.raises(InputError, match="twice"):  # both stores say they are toy/train
         open_mixture((MixturePart("toy"), free), 4, 0, tmp_path)
     mixture = open_mixture(parts, 4, 0, tmp_path, guard="published_data")
-    assert [p.label for p in mixture.pools] == ["toy/train[none]", "toy/val", "toy/train"]
-    assert mixture.pools[2].about["guard"]["mode"] == "published_data"
+    assert [p.label for p in mixture.parts] == ["toy/train[none]", "toy/val", "toy/train"]
+    assert mixture.parts[2].about["guard"]["mode"] == "published_data"
 
 
-def test_named_mixtures_are_made_of_known_words():
+def test_named_mixtures_are_valid():
     for parts in MIXTURES.values():
         none = sum(p.weight for p in parts if p.granularities == ("none",)) / sum(p.weight for p in parts)
         assert none <= 0.1
@@ -377,7 +382,7 @@ def fingerprints(batches: Batches) -> list[str]:
     return batches(1, 0).expression_ids
 
 
-def test_a_process_that_was_not_forked_sees_the_same(tmp_path, vocabulary):
+def test_a_spawned_process_prepares_the_same_batch(tmp_path, vocabulary):
     store = store_at(tmp_path / "toy", [record(str(i), "on") for i in range(9)])
     batches = batches_of(open_mixture((MixturePart(str(store.path)),), 3, 4), vocabulary)
     assert len(pickle.dumps(batches.source)) < 20_000
@@ -409,7 +414,7 @@ def test_training_on_a_mixture_of_stores_counts_and_replaces(tmp_path, capsys):
     assert about[0]["guard"]["mode"] == "published_data" and about[0]["share"] == 0.75
 
 
-def test_a_run_on_native_files_says_what_the_guard_did(tmp_path):
+def test_a_run_on_native_files_reports_what_the_guard_removed(tmp_path):
     """Photo 1 of RefCOCO's train is one of RefCOCO+'s val; the other lists are not there."""
     names = {number: f"COCO_train2014_{number:012d}.jpg" for number in (1, 2)}
     rows = {

@@ -16,7 +16,7 @@ from train.job import open_job
 from train.recipes import KNOWN
 from uniresxx.checkpoints.folders import save_pretrained
 from uniresxx.data.mixture.batches import Batches, SceneSource
-from uniresxx.data.mixture.mix import Mixture, Pool
+from uniresxx.data.mixture.mix import Mixture, OpenedPart
 from uniresxx.data.scenes import preset_of
 from uniresxx.data.store.photos import photo_of
 from uniresxx.errors import InputError
@@ -104,7 +104,7 @@ def picture(index: int, height: int = 32, width: int = 32) -> ImageRecord:
             Dialogue(f"toy/train/{index}_d", (
                 Turn("red and green?", (Phrase("red", rles[0], Granularity.OBJECT),
                                         Phrase("green", None, Granularity.NONE))),
-                Turn("how many?", say="two."),
+                Turn("how many?", answer="two."),
             )),
         ),
     )  # fmt: skip
@@ -388,7 +388,7 @@ def test_boxes_never_lie_on_the_padding() -> None:
 def test_a_batch_without_any_expression_or_without_any_word_has_a_loss(
     model: UniRESPlusPlus, vocabulary: Vocabulary
 ) -> None:
-    talk = Dialogue("toy/train/talk", (Turn("how many?", say="two."),))
+    talk = Dialogue("toy/train/talk", (Turn("how many?", answer="two."),))
     for dialogues in ((talk,), ()):
         record = replace(picture(0), expressions=(), dialogues=dialogues)
         batch = batch_of([record, record], vocabulary)
@@ -435,7 +435,7 @@ def test_options_a_source_would_ignore_are_refused() -> None:
 
 
 def test_batches_are_a_pure_function_of_step_and_micro(vocabulary: Vocabulary) -> None:
-    source = Mixture((Pool.of("pictures", [picture(i) for i in range(5)], 3),), seed=3)
+    source = Mixture((OpenedPart("pictures", [picture(i) for i in range(5)], 3),), seed=3)
     whole = Batches(source, CONFIG, vocabulary, 7, 6, 1, 3, 0.5)
     halves = Batches(source, CONFIG, vocabulary, 7, 3, 2, 3, 0.5)
     late_first = [whole(2, 0), whole(0, 0)]
@@ -449,7 +449,7 @@ def test_batches_are_a_pure_function_of_step_and_micro(vocabulary: Vocabulary) -
 
 
 def test_an_epoch_shows_every_record_once() -> None:
-    source = Mixture((Pool.of("pictures", [picture(i) for i in range(5)], 3),), seed=3)
+    source = Mixture((OpenedPart("pictures", [picture(i) for i in range(5)], 3),), seed=3)
     for epoch in range(3):
         assert sorted(source(slot).image_id for slot in range(5 * epoch, 5 * epoch + 5)) == list("01234")
 
@@ -460,14 +460,14 @@ def test_curriculum_changes_the_preset_at_its_slot() -> None:
 
 
 @pytest.mark.parametrize(("preset", "colours"), [("scenes_easy", 6), ("scenes", 8)])
-def test_the_first_lesson_is_exact_by_pixel_and_names_what_is_absent(preset: str, colours: int) -> None:
-    plain, taught = SceneSource(preset, 0), SceneSource(preset, 0, warmup_until=6)
+def test_the_first_warmup_is_exact_by_pixel_and_names_what_is_absent(preset: str, colours: int) -> None:
+    plain, warmup = SceneSource(preset, 0), SceneSource(preset, 0, warmup_slots=6)
     for slot in range(6):
-        record, lesson = plain(slot), taught(slot)
+        record, warmed = plain(slot), warmup(slot)
         asked = {
-            e.expression_id.rsplit("_", 1)[1]: e for e in lesson.expressions if "_lesson_" in e.expression_id
+            e.expression_id.rsplit("_", 1)[1]: e for e in warmed.expressions if "_warmup_" in e.expression_id
         }
-        assert record.dense is not None and np.array_equal(record.pixels, lesson.pixels)
+        assert record.dense is not None and np.array_equal(record.pixels, warmed.pixels)
         things, left = record.dense[..., 0] > 0, np.arange(record.width) < record.width // 2
         expected = {"left": things & left, "right": things & ~left}
         names = preset_of(preset).colours
@@ -480,9 +480,9 @@ def test_the_first_lesson_is_exact_by_pixel_and_names_what_is_absent(preset: str
                 assert np.array_equal(masks.decode(asked[name].rle), mask)
             else:
                 assert asked[name].rle is None and asked[name].granularity == "none"
-        kept = {e.expression_id for e in lesson.expressions} - {e.expression_id for e in asked.values()}
+        kept = {e.expression_id for e in warmed.expressions} - {e.expression_id for e in asked.values()}
         assert kept < {e.expression_id for e in record.expressions}
-    assert taught(6).expressions == plain(6).expressions
+    assert warmup(6).expressions == plain(6).expressions
 
 
 def test_a_fifth_of_the_branches_are_conversations_where_there_are_enough(vocabulary: Vocabulary) -> None:

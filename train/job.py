@@ -21,10 +21,12 @@ from uniresxx.data.catalog import SCENES
 from uniresxx.data.guard import lines_of_report
 from uniresxx.data.mixture.batches import Batches, SceneSource, Source
 from uniresxx.data.mixture.counts import texts_of
-from uniresxx.data.mixture.ledger import Ledger
-from uniresxx.data.mixture.mix import Mixture, MixturePart, mixture_named, open_mixture
+from uniresxx.data.mixture.data_log import DataLog
+from uniresxx.data.mixture.mix import Mixture
+from uniresxx.data.mixture.open import open_mixture
+from uniresxx.data.mixture.parts import MixturePart, mixture_named
 from uniresxx.data.scenes import scene_record, text_corpus
-from uniresxx.data.scenes.warmup import COLOUR_FORMS, SIDE_FORMS
+from uniresxx.data.scenes.warmup import COLOUR_TEMPLATES, SIDE_TEMPLATES
 from uniresxx.data.store.photos import photo_of
 from uniresxx.errors import InputError
 from uniresxx.evaluation.regions import encode_records
@@ -68,7 +70,7 @@ def open_job(recipe: Recipe, data: Path | None) -> Job:
         "training_data": found.about,
     }
     picture = (lambda step: overlay(model, found.shown, step)) if found.shown else None
-    ledger = Ledger(found.source.wanted, d.batch_images * d.accumulate, d.max_bad_fraction)
+    ledger = DataLog(found.source.shares, d.batch_images * d.accumulate, d.max_bad_fraction)
     counter = work_counter(model, recipe.model) if isinstance(recipe.model, UniRESPlusPlusConfig) else None
     measure = open_measure(recipe.eval, model, data)
     said = _guard_lines(found.about)
@@ -100,7 +102,7 @@ def _open_data(recipe: Recipe, data: Path | None, all_boxes: bool) -> _Data:
     if not parts and d.source in SCENES:
         shown = [scene_record(d.source, "val", index) for index in range(SHOWN)]
         source = SceneSource(d.source, seed, d.first_preset, d.first_images, d.warmup_images)
-        texts = [*text_corpus(d.source, CORPUS_LINES), *COLOUR_FORMS, *SIDE_FORMS]
+        texts = [*text_corpus(d.source, CORPUS_LINES), *COLOUR_TEMPLATES, *SIDE_TEMPLATES]
         about = [{"data": f"{d.source}/train", "share": 1.0, "guard": {"mode": "drawn"}}]
         drawn = _digest([scene_record(d.source, d.split, index, seed) for index in range(SHOWN)])
         return _Data(source, shown, texts, f"{d.source}/{d.split}, seed {seed}, drawn {drawn[:16]}", about)
@@ -109,17 +111,17 @@ def _open_data(recipe: Recipe, data: Path | None, all_boxes: bool) -> _Data:
         parts or (MixturePart(d.source, d.split),), d.expressions_per_image, seed,
         data, images, d.guard, all_boxes,
     )  # fmt: skip
-    pools = {id(pool.records): pool for pool in mixture.pools}.values()  # parts may share a data set
+    pools = {id(pool.records): pool for pool in mixture.parts}.values()  # parts may share a data set
     texts = [text for pool in pools for text in texts_of(pool.records, CORPUS_TEXTS)]
     about = [
-        {"data": pool.label, "share": mixture.wanted[pool.label], **pool.about} for pool in mixture.pools
+        {"data": pool.label, "share": mixture.shares[pool.label], **pool.about} for pool in mixture.parts
     ]
     return _Data(mixture, _readable(mixture), texts, _fingerprint(mixture), about)
 
 
 def _fingerprint(mixture: Mixture) -> str:
     """Of the content of every part: that of its store, else over its expressions."""
-    found = [str(p.about.get("fingerprint") or _digest(p.records)) for p in mixture.pools]
+    found = [str(p.about.get("fingerprint") or _digest(p.records)) for p in mixture.parts]
     return found[0] if len(found) == 1 else sha256("\n".join(found).encode()).hexdigest()
 
 
@@ -133,8 +135,8 @@ def _digest(records: Sequence[ImageRecord]) -> str:
 
 def _readable(mixture: Mixture) -> list[ImageRecord]:
     """A few records of the first part whose photograph can be shown."""
-    pool, shown = mixture.pools[0], []
-    for row in pool.rows_N[: 10 * SHOWN]:
+    pool, shown = mixture.parts[0], []
+    for row in pool.rows[: 10 * SHOWN]:
         try:
             record = pool.record(int(row))
             photo_of(record)

@@ -38,7 +38,7 @@ from train.throughput import ThroughputMeter, Work
 from train.trackers import TENSORBOARD, check_trackers, numbers_of, open_trackers
 from train.validation import ValidationResult
 from uniresxx.checkpoints import folders as checkpoint
-from uniresxx.data.mixture.ledger import DATA, QUARANTINE, DataError, Ledger, StepData
+from uniresxx.data.mixture.data_log import DATA, QUARANTINE, DataError, DataLog, StepData
 from uniresxx.errors import InputError
 from uniresxx.files import png_bytes, write_atomic
 
@@ -89,7 +89,7 @@ class Job:
     overlay: Callable[[int], Image.Image] | None = None
     fingerprint: str = ""
     extra: Mapping[str, Any] = field(default_factory=dict)
-    ledger: Ledger | None = None
+    ledger: DataLog | None = None
     measure: Callable[[int, Path], ValidationResult] | None = None
     work: Callable[[Any], Work] | None = None
     said: tuple[str, ...] = ()
@@ -398,7 +398,7 @@ class _Run:
         given = self.ranks.gather([StepData(batch.drawn, batch.bad) for batch in micro])
         everything = [item for items in given for item in items]
         try:
-            return self.ranks.on_rank0(lambda: ledger.note(self.out, self.state.step, everything))
+            return self.ranks.on_rank0(lambda: ledger.record(self.out, self.state.step, everything))
         except DataError as error:
             raise TrainingError(str(error)) from None
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import tyro
 
 from uniresxx.data.catalog import SCENES
-from uniresxx.data.mixture.mix import MixturePart, mixture_named
+from uniresxx.data.mixture.parts import MixturePart, mixture_named
 from uniresxx.errors import InputError
 from uniresxx.scoring.metrics import SCORE_KEYS
 from uniresxx.types import Granularity

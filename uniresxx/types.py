@@ -1,8 +1,9 @@
-"""The nouns of the project: dataclasses that every room passes on, a shape per field.
+"""The data classes that the packages of the project pass to one another, with a shape for each tensor.
 
 Shapes: B images, E expressions of the batch, T tokens of a row, O object boxes, P part boxes, h w low-tower pixels,
-H W high-tower pixels (masks are supervised on the same frame), y x pixels of the photo.
-Nothing here imports torch: readers, metrics and the command line must start fast.
+H W high-tower pixels (masks are supervised there), S S pixels of a mask head's own frame, G levels of boxes (object,
+part), M boxes of a level, y x pixels of the photo.
+Nothing here imports torch, so that readers, metrics and the command line start fast.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Granularity(StrEnum):
-    """What an expression points at."""
+    """What an expression means: a part, an object, several objects, or nothing in the picture."""
 
     PART = "part"
     OBJECT = "object"
@@ -29,7 +30,7 @@ class Granularity(StrEnum):
 
 
 class RLE(TypedDict):
-    """COCO compressed run-length code of a binary mask: size [y, x], counts as ASCII text."""
+    """A binary mask in COCO's compressed run-length code: size [y, x], counts as ASCII text."""
 
     size: list[int]
     counts: str
@@ -37,23 +38,23 @@ class RLE(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class Expression:
-    """One referring expression of one image and its truth in the image frame."""
+    """One referring expression of an image, with its true mask at the photo's size."""
 
     expression_id: str  # <data set>/<split>/<native id>
     text: str
     granularity: Granularity
-    rle: RLE | None  # union of the referents at the photo's size; None where there is no target
-    area: int = 0  # pixels of that mask
+    rle: RLE | None  # union of the referents; None where there is no target
+    area: int = 0  # pixels of the mask
     level: int | None = None  # scenes only: 1 kind, 2 attribute, 3 relation, order or count
-    twin: str | None = None  # expressions with the same value (part, object, group) score together
-    source: Mapping[str, Any] = field(default_factory=dict)  # native ids and tags, kept as they came
+    twin: str | None = None  # a part, its object and its group share a value; the twin score joins them
+    source: Mapping[str, Any] = field(default_factory=dict)  # native ids and tags, unchanged
     # x0, y0, x1, y1, … in pixels; None unless a protocol asks for them (data/polygons.py)
     polygons: tuple[Sequence[float], ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Phrase:
-    """One phrase of an answer: a mask, or None where the phrase points at nothing."""
+    """One phrase of a true answer, with its mask; None where the phrase means nothing in the picture."""
 
     text: str
     rle: RLE | None
@@ -62,11 +63,11 @@ class Phrase:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """A question and its answer: phrases that get [SEG] or [REJ], or plain words."""
+    """A question and its true answer: phrases, each with [SEG] or [REJ], or plain words."""
 
     question: str
     phrases: tuple[Phrase, ...] = ()
-    say: str | None = None
+    answer: str | None = None  # the plain words, where there are no phrases
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +80,7 @@ class Dialogue:
 
 @dataclass(frozen=True, slots=True)
 class PhotoInside:
-    """Where an encoded photo lies inside another file; pickles as these words. `images.photo_of` reads it."""
+    """Where an encoded photo lies inside another file; `data.store.photos.photo_of` reads it."""
 
     kind: str  # "tar" (a shard of a store), "lmdb" or "parquet"
     file: str  # path of the file it lies in
@@ -92,9 +93,9 @@ class PhotoInside:
 
 @dataclass(frozen=True, slots=True)
 class ImageRecord:
-    """One image with everything said about it.
+    """One image with all its expressions and dialogues.
 
-    The photo is a file (`path`), lies in one (`inside`) or is an array (`pixels`): one of the three.
+    The photo is given in one of three ways: as a file (`path`), inside a file (`inside`) or as an array (`pixels`).
     """
 
     image_id: str
@@ -104,19 +105,17 @@ class ImageRecord:
     path: str | None = None
     pixels: np.ndarray | None = None  # uint8 (y, x, 3), RGB, as a person sees it
     dialogues: tuple[Dialogue, ...] = ()
-    boxes: Mapping[str, np.ndarray] = field(
-        default_factory=dict
-    )  # truth xyxy by "object" / "part", float32 (N, 4)
-    dense: np.ndarray | None = (
-        None  # scenes only: uint8 (y, x, 3) = kind, colour, part index per pixel, 0 = none
-    )
+    # true boxes, xyxy, float32 (boxes, 4), by "object" and "part"
+    boxes: Mapping[str, np.ndarray] = field(default_factory=dict)
+    # scenes only: uint8 (y, x, 3), the kind, colour and part of each pixel, from 1 on; 0 is none
+    dense: np.ndarray | None = None
     source: Mapping[str, Any] = field(default_factory=dict)
     inside: PhotoInside | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """One phrase of a generated answer with its mask (None = the model said it is not there)."""
+    """One phrase of a generated answer, with its mask; None where the model rejected the phrase."""
 
     phrase: str
     mask: RLE | None
@@ -132,7 +131,7 @@ class Prediction:
     text: str | None  # as generated, may be empty; None: not known (files of other models)
     score: float | None = None  # predicted IoU, 0..1
     p_absent: float | None = None
-    mask_if_forced: RLE | None = None  # of rejected lines: what a forced [SEG] would give
+    mask_if_forced: RLE | None = None  # of a rejected expression: what a forced [SEG] gives
     segments: tuple[Segment, ...] = ()  # one per phrase, where several were asked together
 
 
@@ -142,15 +141,17 @@ EVALUATION_TEMPLATE = "Segment {expression}."
 
 @dataclass(frozen=True, slots=True)
 class Decoding:
-    """How answers are produced; saved beside every number made with it."""
+    """How answers are generated; saved beside every number that depends on it."""
 
     rule: DecisionRule | None = None  # None: the default of the model's config
     template: str = EVALUATION_TEMPLATE  # the chat uses "{expression}": the text as typed
     max_new_tokens: int = 48
-    cache_bytes: int = 4 * 2**30  # of keys and values while generating; changes memory and time, no answer
+    cache_bytes: int = (
+        4 * 2**30
+    )  # for keys and values while generating; changes memory and time, but no answer
 
     def describe(self, rule: DecisionRule) -> dict[str, Any]:
-        """JSON-ready record with the resolved rule and a hash of the template."""
+        """A record for JSON, with the rule that was used and a hash of the template."""
         record = asdict(self) | {"rule": rule, "search": "greedy"}
         del record["cache_bytes"]  # no answer depends on it
         return record | {"template_sha256": sha256(self.template.encode()).hexdigest()[:12]}
@@ -158,7 +159,7 @@ class Decoding:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A text with the turns before it: (question, generated answer) pairs, oldest first."""
+    """A text, and the earlier turns of its conversation: (question, generated answer) pairs, oldest first."""
 
     text: str
     history: tuple[tuple[str, str], ...] = ()
@@ -173,15 +174,15 @@ class BadSample:
     reason: str
 
 
-_PLAIN = ("expression_ids", "granularities", "drawn", "bad")  # of a Batch: no tensors
+_NOT_TENSORS = ("expression_ids", "granularities", "drawn", "bad")  # fields of a Batch
 
 
 @dataclass(slots=True)
 class Batch:
-    """Prepared images with their packed token rows; the only thing a model's forward takes.
+    """Prepared images with their token rows: the one argument of a model's forward.
 
-    A token row is one image's text: branches (expressions, conversations) one after another; the visual prefix
-    is put before it by the model. `branch_BT` is -1 on padding.
+    A token row holds the text of one image: its branches (expressions, conversations) one after another. The model
+    puts the visual prefix before it. `branch_BT` is -1 on padding.
     """
 
     pixels_low_B3hw: torch.Tensor  # float, normalised
@@ -191,31 +192,31 @@ class Batch:
     part_boxes_BP4: torch.Tensor
     part_valid_BP: torch.Tensor
     token_ids_BT: torch.Tensor
-    labels_BT: torch.Tensor  # next-token targets at the predicting position, -100 where nothing is learned
+    labels_BT: torch.Tensor  # next-token targets at the predicting position, -100: no loss
     branch_BT: torch.Tensor
     position_BT: torch.Tensor  # restarts at 0 in each branch, counted from the end of the prefix
     image_of_expr_E: torch.Tensor
     seg_position_E: torch.Tensor  # position in the row of the state that predicts [SEG] or [REJ]
     present_E: torch.Tensor  # bool: the truth has a mask
     masks_EHW: torch.Tensor  # bool, high frame
-    pixel_valid_BHW: torch.Tensor  # bool: false on padding of the high frame
+    pixel_valid_BHW: torch.Tensor  # bool: False on padding of the high frame
     dense_BHW3: torch.Tensor | None = None
     pixels_mask_B3SS: torch.Tensor | None = None  # for mask heads with a frame of their own (SAM)
-    truth_boxes_BGM4: torch.Tensor | None = None  # boxes of all masks, by object and part; high frame
+    truth_boxes_BGM4: torch.Tensor | None = None  # boxes of all masks, xyxy, high frame
     truth_boxes_valid_BGM: torch.Tensor | None = None
-    # by image: bool (targets, y, x) at the photo's size, where the loss is taken there
+    # by image: bool (targets, y, x), for a loss at the photo's size
     masks_photo: list[torch.Tensor] = field(default_factory=list)
     expression_ids: list[str] = field(default_factory=list)
     granularities: list[Granularity] = field(default_factory=list)
     drawn: dict[str, int] = field(default_factory=dict)  # images and expressions, "<data set> <what>"
-    bad: list[Any] = field(default_factory=list)  # ledger.BadSample: what could not be prepared
+    bad: list[BadSample] = field(default_factory=list)
 
     def to(self, device: Any) -> Batch:
-        """The same batch on another device (the only device move in the project)."""
+        """The same batch on another device; nothing else in the project moves a batch."""
         moved: dict[str, Any] = {}
         for item in fields(self):
             value = getattr(self, item.name)
-            if item.name not in _PLAIN and value is not None:
-                several = isinstance(value, list)
-                moved[item.name] = [v.to(device) for v in value] if several else value.to(device)
+            if item.name not in _NOT_TENSORS and value is not None:
+                is_list = isinstance(value, list)
+                moved[item.name] = [v.to(device) for v in value] if is_list else value.to(device)
         return replace(self, **moved)

@@ -1,5 +1,6 @@
-"""Data: native annotation files and drawn scenes to ImageRecords, and from there to batches.
+"""Data: annotation files and drawn scenes become ImageRecords, and ImageRecords become training batches.
 
-`readers` holds one file per native format, `benchmarks` turns NAME/SPLIT into records, `scenes` draws the
-embedded benchmark. Nothing here imports torch until a batch is made.
+`readers` reads native annotation files, one file per format. `scenes` draws the embedded benchmark. `store` keeps
+records in one memory-mapped file. `catalog` turns NAME/SPLIT into records. `mixture` orders them for training.
+Only `mixture.batches` needs torch.
 """

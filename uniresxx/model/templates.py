@@ -39,7 +39,7 @@ def expression_turn(expression: Expression, choice: int) -> ChatTurn:
 def dialogue_turn(turn: Turn) -> ChatTurn:
     """`a: [SEG], b: [REJ].` for several phrases, `[SEG].` for one, plain words otherwise."""
     if not turn.phrases:
-        return ChatTurn(turn.question, (turn.say or "",))
+        return ChatTurn(turn.question, (turn.answer or "",))
     if len(turn.phrases) == 1:
         return ChatTurn(turn.question, (_mark(turn.phrases[0]), "."))
     pieces: list[str | Mark] = []

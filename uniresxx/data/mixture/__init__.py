@@ -1,1 +1,1 @@
-"""Training data: which image a slot shows, its augmentation, and batches. The only use of grain."""
+"""Training data: which record each slot shows, mirrored pictures, and batches. Only `mix.py` imports grain."""

@@ -1,7 +1,7 @@
-"""Micro-batches of a training step: a pure function of (step, micro), so that the state of the data is one integer.
+"""Micro-batches of a training step, each a pure function of (step, micro): the state of the data is one integer.
 
-Any number of workers and ranks gives the same global batches, and a step cut into micro-batches sees the same
-images. A sample that cannot be prepared is replaced by another of its data set; no other sample moves.
+Any number of workers and ranks gives the same global batches, and a step cut into more micro-batches shows the
+same images. A sample that cannot be prepared is replaced by another of its data set; no other sample changes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import numpy as np
 
 from mllm.tokens import Vocabulary
 from uniresxx.data.mixture.augment import mirrored
-from uniresxx.data.mixture.ledger import IN_A_ROW, no_counts, over_budget
+from uniresxx.data.mixture.data_log import MAX_ATTEMPTS, too_many_bad, zero_counts
+from uniresxx.data.mixture.mix import Origin
 from uniresxx.data.scenes import scene_record
 from uniresxx.data.scenes.warmup import warmup_expressions
 from uniresxx.data.store.photos import photo_of
@@ -23,78 +24,67 @@ from uniresxx.model.collate import Sample, collate, make_sample
 from uniresxx.model.config import UniRESPlusPlusConfig
 from uniresxx.types import BadSample, Batch, ImageRecord
 
-FLIP = 3  # stream of random numbers for mirrored pictures
+FLIP_STREAM = 3  # keeps the random numbers of mirrored pictures apart from all others
 
 
 class Source(Protocol):
-    """Slot (0, 1, 2, … without end) -> image; a pure function."""
+    """Slot (0, 1, 2, … without end) -> record; a pure function."""
 
     @property
-    def wanted(self) -> dict[str, float]:
-        """Share of the expressions of each data set, adding up to 1."""
+    def shares(self) -> dict[str, float]:
+        """Share of the expressions that each data set shall show, adding up to 1."""
         ...
 
     def __call__(self, slot: int, attempt: int = 0) -> ImageRecord:
-        """The image of a slot, or the `attempt`-th that stands in for it."""
+        """The record of a slot; `attempt` n > 0: its n-th replacement."""
         ...
 
-    def name(self, slot: int, attempt: int = 0) -> str:
-        """What to call it where it cannot be read."""
-        ...
-
-    def label(self, slot: int) -> str:
-        """The data set of a slot."""
-        ...
-
-    def hint(self, slot: int) -> str:
-        """What to set where its photographs are not found."""
+    def origin(self, slot: int, attempt: int = 0) -> Origin:
+        """Where that record comes from; never reads the record."""
         ...
 
 
 @dataclass(frozen=True)
 class SceneSource:
-    """The scenes, drawn without end, with a curriculum: easy pictures first, and colours asked for alone.
+    """Drawn scenes without end, with a curriculum: easy pictures first, and colours and sides asked for alone.
 
-    Before slot `then_at` the pictures are those of preset `first`; before slot `warmup_until` half of a picture's
-    expressions make way for its first lesson (colours and sides alone).
+    Slots below `first_slots` show pictures of the preset `first`. In slots below `warmup_slots`, half of a
+    picture's expressions are replaced by those of `warmup_expressions`.
     """
 
     preset: str
     seed: int
     first: str | None = None
-    then_at: int = 0
-    warmup_until: int = 0
+    first_slots: int = 0
+    warmup_slots: int = 0
 
     @property
-    def wanted(self) -> dict[str, float]:
-        """All of it."""
+    def shares(self) -> dict[str, float]:
+        """All expressions come from the preset."""
         return {self.preset: 1.0}
 
     def __call__(self, slot: int, attempt: int = 0) -> ImageRecord:
         """Picture number `slot`."""
-        preset = self.first if self.first is not None and slot < self.then_at else self.preset
-        record = scene_record(preset, "train", slot + (attempt << 40), self.seed)
-        if slot >= self.warmup_until:
+        preset = self.first if self.first is not None and slot < self.first_slots else self.preset
+        record = scene_record(preset, "train", _picture(slot, attempt), self.seed)
+        if slot >= self.warmup_slots:
             return record
-        kept = record.expressions[slot % 2 :: 2]
-        return replace(record, expressions=kept + warmup_expressions(record, preset))
+        half = record.expressions[slot % 2 :: 2]
+        return replace(record, expressions=half + warmup_expressions(record, preset))
 
-    def name(self, slot: int, attempt: int = 0) -> str:
-        """Preset and number."""
-        return f"{self.preset} picture {slot + (attempt << 40)}"
+    def origin(self, slot: int, attempt: int = 0) -> Origin:
+        """Preset and number of the picture; no photograph is needed."""
+        return Origin(self.preset, f"{self.preset} picture {_picture(slot, attempt)}", "")
 
-    def label(self, slot: int) -> str:
-        """The preset."""
-        return self.preset
 
-    def hint(self, slot: int) -> str:
-        """Nothing can be missing."""
-        return ""
+def _picture(slot: int, attempt: int) -> int:
+    """Replacements are pictures that no slot reaches."""
+    return slot + (attempt << 40)
 
 
 @dataclass(frozen=True)
 class Batches:
-    """Micro-batch number `micro` of step `step`."""
+    """(step, micro) -> the prepared micro-batch number `micro` of step `step`."""
 
     source: Source
     config: UniRESPlusPlusConfig
@@ -103,20 +93,23 @@ class Batches:
     batch_images: int
     accumulate: int
     expressions_per_image: int
-    dialogue_share: float = 0.2  # of an image's branches, where it offers enough conversations
-    flip: float = 0.0  # share of pictures that are mirrored, with the words, where words allow it
+    dialogue_share: float = 0.2  # of an image's branches, where the image has enough conversations
+    flip: float = 0.0  # share of pictures that are mirrored with their words, where the words allow it
     rank: int = 0
     world_size: int = 1
 
     def for_rank(self, rank: int, world_size: int) -> Batches:
-        """The same steps for one of `world_size` processes: each micro-batch is cut among them.
+        """The same steps for process `rank` of `world_size`: each micro-batch is divided among them.
 
-        The global batch stays `batch_images * accumulate` images. InputError where a process would get none.
+        The global batch stays `batch_images * accumulate` images.
+
+        Raises:
+            InputError: there are fewer images in a micro-batch than processes.
         """
         if not 0 <= rank < world_size <= self.batch_images:
             raise InputError(
-                f"data.batch_images {self.batch_images} cannot be cut among {world_size} processes: raise "
-                "--data.batch_images (and lower --data.accumulate: a step sees both multiplied)"
+                f"data.batch_images {self.batch_images} cannot be divided among {world_size} processes: raise "
+                "--data.batch_images (and lower --data.accumulate: a step trains on their product)"
             )
         return replace(self, rank=rank, world_size=world_size)
 
@@ -127,10 +120,14 @@ class Batches:
         return range(first + start, first + stop)
 
     def __call__(self, step: int, micro: int) -> Batch:
-        """The prepared micro-batch. DataError where too many samples in a row cannot be prepared."""
+        """The prepared micro-batch.
+
+        Raises:
+            DataError: MAX_ATTEMPTS samples in a row could not be prepared.
+        """
         samples = [self.sample(slot) for slot in self.slots(step, micro)]
         batch = collate(samples, self.config, self.vocabulary)
-        batch.drawn = no_counts(tuple(self.source.wanted))
+        batch.drawn = zero_counts(self.source.shares)
         for sample in samples:
             for what, count in sample.drawn.items():
                 batch.drawn[f"{sample.label} {what}"] += count
@@ -140,42 +137,45 @@ class Batches:
     def sample(self, slot: int) -> Sample:
         """One prepared image: at most `expressions_per_image` of its expressions, and its share of conversations.
 
-        What cannot be prepared (photo missing or damaged, mask of another size, broken row) is replaced.
+        A record that cannot be prepared (photo missing or damaged, mask of another size, broken row) is replaced.
+
+        Raises:
+            DataError: MAX_ATTEMPTS records in a row could not be prepared.
         """
         bad: list[BadSample] = []
-        while len(bad) < IN_A_ROW:
+        while len(bad) < MAX_ATTEMPTS:
             attempt = len(bad)
             try:
-                sample = self._prepared(slot, attempt)
+                sample = self._prepare(slot, attempt)
             except (ValueError, OSError) as error:
-                bad.append(self._told(slot, attempt, error))
+                bad.append(self._bad_sample(slot, attempt, error))
             else:
-                return replace(sample, label=self.source.label(slot), bad=tuple(bad))
-        raise over_budget(bad, f"{len(bad)} samples in a row could not be prepared")
+                return replace(sample, label=self.source.origin(slot).data_set, bad=tuple(bad))
+        raise too_many_bad(bad, f"{len(bad)} samples in a row could not be prepared")
 
-    def _told(self, slot: int, attempt: int, error: Exception) -> BadSample:
-        reason = " ".join(str(error).split())
-        hint = self.source.hint(slot)
-        if hint and isinstance(error, MissingPhotoError):
-            reason = f"{reason} ({hint})"
-        return BadSample(slot, self.source.name(slot, attempt), reason)
+    def _bad_sample(self, slot: int, attempt: int, error: Exception) -> BadSample:
+        origin, reason = self.source.origin(slot, attempt), " ".join(str(error).split())
+        if origin.hint and isinstance(error, MissingPhotoError):
+            reason = f"{reason} ({origin.hint})"
+        return BadSample(slot, origin.record, reason)
 
-    def _prepared(self, slot: int, attempt: int) -> Sample:
+    def _prepare(self, slot: int, attempt: int) -> Sample:
         record = self.source(slot, attempt)
         rng = np.random.default_rng((self.seed, slot, 1))
         count = min(self.expressions_per_image, len(record.expressions))
         chosen = rng.permutation(len(record.expressions))[:count]
-        expressions = [record.expressions[int(i)] for i in chosen]
-        choices = [int(i) for i in rng.integers(0, 1 << 16, count)]
-        wanted = int(count * self.dialogue_share / (1 - self.dialogue_share) + rng.random())
-        picked = rng.permutation(len(record.dialogues))[:wanted]
-        dialogues = [record.dialogues[int(i)] for i in picked]
+        expressions = tuple(record.expressions[int(i)] for i in chosen)
+        template_choices = [int(i) for i in rng.integers(0, 1 << 16, count)]
+        talks = int(count * self.dialogue_share / (1 - self.dialogue_share) + rng.random())
+        picked = rng.permutation(len(record.dialogues))[:talks]
+        dialogues = tuple(record.dialogues[int(i)] for i in picked)
         boxes = record.boxes
-        if self.config.boxes == "learned":  # of what is not asked for as well
+        if self.config.boxes == "learned":  # also of expressions that were not chosen
             boxes = boxes_of_masks(record)
-        asked = replace(record, expressions=tuple(expressions), dialogues=tuple(dialogues), boxes=boxes)
-        if self.flip and np.random.default_rng((self.seed, slot, FLIP)).random() < self.flip:
-            asked = mirrored(asked) or asked
+        shown = replace(record, expressions=expressions, dialogues=dialogues, boxes=boxes)
+        if self.flip and np.random.default_rng((self.seed, slot, FLIP_STREAM)).random() < self.flip:
+            shown = mirrored(shown) or shown
         return make_sample(
-            asked, photo_of(asked), asked.expressions, asked.dialogues, choices, self.config, self.vocabulary
-        )
+            shown, photo_of(shown), shown.expressions, shown.dialogues, template_choices,
+            self.config, self.vocabulary,
+        )  # fmt: skip

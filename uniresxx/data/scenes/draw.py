@@ -1,4 +1,7 @@
-"""Draw one picture: what is in it, where it goes, its paint numbers, its pixels. Numpy and PIL only."""
+"""Draw one picture: place the planned things, number their paints, colour the pixels. Numpy and PIL only.
+
+Shapes: n corners of a kind; y x pixels of the picture, or of a thing's own box.
+"""
 
 from __future__ import annotations
 
@@ -8,36 +11,40 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageDraw
 
-from uniresxx.data.scenes.graph import Scene, Thing, Unit
-from uniresxx.data.scenes.kinds import COLOURS, PART_NAMES, kinds
+from uniresxx.data.scenes.graph import PartInstance, Scene, Thing, bounding_box
+from uniresxx.data.scenes.kinds import COLOURS, KINDS, PART_NAMES
 from uniresxx.data.scenes.layout import Plan, plan_things
 from uniresxx.data.scenes.presets import HELD_OUT_PARTS, Preset
 
-NOT_TAUGHT = 255  # dense part label: the pair is held out of training, the pixel must not be supervised
-_KEEP_VISIBLE = 0.5  # less than that and the eye cannot tell the kind (seen in the audit)
+NOT_SUPERVISED = 255  # dense part label of pairs that are held out of training: the loss ignores these pixels
+_KEEP_VISIBLE = 0.5  # with less than this visible, people cannot tell the kind (docs/scenes.md)
 
 
 @lru_cache(maxsize=64)
 def _outline(kind: str) -> tuple[np.ndarray, tuple[int, ...]]:
-    """Corners of all pieces of a kind (n, 2) in the unit box, and where each piece starts."""
-    pieces = kinds()[kind].pieces
+    """Corners of all pieces of a kind (n, 2) in the instance box, and where each piece starts."""
+    pieces = KINDS[kind].pieces
     starts = np.cumsum([0] + [len(piece.points) for piece in pieces])
     return np.concatenate([np.asarray(piece.points) for piece in pieces]), tuple(int(s) for s in starts)
 
 
 @dataclass(slots=True)
 class _Placed:
-    """A thing on the canvas: its plan, its paints (number, piece) and its full area."""
+    """A thing on the canvas."""
 
     plan: Plan
-    paints: list[tuple[int, int]]
-    full_area: int
-    visible: int
+    paints: list[tuple[int, int]]  # (paint number, number of the kind's piece)
+    full_area: int  # pixels, hidden ones included
+    visible: int  # pixels that nothing in front of it hides
 
 
 def _stamp(plan: Plan, size: float, first: int) -> tuple[np.ndarray, list[tuple[int, int]]]:
-    """Paint numbers of one thing in its own box (uint8 y, x) and which piece each number is."""
-    kind = kinds()[plan.kind]
+    """Draw one thing in its own box.
+
+    Returns:
+        Paint numbers, uint8 (y, x), 0 outside the thing, and the piece that each number is.
+    """
+    kind = KINDS[plan.kind]
     corners, starts = _outline(plan.kind)
     aspect = kind.aspect * plan.stretch
     width, height = (size, size / aspect) if aspect >= 1 else (size * aspect, size)
@@ -54,7 +61,7 @@ def _stamp(plan: Plan, size: float, first: int) -> tuple[np.ndarray, list[tuple[
     flat = points.ravel().tolist()
     paints: list[tuple[int, int]] = []
     for number, piece in enumerate(kind.pieces):
-        if piece.part is not None and piece.part in plan.absent:
+        if piece.part is not None and piece.part == plan.absent:
             continue
         paint = first + len(paints)
         pen.polygon(flat[2 * starts[number] : 2 * starts[number + 1]], fill=paint)
@@ -62,19 +69,23 @@ def _stamp(plan: Plan, size: float, first: int) -> tuple[np.ndarray, list[tuple[
     return np.asarray(canvas), paints
 
 
-def _seat(
+def _find_place(
     preset: Preset, owner_yx: np.ndarray, placed: list[_Placed], stamp: np.ndarray, rng: np.random.Generator
 ) -> tuple[int, int, np.ndarray] | None:
-    """A place (y, x) where nothing gets hidden too much, and what it covers per earlier thing, or None."""
+    """A place where the thing hides no earlier thing too much.
+
+    Returns:
+        Its y and x, and the pixels it hides of each earlier thing (number 0 is the ground); None if none was found.
+    """
     height, width = stamp.shape
     solid = stamp > 0
-    room = preset.side - np.array([height, width])
-    if room.min() < 0:
+    free_yx = preset.side - np.array([height, width])
+    if free_yx.min() < 0:
         return None
     tries = rng.random((30, 2))
     near = not preset.easy and bool(placed) and rng.random() < 0.45
     for spot in tries:
-        y, x = (int(v) for v in spot * (room + 1))
+        y, x = (int(v) for v in spot * (free_yx + 1))
         under = owner_yx[y : y + height, x : x + width]
         if preset.easy:
             if not under.any():
@@ -93,9 +104,13 @@ def _seat(
 def _place(
     preset: Preset, plans: list[Plan], rng: np.random.Generator
 ) -> tuple[np.ndarray, list[_Placed], dict[tuple[int, int], int]]:
-    """Put the planned things on the canvas from back to front; what finds no place is left out."""
+    """Put the planned things on the canvas from back to front; a thing that finds no place is left out.
+
+    Returns:
+        The paint number of each pixel, the placed things, and how many pixels of one thing another hides.
+    """
     side = preset.side
-    ids_yx = np.zeros((side, side), dtype=np.uint8)
+    paint_yx = np.zeros((side, side), dtype=np.uint8)
     owner_yx = np.zeros((side, side), dtype=np.uint8)
     placed: list[_Placed] = []
     covers: dict[tuple[int, int], int] = {}
@@ -103,13 +118,13 @@ def _place(
     for plan in plans:
         for shrink in (1.0, 0.8, 0.65):
             stamp, paints = _stamp(plan, max(plan.size * shrink, preset.sizes[0]), paint)
-            seat = _seat(preset, owner_yx, placed, stamp, rng)
-            if seat is None:
+            place = _find_place(preset, owner_yx, placed, stamp, rng)
+            if place is None:
                 continue
-            y, x, covered = seat
+            y, x, covered = place
             solid = stamp > 0
             window = (slice(y, y + stamp.shape[0]), slice(x, x + stamp.shape[1]))
-            ids_yx[window][solid] = stamp[solid]
+            paint_yx[window][solid] = stamp[solid]
             owner_yx[window][solid] = len(placed) + 1
             for other, hidden in enumerate(covered[1:]):
                 if hidden:
@@ -119,44 +134,45 @@ def _place(
             placed.append(_Placed(plan, paints, area, area))
             paint += len(paints)
             break
-    return ids_yx, placed, covers
+    return paint_yx, placed, covers
 
 
-def _describe(ids_yx: np.ndarray, placed: list[_Placed]) -> tuple[Thing, ...]:
+def _describe(paint_yx: np.ndarray, placed: list[_Placed]) -> tuple[Thing, ...]:
     """The scene graph of the visible pixels."""
-    side = ids_yx.shape[0]
-    flat = ids_yx.ravel()
+    side = paint_yx.shape[0]
+    flat = paint_yx.ravel()
     steps = np.arange(side, dtype=np.float64)
     area = np.bincount(flat, minlength=256)
     sum_x = np.bincount(flat, weights=np.tile(steps, side), minlength=256)
     sum_y = np.bincount(flat, weights=np.repeat(steps, side), minlength=256)
     things = []
     for index, item in enumerate(placed):
-        pieces = kinds()[item.plan.kind].pieces
+        pieces = KINDS[item.plan.kind].pieces
         numbers = [paint for paint, _ in item.paints]
         total = int(area[numbers].sum())
-        parts: dict[str, tuple[Unit, ...]] = {}
+        parts: dict[str, tuple[PartInstance, ...]] = {}
         for paint, piece in item.paints:
-            name, seen = pieces[piece].part, int(area[paint])
-            if name is not None and seen:
-                unit = Unit(paint, seen, float(sum_x[paint] / seen), float(sum_y[paint] / seen))
-                parts[name] = (*parts.get(name, ()), unit)
-        inside = (ids_yx >= numbers[0]) & (ids_yx <= numbers[-1])  # paints of a thing are consecutive
-        xs, ys = np.flatnonzero(inside.any(axis=0)), np.flatnonzero(inside.any(axis=1))
+            name, visible = pieces[piece].part, int(area[paint])
+            if name is not None and visible:
+                instance = PartInstance(
+                    paint, visible, float(sum_x[paint] / visible), float(sum_y[paint] / visible)
+                )
+                parts[name] = (*parts.get(name, ()), instance)
+        inside = (paint_yx >= numbers[0]) & (paint_yx <= numbers[-1])  # paints of a thing are consecutive
         things.append(
             Thing(
                 index, item.plan.kind, item.plan.colour, tuple(numbers), parts,
                 frozenset(name for _, p in item.paints if (name := pieces[p].part) is not None),
                 float(sum_x[numbers].sum() / total), float(sum_y[numbers].sum() / total), total,
                 item.full_area,
-                (int(xs[0]), int(ys[0]), int(xs[-1]) + 1, int(ys[-1]) + 1),
+                bounding_box(inside),
             )
         )  # fmt: skip
     return tuple(things)
 
 
 def _shaded(rgb: np.ndarray, shade: float) -> np.ndarray:
-    """Darker or lighter, turned round where the colour has no room that way."""
+    """A darker (shade < 0) or lighter colour; the other way round if the colour is already dark or light."""
     bright = float(rgb.mean())
     if shade < 0 and bright < 75:
         shade = -shade * 0.7
@@ -165,7 +181,7 @@ def _shaded(rgb: np.ndarray, shade: float) -> np.ndarray:
     return rgb * (1 + shade) if shade < 0 else rgb + (255.0 - rgb) * shade
 
 
-def _tables(
+def _paint_tables(
     preset: Preset, split: str, placed: list[_Placed], rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """Colour per paint, float32 (256, 3), and dense labels per paint, uint8 (256, 3)."""
@@ -173,7 +189,7 @@ def _tables(
     dense = np.zeros((256, 3), dtype=np.uint8)
     jitter = 12.0 if preset.easy else 16.0
     for item in placed:
-        kind = kinds()[item.plan.kind]
+        kind = KINDS[item.plan.kind]
         base = np.asarray(COLOURS[item.plan.colour], dtype=np.float32)
         base = np.clip(base + rng.uniform(-jitter, jitter, 3), 18, 248)
         own = dict(item.plan.own_colours)
@@ -184,14 +200,14 @@ def _tables(
             rgb[paint] = _shaded(tone, piece.shade)
             part = PART_NAMES.index(piece.part) + 1 if piece.part else 0
             if split == "train" and not preset.easy and (kind.name, piece.part) in HELD_OUT_PARTS:
-                part = NOT_TAUGHT
+                part = NOT_SUPERVISED
             dense[paint] = (preset.kinds.index(kind.name) + 1, preset.colours.index(colour) + 1, part)
     return rgb, dense
 
 
 @lru_cache(maxsize=8)
 def _patterns(side: int) -> np.ndarray:
-    """Brightness factors (4, y, x): plain, stripes, dots, and the ground's plain."""
+    """Brightness factors, float32 (3, y, x): plain, stripes, dots."""
     y, x = np.mgrid[:side, :side]
     stripes = np.where((x + y) // 3 % 2, 1.12, 0.86)
     dots = np.where((x % 5 < 2) & (y % 5 < 2), 0.72, 1.05)
@@ -231,31 +247,33 @@ def _ground(preset: Preset, rng: np.random.Generator) -> np.ndarray:
 
 
 def _colour_in(
-    preset: Preset, ids_yx: np.ndarray, placed: list[_Placed], rgb: np.ndarray, rng: np.random.Generator
+    preset: Preset, paint_yx: np.ndarray, placed: list[_Placed], rgb: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
     """The picture, uint8 (y, x, 3)."""
     picture = _ground(preset, rng)
-    seen = ids_yx > 0
-    colours = rgb[ids_yx[seen]]
+    covered = paint_yx > 0
+    colours = rgb[paint_yx[covered]]
     if not preset.easy:
         pattern = np.zeros(256, dtype=np.intp)
         for item in placed:
             pattern[[paint for paint, _ in item.paints]] = item.plan.pattern
-        ys, xs = np.nonzero(seen)
-        colours = colours * _patterns(preset.side)[pattern[ids_yx[seen]], ys, xs][:, None]
-    picture[seen] = colours
+        ys, xs = np.nonzero(covered)
+        colours = colours * _patterns(preset.side)[pattern[paint_yx[covered]], ys, xs][:, None]
+    picture[covered] = colours
     picture += rng.standard_normal(picture.shape, dtype=np.float32) * (4.0 if preset.easy else 7.0)
     return np.asarray(np.clip(picture, 0, 255).astype(np.uint8))
 
 
 def draw(preset: Preset, split: str, rng: np.random.Generator) -> Scene:
-    """One picture with its graph; the same generator state gives the same scene."""
+    """One picture and its scene graph; the same generator state gives the same scene."""
     while True:
         plans = plan_things(preset, split, rng)
-        ids_yx, placed, covers = _place(preset, plans, rng)
+        paint_yx, placed, covers = _place(preset, plans, rng)
         if len(placed) >= preset.objects[0] and (split != "crowded" or len(placed) >= 9):
             break
-    things = _describe(ids_yx, placed)
-    rgb, dense = _tables(preset, split, placed, rng)
-    pixels = _colour_in(preset, ids_yx, placed, rgb, rng)
-    return Scene(preset.side, preset.margin, preset.min_part, pixels, ids_yx, dense[ids_yx], things, covers)
+    things = _describe(paint_yx, placed)
+    rgb, dense = _paint_tables(preset, split, placed, rng)
+    pixels = _colour_in(preset, paint_yx, placed, rgb, rng)
+    return Scene(
+        preset.side, preset.margin, preset.min_part, pixels, paint_yx, dense[paint_yx], things, covers
+    )

@@ -1,7 +1,8 @@
-"""What a drawn picture knows of itself: things, their visible parts, and where their pixels are.
+"""The scene graph of a drawn picture: its things, their visible parts, and where their pixels are.
 
-One map `ids_yx` holds, per pixel, the number of the paint that is seen there (0 ground). Each body and each
-single part (one wheel) has its own number, so a truth mask is a look-up and cannot disagree with the pixels.
+`paint_yx` holds the number of the paint that is visible at each pixel (0 is the ground). Each body and each single
+part (one wheel) has its own number, so a true mask is a look-up and cannot disagree with the pixels.
+Shapes: y x pixels of the picture.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ import numpy as np
 
 
 @dataclass(frozen=True, slots=True)
-class Unit:
-    """One part of one thing as far as it is seen: paint number, pixels, centre."""
+class PartInstance:
+    """One part of one thing: its paint number, and the area and centre of its visible pixels."""
 
     paint: int
     area: int
@@ -30,8 +31,8 @@ class Thing:
     kind: str
     colour: str
     paints: tuple[int, ...]
-    parts: dict[str, tuple[Unit, ...]]  # name -> visible instances
-    drawn_parts: frozenset[str]  # names that exist, seen or not
+    parts: dict[str, tuple[PartInstance, ...]]  # name -> visible instances
+    drawn_parts: frozenset[str]  # names of all its parts, also of hidden ones
     x: float
     y: float
     area: int
@@ -40,7 +41,7 @@ class Thing:
 
     def part_area(self, part: str) -> int:
         """Visible pixels of a part, all instances together."""
-        return sum(unit.area for unit in self.parts.get(part, ()))
+        return sum(instance.area for instance in self.parts.get(part, ()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +52,8 @@ class Scene:
     margin: float
     min_part: int
     pixels_yx3: np.ndarray  # uint8
-    ids_yx: np.ndarray  # uint8, paint number
-    dense_yx3: np.ndarray  # uint8: kind, colour, part (0 none, 255 not taught)
+    paint_yx: np.ndarray  # uint8, paint number
+    dense_yx3: np.ndarray  # uint8: kind, colour, part (0 none; part 255: not supervised)
     things: tuple[Thing, ...]
     covers: dict[tuple[int, int], int]
 
@@ -60,5 +61,11 @@ class Scene:
         """Bool (y, x): pixels of these paints."""
         chosen = np.zeros(256, dtype=bool)
         chosen[list(paints)] = True
-        mask_yx: np.ndarray = chosen[self.ids_yx]
+        mask_yx: np.ndarray = chosen[self.paint_yx]
         return mask_yx
+
+
+def bounding_box(mask_yx: np.ndarray) -> tuple[int, int, int, int]:
+    """The box of a mask that is not empty: xyxy, exclusive end."""
+    xs, ys = np.flatnonzero(mask_yx.any(axis=0)), np.flatnonzero(mask_yx.any(axis=1))
+    return int(xs[0]), int(ys[0]), int(xs[-1]) + 1, int(ys[-1]) + 1

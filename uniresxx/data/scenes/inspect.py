@@ -1,4 +1,4 @@
-"""Look at the benchmark: the shares that it promises, and contact sheets for the eye."""
+"""Measure the shares that the benchmark promises: levels, granularities, hidden pixels, lengths, templates."""
 
 from __future__ import annotations
 
@@ -7,22 +7,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageDraw
 
 from uniresxx.data.scenes.benchmark import benchmark_records
-from uniresxx.data.scenes.kinds import kinds
-from uniresxx.data.scenes.presets import SPLITS, check_split, preset_of
-from uniresxx.data.scenes.record import scene_record
+from uniresxx.data.scenes.kinds import KINDS
+from uniresxx.data.scenes.presets import preset_of
 from uniresxx.data.scenes.words import SYNONYMS
-from uniresxx.imaging.masks import decode
 from uniresxx.types import Expression, Granularity, ImageRecord
-
-_OUTLINE = (255, 0, 255)
 
 
 @dataclass(frozen=True, slots=True)
 class Shares:
-    """What a set of records holds; shares are 0..1, areas are shares of the picture."""
+    """Numbers of a set of records; shares are between 0 and 1, areas are shares of the picture."""
 
     pictures: int
     granularity: Mapping[str, int]
@@ -34,8 +29,8 @@ class Shares:
     part_min: int  # pixels
     telegraphic: float
     typos: float
-    words: tuple[int, int, int]  # fewest, median, most; telegraphic ones apart
-    templates: Mapping[str, int]  # frames per granularity
+    words: tuple[int, int, int]  # fewest, median, most in texts that are not telegraphic
+    templates: Mapping[str, int]  # number of frames per granularity
     slots: Mapping[str, int]  # what the negatives changed
     twins: float  # pictures in which part, object and group are asked together
 
@@ -46,7 +41,7 @@ def _by_level(expressions: Sequence[Expression]) -> dict[int, float]:
 
 
 def shares(records: Sequence[ImageRecord]) -> Shares:
-    """Measure records of one preset; see Shares."""
+    """The numbers of records of one preset."""
     every = [expression for record in records for expression in record.expressions]
     by = {g: [e for e in every if e.granularity is g] for g in Granularity}
     hidden = [share for e in every for share in e.source["hidden"]]
@@ -76,7 +71,7 @@ def shares(records: Sequence[ImageRecord]) -> Shares:
 def synonym_share(preset: str) -> tuple[int, int]:
     """(words with a synonym, words) among the kinds, parts, colours, relations and orders of a preset."""
     numbers = preset_of(preset)
-    parts = {part for kind in numbers.kinds for part in kinds()[kind].parts}
+    parts = {part for kind in numbers.kinds for part in KINDS[kind].parts}
     relations = ("left of", "right of", "above", "below", "in front of", "behind")
     every = [*numbers.kinds, *sorted(parts), *numbers.colours, *relations]
     return (0 if numbers.easy else sum(word in SYNONYMS for word in every)), len(every)
@@ -107,8 +102,8 @@ def _lines(name: str, split: str, found: Shares) -> list[str]:
 def report(preset: str, split: str = "val") -> str:
     """The shares of a preset as text, measured on a split (default: val), and the sizes of all splits."""
     numbers = preset_of(preset)
-    pairs = sum(len(kinds()[kind].parts) for kind in numbers.kinds)
-    names = Counter(part for kind in numbers.kinds for part in kinds()[kind].parts)
+    pairs = sum(len(KINDS[kind].parts) for kind in numbers.kinds)
+    names = Counter(part for kind in numbers.kinds for part in KINDS[kind].parts)
     shared = sorted(name for name, count in names.items() if count > 1)
     known, words = synonym_share(preset)
     lines = [
@@ -122,58 +117,3 @@ def report(preset: str, split: str = "val") -> str:
         "These are drawn pictures: numbers made from them say nothing about photographs.",
     ]
     return "\n".join(lines)
-
-
-def _outlined(pixels: np.ndarray, mask: np.ndarray | None, zoom: int) -> Image.Image:
-    """The enlarged picture with the mask's border in magenta."""
-    big = np.kron(pixels, np.ones((zoom, zoom, 1), dtype=np.uint8))
-    if mask is not None:
-        wide = np.pad(np.kron(mask, np.ones((zoom, zoom), dtype=bool)), 1)
-        core = wide[1:-1, 1:-1]
-        inner = core & wide[:-2, 1:-1] & wide[2:, 1:-1] & wide[1:-1, :-2] & wide[1:-1, 2:]
-        big[core & ~inner] = _OUTLINE
-    return Image.fromarray(big)
-
-
-def _wrapped(text: str, width: int) -> list[str]:
-    lines = [""]
-    for word in text.split():
-        if len(lines[-1]) + len(word) + 1 > width:
-            lines.append("")
-        lines[-1] = f"{lines[-1]} {word}".strip()
-    return lines
-
-
-def contact_sheet(
-    preset: str, split: str, n: int = 24, start: int = 0, columns: int = 6, per_picture: int = 12
-) -> Image.Image:
-    """A sheet of n expressions of a split from picture `start` on, `per_picture` of each, masks outlined."""
-    numbers = preset_of(preset)
-    check_split(numbers, split)
-    zoom = 256 // numbers.side
-    side = numbers.side * zoom
-    cells: list[tuple[ImageRecord, Expression]] = []
-    index = start
-    while len(cells) < n:
-        record = scene_record(preset, split, index)
-        asked = record.expressions
-        step = max(1, len(asked) // per_picture)
-        cells += [
-            (record, asked[(index + step * k) % len(asked)]) for k in range(min(per_picture, len(asked)))
-        ]
-        index += 1
-    height = side + 46
-    sheet = Image.new("RGB", (columns * (side + 8), -(-n // columns) * height), "white")
-    pen = ImageDraw.Draw(sheet)
-    for number, (record, expression) in enumerate(cells[:n]):
-        x, y = number % columns * (side + 8), number // columns * height
-        assert record.pixels is not None
-        mask = decode(expression.rle) if expression.rle else None
-        sheet.paste(_outlined(record.pixels, mask, zoom), (x, y))
-        label = f"{number} {expression.granularity} L{expression.level}: {expression.text}"
-        for row, line in enumerate(_wrapped(label, 40)[:3]):
-            pen.text((x + 2, y + side + 2 + 14 * row), line, fill="black")
-    return sheet
-
-
-__all__ = ["SPLITS", "Shares", "contact_sheet", "report", "shares", "synonym_share"]

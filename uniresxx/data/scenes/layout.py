@@ -1,4 +1,7 @@
-"""Plan a picture: which things, in which colours, sizes and poses. Groups make words necessary."""
+"""Plan a picture: which things, in which colours, sizes and poses.
+
+Every picture has groups of things of one kind, so that an expression must say which of them it means.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from uniresxx.data.scenes.kinds import kinds
+from uniresxx.data.scenes.kinds import KINDS
 from uniresxx.data.scenes.presets import HELD_OUT_COLOURS, HELD_OUT_PARTS, Preset
 
 
@@ -17,7 +20,7 @@ class Plan:
     kind: str
     colour: str
     size: float
-    absent: frozenset[str]
+    absent: str | None  # the optional part that it lacks
     own_colours: tuple[tuple[str, str], ...]
     pattern: int
     mirror: bool
@@ -36,16 +39,10 @@ def _allowed(preset: Preset, kind: str) -> list[str]:
     return [colour for colour in preset.colours if (kind, colour) not in HELD_OUT_COLOURS]
 
 
-def _group_colours(colours: list[str], count: int, same: int, first: str) -> list[str]:
-    """`same` things in the first colour, the others in further ones."""
-    others = [colour for colour in colours if colour != first]
-    return [first] * same + others[: count - same]
-
-
 def _group(
     preset: Preset, split: str, kind: str, count: int, rng: np.random.Generator
 ) -> list[tuple[str, str]]:
-    """Colours of one group of a kind."""
+    """(kind, colour) of the things of one group: some in a first colour, the others in further ones."""
     colours = [str(c) for c in rng.permutation(_allowed(preset, kind))]
     first = colours[0]
     if split == "compositional":
@@ -55,11 +52,12 @@ def _group(
         same = count if roll < 0.12 else max(1, count - 1) if roll < 0.3 else 1
     else:
         same = 1 if roll < 0.12 else min(count, 2) if roll < 0.6 else max(2, count - 1)
-    return [(kind, colour) for colour in _group_colours(colours, count, same, first)]
+    others = [colour for colour in colours if colour != first]
+    return [(kind, colour) for colour in [first] * same + others[: count - same]]
 
 
 def _cast(preset: Preset, split: str, rng: np.random.Generator) -> list[tuple[str, str]]:
-    """(kind, colour) of every thing: one or two groups of a kind, then single ones that reuse colours."""
+    """(kind, colour) of every thing: one or two groups of a kind, then single things that often reuse a colour."""
     order = [str(kind) for kind in rng.permutation(preset.kinds)]
     if split == "part_transfer":
         held = [kind for kind in order if any(kind == k for k, _ in HELD_OUT_PARTS)]
@@ -82,18 +80,18 @@ def _cast(preset: Preset, split: str, rng: np.random.Generator) -> list[tuple[st
     return cast
 
 
-def _absent(preset: Preset, split: str, kind: str, rng: np.random.Generator) -> frozenset[str]:
-    """An optional part that is not drawn, if any: at most one, or nobody could tell the kind."""
-    optional = kinds()[kind].optional
+def _absent(preset: Preset, split: str, kind: str, rng: np.random.Generator) -> str | None:
+    """The optional part that is not drawn, if any; at most one, so that people can still tell the kind."""
+    optional = KINDS[kind].optional
     missing = rng.random() < preset.missing
-    gone = optional[int(rng.random() * len(optional))] if optional else ""
-    if split == "part_transfer" and (kind, gone) in HELD_OUT_PARTS:
-        missing = missing and rng.random() < 0.5  # asked for more often there, its absence too
-    return frozenset([gone]) if optional and missing else frozenset()
+    part = optional[int(rng.random() * len(optional))] if optional else None
+    if split == "part_transfer" and (kind, part) in HELD_OUT_PARTS:
+        missing = missing and rng.random() < 0.5  # this split needs these parts: drop them half as often
+    return part if missing else None
 
 
 def plan_things(preset: Preset, split: str, rng: np.random.Generator) -> list[Plan]:
-    """Everything a picture shall hold, in drawing order (back to front)."""
+    """Everything to draw in a picture, from back to front."""
     cast = _cast(preset, split, rng)
     low, high = preset.sizes
     if split == "crowded":
@@ -110,8 +108,8 @@ def plan_things(preset: Preset, split: str, rng: np.random.Generator) -> list[Pl
             continue
         own = tuple(
             (part, _pick(rng, list(preset.colours)))
-            for part in kinds()[kind].own_colour
-            if part not in absent and rng.random() < 0.12
+            for part in KINDS[kind].own_colour
+            if part != absent and rng.random() < 0.12
         )
         turn = float(rng.uniform(-0.6, 0.6) if kind == "hammer" else rng.uniform(-0.18, 0.18))
         stretch = float(rng.uniform(0.86, 1.16))

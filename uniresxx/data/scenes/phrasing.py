@@ -1,4 +1,4 @@
-"""From a query to English. A style fixes all choices of wording, so that a twin gets the same template."""
+"""From a query to English. A style fixes every choice of wording, so that a negative gets its positive's template."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from uniresxx.data.scenes import words as w
-from uniresxx.data.scenes.kinds import kinds
+from uniresxx.data.scenes.kinds import KINDS
 from uniresxx.data.scenes.solver import Query
 
-WORDS = (4, 14)  # of an expression of `scenes` that is not telegraphic
+WORDS = (4, 14)  # fewest and most in an expression of `scenes` that is not telegraphic
 
 
 @dataclass(frozen=True, slots=True)
 class Style:
-    """Choices of wording. `synonyms` picks words, `form` places adjectives, `frame` the sentence around."""
+    """Choices of wording: `synonyms` picks words, `form` places adjectives, `frame` picks the sentence around."""
 
     frame: int = 0
     form: int = 0
@@ -67,7 +67,8 @@ def noun_phrase(query: Query, style: Style, many: bool) -> str:
     tail: list[str] = []
     ranked = query.order is not None and query.rank > 0
     if query.order is not None:
-        word = w.PLAIN_ORDER_WORDS[query.order] if style.plain else _word(w.ORDER_WORDS[query.order], style)
+        plain = "big" if query.order == "large" else query.order
+        word = plain if style.plain else _word(w.ORDER_WORDS[query.order], style)
         if query.take > 1:
             front.append(("", "one", "two", "three")[query.take])
         if ranked:
@@ -100,22 +101,27 @@ def noun_phrase(query: Query, style: Style, many: bool) -> str:
 
 
 def _frames(query: Query, style: Style) -> tuple[str, ...]:
+    name = "object"
     if query.part is not None:
-        return w.PART_FRAMES_HELD_OUT if style.new_frame else w.PART_FRAMES
-    if query.also is not None:
-        return w.UNION_FRAMES_HELD_OUT if style.new_frame else w.UNION_FRAMES
-    if query.number == 0:
-        return w.ALL_FRAMES_HELD_OUT if style.new_frame else w.ALL_FRAMES
-    if query.number == 2 and query.take == 1:
-        return w.COUNT_FRAMES_HELD_OUT if style.new_frame else w.COUNT_FRAMES
-    if query.number == 3 and query.take == 1:
-        return w.THREE_FRAMES_HELD_OUT if style.new_frame else w.THREE_FRAMES
-    return w.OBJECT_FRAMES_HELD_OUT if style.new_frame else w.OBJECT_FRAMES
+        name = "part"
+    elif query.also is not None:
+        name = "union"
+    elif query.number == 0:
+        name = "all"
+    elif query.number > 1 and query.take == 1:
+        name = {2: "two", 3: "three"}[query.number]
+    trained, held_out = w.FRAMES[name]
+    return held_out if style.new_frame else trained
 
 
-def _several(query: Query) -> bool:
-    """Is the part said in the plural: more than one of it on a thing of this kind, or several things?"""
-    return query.number != 1 or sum(piece.part == query.part for piece in kinds()[query.kind].pieces) > 1
+def _frame(query: Query, style: Style) -> str:
+    frames = _frames(query, style)
+    return frames[style.frame % len(frames)]
+
+
+def _part_is_plural(query: Query) -> bool:
+    """Whether several parts are meant: the kind has more than one of them, or several things are meant."""
+    return query.number != 1 or sum(piece.part == query.part for piece in KINDS[query.kind].pieces) > 1
 
 
 def _part_words(query: Query, style: Style) -> str:
@@ -123,7 +129,7 @@ def _part_words(query: Query, style: Style) -> str:
     noun = _word(query.part, style)
     if query.side is not None:
         return f"{query.side} {noun}"
-    return w.plural(noun) if _several(query) else noun
+    return w.plural(noun) if _part_is_plural(query) else noun
 
 
 def _things(query: Query, style: Style) -> str:
@@ -163,18 +169,13 @@ def _short_text(query: Query, style: Style) -> str:
 
 
 def template_of(query: Query, style: Style) -> str:
-    """The name of the template a query gets in a style: its frame and the shape of its noun phrase."""
-    frames = _frames(query, style)
-    frame = (
-        "plain" if style.plain else "telegraphic" if style.telegraphic else frames[style.frame % len(frames)]
-    )
+    """The name of the template of a query in a style: its frame and the form of its noun phrase."""
+    frame = "plain" if style.plain else "telegraphic" if style.telegraphic else _frame(query, style)
+    colour_after, order_after = _form(query, style)
     shape = [
         str(len(query.colours)),
-        *(
-            name
-            for name, used in zip(("colour after", "order after"), _form(query, style), strict=True)
-            if used
-        ),
+        "colour after" if colour_after else "",
+        "order after" if order_after else "",
         query.order or "",
         str(query.rank),
         "related" if query.relation else "",
@@ -190,33 +191,37 @@ def phrase(query: Query, style: Style) -> str:
         return _easy_text(query, style)
     if style.telegraphic:
         return _short_text(query, style)
-    frames = _frames(query, style)
-    frame = frames[style.frame % len(frames)]
+    frame = _frame(query, style)
     if query.part is not None:
         part = _part_words(query, style)
-        many = _several(query) and query.side is None
-        return frame.format(
-            p=f"the {part}",
-            bare=part,
-            owner=_things(query, style),
-            belong="belong" if many else "belongs",
-            are="are" if many else "is",
-        )
+        many = _part_is_plural(query) and query.side is None
+        belong, are = ("belong", "are") if many else ("belongs", "is")
+        return frame.format(p=f"the {part}", bare=part, owner=_things(query, style), belong=belong, are=are)
     if query.also is not None:
         return frame.format(a=_things(query, style), b=_things(query.also, style))
-    if frame.find("{x}") >= 0:
+    if "{x}" in frame:
         return frame.format(x=f"the {noun_phrase(query, style, query.number != 1)}")
     return frame.format(xs=noun_phrase(query, style, True), one=noun_phrase(query, style, False))
 
 
 def fits(text: str, style: Style) -> bool:
-    """Is the length of a text allowed (4-14 words, telegraphic and easy ones 2-14)?"""
+    """Whether the length of a text is allowed: 4-14 words, 2-14 if it is telegraphic or easy."""
     count = len(text.split())
     return (2 if style.plain or style.telegraphic else WORDS[0]) <= count <= WORDS[1]
 
 
+def has_new_words(query: Query, style: Style) -> bool:
+    """Whether a word of the query has a held-out synonym in this style."""
+    return phrase(query, style) != phrase(query, replace(style, new_words=False))
+
+
 def fitting_style(query: Query, style: Style) -> Style | None:
-    """The style, or the next one in frames, whose text has an allowed length; None if no frame fits."""
+    """The style, changed so that its text has an allowed length and, in `paraphrase`, is new to training.
+
+    The frame is the first from the style's own on that fits; None if there is none.
+    """
+    if style.new_words and not has_new_words(query, style):
+        style = replace(style, new_frame=True)
     for step in range(len(_frames(query, style)) + 1):
         candidate = replace(style, frame=style.frame + step)
         if fits(phrase(query, candidate), candidate):
@@ -224,8 +229,20 @@ def fitting_style(query: Query, style: Style) -> Style | None:
     return None
 
 
+def negative_phrase(query: Query, positive: Query, style: Style) -> str | None:
+    """The words of a negative in the template of its positive; None where they do not fit.
+
+    In `paraphrase` a negative is as new to training as its positive.
+    """
+    text = phrase(query, style)
+    if template_of(query, style) != template_of(positive, style) or not fits(text, style):
+        return None
+    must_be_new = style.new_words and not style.new_frame
+    return text if not must_be_new or has_new_words(query, style) else None
+
+
 def misspell(text: str, rng: np.random.Generator) -> str:
-    """One slip in a word of at least five letters: two letters swapped, one lost, or one doubled."""
+    """The text with a typo in a word of at least five letters: two swapped, one missing, or one doubled."""
     parts = text.split(" ")
     long_ones = [number for number, word in enumerate(parts) if len(word) >= 5 and word.isalpha()]
     if not long_ones:

@@ -1,7 +1,7 @@
-"""What an expression means: a query over the scene graph, and the one place that answers it.
+"""What an expression means: a query over the scene graph, and the function that answers it.
 
-A question with an unclear answer (two things almost equally far left, a slight overlap) has the answer None
-and is never asked. The empty answer is a clear "there is no such thing".
+A query whose answer a person could dispute (two things almost equally far left, a slight overlap) is answered None
+and never asked. The empty answer says clearly that there is no such thing.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from uniresxx.data.scenes.graph import Scene, Thing
 
 ORDERS = ("left", "right", "top", "bottom", "large", "small")
 RELATIONS = ("left of", "right of", "above", "below", "in front of", "behind")
-_LARGER = 1.3  # ratio of visible areas from which one thing is called larger
-_HIDES = 15  # pixels from which one thing is in front of another
+_LARGER = 1.3  # from this ratio of visible areas on, one thing is called larger than another
+_HIDES = 15  # from this number of hidden pixels on, one thing is in front of another
 
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """Things of a kind, narrowed down; with `part`, that part of them.
+    """Things of one kind, restricted by the other fields; with `part`, that part of them.
 
-    `number` is how many things the words promise: 1, 2, 3, or 0 for "all". `order` with `rank` (0 = first)
-    and `take` picks things along a direction. `also` unites a second query.
+    `number` is how many things the words promise: 1, 2, 3, or 0 for "all". `order` selects `take` things along a
+    direction, from place `rank` on (0 is the first). `also` adds the things of a second query.
     """
 
     kind: str
@@ -41,7 +41,7 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Things meant and the paint numbers whose pixels are the mask; both empty = no target."""
+    """The things that are meant, and the paints whose pixels are the mask; both empty: no target."""
 
     things: tuple[Thing, ...]
     paints: tuple[int, ...]
@@ -50,36 +50,38 @@ class Answer:
 _EMPTY = Answer((), ())
 
 
-def _along(thing: Thing, order: str) -> float:
+def _place(thing: Thing, order: str) -> float:
     """The value by which things are ordered, smallest first."""
-    values = {"left": thing.x, "right": -thing.x, "top": thing.y, "bottom": -thing.y}
+    values = {
+        "left": thing.x, "right": -thing.x, "top": thing.y, "bottom": -thing.y,
+        "large": -thing.area, "small": thing.area,
+    }  # fmt: skip
     return values[order]
 
 
-def _ordered(heads: Sequence[Thing], order: str, first: int, last: int, margin: float) -> list[Thing] | None:
-    """Things first..last-1 along the order; None where a boundary is not clear."""
-    if last > len(heads) or len(heads) < 2:
+def _clearly_before(one: Thing, other: Thing, order: str, margin: float) -> bool:
+    if order not in ("large", "small"):
+        return _place(other, order) - _place(one, order) >= margin
+    large, small = (one, other) if order == "large" else (other, one)
+    # partly hidden things: their visible areas and their full areas must agree
+    return large.area >= _LARGER * small.area and large.full_area >= 1.1 * small.full_area
+
+
+def _ordered(
+    candidates: Sequence[Thing], order: str, first: int, last: int, margin: float
+) -> list[Thing] | None:
+    """Things first..last-1 along the order; None where it is not clear which they are."""
+    if last > len(candidates) or len(candidates) < 2:
         return None
-    if order in ("large", "small"):
-        line = sorted(heads, key=lambda t: t.area, reverse=order == "large")
-        for cut in (first, last):
-            if 0 < cut < len(line):
-                one, other = line[cut - 1], line[cut]
-                if order == "small":
-                    one, other = other, one
-                # hidden things: what is seen and what is known of the whole must agree
-                if one.area < _LARGER * other.area or one.full_area < 1.1 * other.full_area:
-                    return None
-        return line[first:last]
-    line = sorted(heads, key=lambda t: _along(t, order))
+    line = sorted(candidates, key=lambda thing: _place(thing, order))
     for cut in (first, last):
-        if 0 < cut < len(line) and _along(line[cut], order) - _along(line[cut - 1], order) < margin:
+        if 0 < cut < len(line) and not _clearly_before(line[cut - 1], line[cut], order, margin):
             return None
     return line[first:last]
 
 
 def _related(scene: Scene, thing: Thing, relation: str, anchor: Thing) -> bool | None:
-    """Does the relation hold? None where a viewer could say either."""
+    """Whether the relation holds; None where a person could say either."""
     if relation in ("in front of", "behind"):
         front, back = (thing, anchor) if relation == "in front of" else (anchor, thing)
         hidden = scene.covers.get((front.index, back.index), 0)
@@ -94,7 +96,7 @@ def _related(scene: Scene, thing: Thing, relation: str, anchor: Thing) -> bool |
     return False if along >= 0 or abs(across) >= 3 * abs(along) else None
 
 
-def _heads(scene: Scene, query: Query) -> list[Thing]:
+def _candidates(scene: Scene, query: Query) -> list[Thing]:
     return [
         thing
         for thing in scene.things
@@ -106,52 +108,55 @@ def _heads(scene: Scene, query: Query) -> list[Thing]:
 
 def find_things(scene: Scene, query: Query) -> list[Thing] | None:
     """The things a query without its part and its union means; None where that is not clear."""
-    heads = _heads(scene, query)
+    candidates = _candidates(scene, query)
     if query.relation is not None:
         assert query.anchor is not None
         anchors = find_things(scene, query.anchor)
         if anchors is None or len(anchors) > 1:
             return None
-        holds = [_related(scene, t, query.relation, a) for t in heads for a in anchors if t is not a]
-        if any(value is None for value in holds):
+        holds = {
+            t.index: _related(scene, t, query.relation, anchor)
+            for t in candidates
+            for anchor in anchors
+            if t is not anchor
+        }
+        if None in holds.values():
             return None
-        heads = [
-            t for t in heads if any(t is not a and _related(scene, t, query.relation, a) for a in anchors)
-        ]
-    if not heads:
+        candidates = [t for t in candidates if holds.get(t.index)]
+    if not candidates:
         return []
     if query.order is not None:
-        chosen = _ordered(heads, query.order, query.rank, query.rank + query.take, scene.margin)
+        chosen = _ordered(candidates, query.order, query.rank, query.rank + query.take, scene.margin)
         if chosen is None:
             return None
-        heads = chosen
+        candidates = chosen
     if query.number == 0:
-        return heads if len(heads) >= 2 else None
-    # "the red and blue cars": each colour that is named must be seen
-    if len(query.colours) > 1 and {t.colour for t in heads} != set(query.colours):
+        return candidates if len(candidates) >= 2 else None
+    # "the red and blue cars": there must be a car of each colour
+    if len(query.colours) > 1 and {t.colour for t in candidates} != set(query.colours):
         return None
-    return heads if len(heads) == query.number else None
+    return candidates if len(candidates) == query.number else None
 
 
 def _find_part(scene: Scene, query: Query, things: Sequence[Thing]) -> Answer | None:
     assert query.part is not None
     if all(thing.part_area(query.part) == 0 for thing in things):
-        # drawn but fully hidden: nobody can say whether it is there, so nobody is asked
+        # drawn but fully hidden: nobody could tell whether it is there
         return None if any(query.part in thing.drawn_parts for thing in things) else _EMPTY
     if any(thing.part_area(query.part) < scene.min_part for thing in things):
         return None
-    units = [unit for thing in things for unit in thing.parts[query.part]]
+    instances = [instance for thing in things for instance in thing.parts[query.part]]
     if query.side is not None:
-        if len(things) != 1 or len(units) != 2 or abs(units[0].x - units[1].x) < scene.margin:
+        if len(things) != 1 or len(instances) != 2 or abs(instances[0].x - instances[1].x) < scene.margin:
             return None
-        units = [sorted(units, key=lambda unit: unit.x)[0 if query.side == "left" else 1]]
-        if units[0].area < scene.min_part:
+        instances = [sorted(instances, key=lambda instance: instance.x)[0 if query.side == "left" else 1]]
+        if instances[0].area < scene.min_part:
             return None
-    return Answer(tuple(things), tuple(unit.paint for unit in units))
+    return Answer(tuple(things), tuple(instance.paint for instance in instances))
 
 
 def solve(scene: Scene, query: Query) -> Answer | None:
-    """The answer of a query: things and paints, empty = no target, None = not clear, must not be asked."""
+    """The answer of a query: empty if it has no target, None if it is not clear and must not be asked."""
     things = find_things(scene, query)
     if things is None:
         return None
@@ -171,7 +176,7 @@ def solve(scene: Scene, query: Query) -> Answer | None:
 
 
 def level_of(scene: Scene, things: Sequence[Thing]) -> int:
-    """1: the kind is enough to name these things, 2: kind and colour are, 3: relation, order or count."""
+    """What words must name to mean these things: 1 the kind, 2 kind and colour, 3 a relation, order or count."""
     worst = 1
     for kind in {thing.kind for thing in things}:
         chosen = {thing.index for thing in things if thing.kind == kind}

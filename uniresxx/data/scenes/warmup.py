@@ -1,6 +1,7 @@
-"""A first lesson for training: colours and sides alone, before kinds, parts and relations are asked for.
+"""Warm-up for training: expressions about colours and sides alone, before kinds, parts and relations are asked for.
 
-Small language models learn to hear the kind and never come to hear the colour where both come at once (docs/log.md).
+Small language models learn the kind, and never learn the colour, if both are asked for from the start
+(docs/log.md).
 """
 
 from __future__ import annotations
@@ -13,36 +14,38 @@ from uniresxx.data.scenes.presets import preset_of
 from uniresxx.imaging.masks import area, encode
 from uniresxx.types import Expression, Granularity, ImageRecord
 
-COLOUR_FORMS = ("everything {}", "all {} things", "the {} things", "every {} object")
-SMALLEST = 12  # pixels; a sliver is neither a target nor nothing
-SIDE_FORMS = ("everything on the {}", "all {} things", "the {} things", "what is on the {}")
+COLOUR_TEMPLATES = ("everything {}", "all {} things", "the {} things", "every {} object")
+SMALLEST = 12  # pixels; a smaller mask is neither a target nor nothing
+SIDE_TEMPLATES = ("everything on the {}", "all {} things", "the {} things", "what is on the {}")
 
 
 def warmup_expressions(record: ImageRecord, preset: str) -> tuple[Expression, ...]:
-    """One expression per colour of the preset and per half of the picture: those pixels of things, or nothing.
+    """One expression per colour of the preset and per half of the picture: all pixels of things there, or nothing.
 
-    By pixel, not by thing: a part with a colour of its own counts as that colour.
+    Masks are made by pixel, not by thing: a part with a colour of its own counts as that colour.
     """
-    lesson = []
+    expressions = []
     for name, text, mask in _questions(record, preset):
         if 0 < mask.sum() < SMALLEST:
             continue
         rle = encode(mask) if mask.any() else None
-        kind = Granularity.NONE if rle is None else Granularity.MULTI
-        lesson.append(
-            Expression(f"{record.image_id}_lesson_{name}", text, kind, rle, 0 if rle is None else area(rle))
+        granularity = Granularity.NONE if rle is None else Granularity.MULTI
+        expressions.append(
+            Expression(
+                f"{record.image_id}_warmup_{name}", text, granularity, rle, 0 if rle is None else area(rle)
+            )
         )
-    return tuple(lesson)
+    return tuple(expressions)
 
 
 def _questions(record: ImageRecord, preset: str) -> Iterator[tuple[str, str, np.ndarray]]:
-    """(name, text, mask) of each expression; the form changes from picture to picture."""
+    """(name, text, mask) of each expression; its template changes from picture to picture."""
     assert record.dense is not None, "scenes carry dense labels"
-    turn = sum(map(ord, record.image_id))
+    offset = sum(map(ord, record.image_id))
     for index, colour in enumerate(preset_of(preset).colours, start=1):
-        form = COLOUR_FORMS[(index + turn) % len(COLOUR_FORMS)]
-        yield colour, form.format(colour), record.dense[..., 1] == index
+        template = COLOUR_TEMPLATES[(index + offset) % len(COLOUR_TEMPLATES)]
+        yield colour, template.format(colour), record.dense[..., 1] == index
     things, middle = record.dense[..., 0] > 0, record.width // 2
     columns = np.arange(record.width)
     for side, half in (("left", columns < middle), ("right", columns >= middle)):
-        yield side, SIDE_FORMS[turn % len(SIDE_FORMS)].format(side), things & half
+        yield side, SIDE_TEMPLATES[offset % len(SIDE_TEMPLATES)].format(side), things & half

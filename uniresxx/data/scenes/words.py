@@ -56,9 +56,6 @@ ORDER_WORDS: Mapping[str, str] = MappingProxyType(
         "large": "largest", "small": "smallest",
     }
 )  # fmt: skip
-PLAIN_ORDER_WORDS: Mapping[str, str] = MappingProxyType(
-    {"left": "left", "right": "right", "top": "top", "bottom": "bottom", "large": "big", "small": "small"}
-)
 ORDER_TAILS: Mapping[str, str] = MappingProxyType(
     {
         "left": "furthest to the left", "right": "furthest to the right", "top": "nearest the top edge",
@@ -66,47 +63,56 @@ ORDER_TAILS: Mapping[str, str] = MappingProxyType(
     }
 )  # fmt: skip
 ORDINALS = ("first", "second", "third", "fourth")
-SIDES: Mapping[str, str] = MappingProxyType(
-    {"left": "left", "right": "right", "top": "top", "bottom": "bottom"}
-)
 
-# Frames. {x}: a noun phrase with "the"; {p}: "the wheels"; {owner}: the owner and its article;
-# {xs}: plural; {one}: bare singular; {belong} {are}: verbs that agree with {p}; {a} {b}: two noun phrases.
-OBJECT_FRAMES = (
-    "{x}", "{x} in the picture", "{x} in this image", "{x} that you see here", "only {x}", "just {x} here",
-    "{x} shown in the scene", "{x} as a whole", "{x} you can see", "{x} and nothing else", "exactly {x} here",
-    "{x} in full", "{x}, nothing more",
+# Sentences around the noun phrases: (used in training, held out for `paraphrase`). {x}: a noun phrase with "the";
+# {p}: "the wheels"; {bare}: "wheels"; {owner}: the owner and its article; {xs}: plural; {one}: bare singular;
+# {belong} {are}: verbs that agree with {p}; {a} {b}: two noun phrases.
+FRAMES: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = MappingProxyType(
+    {
+        "object": (
+            (
+                "{x}", "{x} in the picture", "{x} in this image", "{x} that you see here", "only {x}",
+                "just {x} here", "{x} shown in the scene", "{x} as a whole", "{x} you can see",
+                "{x} and nothing else", "exactly {x} here", "{x} in full", "{x}, nothing more",
+            ),
+            ("{x} on display", "{x} within this photo", "nothing but {x}"),
+        ),
+        "part": (
+            (
+                "{p} of {owner}", "{p} on {owner}", "{p} belonging to {owner}",
+                "{p} that {belong} to {owner}", "{p} which {are} part of {owner}", "only {p} of {owner}",
+                "just {p} on {owner}", "{p} seen on {owner}", "{owner}, just its {bare}",
+                "{owner}, only its {bare}", "of {owner}, {p}", "{p} at {owner}", "on {owner}, {p}",
+            ),
+            ("{p} that {owner} has", "{p} as found on {owner}", "{owner}, nothing but its {bare}"),
+        ),
+        "all": (
+            (
+                "all {xs}", "all the {xs} in the picture", "every {one} in the picture",
+                "each {one} in this image", "every single {one} here", "all of the {xs}",
+                "the {xs}, all of them", "the {xs} in this image", "each and every {one}",
+                "the whole group of {xs}", "any and all {xs} here", "every one of the {xs}",
+                "the set of all {xs}",
+            ),
+            ("the complete set of {xs}", "whichever {xs} are shown", "the {xs}, without exception"),
+        ),
+        "two": (
+            (
+                "both {xs}", "the two {xs}", "both of the {xs}", "both {xs} in the picture",
+                "the two {xs} shown here", "the pair of {xs}",
+            ),
+            ("the couple of {xs}", "the {xs}, both of them"),
+        ),
+        "three": (
+            ("all three {xs}", "the three {xs}", "the three {xs} here", "all three of the {xs}"),
+            ("the trio of {xs}",),
+        ),
+        "union": (
+            ("{a} and {b}", "{a} as well as {b}", "{a} together with {b}", "both {a} and {b}", "{a}, also {b}"),
+            ("{a} along with {b}", "{a} plus {b}"),
+        ),
+    }
 )  # fmt: skip
-OBJECT_FRAMES_HELD_OUT = ("{x} on display", "{x} within this photo", "nothing but {x}")
-PART_FRAMES = (
-    "{p} of {owner}", "{p} on {owner}", "{p} belonging to {owner}", "{p} that {belong} to {owner}",
-    "{p} which {are} part of {owner}", "only {p} of {owner}", "just {p} on {owner}", "{p} seen on {owner}",
-    "{owner}, just its {bare}", "{owner}, only its {bare}", "of {owner}, {p}", "{p} at {owner}",
-    "on {owner}, {p}",
-)  # fmt: skip
-PART_FRAMES_HELD_OUT = ("{p} that {owner} has", "{p} as found on {owner}", "{owner}, nothing but its {bare}")
-ALL_FRAMES = (
-    "all {xs}", "all the {xs} in the picture", "every {one} in the picture", "each {one} in this image",
-    "every single {one} here", "all of the {xs}", "the {xs}, all of them", "the {xs} in this image",
-    "each and every {one}", "the whole group of {xs}", "any and all {xs} here", "every one of the {xs}",
-    "the set of all {xs}",
-)  # fmt: skip
-ALL_FRAMES_HELD_OUT = ("the complete set of {xs}", "whichever {xs} are shown", "the {xs}, without exception")
-COUNT_FRAMES = (
-    "both {xs}", "the two {xs}", "both of the {xs}", "both {xs} in the picture", "the two {xs} shown here",
-    "the pair of {xs}",
-)  # fmt: skip
-COUNT_FRAMES_HELD_OUT = ("the couple of {xs}", "the {xs}, both of them")
-THREE_FRAMES = ("all three {xs}", "the three {xs}", "the three {xs} here", "all three of the {xs}")
-THREE_FRAMES_HELD_OUT = ("the trio of {xs}",)
-UNION_FRAMES = (
-    "{a} and {b}",
-    "{a} as well as {b}",
-    "{a} together with {b}",
-    "both {a} and {b}",
-    "{a}, also {b}",
-)
-UNION_FRAMES_HELD_OUT = ("{a} along with {b}", "{a} plus {b}")
 
 
 def plural(noun: str) -> str:
@@ -115,8 +121,8 @@ def plural(noun: str) -> str:
 
 
 def word_for(word: str, choice: int, held_out: bool) -> str:
-    """A synonym of a word (the word itself where it has none). `choice` 0 is the plain word."""
+    """A synonym of a word, or the word itself if it has none; `choice` 0 is the plain word."""
     if word not in SYNONYMS:
         return word
-    trained, kept = SYNONYMS[word]
-    return kept[choice % len(kept)] if held_out else trained[choice % len(trained)]
+    trained, new = SYNONYMS[word]
+    return new[choice % len(new)] if held_out else trained[choice % len(trained)]

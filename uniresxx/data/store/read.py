@@ -137,7 +137,7 @@ def _dialogue_row(item: Dialogue, size: list[int]) -> dict[str, Any]:
     turns = [
         {
             "question": turn.question,
-            "say": turn.say,
+            "say": turn.answer,
             "phrases": [
                 {
                     "text": phrase.text,
