@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import errno
+import os
 import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from uniresxx.cli import OneLineParser
 from uniresxx.errors import InputError
@@ -20,27 +21,30 @@ EXIT_FAILED, EXIT_INPUT, EXIT_STOPPED = 1, 2, 75
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line of all commands."""
+    """The options of all commands."""
     root = OneLineParser(prog="python -m eval", description="Run, score, compare and report.")
+    root.add_argument("--local_rank", "--local-rank", help=argparse.SUPPRESS)  # from deepspeed; RANK counts
     commands = root.add_subparsers(dest="command", required=True, metavar="run|score|compare|report")
 
     run = commands.add_parser("run", help="generate answers with a checkpoint, then score them")
     run.add_argument(
         "--checkpoint", required=True, metavar="DIR", help="run or from_pretrained folder, or hub:OWNER/NAME"
     )
-    run.add_argument("--benchmark", nargs="+", required=True, metavar="NAME/SPLIT")
+    run.add_argument("--benchmark", dest="benchmarks", nargs="+", required=True, metavar="NAME/SPLIT")
     run.add_argument("--rule", choices=("token", "token_and_presence"), help="default: the model's own")
     run.add_argument("--batch-images", type=_positive, default=8, metavar="N")
     run.add_argument(
         "--images", type=Path, metavar="DIR", help="where the photographs of a prepared store lie now"
     )
-    run.add_argument("--fresh", action="store_true", help="forget an evaluation of these benchmarks in --out")
+    run.add_argument(
+        "--fresh", action="store_true", help="remove earlier evaluations of these benchmarks in --out first"
+    )
 
     score = commands.add_parser(
         "score",
         help="score a predictions file, or a folder of PNG masks, of any model",
         description="Score any model's predictions against a benchmark and add the scores to OUT/metrics.json. "
-        "Nothing but that file is written; an entry there is replaced only by the same question asked again.",
+        "Nothing else in OUT changes; an entry is replaced only by the same question asked again.",
     )
     score.add_argument(
         "predictions", type=Path, metavar="PREDICTIONS",
@@ -60,9 +64,9 @@ def parser() -> argparse.ArgumentParser:
 
     compare = commands.add_parser(
         "compare",
-        help="do two predictions differ? paired by picture",
+        help="test whether two predictions differ, paired by image",
         description="Differences A - B with 95 % intervals (paired bootstrap) and p-values (random swaps of "
-        "whole pictures). Writes nothing.",
+        "whole images). Writes nothing.",
     )
     compare.add_argument("a", type=Path, metavar="A", help="a predictions.jsonl or a folder of PNGs")
     compare.add_argument("b", type=Path, metavar="B")
@@ -74,19 +78,17 @@ def parser() -> argparse.ArgumentParser:
             help="what counts as rejected: " + "; ".join(f"{k} = {v}" for k, v in RULE_NAMES.items()),
         )  # fmt: skip
         command.add_argument("--threshold", type=float, metavar="X", help="of p_absent")
-    ways = ", ".join(protocol.name for protocol in PROTOCOLS)
+    names = ", ".join(protocol.name for protocol in PROTOCOLS)
     for command in (run, score, compare):
         command.add_argument("--data", type=Path, metavar="DIR", help="root of the native layouts")
-        command.add_argument("--protocol", default="strict", help=f"one of {ways}; default: strict")
-        command.add_argument("--limit", type=_positive, metavar="N", help="only the first N pictures")
+        command.add_argument("--protocol", default="strict", help=f"one of {names}; default: strict")
+        command.add_argument("--limit", type=_positive, metavar="N", help="only the first N images")
     for command in (run, score):
         command.add_argument("--out", type=Path, required=True, metavar="DIR")
 
     report = commands.add_parser("report", help="write DIR/report/index.html")
     report.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="run or evaluation folders")
-    report.add_argument(
-        "--data", type=Path, metavar="DIR", help="where the photographs lie now, if they moved"
-    )
+    report.add_argument("--data", type=Path, metavar="DIR", help="where the data lies now, if it moved")
     return root
 
 
@@ -104,87 +106,69 @@ def _stop(number: int, frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def _run(args: argparse.Namespace) -> None:
+def _run(options: dict[str, Any]) -> None:
     from eval.run import run
 
-    run(
-        args.checkpoint,
-        args.benchmark,
-        args.out,
-        data=args.data,
-        images=args.images,
-        rule=args.rule,
-        protocol=args.protocol,
-        limit=args.limit,
-        batch_images=args.batch_images,
-        fresh=args.fresh,
-    )
+    run(**options)
 
 
-def _score(args: argparse.Namespace) -> None:
+def _score(options: dict[str, Any]) -> None:
     from eval.score import rejection_of, score
 
-    score(
-        args.predictions,
-        args.benchmark,
-        args.out,
-        data=args.data,
-        protocol=args.protocol,
-        limit=args.limit,
-        rejection=rejection_of(args.rejected, args.threshold, args.tune_on, args.data),
-        allow_partial=args.allow_partial,
-        padded_world_size=args.padded_world_size,
-    )
+    rule, threshold, tune_on = (options.pop(name) for name in ("rejected", "threshold", "tune_on"))
+    score(**options, rejection=rejection_of(rule, threshold, tune_on, options["data"]))
 
 
-def _compare(args: argparse.Namespace) -> None:
+def _compare(options: dict[str, Any]) -> None:
     from eval.compare import compare
     from eval.score import rejection_of
 
-    compare(
-        args.a,
-        args.b,
-        args.benchmark,
-        data=args.data,
-        protocol=args.protocol,
-        limit=args.limit,
-        rejection=rejection_of(args.rejected, args.threshold),
-    )
+    rule, threshold = (options.pop(name) for name in ("rejected", "threshold"))
+    compare(**options, rejection=rejection_of(rule, threshold))
 
 
-def _report(args: argparse.Namespace) -> None:
+def _report(options: dict[str, Any]) -> None:
     from eval.report.write import report
 
-    print(f"report: {report(args.folders, args.data)}")
+    print(f"report: {report(options['folders'], options['data'])}")
 
 
 COMMANDS = {"run": _run, "score": _score, "compare": _compare, "report": _report}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code."""
+    """Run one command; returns the exit code.
+
+    Of several processes that a launcher starts, the first does all the work, so that files are written once.
+    """
+    rank, processes = (os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE"))
+    if processes not in ("", "1") and rank not in ("", "0"):
+        print(f"process {rank} of {processes}: nothing to do, process 0 evaluates alone", file=sys.stderr)
+        return 0
     command = ""
     try:
-        args = parser().parse_args(argv)
-        command = args.command
+        options = vars(parser().parse_args(argv))
+        del options["local_rank"]
+        command = options.pop("command")
         signal.signal(signal.SIGTERM, _stop)  # as Ctrl-C
-        out = getattr(args, "out", None)
+        out = options.get("out")
         if out is not None and out.exists() and not out.is_dir():
             raise InputError(f"--out {out} is a file: give a folder")
-        COMMANDS[command](args)
+        COMMANDS[command](options)
     except KeyboardInterrupt:
-        kept = "what was answered is kept; the same command continues"
+        kept = "the answers so far are kept; the same command continues"
         print(f"stopped: {kept if command == 'run' else 'nothing was changed'}", file=sys.stderr)
         return EXIT_STOPPED
     except InputError as error:
-        print(f"eval: {_one_line(error)}", file=sys.stderr)
+        print(f"error: {_one_line(error)}", file=sys.stderr)
         return EXIT_INPUT
+    except BrokenPipeError:  # the reader of our output ended (`… | head`); silence Python's last flush
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        print(
-            f"eval: {_one_line(error)}{': free some space and run the same command' if full else ''}",
-            file=sys.stderr,
-        )
+        remedy = ": free some space and run the same command" if full else ""
+        print(f"error: {_one_line(error)}{remedy}", file=sys.stderr)
         return EXIT_FAILED
     return 0
 

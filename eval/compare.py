@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from eval.score import load_records, print_table
+from eval.score import load_records, print_table, with_truth
 from uniresxx.data.catalog import benchmark_name
 from uniresxx.errors import InputError
-from uniresxx.evaluation.run import tally_file
+from uniresxx.evaluation.metrics_file import tally_file
 from uniresxx.scoring.intervals import CONFIDENCE, PERMUTATIONS, RESAMPLES, SEED, compare_pairs
 from uniresxx.scoring.protocols import protocol_of
 from uniresxx.scoring.rejection import FLAG, Rejection
@@ -29,19 +29,30 @@ def compare(
     limit: int | None = None,
     rejection: Rejection = FLAG,
 ) -> dict[str, dict[str, Any]]:
-    """Print and return what `resampling.compare_pairs` finds. InputError for bad or incomplete files: a paired
-    test needs an answer of both to everything."""
-    way = protocol_of(protocol)
+    """Print and return what `intervals.compare_pairs` finds.
+
+    Raises InputError for bad or incomplete files: a paired test needs both answers to every expression.
+    """
+    judged_by = protocol_of(protocol)
     name = benchmark_name(benchmark, data)
-    way.check(name)
+    judged_by.check(name)
     for path in (a, b):
         if not path.exists():
             raise InputError(f"{path} is no file: give a predictions.jsonl or a folder of PNGs")
-    records = load_records(benchmark, data, limit)
+    records = with_truth(load_records(benchmark, data, limit), protocol, data)
     found = compare_pairs(*(_rows(path, records, protocol, rejection) for path in (a, b)))
-    _print(Console(), a, b, name, protocol, len(records), {
-        key: values for key, values in found.items() if key not in way.undefined
-    })  # fmt: skip
+    rows = [_row(key, values) for key, values in found.items() if key not in judged_by.undefined]
+    header = ["score", "A", "B", "A - B", f"{100 * CONFIDENCE:.0f} % interval", "p"]
+    console = Console()
+    print_table(console, header, rows, f"{name}, protocol {protocol}, {len(records)} pictures")
+    for line in (
+        f"A {a}",
+        f"B {b}",
+        f"p: share of {PERMUTATIONS} random swaps of whole pictures with a difference as large; "
+        f"interval: {RESAMPLES} paired bootstrap resamples; seed {SEED}",
+        f"{len(rows)} scores are tested at once: take a difference for real where p is below {0.05 / len(rows):.2g}",
+    ):
+        console.print(line, style="dim", highlight=False, markup=False, soft_wrap=True)
     return found
 
 
@@ -53,33 +64,10 @@ def _rows(path: Path, records: Sequence[ImageRecord], protocol: str, rejection: 
     return np.asarray(scored.images_IGK.sum(axis=1))
 
 
-def _print(
-    console: Console,
-    a: Path,
-    b: Path,
-    benchmark: str,
-    protocol: str,
-    pictures: int,
-    found: dict[str, dict[str, Any]],
-) -> None:
-    rows = []
-    for key, values in found.items():
-        if values["difference"] is None:
-            rows.append([key, *["–"] * 5])
-            continue
-        low, high = values["interval"] or (None, None)
-        limits = "–" if low is None or high is None else f"{low:+.1f} to {high:+.1f}"
-        p = f"{values['p']:.4f}"
-        rows.append(
-            [key, f"{values['a']:.1f}", f"{values['b']:.1f}", f"{values['difference']:+.1f}", limits, p]
-        )
-    header = ["score", "A", "B", "A - B", f"{100 * CONFIDENCE:.0f} % interval", "p"]
-    print_table(console, header, rows, f"{benchmark}, protocol {protocol}, {pictures} pictures")
-    for line in (
-        f"A {a}",
-        f"B {b}",
-        f"p: share of {PERMUTATIONS} random swaps of whole pictures with a difference as large; "
-        f"interval: {RESAMPLES} paired bootstrap resamples; seed {SEED}",
-        f"{len(rows)} scores are tested at once: below {0.05 / len(rows):.2g} one differs whatever the others do",
-    ):
-        console.print(line, style="dim", highlight=False, markup=False, soft_wrap=True)
+def _row(key: str, values: dict[str, Any]) -> list[str]:
+    """A row of the table: one score; dashes where it is not defined."""
+    if values["difference"] is None:
+        return [key, *["–"] * 5]
+    limits = "–" if values["interval"] is None else "{:+.1f} to {:+.1f}".format(*values["interval"])
+    a, b, difference = (values[name] for name in ("a", "b", "difference"))
+    return [key, f"{a:.1f}", f"{b:.1f}", f"{difference:+.1f}", limits, f"{values['p']:.4f}"]

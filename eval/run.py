@@ -9,11 +9,14 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from eval.score import load_records, origin, print_entry
+from eval.score import load_records, origin, print_entry, with_truth
 from uniresxx.checkpoints.folders import checkpoint_identity
 from uniresxx.data.catalog import benchmark_name, find_store
 from uniresxx.errors import InputError, MissingPhotoError
-from uniresxx.evaluation.run import evaluate, evaluate_dialogues, read_about, score_file, write_metrics
+from uniresxx.evaluation.dialogues import evaluate_dialogues
+from uniresxx.evaluation.files import read_about
+from uniresxx.evaluation.metrics_file import read_metrics, score_file, write_metrics
+from uniresxx.evaluation.run import evaluate
 from uniresxx.scoring.protocols import protocol_of
 from uniresxx.segmenters.base import Segmenter
 from uniresxx.types import DecisionRule, Decoding, ImageRecord
@@ -32,84 +35,96 @@ def run(
     batch_images: int = 8,
     fresh: bool = False,
 ) -> list[dict[str, Any]]:
-    """Answer and score every benchmark; OUT/<name>/<split>/predictions.jsonl and OUT/metrics.json.
+    """Answer and score every benchmark into OUT/NAME/SPLIT/predictions.jsonl and OUT/metrics.json.
 
-    The same command continues where it stopped. InputError for wrong names, folders, or an OUT that holds the
-    evaluation of another checkpoint or another way of decoding.
+    The same command continues where it stopped.
+
+    Args:
+        checkpoint: run folder, `from_pretrained` folder or hub:OWNER/NAME.
+        benchmarks: each NAME/SPLIT, or the path of a prepared store.
+        data: root of the native layouts.
+        images: where the photographs of a prepared store lie now.
+        rule: how the model decides that nothing is there; its own rule where None.
+        limit: only the first images of each benchmark.
+        fresh: remove earlier evaluations of these benchmarks first.
+
+    Returns:
+        The entries of metrics.json.
+
+    Raises:
+        InputError: wrong names or folders; OUT holds the evaluation of another checkpoint or rule, or files of
+            another origin; another process evaluates the same benchmark into OUT.
     """
     names = {benchmark: benchmark_name(benchmark, data) for benchmark in dict.fromkeys(benchmarks)}
     for name in names.values():
         protocol_of(protocol).check(name)
     if len(set(names.values())) < len(names):
-        raise InputError(f"{', '.join(names)}: two of them are the same benchmark; measure it once")
-    # late: torch comes with the weights
-    from uniresxx.segmenters.load import load_segmenter
-
+        raise InputError(f"{', '.join(names)}: two of them are the same benchmark; name it once")
+    metrics = out / "metrics.json"
+    if metrics.exists():
+        read_metrics(metrics)  # refuse another file of this name before the work, not after it
     from uniresxx.checkpoints.folders import named_folder, resolve
+    from uniresxx.segmenters.load import load_segmenter  # imports torch
 
     console = Console(stderr=True)
-    # Once: a run that still trains may save, and thin out, between two looks.
+    # Resolved once: a run that still trains may save a newer checkpoint and remove this one.
     folder = resolve(
         named_folder(checkpoint), lambda line: console.print(line, markup=False, highlight=False)
     )
     identity = checkpoint_identity(folder)
-    loaded = {benchmark: load_records(benchmark, data, limit, images) for benchmark in names}
+    loaded = {
+        benchmark: with_truth(load_records(benchmark, data, limit, images), protocol, data)
+        for benchmark in names
+    }
     segmenter = load_segmenter(folder)
-    _refuse_mixing(out, identity, rule or segmenter.decision_rule, anew=[*names.values()] if fresh else ())
     entries = []
-    for benchmark, records in loaded.items():
+    for place, (benchmark, records) in enumerate(loaded.items()):
         name = names[benchmark]
+        replaced = [*names.values()][place:] if fresh else []
+        _refuse_mixing(out, identity, rule or segmenter.decision_rule, replaced)
         try:
-            entry = run_one(
-                segmenter,
-                records,
-                name,
-                out,
-                identity=identity,
-                rule=rule,
-                protocol=protocol,
-                batch_images=batch_images,
-                fresh=fresh,
-                console=console,
-            )
+            entry = _answer_and_score(
+                segmenter, records, name, out / name, Decoding(rule=rule), protocol, console,
+                checkpoint=identity, batch_images=batch_images, fresh=fresh,
+            )  # fmt: skip
         except MissingPhotoError as error:
-            option = f"below --data {data}" if find_store(benchmark, data) is None else "with --images DIR"
-            raise InputError(f"{error} (photographs of {benchmark} are looked for {option})") from None
+            remedy = f"photographs of {benchmark} must lie below --data {data}"
+            if find_store(benchmark, data) is not None:
+                remedy = f"name the folder of the photographs of {benchmark} with --images DIR"
+            raise InputError(f"{error} ({remedy})") from None
         entry |= origin(out / name / "predictions.jsonl", out, data, limit, benchmark)
         entry["training_data"] = trained_on(folder)
-        write_metrics(out / "metrics.json", [entry])
+        write_metrics(metrics, [entry])
         entries.append(entry)
     for entry in entries:
         print_entry(entry)
-    Console().print(f"metrics: {out / 'metrics.json'}", highlight=False, markup=False, soft_wrap=True)
+    Console().print(f"metrics: {metrics}", highlight=False, markup=False, soft_wrap=True)
     return entries
 
 
-def run_one(
+def _answer_and_score(
     segmenter: Segmenter,
     records: Sequence[ImageRecord],
     benchmark: str,
-    out: Path,
+    folder: Path,
+    decoding: Decoding,
+    protocol: str,
+    console: Console,
     *,
-    identity: str,
-    rule: DecisionRule | None = None,
-    protocol: str = "strict",
-    batch_images: int = 8,
-    fresh: bool = False,
-    console: Console | None = None,
+    checkpoint: str,
+    batch_images: int,
+    fresh: bool,
 ) -> dict[str, Any]:
-    """Evaluate one benchmark and its conversations with a progress bar; returns its entry of metrics.json."""
-    folder = out / benchmark
-    decoding = Decoding(rule=rule)
+    """Evaluate one benchmark and its conversations behind a progress bar; returns its entry of metrics.json."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console or Console(stderr=True), transient=True) as bar:
+    with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(benchmark, total=None)
 
         def show(done: int, total: int) -> None:
             bar.update(task, completed=done, total=total)
 
         path = evaluate(
-            segmenter, records, benchmark, decoding, folder, checkpoint=identity, batch_images=batch_images,
+            segmenter, records, benchmark, decoding, folder, checkpoint=checkpoint, batch_images=batch_images,
             fresh=fresh, progress=show,
         )  # fmt: skip
         bar.update(task, description=f"{benchmark} conversations", completed=0)
@@ -122,21 +137,21 @@ def run_one(
 
 
 def trained_on(folder: Path) -> list[dict[str, Any]] | None:
-    """What a checkpoint learned from and what the leak guard did, by data set; None where it does not say."""
+    """The data sets a checkpoint was trained on, with the leak guard's mode; None where it does not say."""
     from uniresxx.checkpoints.folders import RECIPE, read_json
 
     about = read_json(folder / RECIPE) if (folder / RECIPE).is_file() else {}
     return about.get("training_data")
 
 
-def _refuse_mixing(out: Path, identity: str, rule: DecisionRule, anew: Sequence[str]) -> None:
-    """One OUT, one checkpoint and one rule: metrics.json would otherwise mix numbers that look alike.
+def _refuse_mixing(out: Path, identity: str, rule: DecisionRule, replaced: Sequence[str]) -> None:
+    """InputError where OUT holds answers of another checkpoint or rule, so that metrics.json never mixes them.
 
-    `rule` is the one that decides, the model's own where none was asked for; `anew` are the benchmarks that
-    start over.
+    `rule` is the one in force, the model's own where none was asked for; `replaced` are the benchmarks that
+    --fresh evaluates again.
     """
     for path in sorted(out.glob("*/*/evaluation.json")):
-        if path.parent.relative_to(out).as_posix() in anew:
+        if path.parent.relative_to(out).as_posix() in replaced:
             continue
         about = read_about(path.parent) or {}
         if about.get("checkpoint") != identity:

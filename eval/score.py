@@ -1,4 +1,4 @@
-"""`python -m eval score`: any model's predictions against a benchmark; and the tables all commands print."""
+"""`python -m eval score`: scores of any model's predictions; and the tables that all commands print."""
 
 from __future__ import annotations
 
@@ -12,23 +12,15 @@ from rich.console import Console
 from rich.table import Table
 
 from uniresxx.data.catalog import benchmark_name, find_store, open_benchmark
+from uniresxx.data.polygons import with_polygons
 from uniresxx.errors import InputError
-from uniresxx.evaluation.run import read_metrics, score_file, write_metrics
+from uniresxx.evaluation.metrics_file import read_metrics, score_file, write_metrics
 from uniresxx.scoring.metrics import SCORE_KEYS
 from uniresxx.scoring.protocols import protocol_of
-from uniresxx.scoring.rejection import (
-    CRITERION,
-    FLAG,
-    RULE_NAMES,
-    RULES,
-    Rejection,
-    check_is_val,
-    tune,
-)
+from uniresxx.scoring.rejection import CRITERION, FLAG, RULE_NAMES, Rejection, Rule, check_is_val, tune
 from uniresxx.scoring.trivial import TRIVIAL_NAMES
-from uniresxx.types import Granularity, ImageRecord
+from uniresxx.types import ImageRecord
 
-GRANULARITIES = tuple(g.value for g in Granularity)
 TERMINAL_KEYS = tuple(key for key in SCORE_KEYS if key not in ("Pr@0.6", "Pr@0.8"))  # fits 80 columns
 SCENES_NOTE = "scenes are drawn pictures: these numbers say nothing about photographs"
 
@@ -45,8 +37,10 @@ def score(
     allow_partial: bool = False,
     padded_world_size: int | None = None,
 ) -> list[dict[str, Any]]:
-    """Score a predictions.jsonl or a folder of PNGs, add it to OUT/metrics.json, print tables. InputError for
-    bad files."""
+    """Score a predictions.jsonl or a folder of PNGs, add the entry to OUT/metrics.json and print its tables.
+
+    The arguments are those of `run` and of `score_file`. Raises InputError for files that do not fit.
+    """
     name = benchmark_name(benchmark, data)
     protocol_of(protocol).check(name)
     if not predictions.exists():
@@ -54,7 +48,7 @@ def score(
     metrics = out / "metrics.json"
     if metrics.exists():
         read_metrics(metrics)  # refuse another file of this name before the work, not after it
-    records = load_records(benchmark, data, limit)
+    records = with_truth(load_records(benchmark, data, limit), protocol, data)
     entry = score_file(
         predictions,
         records,
@@ -71,19 +65,18 @@ def score(
 
 
 def rejection_of(
-    rule: str,
+    rule: Rule,
     threshold: float | None = None,
     tune_on: Sequence[str] | None = None,
     data: Path | None = None,
 ) -> Rejection:
-    """The rule named on the command line; `tune_on` is (predictions, NAME/val). InputError where they do not
-    go together."""
-    chosen = next((known for known in RULES if known == rule), None)
-    if chosen is None:
-        raise InputError(f"--rejected {rule}: unknown rule; known: {', '.join(RULES)}")
+    """The rule of rejection that the command line names; `tune_on` is (predictions, NAME/val).
+
+    Raises InputError where the options contradict each other.
+    """
     if tune_on is None:
-        return Rejection(chosen, threshold)
-    if chosen != "p_absent" or threshold is not None:
+        return Rejection(rule, threshold)
+    if rule != "p_absent" or threshold is not None:
         raise InputError("--tune-on goes with --rejected p_absent, and without --threshold")
     path, benchmark = tune_on
     name = benchmark_name(benchmark, data)
@@ -94,18 +87,25 @@ def rejection_of(
 def load_records(
     benchmark: str, data: Path | None, limit: int | None = None, images: Path | None = None
 ) -> Sequence[ImageRecord]:
-    """Records of NAME/SPLIT or STORE/SPLIT, the first `limit` pictures; `images` is where a store's photographs
-    lie now. InputError for unknown names and missing files."""
+    """Records of NAME/SPLIT or STORE/SPLIT, the first `limit` images.
+
+    `images` is where the photographs of a store lie now. Raises InputError for unknown names and missing files.
+    """
     records = open_benchmark(benchmark, data, images)
     if not any(record.expressions for record in records):
         raise InputError(f"{benchmark} holds no expression: check --data {data}")
     return records if limit is None else records[:limit]
 
 
+def with_truth(records: Sequence[ImageRecord], protocol: str, data: Path | None) -> Sequence[ImageRecord]:
+    """The records, with the polygons of their truth where the protocol draws the truth itself."""
+    return with_polygons(records, data) if protocol_of(protocol).draws_truth else records
+
+
 def origin(
     predictions: Path, out: Path, data: Path | None, limit: int | None, benchmark: str | None = None
 ) -> dict[str, Any]:
-    """Where an entry's predictions, records and photographs lie, for the report."""
+    """Where the predictions, records and photographs of an entry lie, for the report."""
     store = None if benchmark is None else find_store(benchmark, data)
     place = None if store is None else "/".join([str(store[0].resolve()), *filter(None, store[1:])])
     return {
@@ -117,7 +117,7 @@ def origin(
 
 
 def number(value: float | None) -> str:
-    """A percentage as it stands in tables; a dash where it is not defined."""
+    """A percentage for a table; a dash where it is not defined."""
     return "–" if value is None else f"{value:.1f}"
 
 
@@ -138,43 +138,26 @@ def overview_rows(entry: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]
     return header, [*rows, ["N behind it", *map(str, behind)]]
 
 
-def detail_rows(
-    entry: Mapping[str, Any], keys: Sequence[str] = SCORE_KEYS
-) -> tuple[list[str], list[list[str]]]:
-    """Header and rows: the scores overall, per granularity, per level."""
-    header = ["asked for", "N", *keys]
-    rows = [["overall", str(entry["counts"]["overall"]["n"]), *(number(entry["overall"][k]) for k in keys)]]
-    for key, prefix in (("by_granularity", ""), ("by_level", "level ")):
-        for name, scores in entry[key].items():
-            size = entry["counts"][key][name]["n"]
-            if size:
-                rows.append([prefix + name, str(size), *(number(scores[k]) for k in keys)])
-    return header, rows
+def _part_rows(entry: Mapping[str, Any], prefixes: Mapping[str, str]) -> list[list[str]]:
+    """A row for each part of the benchmark that holds an expression; `prefixes` by the kind of part."""
+    return [
+        [prefix + name, str(size), *(number(scores[k]) for k in TERMINAL_KEYS)]
+        for kind, prefix in prefixes.items()
+        for name, scores in entry.get(kind, {}).items()
+        if (size := entry["counts"][kind][name]["n"])
+    ]
 
 
-def interval_rows(entry: Mapping[str, Any], keys: Sequence[str] = SCORE_KEYS) -> list[list[str]]:
-    """The two rows under `overall`: lower and upper limit of its intervals; none in entries without."""
+def _interval_rows(entry: Mapping[str, Any]) -> list[list[str]]:
+    """Lower and upper limits of the intervals of the scores overall; no row where the entry has none."""
     found = entry.get("intervals")
     if not found:
         return []
-    limits = [found["overall"][key] or (None, None) for key in keys]
+    limits = [found["overall"][key] or (None, None) for key in TERMINAL_KEYS]
     return [
         [f"  95 % {name}", "", *(number(limit[k]) for limit in limits)]
         for k, name in enumerate(("from", "to"))
     ]
-
-
-def breakdown_rows(
-    entry: Mapping[str, Any], keys: Sequence[str] = SCORE_KEYS
-) -> tuple[list[str], list[list[str]]]:
-    """Header and rows: the scores by size of the truth (targets only) and by words of the expression."""
-    rows = []
-    for key, prefix in (("by_size", ""), ("by_length", "words ")):
-        for name, scores in entry.get(key, {}).items():
-            size = entry["counts"][key][name]["n"]
-            if size:
-                rows.append([prefix + name, str(size), *(number(scores[k]) for k in keys)])
-    return ["size, length", "N", *keys], rows
 
 
 def notes(entry: Mapping[str, Any]) -> list[str]:
@@ -190,13 +173,16 @@ def notes(entry: Mapping[str, Any]) -> list[str]:
         lines.append(
             f"padded as for {entry['padded_world_size']} processes: {again} expressions count again{none}"
         )
-    if entry.get("intervals"):
-        how = entry["intervals"]
+    if how := entry.get("intervals"):
         lines.append(
             f"95 % intervals: {how['resamples']} bootstrap resamples of {how.get('images', 'the')} pictures, "
             f"seed {how['seed']}"
         )
     lines += [f"{name.replace('_', ' ')}: {what}" for name, what in TRIVIAL_NAMES.items()]
+    if truth := entry.get("truth"):
+        lines.append(
+            "truth at 480 x 480: {polygons} drawn from polygons, {masks} resized from masks".format(**truth)
+        )
     if entry.get("proposal_recall"):
         recall = ", ".join(f"{stream} {number(value)}" for stream, value in entry["proposal_recall"].items())
         each = entry.get("proposal_seconds_per_image")
@@ -217,12 +203,12 @@ def notes(entry: Mapping[str, Any]) -> list[str]:
 
 
 def unguarded(item: Mapping[str, Any]) -> bool:
-    """Whether a data set of a run was read with the leak guard off, or by nobody knows what."""
+    """Whether a data set of a run was read without the leak guard."""
     return item.get("guard", {}).get("mode") in ("published_data", "none")
 
 
 def _rejected_by(entry: Mapping[str, Any]) -> str:
-    """What counted as rejected: the model's own rule of decoding, or the rule it was scored with."""
+    """What counted as rejected: the rule of the scoring, or that of the decoding where the flag counts."""
     rejection = entry.get("rejection") or FLAG.describe()
     if rejection["rule"] == "flag":
         return f"rejected = {(entry.get('decoding') or {}).get('rule', 'as given in the file')}"
@@ -239,11 +225,12 @@ def print_entry(entry: Mapping[str, Any], console: Console | None = None) -> Non
     console = console or Console()
     title = f"{entry['benchmark']}/{entry['split']}: {entry['n_expressions']} expressions"
     print_table(console, *overview_rows(entry), title)
-    header, (overall, *others) = detail_rows(entry, TERMINAL_KEYS)
-    print_table(console, header, [overall, *interval_rows(entry, TERMINAL_KEYS), *others])
-    header, rows = breakdown_rows(entry, TERMINAL_KEYS)
-    if rows:
-        print_table(console, header, rows)
+    n, scores = entry["counts"]["overall"]["n"], entry["overall"]
+    overall = ["overall", str(n), *(number(scores[k]) for k in TERMINAL_KEYS)]
+    asked_for = _part_rows(entry, {"by_granularity": "", "by_level": "level "})
+    print_table(console, ["asked for", "N", *TERMINAL_KEYS], [overall, *_interval_rows(entry), *asked_for])
+    if rows := _part_rows(entry, {"by_size": "", "by_length": "words "}):
+        print_table(console, ["size, length", "N", *TERMINAL_KEYS], rows)
     for line in notes(entry):
         console.print(line, style="dim", highlight=False, markup=False)
 
@@ -251,7 +238,7 @@ def print_entry(entry: Mapping[str, Any], console: Console | None = None) -> Non
 def print_table(
     console: Console, header: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None
 ) -> None:
-    """One table; rows that start with a blank or with `N ` are dim."""
+    """Print one table; rows that start with a blank or with `N ` are dim."""
     table = Table(
         *header, title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
     )

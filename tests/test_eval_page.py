@@ -81,7 +81,7 @@ def test_scores_of_the_example(key: str) -> None:
 def test_twins_and_no_answer_of_the_example() -> None:
     tally = Tally.of_image(STRICT.judge(case.expression, case.prediction) for case in example())
     assert (tally.twins, tally.twin_score) == (1, float(stated("Twin score")))
-    assert tally.overall.no_answer == int(stated("no_answer"))
+    assert tally.overall["no_answer"] == int(stated("no_answer"))
 
 
 def test_curves_of_the_example() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
 import re
 import subprocess
 import sys
@@ -22,16 +24,10 @@ from uniresxx.checkpoints.folders import checkpoint_identity
 from uniresxx.data.store.photos import photo_of
 from uniresxx.data.store.write import Preparation, write_store
 from uniresxx.errors import InputError
-from uniresxx.evaluation.run import (
-    box_recall,
-    evaluate,
-    evaluate_dialogues,
-    judge_phrases,
-    read_metrics,
-    score_file,
-    score_predictions,
-    write_metrics,
-)
+from uniresxx.evaluation.dialogues import evaluate_dialogues, judge_phrases
+from uniresxx.evaluation.metrics_file import read_metrics, score_file, write_metrics
+from uniresxx.evaluation.regions import box_recall
+from uniresxx.evaluation.run import evaluate
 from uniresxx.imaging import masks
 from uniresxx.scoring.metrics import SCORE_KEYS
 from uniresxx.segmenters import load
@@ -107,20 +103,20 @@ class Stub:
 
     def __init__(self, answer, stop_after=None):
         self.reply, self.stop_after = answer, stop_after
-        self.looks, self.answers, self.asked = 0, 0, []
+        self.encodings, self.answers, self.asked = 0, 0, []
 
     def encode_images(self, photos):
-        self.looks += 1
+        self.encodings += 1
         assert all(p.dtype == np.uint8 and p.shape == (H, W, 3) for p in photos)
         return [int(photo[0, 0, 0]) for photo in photos]
 
-    def answer(self, sight, texts, decoding):
-        assert len(sight) == len(texts)
+    def answer(self, encoded, texts, decoding):
+        assert len(encoded) == len(texts)
         self.answers += 1
         if self.stop_after is not None and self.answers > self.stop_after:
             raise KeyboardInterrupt
-        self.asked += [(n, text) for n, given in zip(sight, texts, strict=True) for text in given]
-        return [self.reply(n, text) for n, given in zip(sight, texts, strict=True) for text in given]
+        self.asked += [(n, text) for n, given in zip(encoded, texts, strict=True) for text in given]
+        return [self.reply(n, text) for n, given in zip(encoded, texts, strict=True) for text in given]
 
 
 TRUTH = {(k, e.text): e.rle for k, r in enumerate(RECORDS) for e in r.expressions}
@@ -191,10 +187,10 @@ def test_trivial_answers(tmp_path):
     assert forced["mIoU"] == pytest.approx(100 * (4 + 25 + 49) / 3 / (H * W))
 
 
-def test_one_look_per_batch_and_all_expressions_in_one_answer(tmp_path):
+def test_a_batch_is_encoded_once_and_all_its_expressions_are_answered_in_one_call(tmp_path):
     stub = Stub(perfect)
     evaluate(stub, RECORDS, "made/val", Decoding(), tmp_path, batch_images=2)
-    assert (stub.looks, stub.answers, len(stub.asked)) == (3, 3, 20)
+    assert (stub.encodings, stub.answers, len(stub.asked)) == (3, 3, 20)
 
 
 def test_interrupted_evaluation_continues_to_the_same_file(tmp_path):
@@ -221,7 +217,7 @@ def test_interrupted_evaluation_continues_to_the_same_file(tmp_path):
     assert seen[0] == (7, 20) and seen[-1] == (20, 20)
     again = Stub(perfect)
     evaluate(again, RECORDS, "made/val", Decoding(), tmp_path / "b")
-    assert again.looks == 0
+    assert again.encodings == 0
 
 
 @pytest.mark.parametrize(
@@ -260,14 +256,90 @@ def test_fresh_starts_over(tmp_path):
 
 def test_predictions_of_unknown_origin_are_not_continued(tmp_path):
     (tmp_path / "predictions.jsonl").write_text("")
-    with pytest.raises(InputError, match="without its evaluation"):
+    with pytest.raises(InputError, match=r"without its evaluation\.json, so .* did not write it"):
         evaluate(Stub(perfect), RECORDS, "made/val", Decoding(), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["predictions.jsonl", "images.jsonl", "dialogues.jsonl"])
+@pytest.mark.parametrize("fresh", [False, True])
+def test_files_of_another_origin_stay_as_they_are(tmp_path, name, fresh):
+    """Without evaluation.json nobody knows that they are ours: they are neither continued, cut nor removed."""
+    (tmp_path / name).write_text('{"mine": 1}\n{"cut')
+    with pytest.raises(InputError, match="move it away or use another --out"):
+        evaluate(Stub(perfect), RECORDS, "made/val", Decoding(), tmp_path, fresh=fresh)
+    assert (tmp_path / name).read_text() == '{"mine": 1}\n{"cut'
+    assert [path.name for path in tmp_path.glob("[!.]*")] == [name]
+
+
+@pytest.mark.parametrize("content", ["[1, 2]", '{"tool": "another"}', "not JSON"])
+def test_another_evaluation_json_stays_as_it_is(tmp_path, content):
+    (tmp_path / "evaluation.json").write_text(content)
+    (tmp_path / "predictions.jsonl").write_text("theirs")
+    for fresh in (False, True):
+        with pytest.raises(InputError, match="was not written by `eval run`"):
+            evaluate(Stub(perfect), RECORDS, "made/val", Decoding(), tmp_path, fresh=fresh)
+    assert (tmp_path / "evaluation.json").read_text() == content
+    assert (tmp_path / "predictions.jsonl").read_text() == "theirs"
+
+
+def test_fresh_removes_the_evaluation_and_nothing_else(tmp_path):
+    evaluate(Stub(perfect), RECORDS, "made/val", Decoding(), tmp_path, checkpoint="a")
+    (tmp_path / "notes.txt").write_text("mine")
+    evaluate(Stub(perfect), RECORDS, "made/val", Decoding(), tmp_path, checkpoint="b", fresh=True)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_a_second_evaluation_into_the_folder_is_refused_while_the_first_runs(tmp_path):
+    """The second one asks for --fresh, which would remove what the first one has answered so far."""
+
+    class Meanwhile(Stub):
+        def answer(self, encoded, texts, decoding):
+            for work in (
+                lambda: evaluate(Stub(perfect), RECORDS, "made/val", Decoding(), tmp_path, fresh=True),
+                lambda: evaluate_dialogues(Stub(talk), TALKING, Decoding(), tmp_path),
+            ):
+                with pytest.raises(InputError, match=rf"process {os.getpid()} on .* works there"):
+                    work()
+            return super().answer(encoded, texts, decoding)
+
+    path = evaluate(Meanwhile(perfect), RECORDS, "made/val", Decoding(), tmp_path, batch_images=2)
+    assert score_file(path, RECORDS, "made/val")["overall"]["gIoU"] == 100
+
+
+def write_entries(path, writer, start):
+    start.wait()
+    for k in range(40):
+        write_metrics(path, [{"benchmark": f"b{writer}_{k}", "split": "val"}])
+
+
+def test_two_processes_keep_each_others_scores(tmp_path):
+    context = multiprocessing.get_context("fork")
+    path, start = tmp_path / "metrics.json", context.Barrier(2)
+    writers = [context.Process(target=write_entries, args=(path, k, start)) for k in range(2)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join(60)
+    assert [writer.exitcode for writer in writers] == [0, 0]
+    assert len(read_metrics(path)) == 80
+
+
+def test_scores_of_answers_that_are_gone_are_replaced(tmp_path):
+    """Two protocols scored the answers of one checkpoint; another checkpoint's answers took their place."""
+    entry = score(tmp_path, perfect) | {"predictions": "made/val/predictions.jsonl", "checkpoint": "a"}
+    path = tmp_path / "metrics.json"
+    write_metrics(path, [entry, entry | {"protocol": "rela"}, entry | {"predictions": "x.jsonl"}])
+    kept = write_metrics(path, [entry | {"checkpoint": "b"}])
+    assert [(e["predictions"], e["checkpoint"]) for e in kept] == [
+        ("x.jsonl", "a"),
+        ("made/val/predictions.jsonl", "b"),
+    ]
 
 
 def test_a_model_that_answers_too_few_is_a_failure_not_a_shift(tmp_path):
     class Forgetful(Stub):
-        def answer(self, sight, texts, decoding):
-            return super().answer(sight, texts, decoding)[:-1]
+        def answer(self, encoded, texts, decoding):
+            return super().answer(encoded, texts, decoding)[:-1]
 
     with pytest.raises(RuntimeError, match="20 texts asked, 19 predictions"):
         evaluate(Forgetful(perfect), RECORDS, "made/val", Decoding(), tmp_path)
@@ -317,8 +389,8 @@ def test_golden_metrics(tmp_path):
 
 
 def test_metrics_file_keeps_other_benchmarks(tmp_path):
-    answers = {e.expression_id: Prediction(True, None, "") for r in RECORDS for e in r.expressions}
-    one, other = (score_predictions(answers, RECORDS, f"made/{split}") for split in ("val", "test"))
+    one = score(tmp_path, always(True, None))
+    other = one | {"split": "test"}
     path = tmp_path / "metrics.json"
     write_metrics(path, [one])
     write_metrics(path, [other])
@@ -330,12 +402,12 @@ def test_metrics_file_keeps_other_benchmarks(tmp_path):
 
 
 class WithRegions(Stub):
-    def regions(self, sight):
+    def regions(self, encoded):
         boxes = np.array([[1, 1, 6, 6], [20, 20, 30, 30]], np.float32)
-        return [{"object": boxes, "part": np.zeros((0, 4), np.float32)} for _ in sight]
+        return [{"object": boxes, "part": np.zeros((0, 4), np.float32)} for _ in encoded]
 
-    def proposal_seconds(self, sight):
-        return 0.5 * len(sight)
+    def proposal_seconds(self, encoded):
+        return 0.5 * len(encoded)
 
 
 def test_proposal_recall_is_measured_where_the_model_shows_its_regions(tmp_path):
@@ -486,7 +558,7 @@ def test_conversations_continue_and_are_not_held_twice(tmp_path):
         evaluate_dialogues(Stub(talk, stop_after=3), TALKING, Decoding(), tmp_path, batch_images=1)
     stub = Stub(talk)
     result = evaluate_dialogues(stub, TALKING, Decoding(), tmp_path, batch_images=1)
-    assert stub.looks == 2 and result["follow_up"]["mIoU"] == 100
+    assert stub.encodings == 2 and result["follow_up"]["mIoU"] == 100
 
 
 def test_answers_that_are_not_finite_are_one_line(tmp_path):
@@ -616,6 +688,46 @@ def test_wrong_input_is_one_line_and_exit_2(cli, tmp_path, words, message):
     assert len(said.err.strip().splitlines()) == 1
 
 
+def test_another_metrics_json_is_refused_before_the_work_and_stays(cli, tmp_path):
+    out = tmp_path / "o"
+    out.mkdir()
+    (out / "metrics.json").write_text('{"loss": 1}')
+    for words in (
+        ("run", "--checkpoint", "c", "--benchmark", "made/val", "--fresh"),
+        ("score", tmp_path, "--benchmark", "made/val"),
+    ):
+        code, said = cli(*words, "--out", out)
+        assert code == 2 and "not a list of benchmark scores" in said.err
+    assert (out / "metrics.json").read_text() == '{"loss": 1}' and cli.stubs["c"].encodings == 0
+    assert [path.name for path in out.glob("[!.]*")] == ["metrics.json"]
+
+
+def test_a_run_that_died_before_its_scores_were_written_continues(cli, tmp_path, monkeypatch):
+    words = ("run", "--checkpoint", "c", "--benchmark", "made/val", "--out", tmp_path / "o")
+
+    def die(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "write_metrics", die)
+        assert cli(*words)[0] == 75
+    cli.stubs["c"] = Stub(perfect)
+    assert cli(*words)[0] == 0 and cli.stubs["c"].encodings == 0
+    assert read_metrics(tmp_path / "o/metrics.json")[0]["overall"]["gIoU"] == 100
+
+
+def test_under_a_launcher_process_0_does_all_the_work(cli, tmp_path, monkeypatch):
+    words = ("--local_rank=0", "run", "--checkpoint", "c", "--benchmark", "made/val", "--out", tmp_path / "o")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    code, said = cli(*words)
+    assert code == 0 and said.err == "process 1 of 2: nothing to do, process 0 evaluates alone\n"
+    assert not (tmp_path / "o").exists()
+    monkeypatch.setenv("RANK", "0")
+    assert cli(*words)[0] == 0
+    assert len((tmp_path / "o/made/val/predictions.jsonl").read_text().splitlines()) == 20
+
+
 def test_another_checkpoint_in_the_same_folder_is_refused_even_for_another_benchmark(cli, tmp_path):
     words = ("--out", tmp_path / "o", "--limit", "2")
     assert cli("run", "--checkpoint", "a", "--benchmark", "made/val", *words)[0] == 0
@@ -641,7 +753,7 @@ def test_another_rule_in_the_same_folder_is_refused_named_or_not(cli, tmp_path):
 
 
 def test_the_checkpoint_that_is_named_is_the_one_that_answers(tmp_path, monkeypatch):
-    """A run that still trains saves a newer checkpoint between the two looks into its folder."""
+    """A run that still trains saves a newer checkpoint after the folder was resolved."""
     from torch import nn
 
     from uniresxx.checkpoints import folders as checkpoint
@@ -697,7 +809,7 @@ def test_bad_files_change_nothing_and_partial_ones_say_how_much(cli, tmp_path):
     assert "truncated last line" in said.out
     whole, partial = read_metrics(out / "metrics.json")
     assert whole["partial"] is None and partial["partial"] == {"scored": 19, "expressions": 20}
-    assert path.read_bytes() == before and sorted(p.name for p in out.iterdir()) == ["metrics.json"]
+    assert path.read_bytes() == before and [p.name for p in out.glob("[!.]*")] == ["metrics.json"]
 
 
 def test_another_file_or_rule_stands_beside_the_first(cli, tmp_path):
@@ -730,14 +842,6 @@ def test_another_file_in_an_evaluation_folder_is_not_its_answer(cli, tmp_path):
     for name, checkpoint in (("predictions", "c"), ("other", None)):
         entry = score_file(folder / f"{name}.jsonl", RECORDS, "made/val")
         assert entry["checkpoint"] == checkpoint and (entry["decoding"] is None) == (checkpoint is None)
-
-
-def test_a_file_that_is_no_metrics_file_is_refused_before_the_work(cli, tmp_path):
-    path, out = scored(cli, tmp_path)
-    (out / "metrics.json").write_text('{"mine": 1}')
-    code, said = cli("score", path, "--benchmark", "made/val", "--out", out)
-    assert code == 2 and "use another --out" in said.err
-    assert (out / "metrics.json").read_text() == '{"mine": 1}'
 
 
 def test_the_terminal_shows_intervals_and_the_rule(cli, tmp_path):

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from uniresxx.data.catalog import load_benchmark
-from uniresxx.evaluation.run import score_file
+from uniresxx.evaluation.metrics_file import score_file
 from uniresxx.imaging import masks
 from uniresxx.scoring.predictions import to_json
 from uniresxx.types import Prediction

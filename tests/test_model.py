@@ -20,7 +20,7 @@ from uniresxx.data.mixture.mix import Mixture, OpenedPart
 from uniresxx.data.scenes import preset_of
 from uniresxx.data.store.photos import photo_of
 from uniresxx.errors import InputError
-from uniresxx.evaluation.run import encode_records
+from uniresxx.evaluation.regions import encode_records
 from uniresxx.imaging import masks
 from uniresxx.imaging.geometry import Letterbox
 from uniresxx.model.build import build_model

@@ -19,11 +19,15 @@ from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
 from uniresxx.data.catalog import load_benchmark
+from uniresxx.data.polygons import with_polygons
 from uniresxx.data.readers.coco import overlap_source
 from uniresxx.errors import InputError
+from uniresxx.evaluation.metrics_file import score_file
 from uniresxx.imaging import masks
 from uniresxx.scoring.metrics import SCORE_KEYS, Tally
 from uniresxx.scoring.protocols import PROTOCOLS, STRICT, protocol_of
+from uniresxx.scoring.protocols.rela import squashed_truth
+from uniresxx.scoring.rejection import Rejection
 from uniresxx.types import Expression, Granularity, ImageRecord, Prediction
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -182,6 +186,72 @@ def test_the_squash_changes_areas_and_can_lose_a_target():
     assert (strict.union, theirs.union) == (60, 60 * 480 * 480 // (H * W)) and theirs.iou == strict.iou
 
 
+def drawn_by_pycocotools(polygons, size):
+    """Bool (480, 480): each polygon scaled by (480 / width, 480 / height), drawn there, all merged."""
+    height, width = size
+    scaled = [[v * (480 / height if k % 2 else 480 / width) for k, v in enumerate(p)] for p in polygons]
+    return coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(scaled, 480, 480))) > 0
+
+
+def native_layout(root, annotations, height=37, width=91):
+    """A folder `grefcoco` of one photo: a sentence about each annotation and one about all of them."""
+    folder = root / "grefcoco"
+    folder.mkdir(parents=True)
+    rows = [{"id": k, "image_id": 7, "segmentation": item} for k, item in enumerate(annotations)]
+    image = {"id": 7, "file_name": "COCO_train2014_000000000007.jpg", "height": height, "width": width}
+    (folder / "instances.json").write_text(json.dumps({"images": [image], "annotations": rows}))
+    asked = [*([k] for k in range(len(rows))), list(range(len(rows)))]
+    refs = [
+        {
+            "ref_id": k,
+            "image_id": 7,
+            "ann_id": ids,
+            "split": "val",
+            "sentences": [{"sent_id": k, "sent": "it"}],
+        }
+        for k, ids in enumerate(asked)
+    ]
+    (folder / "grefs(unc).json").write_text(json.dumps(refs))
+    return root
+
+
+TRIANGLE, BLADE = [3.5, 2.25, 40.2, 9.1, 11.7, 30.6], [50.1, 5.3, 88.8, 6.2, 60.4, 12.9, 52.0, 33.3]
+
+
+def test_rela_480_draws_polygons_at_its_own_size(tmp_path):
+    data = native_layout(tmp_path, [[TRIANGLE, BLADE], [BLADE]])
+    (record,) = with_polygons(load_benchmark("grefcoco/val", data), data)
+    for expression, polygons in zip(
+        record.expressions, ([TRIANGLE, BLADE], [BLADE], [TRIANGLE, BLADE]), strict=True
+    ):
+        expected = drawn_by_pycocotools(polygons, (37, 91))
+        found, _ = pair(
+            "rela-480", expression, Prediction(False, masks.encode(np.ones((37, 91), bool)), None)
+        )
+        assert found.union == 480 * 480 and found.intersection == expected.sum()
+        assert np.array_equal(masks.decode(squashed_truth(expression)), expected)
+        resized = masks.decode(squashed_truth(replace(expression, polygons=None)))
+        assert (resized != expected).any()  # what the nearest pixel of the mask gave instead
+
+
+def test_rela_480_resizes_a_truth_that_is_a_code_and_says_how_many(tmp_path):
+    code = coco_mask.frPyObjects([TRIANGLE], 37, 91)[0]
+    code = {"size": code["size"], "counts": code["counts"].decode()}
+    data = native_layout(tmp_path, [[BLADE], code])
+    records = with_polygons(load_benchmark("grefcoco/val", data), data)
+    assert [e.polygons is not None for e in records[0].expressions] == [True, False, False]
+    path = tmp_path / "predictions.jsonl"
+    lines = [
+        {"expression_id": e.expression_id, "rejected": False, "mask": e.rle} for e in records[0].expressions
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    entry = score_file(path, records, "grefcoco/val", "rela-480")
+    assert entry["truth"] == {"polygons": 1, "masks": 2}
+    assert 66 < entry["overall"]["gIoU"] < 100  # the two codes 1, the polygon below
+    assert "truth" not in score_file(path, records, "grefcoco/val", "rela")
+    assert with_polygons(records, None)[0].expressions[0].polygons is None
+
+
 def test_lisa_takes_pixels_of_two_polygons_for_background():
     square, right = [2, 2, 12, 2, 12, 12, 2, 12], [7, 2, 17, 2, 17, 12, 7, 12]
     expression = expression_of([[square, right]], (H, W))
@@ -246,7 +316,7 @@ def test_cris_validate_sees_the_first_sentence_of_each_referent_only():
 def test_cris_knows_no_expression_without_a_target():
     for name in ("cris", "cris-validate"):
         with pytest.raises(
-            InputError, match=r"grefcoco/val may ask for what is not there.*use --protocol strict"
+            InputError, match=r"grefcoco/val holds expressions without a target.*use --protocol strict"
         ):
             protocol_of(name).check("grefcoco/val")
         for benchmark in ("psalm_grefcoco/val", "mini_real/val"):  # which hold gRefCOCO too
@@ -267,6 +337,16 @@ def test_a_referent_is_known_by_what_its_format_calls_it(key):
     assert kept == ["refcoco/val/0", "refcoco/val/2", "refcoco+/val/0", "refcoco+/val/2"]
     plain = ImageRecord("7", H, W, tuple(replace(e, source={}) for e in every))
     assert protocol_of("cris-validate").counted(plain) == list(plain.expressions)
+
+
+@pytest.mark.parametrize("place", range(0, len(SINGLE), 7))
+def test_empty_is_none_is_rela_with_the_rule_empty_mask(place):
+    record, answers = SINGLE[place]
+    (expression,), (answer,) = record.expressions, answers.values()
+    ruled = Rejection("empty_mask").apply(answer)
+    assert protocol_of("empty_is_none").judge(expression, answer) == protocol_of("rela").judge(
+        expression, ruled
+    )
 
 
 def test_empty_is_none_asks_the_mask_and_not_the_flag():

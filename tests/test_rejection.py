@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from uniresxx.errors import InputError
-from uniresxx.evaluation.run import score_file
+from uniresxx.evaluation.metrics_file import score_file
 from uniresxx.imaging import masks
 from uniresxx.scoring.predictions import to_json
 from uniresxx.scoring.rejection import FLAG, Rejection, best_threshold, tune

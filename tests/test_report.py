@@ -26,7 +26,8 @@ from eval.score import load_records, origin, score
 from uniresxx.data.catalog import load_benchmark
 from uniresxx.data.store.write import Preparation, write_store
 from uniresxx.errors import InputError
-from uniresxx.evaluation.run import evaluate, score_file, write_metrics
+from uniresxx.evaluation.metrics_file import score_file, write_metrics
+from uniresxx.evaluation.run import evaluate
 from uniresxx.files import write_json
 from uniresxx.imaging import masks
 from uniresxx.scoring.predictions import JsonlWriter, Problems, sizes_of, stream_predictions, to_json

@@ -16,7 +16,7 @@ import pytest
 
 from eval.report.write import report
 from eval.score import origin
-from uniresxx.evaluation.run import score_file, write_metrics
+from uniresxx.evaluation.metrics_file import score_file, write_metrics
 from uniresxx.imaging import masks
 from uniresxx.scoring.predictions import JsonlWriter, to_json
 from uniresxx.types import Expression, Granularity, ImageRecord, Prediction

@@ -14,13 +14,13 @@ import pytest
 from PIL import Image
 
 from uniresxx.errors import InputError
-from uniresxx.evaluation.run import score_file, score_predictions, write_metrics
+from uniresxx.evaluation.metrics_file import score_file, write_metrics
 from uniresxx.imaging import masks
 from uniresxx.scoring.metrics import LENGTHS, SIZES, length_name, size_name
 from uniresxx.scoring.predictions import Problems, sizes_of, stream_predictions, to_json
 from uniresxx.scoring.protocols import STRICT
 from uniresxx.scoring.rejection import Rejection
-from uniresxx.scoring.tally import tally_answers
+from uniresxx.scoring.tally import entry_of, tally_answers
 from uniresxx.types import Expression, Granularity, ImageRecord, Prediction
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -75,6 +75,11 @@ def write(path, found, names=None):
     return path
 
 
+def scored(found, records=RECORDS, protocol=STRICT):
+    """The entry of metrics.json for answers that are in memory."""
+    return entry_of(tally_answers(found.items(), records, protocol), "made/val", protocol)
+
+
 def bare(entry):
     return {key: value for key, value in entry.items() if key != "versions"}
 
@@ -82,7 +87,7 @@ def bare(entry):
 @pytest.mark.parametrize("seed", range(3))
 def test_the_order_of_the_file_changes_nothing(tmp_path, seed):
     found = answers(seed)
-    whole = score_predictions(found, RECORDS, "made/val")
+    whole = scored(found)
     names = list(found)
     random.Random(seed).shuffle(names)
     assert bare(score_file(write(tmp_path / "p.jsonl", found, names), RECORDS, "made/val")) == bare(whole)
@@ -103,7 +108,7 @@ def test_sizes_and_lengths_have_the_edges_they_say():
 
 def test_breakdowns_are_the_scores_of_their_expressions():
     found = answers(1)
-    entry = score_predictions(found, RECORDS, "made/val")
+    entry = scored(found)
     # each picture has one of each size and length, which are also the granularities
     for size, g in zip(SIZES, KINDS, strict=False):
         assert entry["by_size"][size] == entry["by_granularity"][g]
@@ -112,19 +117,18 @@ def test_breakdowns_are_the_scores_of_their_expressions():
         assert entry["by_length"][length] == entry["by_granularity"][g]
         assert entry["counts"]["by_length"][length]["n"] == 12
     assert list(entry["by_size"]) == list(SIZES) and list(entry["by_length"]) == list(LENGTHS)
-    only = score_predictions(found, [picture(0)], "made/val")
+    only = scored(found, [picture(0)])
     assert only["by_size"]["small"]["N-acc"] is None
 
 
-def test_what_a_protocol_does_not_know_is_null_everywhere(monkeypatch):
-    way = replace(STRICT, name="odd", undefined=("gIoU", "N-acc"))
-    monkeypatch.setattr("uniresxx.scoring.protocols.PROTOCOLS", (way,))
-    entry = score_predictions(answers(), RECORDS, "made/val", "odd")
+def test_a_score_that_a_protocol_does_not_define_is_null_everywhere():
+    odd = replace(STRICT, name="odd", undefined=("gIoU", "N-acc"))
+    entry = scored(answers(), protocol=odd)
     groups = [entry["overall"], entry["intervals"]["overall"], entry["trivial"]["all_objects"]["overall"]]
     for key in ("by_granularity", "by_size", "by_length"):
         groups += entry[key].values()
     groups += entry["intervals"]["by_granularity"].values()
-    assert all(group[key] is None for group in groups for key in way.undefined)
+    assert all(group[key] is None for group in groups for key in odd.undefined)
     assert entry["overall"]["mIoU"] is not None
 
 
@@ -217,7 +221,7 @@ def test_partial_files_are_scored_as_far_as_they_go(tmp_path):
     assert entry["partial"] == {"scored": 43, "expressions": 48} and entry["n_expressions"] == 43
     assert "line 4" in entry["problems"]
     kept = [r for r in (thin(r, left) for r in RECORDS) if r.expressions]
-    expected = score_predictions(found, kept, "made/val")
+    expected = scored(found, kept)
     for key in ("overall", "by_granularity", "by_size", "by_length", "twin_score", "intervals"):
         assert entry[key] == expected[key], key
     assert entry["trivial"]["always_reject"] == expected["trivial"]["always_reject"]
@@ -300,7 +304,7 @@ def test_wrong_pngs_are_listed(tmp_path):
 
 
 def test_only_the_same_question_replaces_an_entry(tmp_path):
-    entry = score_predictions(answers(), RECORDS, "made/val") | {"predictions": "a.jsonl", "limit": None}
+    entry = scored(answers()) | {"predictions": "a.jsonl", "limit": None}
     others = [
         entry | change
         for change in (
@@ -328,7 +332,7 @@ from collections.abc import Sequence
 from pathlib import Path
 import numpy as np
 from uniresxx.imaging import masks
-from uniresxx.evaluation.run import score_file
+from uniresxx.evaluation.metrics_file import score_file
 from uniresxx.types import Expression, Granularity as G, ImageRecord
 
 class Pictures(Sequence):  # made when they are asked for: the benchmark's own memory should not count

@@ -79,6 +79,21 @@ def test_evaluate_twice_and_report(out: Path) -> None:
     assert "scenes_easy" in page and 'src="http' not in page
 
 
+def test_torchrun_answers_each_expression_once_and_the_folder_continues(out: Path, tmp_path: Path) -> None:
+    asked = ("--checkpoint", out, "--benchmark", "scenes_easy/val", "--limit", "4", "--out", tmp_path)
+    launcher = ("torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m")
+    program(*launcher, "eval", "run", *asked)
+    answers = (tmp_path / "scenes_easy/val/predictions.jsonl").read_text().splitlines()
+    names = [json.loads(line)["expression_id"] for line in answers]
+    assert (
+        len(set(names))
+        == len(names)
+        == json.loads((tmp_path / "metrics.json").read_text())[0]["n_expressions"]
+    )
+    program("eval", "run", *asked)
+    assert (tmp_path / "scenes_easy/val/predictions.jsonl").read_text().splitlines() == answers
+
+
 def test_segment_and_chat(out: Path, photo: Path, tmp_path: Path) -> None:
     texts = ("the red house", "the houses")
     program("uniresxx", "segment", photo, *texts, "--checkpoint", out, "--out", tmp_path)

@@ -34,7 +34,8 @@ from train.validation import value_of
 from uniresxx.checkpoints import folders as checkpoint
 from uniresxx.data.catalog import open_benchmark
 from uniresxx.errors import InputError
-from uniresxx.evaluation.run import evaluate, score_file
+from uniresxx.evaluation.metrics_file import score_file
+from uniresxx.evaluation.run import evaluate
 from uniresxx.model.build import build_model
 from uniresxx.model.config import PyramidHeadConfig, UniRESPlusPlusConfig
 from uniresxx.segmenters.load import load_segmenter

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from uniresxx.data.catalog import load_benchmark
+from uniresxx.data.polygons import with_polygons
 from uniresxx.data.readers.coco import Instances, overlap_source
 from uniresxx.imaging import masks
 from uniresxx.scoring.metrics import Scores, Tally
@@ -173,7 +174,7 @@ def main() -> int:
     scenes = list(load_benchmark("scenes/val", None))
     table("scenes/val", scenes, made_answers(scenes))
     if args.data is not None:
-        photos = list(load_benchmark("grefcoco/train", args.data))
+        photos = with_polygons(load_benchmark("grefcoco/train", args.data), args.data)
         table("grefcoco/train of the test photographs", photos, made_answers(photos))
         perfect = {
             e.expression_id: Prediction(e.rle is None, e.rle, None) for r in photos for e in r.expressions

@@ -29,7 +29,7 @@ from uniresxx.data.scenes import scene_record, text_corpus
 from uniresxx.data.scenes.warmup import COLOUR_TEMPLATES, SIDE_TEMPLATES
 from uniresxx.data.store.photos import photo_of
 from uniresxx.errors import InputError
-from uniresxx.evaluation.run import encode_records
+from uniresxx.evaluation.regions import encode_records
 from uniresxx.imaging.masks import decode
 from uniresxx.imaging.overlay import Layer, draw_overlay
 from uniresxx.model.build import build_for_training, check_sources, open_vocabulary

@@ -11,7 +11,8 @@ from typing import Any
 from train.recipe import EvalConfig
 from uniresxx.data.catalog import benchmark_name, open_benchmark
 from uniresxx.errors import InputError
-from uniresxx.evaluation.run import evaluate, score_file, write_metrics
+from uniresxx.evaluation.metrics_file import score_file, write_metrics
+from uniresxx.evaluation.run import evaluate
 from uniresxx.segmenters.base import Segmenter
 from uniresxx.types import Decoding, ImageRecord
 

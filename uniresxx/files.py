@@ -59,13 +59,14 @@ def write_json(path: Path, value: Any) -> None:
 
 
 @contextmanager
-def lock_file(path: Path, activity: str) -> Iterator[None]:
+def lock_file(path: Path, activity: str, wait: bool = False) -> Iterator[None]:
     """Hold the lock file `path` while one process works.
 
     Args:
         path: a file of its own, such as OUT/.lock; missing folders are made. The file stays, the lock ends with
             the process, however it ends.
         activity: what this process does, as "train into runs/a"; part of the error.
+        wait: wait until the lock is free instead of raising.
 
     Raises:
         InputError: another process holds the lock (the message names it), or `path` cannot be written.
@@ -80,7 +81,7 @@ def lock_file(path: Path, activity: str) -> Iterator[None]:
         raise InputError(f"cannot {activity}: {path}: {reason}; name another folder") from None
     with stream:
         try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             stream.seek(0)
             owner = stream.read(200).strip() or "another process"

@@ -8,7 +8,7 @@ Nothing here imports torch, so that readers, metrics and the command line start 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from enum import StrEnum
 from hashlib import sha256
@@ -48,6 +48,8 @@ class Expression:
     level: int | None = None  # scenes only: 1 kind, 2 attribute, 3 relation, order or count
     twin: str | None = None  # a part, its object and its group share a value; the twin score joins them
     source: Mapping[str, Any] = field(default_factory=dict)  # native ids and tags, unchanged
+    # x0, y0, x1, y1, … in pixels; None unless a protocol asks for them (data/polygons.py)
+    polygons: tuple[Sequence[float], ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from eval.score import load_records
+from eval.score import load_records, with_truth
 from uniresxx.data.catalog import find_store
 from uniresxx.errors import InputError
-from uniresxx.evaluation.run import read_metrics
+from uniresxx.evaluation.metrics_file import read_metrics
 from uniresxx.scoring.predictions import Problems, sizes_of, stream_predictions
 from uniresxx.scoring.protocols import Protocol, protocol_of
 from uniresxx.scoring.rejection import Rejection
@@ -165,7 +165,7 @@ def _cases(home: Path, entry: Mapping[str, Any], data: Path | None) -> list[Case
         problems.add_missing([name for name in sizes if name not in answers], len(sizes))
         if problems:
             raise InputError(f"{path}: {problems}")
-    return judge_all(records, answers, protocol_of(entry["protocol"]))
+    return judge_all(with_truth(records, entry["protocol"], root), answers, protocol_of(entry["protocol"]))
 
 
 def _store_of(entry: Mapping[str, Any], data: Path | None) -> str | None:

@@ -1,8 +1,8 @@
-"""How sure a score is, and whether two differ: resampling of pictures, from the integer counters alone.
+"""Confidence intervals of scores, and tests of whether two scores differ: images are resampled.
 
-Expressions of one picture share its difficulty, so pictures are drawn, never expressions. Shapes: I pictures,
-R resamples, K = len(ROW) counters, S any set of sums. All draws are seeded; limits are rounded to 1e-4 points,
-far above what different orders of summing change.
+Expressions of one image share its difficulty, so images are drawn, never expressions. Shapes: I images,
+G granularities, R resamples, K = len(ROW) counters, S any set of sums. All draws are seeded. Limits are rounded to
+1e-4 points, far above what a different order of summing changes.
 """
 
 from __future__ import annotations
@@ -29,12 +29,16 @@ Interval = list[float]  # [low, high] in percent
 def bootstrap(
     images_IGK: np.ndarray, twins_I2: np.ndarray, undefined: Sequence[str] = (), resamples: int = RESAMPLES
 ) -> dict[str, Any]:
-    """Percentile intervals of every score: pictures drawn with replacement (Efron and Tibshirani, An
+    """Percentile intervals of every score: images drawn with replacement (Efron and Tibshirani, An
     Introduction to the Bootstrap, 1993, chapter 13).
 
-    Counters are int64 per picture and granularity (order of Granularity), twins are (complete groups, answered
-    ones). Null where the score itself is null, or with fewer than two pictures. Resamples in which a score is
-    not defined (no expression without a target was drawn, say) are left out of its interval (our choice).
+    An interval is null where the score is null, or with fewer than two images. Resamples in which a score is not
+    defined, for example because no expression without a target was drawn, are left out of its interval (our choice).
+
+    Args:
+        images_IGK: int64 counters per image and granularity, in the order of Granularity.
+        twins_I2: per image, complete groups of twins and answered ones.
+        undefined: scores that the protocol does not have.
     """
     used = images_IGK[:, :, 0].sum(axis=1) > 0
     images_IGK, twins_I2 = images_IGK[used], twins_I2[used]
@@ -60,7 +64,7 @@ def bootstrap(
 
 
 def _resampled(rows_IS: np.ndarray, resamples: int) -> np.ndarray:
-    """Sums (R, S) over pictures drawn with replacement."""
+    """Sums (R, S) over images drawn with replacement."""
     rng = np.random.default_rng(SEED)
     count = len(rows_IS)
     sums_RS = np.empty((resamples, rows_IS.shape[1]))
@@ -99,14 +103,16 @@ def compare_pairs(
     permutations: int = PERMUTATIONS,
     seed: int = SEED,
 ) -> dict[str, dict[str, Any]]:
-    """Do two answers to the same pictures differ? Per score of COMPARED: `a`, `b`, `difference` (a - b),
-    `interval` of the difference, `p`.
+    """Test whether two models' answers to the same images differ.
 
-    p: approximate randomisation (Noreen, Computer-Intensive Methods for Testing Hypotheses, 1989). If nothing
-    sets A and B apart, the counters of each picture could as well be swapped; p = (1 + number of random swaps
-    with a difference at least as large) / (1 + permutations), which is never 0 and, for exchangeable pictures,
-    at most x with probability x (Phipson and Smyth 2010). It holds for sums over sums (cIoU) as for means.
-    Interval: paired percentile bootstrap, the same pictures drawn for both. Null where a score is not defined.
+    p is that of approximate randomisation (Noreen, Computer-Intensive Methods for Testing Hypotheses, 1989). If A and
+    B do not differ, the counters of each image could as well be swapped; p = (1 + number of random swaps with a
+    difference at least as large) / (1 + permutations), which is never 0 and, for exchangeable images, at most x with
+    probability x (Phipson and Smyth 2010). It holds for ratios of sums (cIoU) as for means. The interval is a paired
+    percentile bootstrap: the same images are drawn for both.
+
+    Returns:
+        By score of COMPARED: `a`, `b`, `difference` (a - b), its `interval`, `p`; null where it is not defined.
     """
     rows_IS = np.concatenate([a_IK, b_IK], axis=1).astype(np.float64)
     a, b = _both(rows_IS.sum(axis=0))
@@ -118,8 +124,8 @@ def compare_pairs(
             found[key] = dict.fromkeys(("a", "b", "difference", "interval", "p"))
             continue
         difference = float(a[key] - b[key])
-        # Swaps that leave the difference as it is must count although sums of floats differ in the last digit;
-        # those that leave a score undefined count as well (the cautious side).
+        # Swaps with an equal difference must count although sums of floats differ in the last digit. Swaps that
+        # leave a score undefined count as well, which makes p larger.
         smaller = np.abs(swapped_a[key] - swapped_b[key]) < abs(difference) - 1e-9
         found[key] = {
             "a": float(a[key]),
@@ -136,7 +142,7 @@ def _both(sums_S: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, np.ndarr
 
 
 def _swapped(a_IK: np.ndarray, b_IK: np.ndarray, permutations: int, seed: int) -> np.ndarray:
-    """Sums (R, 2 K) of A and B after swapping a random half of the pictures."""
+    """Sums (R, 2 K) of A and B after swapping a random half of the images."""
     rng = np.random.default_rng(seed)
     gap_IK = (b_IK - a_IK).astype(np.float64)
     sums_RS = np.empty((permutations, 2 * len(ROW)))

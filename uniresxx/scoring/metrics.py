@@ -1,16 +1,17 @@
 """Counters that turn judged expressions into scores. Integers only, so any merge of parts equals the whole.
 
-A protocol (`uniresxx.scoring.protocols`) judges one expression and gives an `Outcome`; nothing here knows masks or
-models. IoU sums are kept in units of 2^-40 (error below 1e-12 per expression; a 64-bit integer holds 8
-million expressions): adding is exact, hence independent of order, batches and ranks.
+A protocol (`uniresxx.scoring.protocols`) judges one expression and returns an `Outcome`. IoU sums are kept in units
+of 2^-40 (error below 1e-12 per expression; a 64-bit integer holds 8 million expressions), so adding is exact and does
+not depend on order, batches or ranks.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from operator import add
+from typing import Any
 
 import numpy as np
 
@@ -30,7 +31,8 @@ ROW = (
 _ONE = 1 << 40
 
 Scores = dict[str, float | None]
-Key = TypeVar("Key", int, str)
+Part = tuple[str, str]  # key of metrics.json and name: ("by_size", "small")
+OVERALL: Part = ("overall", "")
 
 
 def size_name(pixels: int) -> str:
@@ -61,75 +63,58 @@ class Outcome:
     pixels: int | None = None  # of the truth; None: not counted by size
     words: int | None = None  # of the expression; None: not counted by length
 
+    def row(self) -> list[int]:
+        """What it adds to each counter, in the order of ROW."""
+        units, target = round(self.iou * _ONE), int(self.targeted)
+        return [
+            *(1, target, self.intersection, self.union, units, target * units),
+            *(target * above for above in self.above),
+            *(target * (not self.rejected), (1 - target) * self.rejected, int(self.no_answer)),
+        ]
+
+    def parts(self) -> Iterator[Part]:
+        """The parts of the benchmark that it belongs to."""
+        yield OVERALL
+        yield "by_granularity", self.granularity.value
+        if self.level is not None:
+            yield "by_level", str(self.level)
+        if self.pixels is not None and self.targeted:
+            yield "by_size", size_name(self.pixels)
+        if self.words is not None:
+            yield "by_length", length_name(self.words)
+
 
 @dataclass(slots=True)
 class Counts:
-    """Sums over judged expressions; Python integers, every field adds up under `merge`."""
+    """Sums over judged expressions, in the order of ROW."""
 
-    n: int = 0
-    n_target: int = 0
-    intersection: int = 0
-    union: int = 0
-    iou_units: int = 0
-    iou_units_target: int = 0
-    above: list[int] = field(default_factory=lambda: [0] * len(THRESHOLDS))
-    target_answered: int = 0
-    none_rejected: int = 0
-    no_answer: int = 0
+    row: list[int] = field(default_factory=lambda: [0] * len(ROW))
 
-    @property
-    def n_none(self) -> int:
-        """Expressions without a target."""
-        return self.n - self.n_target
+    def __getitem__(self, name: str) -> int:
+        return self.row[ROW.index(name)]
 
     def add(self, outcome: Outcome) -> None:
         """Count one more expression."""
-        units = round(outcome.iou * _ONE)
-        self.n += 1
-        self.iou_units += units
-        self.intersection += outcome.intersection
-        self.union += outcome.union
-        self.no_answer += outcome.no_answer
-        if outcome.targeted:
-            self.n_target += 1
-            self.iou_units_target += units
-            self.target_answered += not outcome.rejected
-            self.above = [a + b for a, b in zip(self.above, outcome.above, strict=True)]
-        else:
-            self.none_rejected += outcome.rejected
-
-    def row(self) -> tuple[int, ...]:
-        """The counters in the order of ROW."""
-        first = (self.n, self.n_target, self.intersection, self.union, self.iou_units, self.iou_units_target)
-        return (*first, *self.above, self.target_answered, self.none_rejected, self.no_answer)
+        self.row = list(map(add, self.row, outcome.row()))
 
     def merge(self, other: Counts) -> Counts:
         """The counts of both sets of expressions together."""
-        return Counts(
-            n=self.n + other.n,
-            n_target=self.n_target + other.n_target,
-            intersection=self.intersection + other.intersection,
-            union=self.union + other.union,
-            iou_units=self.iou_units + other.iou_units,
-            iou_units_target=self.iou_units_target + other.iou_units_target,
-            above=[a + b for a, b in zip(self.above, other.above, strict=True)],
-            target_answered=self.target_answered + other.target_answered,
-            none_rejected=self.none_rejected + other.none_rejected,
-            no_answer=self.no_answer + other.no_answer,
-        )
+        return Counts(list(map(add, self.row, other.row)))
 
     def scores(self) -> Scores:
         """All scores in percent by SCORE_KEYS; None where there is nothing to divide by."""
-        ratios = _ratios(dict(zip(ROW, self.row(), strict=True)))
-        return {key: _percent(part, whole) for key, (part, whole) in ratios.items()}
+        ratios = _ratios(dict(zip(ROW, self.row, strict=True)))
+        return {key: percent(part, whole) for key, (part, whole) in ratios.items()}
 
     def sizes(self) -> dict[str, int]:
         """How many expressions stand behind the scores: all (gIoU, cIoU), targeted (mIoU, Pr, T-acc), none
         (N-acc)."""
-        return {"n": self.n, "n_target": self.n_target, "n_none": self.n_none, "no_answer": self.no_answer}
+        n, n_target = self["n"], self["n_target"]
+        return {"n": n, "n_target": n_target, "n_none": n - n_target, "no_answer": self["no_answer"]}
 
 
-def _percent(part: int, whole: int) -> float | None:
+def percent(part: int, whole: int) -> float | None:
+    """100 part / whole, None where `whole` is 0."""
     return 100 * part / whole if whole else None
 
 
@@ -160,32 +145,21 @@ def percent_of(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
 
 @dataclass(slots=True)
 class Tally:
-    """All counters of one benchmark: overall, by granularity, level, size and length, twins."""
+    """The counters of every part of a benchmark, and the twins."""
 
-    overall: Counts = field(default_factory=Counts)
-    by_granularity: dict[Granularity, Counts] = field(
-        default_factory=lambda: {g: Counts() for g in Granularity}
-    )
-    by_level: dict[int, Counts] = field(default_factory=dict)
-    by_size: dict[str, Counts] = field(default_factory=dict)  # targets only
-    by_length: dict[str, Counts] = field(default_factory=dict)
+    counts: dict[Part, Counts] = field(default_factory=dict)
     twins: int = 0
     twins_answered: int = 0
 
     @classmethod
     def of_image(cls, outcomes: Iterable[Outcome]) -> Tally:
-        """The counters of one picture; twins live inside one picture, so pass all its expressions at once."""
+        """The counters of one image; twins live inside one image, so pass all its expressions at once."""
         tally = cls()
         groups: dict[str, list[Outcome]] = defaultdict(list)
         for outcome in outcomes:
-            tally.overall.add(outcome)
-            tally.by_granularity[outcome.granularity].add(outcome)
-            if outcome.level is not None:
-                tally.by_level.setdefault(outcome.level, Counts()).add(outcome)
-            if outcome.pixels is not None and outcome.targeted:
-                tally.by_size.setdefault(size_name(outcome.pixels), Counts()).add(outcome)
-            if outcome.words is not None:
-                tally.by_length.setdefault(length_name(outcome.words), Counts()).add(outcome)
+            one = Counts(outcome.row())
+            for part in outcome.parts():
+                tally.counts[part] = tally.part(*part).merge(one)
             if outcome.twin is not None and outcome.targeted:
                 groups[outcome.twin].append(outcome)
         for members in groups.values():
@@ -196,42 +170,20 @@ class Tally:
         return tally
 
     def merge(self, other: Tally) -> Tally:
-        """The counters of two disjoint sets of pictures together."""
-        return Tally(
-            overall=self.overall.merge(other.overall),
-            by_granularity={g: self.by_granularity[g].merge(other.by_granularity[g]) for g in Granularity},
-            by_level=_merged(self.by_level, other.by_level),
-            by_size=_merged(self.by_size, other.by_size),
-            by_length=_merged(self.by_length, other.by_length),
-            twins=self.twins + other.twins,
-            twins_answered=self.twins_answered + other.twins_answered,
-        )
+        """The counters of two disjoint sets of images together."""
+        counts = {part: self.part(*part).merge(other.part(*part)) for part in {**self.counts, **other.counts}}
+        return Tally(counts, self.twins + other.twins, self.twins_answered + other.twins_answered)
+
+    def part(self, kind: str, name: str) -> Counts:
+        """The counters of one part, zero where no expression belongs to it."""
+        return self.counts.get((kind, name)) or Counts()
+
+    @property
+    def overall(self) -> Counts:
+        """The counters of all expressions."""
+        return self.part(*OVERALL)
 
     @property
     def twin_score(self) -> float | None:
         """Percent of complete twin groups of which every member has IoU > 0.5."""
-        return _percent(self.twins_answered, self.twins)
-
-
-def _merged(one: Mapping[Key, Counts], other: Mapping[Key, Counts]) -> dict[Key, Counts]:
-    """Counts by key of both; a key of one side only keeps its counts."""
-    both = {key: counts.merge(other[key]) if key in other else counts for key, counts in one.items()}
-    return both | {key: counts for key, counts in other.items() if key not in one}
-
-
-@dataclass(slots=True)
-class RecallCounts:
-    """Truth boxes found by a proposal at box IoU >= 0.5, per stream ("object", "part")."""
-
-    found: dict[str, int] = field(default_factory=dict)
-    total: dict[str, int] = field(default_factory=dict)
-
-    def add(self, found: Mapping[str, int], total: Mapping[str, int]) -> None:
-        """Count one more picture."""
-        for stream, count in total.items():
-            self.total[stream] = self.total.get(stream, 0) + count
-            self.found[stream] = self.found.get(stream, 0) + found.get(stream, 0)
-
-    def scores(self) -> Scores:
-        """Recall in percent per stream."""
-        return {stream: _percent(self.found[stream], total) for stream, total in sorted(self.total.items())}
+        return percent(self.twins_answered, self.twins)

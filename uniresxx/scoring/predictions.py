@@ -1,13 +1,13 @@
-"""Answers of any model on disk, read one by one with every doubt listed.
+"""Answers of any model on disk, read one by one; what does not fit is listed.
 
-predictions.jsonl, one line per expression, appended and flushed line by line: `expression_id`, `rejected`,
-`mask` (COCO RLE at the photo's size, or null), `mask_if_forced` (optional), `score`, `p_absent` (numbers or
-null), `text` (or null). Unknown keys are ignored, so the format can grow.
+predictions.jsonl has one line per expression, each flushed when it is written: `expression_id`, `rejected`, `mask`
+(COCO RLE at the photo's size, or null), `mask_if_forced` (optional), `score`, `p_absent` (numbers or null), `text`
+(or null). Unknown keys are ignored.
 
-Or a folder of PNG masks at the photos' sizes, `<expression_id>.png`: nested as the id is
-(`refcoco/val/17.png`), or with `__` for `/` (`refcoco__val__17.png`). Grey value 0 is background, anything
-above is foreground; a mask without foreground is an empty mask, not a rejection (score it with `--rejected
-empty_mask` where it means one); other files are ignored.
+A folder of PNG masks at the photos' sizes serves as well, `<expression_id>.png`: nested as the id is
+(`refcoco/val/17.png`), or with `__` for `/` (`refcoco__val__17.png`). Grey value 0 is background, anything above is
+foreground. A mask without foreground is an empty mask, not a rejection (`--rejected empty_mask` makes it one).
+Other files are ignored.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from io import BufferedWriter
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from uniresxx.errors import InputError
@@ -45,11 +44,9 @@ def _parse(line: bytes) -> Any:
 
 
 class JsonlWriter:
-    """Appends JSON objects to a file, each line flushed, so that whatever stops the program loses at most one
-    line.
+    """Appends JSON objects to a file, each line flushed, so that an interruption loses at most one line.
 
-    Opening an existing file cuts off a last line that was not written to its end; `kept` are the objects
-    before it.
+    Opening an existing file cuts off a last line that was not written to its end; `kept` are the objects before it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -70,21 +67,21 @@ class JsonlWriter:
         self._file.flush()
 
     def close(self) -> None:
-        """Close the file; what was written is already on its way to the disk."""
+        """Close the file."""
         self._file.close()
 
     def __enter__(self) -> JsonlWriter:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
 
 def whole_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """The objects of a JSONL file and the byte where they end, which is before a last line that was cut off;
-    InputError for damage before that. The file is only read."""
+    """The objects of a JSONL file and the byte where they end, before a last line that was cut off.
+
+    The file is only read. Raises InputError for damage before the last line.
+    """
     kept: list[dict[str, Any]] = []
     end = 0
     with path.open("rb") as file:
@@ -98,7 +95,7 @@ def whole_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
                     ) from None
                 break
             if not line.endswith(b"\n"):
-                break  # whole by chance, but the writer ends every line; written again on continuing
+                break  # the writer ends every line; this one is written again
             if not isinstance(value, dict):
                 raise InputError(f"{path}:{number}: expected an object per line; use --fresh to start over")
             kept.append(value)
@@ -180,7 +177,7 @@ def _number(value: Any, key: str) -> float | None:
 
 @dataclass(slots=True)
 class Problems:
-    """What does not fit in somebody's predictions: how many of each kind, the first few in words."""
+    """What does not fit in a predictions file: how many problems of each kind, the first few in words."""
 
     kinds: Counter[str] = field(default_factory=Counter)
     first: list[str] = field(default_factory=list)
@@ -194,14 +191,11 @@ class Problems:
             self.first.append(text)
 
     def add_missing(self, missing: Collection[str], total: int) -> None:
-        """Note the expressions that nothing was said about, if any."""
+        """Note the expressions without an answer, if any."""
         if missing:
             first = next(iter(missing))
-            self.add(
-                "missing",
-                f"{len(missing)} of {total} expressions missing, first {first[:100]!r}",
-                len(missing),
-            )
+            text = f"{len(missing)} of {total} expressions missing, first {first[:100]!r}"
+            self.add("missing", text, len(missing))
 
     def __bool__(self) -> bool:
         return self.entries > 0
@@ -214,28 +208,26 @@ class Problems:
 
 def sizes_of(records: Iterable[ImageRecord]) -> dict[str, tuple[int, int]]:
     """The photo's (height, width) by expression id."""
-    sizes: dict[str, tuple[int, int]] = {}
-    for record in records:
-        size = (record.height, record.width)
-        sizes.update((e.expression_id, size) for e in record.expressions)
-    return sizes
-
-
-def _as_given(prediction: Prediction) -> Prediction:
-    return prediction
+    return {e.expression_id: (record.height, record.width) for record in records for e in record.expressions}
 
 
 def stream_predictions(
     path: Path,
     sizes: Mapping[str, tuple[int, int]],
     problems: Problems,
-    prepare: Callable[[Prediction], Prediction] = _as_given,
+    prepare: Callable[[Prediction], Prediction] = lambda prediction: prediction,
 ) -> Iterator[tuple[str, Prediction]]:
-    """(expression id, answer) for every sound line or PNG about an expression of `sizes`, in the file's order.
+    """Yield (expression id, answer) for every valid line or PNG, in the file's order.
 
-    Each is parsed and checked once and then forgotten. What does not fit is left out and noted in `problems`:
-    unreadable or truncated lines, unknown ids, ids that came before, masks that do not fit their photo,
-    numbers that are none, what `prepare` refuses. InputError where nothing can be read at all.
+    Args:
+        path: a predictions.jsonl or a folder of PNGs; each line is parsed and checked once and not kept.
+        sizes: the photo's (height, width) by expression id (`sizes_of`).
+        problems: notes what is left out: unreadable or truncated lines, unknown and repeated ids, masks that do not
+            fit their photo, numbers that are none, what `prepare` refuses.
+        prepare: changes each answer, or refuses it with InputError.
+
+    Raises:
+        InputError: nothing can be read at all.
     """
     seen: set[str] = set()
     for place, name, content in _png_files(path, sizes) if path.is_dir() else _lines(path, problems):

@@ -1,14 +1,14 @@
-"""What counts as rejected, as a named rule: Prediction -> Prediction, before any protocol judges it.
+"""What counts as rejected, as a named rule that is applied before any protocol judges an answer.
 
-A published N-acc means little without its rule, so every entry of a metrics file names it, the threshold and
-the split the threshold was tuned on. Where a rule turns a rejection into an answer, the answer is `mask`, else
-`mask_if_forced`, else the empty mask; where it rejects, the masks stay, for the protocols that use them.
+Every entry of metrics.json names the rule, its threshold and the split the threshold was tuned on. Where a rule
+turns a rejection into an answer, the answer is `mask`, else `mask_if_forced`, else the empty mask. Where it rejects,
+the masks stay for the protocols that use them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -43,17 +43,13 @@ class Rejection:
         if self.rule not in RULES:
             raise InputError(f"unknown rule {self.rule!r} for what is rejected; known: {', '.join(RULES)}")
         if (self.rule == "p_absent") != (self.threshold is not None):
-            raise InputError(
-                f"rule {self.rule} takes no threshold"
-                if self.threshold is not None
-                else "rule p_absent needs a threshold: give --threshold X, or --tune-on PREDICTIONS "
-                "NAME/val (of `score` alone)"
-            )
+            needed = "rule p_absent needs --threshold X, or --tune-on PREDICTIONS NAME/val (of `score` alone)"
+            raise InputError(needed if self.threshold is None else f"rule {self.rule} takes no threshold")
         if self.threshold is not None and not np.isfinite(self.threshold):
             raise InputError(f"the threshold must be a finite number, not {self.threshold}")
 
     def apply(self, prediction: Prediction) -> Prediction:
-        """The prediction with `rejected` decided by the rule; InputError where the line lacks what it needs."""
+        """The prediction with `rejected` decided by the rule. InputError where the rule needs a missing field."""
         rejected = self._decide(prediction)
         if rejected == prediction.rejected:
             return prediction
@@ -75,7 +71,7 @@ class Rejection:
 
     def describe(self) -> dict[str, Any]:
         """As it stands in metrics.json."""
-        return {"rule": self.rule, "threshold": self.threshold, "tuned_on": self.tuned_on}
+        return asdict(self)
 
 
 FLAG = Rejection()
@@ -88,7 +84,7 @@ def _p_absent(prediction: Prediction) -> float:
 
 
 def check_is_val(benchmark: str) -> None:
-    """InputError unless the split is `val`, or one of RefCOCOm's lists of it (`val_part_only`, …)."""
+    """InputError unless the split is `val`, or a RefCOCOm list of it (`val_part_only`, …)."""
     split = benchmark.partition("/")[2]
     if split != "val" and not split.startswith("val_"):
         raise InputError(
@@ -104,36 +100,28 @@ def tune(path: Path, records: Sequence[ImageRecord], benchmark: str) -> Rejectio
     check_is_val(benchmark)
     sizes, problems = sizes_of(records), Problems()
     targeted = {e.expression_id: has_target(e) for record in records for e in record.expressions}
-    pairs = [
-        (_p_absent(prediction), targeted.pop(name))
-        for name, prediction in stream_predictions(path, sizes, problems, _with_p_absent)
-    ]
+    answers = stream_predictions(path, sizes, problems, Rejection("p_absent", 0.0).apply)
+    pairs = [(_p_absent(prediction), targeted.pop(name)) for name, prediction in answers]
     problems.add_missing(targeted, len(sizes))
     if problems:
         raise InputError(f"{path}: {problems}")
     return Rejection("p_absent", best_threshold(pairs, benchmark), benchmark)
 
 
-def _with_p_absent(prediction: Prediction) -> Prediction:
-    _p_absent(prediction)
-    return prediction
-
-
 def best_threshold(pairs: Iterable[tuple[float, bool]], name: str = "val") -> float:
-    """The threshold on `p_absent` with the best mean of N-acc and T-acc, from (p_absent, has a target).
+    """The threshold on `p_absent` with the best mean of N-acc and T-acc, from pairs (p_absent, has a target).
 
-    Our choice: this mean (balanced accuracy) asks only for the decision and weighs both kinds equally,
-    however many of each there are; gIoU would follow the share of expressions without a target. Candidates lie
-    midway between neighbouring values; of equally good ones the nearest to 0.5 is taken. InputError where one
-    kind is missing.
+    Our choice: this mean (balanced accuracy) weighs both kinds equally, however many of each there are; gIoU would
+    depend on the share of expressions without a target. Candidates lie midway between neighbouring values; of
+    equally good ones the nearest to 0.5 is taken. Raises InputError where one kind is missing.
     """
     table = np.array(list(pairs), dtype=np.float64).reshape(-1, 2)
     order = np.argsort(table[:, 0], kind="stable")
     p, targeted = table[order, 0], table[order, 1] > 0
     n_target, n_none = int(targeted.sum()), int((~targeted).sum())
     if not n_target or not n_none:
-        lacking = "with" if not n_target else "without"
-        raise InputError(f"{name} has no expression {lacking} a target: nothing to tune a threshold on")
+        missing = "with" if not n_target else "without"
+        raise InputError(f"{name} has no expression {missing} a target: no threshold can be tuned on it")
     last = np.flatnonzero(np.append(np.diff(p) > 0, True))  # of each value, its last place
     values = p[last]
     # below the smallest value everything is rejected, from the largest on nothing

@@ -1,7 +1,7 @@
-"""Answers, one by one in any order, to integer counters: the core of every score.
+"""From answers, one by one in any order, to integer counters.
 
-An answer is judged when it comes and forgotten; of a picture only its outcomes wait until all its expressions
-are answered. What stays are sums and one row of int64 per picture and granularity, for intervals and tests.
+An answer is judged when it is read and not kept. The outcomes of an image wait until all its expressions are
+answered. Sums remain, and one row of int64 per image and granularity, for intervals and tests.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from uniresxx.scoring.intervals import bootstrap
 from uniresxx.scoring.metrics import LENGTHS, ROW, SIZES, Counts, Outcome, Scores, Tally
 from uniresxx.scoring.protocols import Protocol
 from uniresxx.scoring.rejection import FLAG, Rejection
-from uniresxx.scoring.trivial import TRIVIAL_NAMES, all_objects, always_reject, never_reject
+from uniresxx.scoring.trivial import ALWAYS_REJECT, TRIVIAL_NAMES, all_objects, never_reject
 from uniresxx.types import Expression, Granularity, ImageRecord, Prediction
 
 MODEL = "model"
@@ -26,10 +26,10 @@ MODEL = "model"
 
 @dataclass(slots=True)
 class Scored:
-    """What scoring leaves behind. Shapes: I pictures, G granularities, K counters (metrics.ROW)."""
+    """The result of scoring. Shapes: I images, G granularities, K counters (metrics.ROW)."""
 
-    images_IGK: np.ndarray  # int64, the model's counters per picture
-    twins_I2: np.ndarray  # int64: complete twin groups per picture, answered ones
+    images_IGK: np.ndarray  # int64, the model's counters per image
+    twins_I2: np.ndarray  # int64: complete twin groups per image, answered ones
     expressions: int  # that the protocol counts
     repeated: int = 0  # expressions that padding counted again
     missing: list[str] = field(default_factory=list)  # of these, the ones without an answer
@@ -39,8 +39,8 @@ class Scored:
 
 
 @dataclass(slots=True)
-class _Picture:
-    """One picture some of whose expressions were answered."""
+class _Image:
+    """One image some of whose expressions were answered."""
 
     number: int
     record: ImageRecord
@@ -54,121 +54,112 @@ class _Picture:
 def tally_answers(
     answers: Iterable[tuple[str, Prediction]],
     records: Sequence[ImageRecord],
-    way: Protocol,
+    protocol: Protocol,
     padded_world_size: int | None = None,
 ) -> Scored:
     """Judge every answer the protocol counts, beside the trivial answers to the same expressions.
 
-    Each expression id comes at most once, in any order; ids of expressions that are not counted are skipped.
-    With `padded_world_size` the expressions that a sampler padded to that many processes would repeat count
-    again.
+    Args:
+        answers: (expression id, answer), each id at most once, in any order; ids that do not count are skipped.
+        padded_world_size: expressions that a sampler padded to so many processes repeats count again.
     """
-    again = Counter(way.padded(records, padded_world_size)) if padded_world_size else Counter()
-    home = {e.expression_id: k for k, record in enumerate(records) for e in way.counted(record)}
+    again = Counter(protocol.padded(records, padded_world_size)) if padded_world_size else Counter()
+    home = {e.expression_id: k for k, record in enumerate(records) for e in protocol.counted(record)}
     scored = Scored(
         images_IGK=np.zeros((len(records), len(Granularity), len(ROW)), dtype=np.int64),
         twins_I2=np.zeros((len(records), 2), dtype=np.int64),
         expressions=len(home),
     )
-    open_pictures: dict[int, _Picture] = {}
+    open_images: dict[int, _Image] = {}
     for name, prediction in answers:
         number = home.pop(name, None)
         if number is None:
             continue
-        if number not in open_pictures:
-            waiting = {e.expression_id: _with_checked_truth(e) for e in way.counted(records[number])}
-            open_pictures[number] = _Picture(number, records[number], waiting)
-        picture = open_pictures[number]
-        expression = picture.waiting.pop(name)
-        picture.answered.append(expression)
+        if number not in open_images:
+            waiting = {e.expression_id: _with_checked_truth(e) for e in protocol.counted(records[number])}
+            open_images[number] = _Image(number, records[number], waiting)
+        image = open_images[number]
+        expression = image.waiting.pop(name)
+        image.answered.append(expression)
         scored.repeated += again[name]
         for answer, given in ((MODEL, prediction), ("never_reject", never_reject(prediction))):
-            picture.outcomes[answer] += [_judge(way, expression, given)] * (1 + again[name])
-        if not picture.waiting:
-            _close(open_pictures.pop(number), scored, way, again)
-    for picture in open_pictures.values():
-        _close(picture, scored, way, again)
+            image.outcomes[answer] += [_judge(protocol, expression, given)] * (1 + again[name])
+        if not image.waiting:
+            _close(open_images.pop(number), scored, protocol, again)
+    for image in open_images.values():
+        _close(image, scored, protocol, again)
     scored.missing = list(home)
     return scored
 
 
 def _with_checked_truth(expression: Expression) -> Expression:
-    """The expression with its truth checked once, not at every judgement."""
+    """The expression with its truth checked once, so that `judge` need not."""
     if expression.rle is None or isinstance(expression.rle, masks.CheckedRLE):
         return expression
     return replace(expression, rle=masks.validate(expression.rle))
 
 
-def _judge(way: Protocol, expression: Expression, given: Prediction) -> Outcome:
+def _judge(protocol: Protocol, expression: Expression, given: Prediction) -> Outcome:
     pixels = 0 if expression.rle is None else masks.area(expression.rle)
-    return replace(way.judge(expression, given), pixels=pixels, words=len(expression.text.split()))
+    return replace(protocol.judge(expression, given), pixels=pixels, words=len(expression.text.split()))
 
 
-def _close(picture: _Picture, scored: Scored, way: Protocol, again: Mapping[str, int]) -> None:
-    """Add a picture's outcomes to the sums, with the trivial answers to the same expressions."""
-    trivial = {"all_objects": all_objects(picture.record), "always_reject": always_reject(picture.record)}
-    for answer, given in trivial.items():
-        for expression in picture.answered:
-            outcome = way.judge(expression, given[expression.expression_id])
-            picture.outcomes[answer] += [outcome] * (1 + again.get(expression.expression_id, 0))
-    for answer, outcomes in picture.outcomes.items():
+def _close(image: _Image, scored: Scored, protocol: Protocol, again: Mapping[str, int]) -> None:
+    """Add an image's outcomes to the sums, with the trivial answers to the same expressions."""
+    everything = Prediction(rejected=False, mask=all_objects(image.record), text=None)
+    for answer, given in {"all_objects": everything, "always_reject": ALWAYS_REJECT}.items():
+        for expression in image.answered:
+            outcome = protocol.judge(expression, given)
+            image.outcomes[answer] += [outcome] * (1 + again.get(expression.expression_id, 0))
+    for answer, outcomes in image.outcomes.items():
         tally = Tally.of_image(outcomes)
         scored.tallies[answer] = scored.tallies[answer].merge(tally)
         if answer == MODEL:
-            scored.images_IGK[picture.number] = [tally.by_granularity[g].row() for g in Granularity]
-            scored.twins_I2[picture.number] = tally.twins, tally.twins_answered
+            scored.images_IGK[image.number] = [tally.part("by_granularity", g.value).row for g in Granularity]
+            scored.twins_I2[image.number] = tally.twins, tally.twins_answered
 
 
 def entry_of(
     scored: Scored,
     benchmark: str,
-    way: Protocol,
+    protocol: Protocol,
     rejection: Rejection = FLAG,
     padded_world_size: int | None = None,
 ) -> dict[str, Any]:
     """One entry of metrics.json: scores in percent with the numbers behind them, null where not defined."""
     model, name, split = scored.tallies[MODEL], *benchmark.partition("/")[::2]
-    levels = {str(level): counts for level, counts in sorted(model.by_level.items())}
-    sizes = {key: model.by_size.get(key, Counts()) for key in SIZES}
-    lengths = {key: model.by_length.get(key, Counts()) for key in LENGTHS}
-    parts = {"by_level": levels, "by_size": sizes, "by_length": lengths}
+    granularities = {"by_granularity": [g.value for g in Granularity]}
+    levels = sorted(key for kind, key in model.counts if kind == "by_level")
+    parts = {**granularities, "by_level": levels, "by_size": [*SIZES], "by_length": [*LENGTHS]}
+    counts = {kind: {key: model.part(kind, key) for key in keys} for kind, keys in parts.items()}
     partial = {"scored": scored.expressions - len(scored.missing), "expressions": scored.expressions}
     return {
         "benchmark": name,
         "split": split,
-        "protocol": way.name,
+        "protocol": protocol.name,
         "rejection": rejection.describe(),
         "decoding": None,  # unknown where only a predictions file is given
         "template": None,
         "checkpoint": None,
-        "n_expressions": model.overall.n,
+        "n_expressions": model.overall["n"],
         "partial": partial if scored.missing else None,
         "padded_world_size": padded_world_size,
         "padded_expressions": scored.repeated,
-        **_scores(model, way),
-        **{
-            key: {part: _defined(c.scores(), way) for part, c in counts.items()}
-            for key, counts in parts.items()
-        },
-        "twin_score": model.twin_score,
+        **_scores(model, parts, protocol),
         "twin_groups": model.twins,
-        "no_answer": model.overall.no_answer,
-        "intervals": bootstrap(scored.images_IGK, scored.twins_I2, way.undefined),
+        "no_answer": model.overall["no_answer"],
+        "intervals": bootstrap(scored.images_IGK, scored.twins_I2, protocol.undefined),
         "proposal_recall": None,
         "counts": {
             "overall": model.overall.sizes(),
-            "by_granularity": {g.value: c.sizes() for g, c in model.by_granularity.items()},
-            **{key: {part: c.sizes() for part, c in counts.items()} for key, counts in parts.items()},
+            **{kind: {key: c.sizes() for key, c in found.items()} for kind, found in counts.items()},
         },
-        "trivial": {
-            key: {**_scores(scored.tallies[key], way), "twin_score": scored.tallies[key].twin_score}
-            for key in TRIVIAL_NAMES
-        },
+        "trivial": {key: _scores(scored.tallies[key], granularities, protocol) for key in TRIVIAL_NAMES},
     }
 
 
 def parts_scored(entry: Mapping[str, Any]) -> list[str]:
-    """Of which part of the benchmark an entry of metrics.json is, in words; empty where it is the whole."""
+    """The part of the benchmark that an entry of metrics.json scores, in words; empty for the whole."""
     parts = []
     if partial := entry.get("partial"):
         parts.append(f"{partial['scored']:,} of {partial['expressions']:,} expressions")
@@ -177,13 +168,14 @@ def parts_scored(entry: Mapping[str, Any]) -> list[str]:
     return parts
 
 
-def _defined(scores: Scores, way: Protocol) -> Scores:
-    """The scores without those that the protocol does not know."""
-    return {key: None if key in way.undefined else value for key, value in scores.items()}
+def _scores(tally: Tally, parts: Mapping[str, Sequence[str]], protocol: Protocol) -> dict[str, Any]:
+    """The scores overall and of the parts, null for those that the protocol does not define."""
 
+    def defined(counts: Counts) -> Scores:
+        return {key: None if key in protocol.undefined else value for key, value in counts.scores().items()}
 
-def _scores(tally: Tally, way: Protocol) -> dict[str, Any]:
     return {
-        "overall": _defined(tally.overall.scores(), way),
-        "by_granularity": {g.value: _defined(c.scores(), way) for g, c in tally.by_granularity.items()},
+        "overall": defined(tally.overall),
+        **{kind: {key: defined(tally.part(kind, key)) for key in keys} for kind, keys in parts.items()},
+        "twin_score": tally.twin_score,
     }

@@ -1,5 +1,4 @@
-"""Trivial answers, printed beside every model: a number means little before one knows what no model at all
-gets."""
+"""Trivial answers, printed beside every model: what a score is worth shows beside what needs no model."""
 
 from __future__ import annotations
 
@@ -13,13 +12,14 @@ TRIVIAL_NAMES = {
     "never_reject": "the model's own masks, but [REJ] is never accepted",
     "always_reject": "says that nothing is there, whatever is asked",
 }
+ALWAYS_REJECT = Prediction(rejected=True, mask=None, text=None)
 
 
-def everything(record: ImageRecord) -> RLE:
-    """All objects of a picture as one mask at its size.
+def all_objects(record: ImageRecord) -> RLE:
+    """All objects of an image as one mask at its size.
 
-    Where the picture knows its objects pixel by pixel (scenes) these; else the union of the truth masks of
-    its object and multi expressions, else of all its truth masks.
+    Scenes have their objects pixel by pixel. Elsewhere it is the union of the truth masks of the object and multi
+    expressions, or of all truth masks where there are none of these.
     """
     size = (record.height, record.width)
     if record.dense is not None and record.dense.shape[:2] == size:
@@ -27,19 +27,6 @@ def everything(record: ImageRecord) -> RLE:
     truths = [e for e in record.expressions if e.rle is not None]
     whole = [e for e in truths if e.granularity in (Granularity.OBJECT, Granularity.MULTI)]
     return masks.union([e.rle for e in whole or truths if e.rle is not None], size)
-
-
-def all_objects(record: ImageRecord) -> dict[str, Prediction]:
-    """Answer every expression with all objects at once."""
-    mask = everything(record)
-    answer = Prediction(rejected=False, mask=mask, text=None)
-    return {e.expression_id: answer for e in record.expressions}
-
-
-def always_reject(record: ImageRecord) -> dict[str, Prediction]:
-    """Answer every expression with "not there"."""
-    answer = Prediction(rejected=True, mask=None, text=None)
-    return {e.expression_id: answer for e in record.expressions}
 
 
 def never_reject(given: Prediction) -> Prediction:

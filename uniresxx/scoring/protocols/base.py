@@ -1,8 +1,6 @@
-"""What every protocol is: a value of three decisions, and the arithmetic they share.
+"""What a protocol is, and the arithmetic that all protocols share.
 
-A protocol decides which expressions of a picture count (`counted`), on which benchmarks it makes no sense
-(`refuses`), and what an answer is worth (`judge`). Rejection rules are applied before: `judge` sees the final
-`rejected`. Areas are pixels at the size the protocol compares at.
+Areas are pixels at the size the protocol compares at.
 """
 
 from __future__ import annotations
@@ -33,30 +31,48 @@ def no_padding(records: Sequence[ImageRecord], world_size: int) -> Sequence[str]
 
 @dataclass(frozen=True, slots=True)
 class Protocol:
-    """One way of scoring, as a value."""
+    """How answers are scored, as a value. A rule of rejection is applied before: `judge` gets the final `rejected`.
+
+    Args:
+        judge: what one answer to one expression is worth.
+        counted: the expressions of an image that count.
+        refuses: names of benchmarks, without the split, on which the protocol is not defined.
+        undefined: keys of scores that the protocol does not have.
+        padded: (records of a benchmark, number of processes) -> ids of the expressions that a padded sampler
+            counts again, each as often as it does.
+        draws_truth: `judge` draws the truth from `Expression.polygons` where they are given.
+        origin: repository:path and commit of the code it repeats; empty for our own.
+
+    Example:
+        ```python
+        from uniresxx.scoring.protocols import protocol_of
+
+        rela = protocol_of("rela")
+        tally = rela.tally_image(record, {expression_id: prediction})  # one image, all its answers
+        print(tally.overall.scores()["gIoU"])
+        ```
+    """
 
     name: str
     summary: str
     judge: Callable[[Expression, Prediction], Outcome]
     counted: Callable[[ImageRecord], Sequence[Expression]] = every_expression
-    refuses: tuple[str, ...] = ()  # names of benchmarks, without the split
-    undefined: tuple[str, ...] = ()  # score keys that this way of scoring does not have
-    # (records of a benchmark, world size) -> expression ids that sampler padding counts once more, each as
-    # often as it does
+    refuses: tuple[str, ...] = ()
+    undefined: tuple[str, ...] = ()
     padded: Callable[[Sequence[ImageRecord], int], Sequence[str]] = no_padding
-    origin: str = ""  # repository:path and commit of the code it repeats; empty for our own
+    draws_truth: bool = False
+    origin: str = ""
 
     def check(self, benchmark: str) -> None:
         """Raise InputError where the protocol is not defined for the benchmark (NAME/SPLIT)."""
         if benchmark.split("/")[0] in self.refuses:
             raise InputError(
-                f"{benchmark} may ask for what is not there, which protocol {self.name!r} has no rule for: "
+                f"{benchmark} holds expressions without a target, for which protocol {self.name!r} has no rule: "
                 "use --protocol strict"
             )
 
     def tally_image(self, record: ImageRecord, predictions: Mapping[str, Prediction]) -> Tally:
-        """Judge every counted expression of one picture; a missing prediction is a KeyError (check files
-        first)."""
+        """Judge every counted expression of one image. KeyError where a prediction is missing."""
         return Tally.of_image(self.judge(e, predictions[e.expression_id]) for e in self.counted(record))
 
 
@@ -85,22 +101,22 @@ def areas(truth: RLE | None, mask: RLE | None) -> Areas:
 def outcome(
     expression: Expression,
     prediction: Prediction,
-    *,
-    targeted: bool,
-    rejected: bool,
+    found: Areas,
     iou: float,
-    intersection: int,
-    union: int,
+    *,
+    targeted: bool | None = None,
+    intersection: int | None = None,
+    union: int | None = None,
     above: tuple[bool, ...] = NOT_ABOVE,
 ) -> Outcome:
-    """An Outcome with what every protocol copies from the expression and the answer."""
+    """The Outcome of an answer; where nothing else is given, target and sums follow from the areas."""
     return Outcome(
         granularity=expression.granularity,
-        targeted=targeted,
-        rejected=rejected,
+        targeted=found.true > 0 if targeted is None else targeted,
+        rejected=prediction.rejected,
         iou=iou,
-        intersection=intersection,
-        union=union,
+        intersection=found.common if intersection is None else intersection,
+        union=found.union if union is None else union,
         above=above,
         level=expression.level,
         twin=expression.twin,
@@ -114,17 +130,15 @@ def has_target(expression: Expression) -> bool:
 
 
 def is_no_answer(prediction: Prediction) -> bool:
-    """Whether the generated text holds neither [SEG] nor [REJ], as the empty one does; without text (files of
-    other models) nothing is known, so it is not counted."""
+    """Whether there is a generated text and it holds neither [SEG] nor [REJ]."""
     text = prediction.text
     return text is not None and not any(mark in text for mark in _ANSWER_MARKS)
 
 
 def padding_of(count: int, world_size: int) -> list[int]:
-    """Items that `DistributedSampler(drop_last=False)` hands out once more so that all ranks get equally many.
+    """Items, of `count`, that `DistributedSampler(drop_last=False)` repeats so that all ranks get equally many.
 
-    The first items of `count`, from the start again where they do not suffice. Formula of
-    pytorch/pytorch:torch/utils/data/distributed.py.
+    They are the first ones, repeated if need be (pytorch/pytorch:torch/utils/data/distributed.py).
     """
     if world_size < 1:
         raise InputError(f"the number of processes must be at least 1, not {world_size}")
@@ -132,11 +146,10 @@ def padding_of(count: int, world_size: int) -> list[int]:
 
 
 def pad_by_image(records: Iterable[ImageRecord], world_size: int) -> list[str]:
-    """Padding where an item is a picture with all its sentences, as in LISA and GSVA.
+    """Padding where an item is an image with all its sentences, as in LISA and GSVA.
 
-    Their item list is `list(set(image ids))` (LISA:utils/refer.py getImgIds, GSVA:data/grefer.py getImgIds),
-    so the pictures at its start follow CPython's order of a set of integers; ids that are no numbers keep the
-    order of the records (our choice).
+    Their item list is `list(set(image ids))` (LISA:utils/refer.py getImgIds, GSVA:data/grefer.py getImgIds), so it
+    has CPython's order of a set of integers. Ids that are no numbers keep the order of the records (our choice).
     """
     by_id = {record.image_id: record for record in records}
     order = list(by_id)

@@ -26,16 +26,7 @@ def judge(expression: Expression, prediction: Prediction) -> Outcome:
     """
     found = areas(expression.rle, prediction.mask)
     iou = found.common / (found.union + EPS)
-    return outcome(
-        expression,
-        prediction,
-        targeted=found.true > 0,
-        rejected=prediction.rejected,
-        iou=iou,
-        intersection=found.common,
-        union=found.union,
-        above=tuple(iou > x for x in THRESHOLDS_32),
-    )
+    return outcome(expression, prediction, found, iou, above=tuple(iou > x for x in THRESHOLDS_32))
 
 
 def first_sentences(record: ImageRecord) -> Sequence[Expression]:
@@ -46,12 +37,11 @@ def first_sentences(record: ImageRecord) -> Sequence[Expression]:
     """
     first: dict[tuple[str, str], Expression] = {}
     for expression in record.expressions:
-        known = [expression.source.get(key) for key in _REFERENT]
-        native = next(
-            (f"{key} {of}" for key, of in zip(_REFERENT, known, strict=True) if of is not None), None
-        )
         place, _, last = expression.expression_id.rpartition("/")
-        first.setdefault((place, native or last), expression)
+        known = (
+            f"{key} {expression.source[key]}" for key in _REFERENT if expression.source.get(key) is not None
+        )
+        first.setdefault((place, next(known, last)), expression)
     return list(first.values())
 
 

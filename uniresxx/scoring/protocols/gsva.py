@@ -25,15 +25,7 @@ def judge(expression: Expression, prediction: Prediction) -> Outcome:
         iou, union = found.common / (found.union + EPS), found.union
     else:
         iou, union = float(prediction.rejected), 0 if prediction.rejected else found.predicted
-    return outcome(
-        expression,
-        prediction,
-        targeted=found.true > 0,
-        rejected=prediction.rejected,
-        iou=iou,
-        intersection=found.common,
-        union=union,
-    )
+    return outcome(expression, prediction, found, iou, union=union)
 
 
 GSVA = Protocol(

@@ -1,4 +1,4 @@
-"""lisa and lisa-binarised: no word on rejection, only masks, the truth summed or united."""
+"""lisa and lisa-binarised: masks alone, rejection is not asked; the truth is the sum or the OR of polygons."""
 
 from __future__ import annotations
 
@@ -33,15 +33,8 @@ def judge(expression: Expression, prediction: Prediction, *, summed: bool) -> Ou
     if twice is not None:  # a subset of the truth
         common = masks.intersection_area(prediction.mask, twice) if prediction.mask is not None else 0
         found = Areas(found.predicted, found.true - masks.area(twice), found.common - common)
-    return outcome(
-        expression,
-        prediction,
-        targeted=targeted,
-        rejected=prediction.rejected,
-        iou=found.common / (found.union + EPS) if found.union else 1.0,
-        intersection=found.common,
-        union=found.union,
-    )
+    iou = found.common / (found.union + EPS) if found.union else 1.0
+    return outcome(expression, prediction, found, iou, targeted=targeted)
 
 
 LISA = Protocol(

@@ -1,8 +1,8 @@
-"""rela, rela-480 and empty_is_none: the rules of gRefCOCO's own evaluator, at two sizes, and the rule that an
-empty mask is what says "not there"."""
+"""rela, rela-480 and empty_is_none: gRefCOCO's own evaluator, at two sizes, and with an empty mask as rejection."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -24,45 +24,44 @@ def judge(expression: Expression, prediction: Prediction, *, squash: bool = Fals
 
     (IoU, I, U) with P the mask that the answer carries, also a rejected one: no target, rejected 1, 0, 0; no
     target, answered 0, 0, |P|; target, rejected 0, 0, |P or G|; target, answered I/U, I, U. IoU is 0 where U
-    is 0. Pr@X counts IoU >= X. With `squash` both masks are first brought to 480 x 480 by the nearest pixel,
-    as detectron2's `ResizeTransform.apply_segmentation` does; whether there is a target is not asked of the
-    squashed mask, in which a small one may vanish.
+    is 0. Pr@X counts IoU >= X.
+
+    With `squash` both masks are compared at 480 x 480. The truth's polygons are scaled and drawn there, as ReLA's
+    loader does. A truth without polygons, and the prediction, are resized to the nearest pixel, as detectron2's
+    `ResizeTransform.apply_segmentation` does. Whether there is a target is decided at the photo's size, because a
+    small truth may have no pixel left.
     """
     truth, mask = expression.rle, prediction.mask
     if squash:
-        truth, mask = squashed(truth), squashed(mask)
-    return _judge(expression, prediction, truth, mask, prediction.rejected)
-
-
-def judge_empty_is_none(expression: Expression, prediction: Prediction) -> Outcome:
-    """Judge as `judge`, but an answer is rejected if and only if its mask has no foreground pixel.
-
-    The rule of the survey arXiv 2508.00265 and of the gRefCOCO paper's text (arXiv 2306.00968); no code of it
-    is public, so counting is ReLA's. Our choice: the flag `rejected` is not asked at all, and null is empty.
-    """
-    mask = prediction.mask
-    rejected = mask is None or masks.area(mask) == 0
-    return _judge(expression, prediction, expression.rle, mask, rejected)
-
-
-def _judge(
-    expression: Expression, prediction: Prediction, truth: RLE | None, mask: RLE | None, rejected: bool
-) -> Outcome:
-    targeted = has_target(expression)
-    found = areas(truth, mask)
+        truth, mask = squashed_truth(expression), squashed(mask)
+    targeted, rejected, found = has_target(expression), prediction.rejected, areas(truth, mask)
     common = 0 if rejected else found.common
     union = 0 if rejected and not targeted else found.union
     iou = common / max(union, 1) if targeted else float(rejected)
+    above = tuple(x >= _COUNTED_FROM and iou >= x for x in THRESHOLDS)
     return outcome(
-        expression,
-        prediction,
-        targeted=targeted,
-        rejected=rejected,
-        iou=iou,
-        intersection=common,
-        union=union,
-        above=tuple(x >= _COUNTED_FROM and iou >= x for x in THRESHOLDS),
+        expression, prediction, found, iou, targeted=targeted, intersection=common, union=union, above=above
     )
+
+
+def judge_empty_is_none(expression: Expression, prediction: Prediction) -> Outcome:
+    """Judge as `judge`, but an answer is rejected if and only if its mask is null or has no pixel.
+
+    The rule of the survey arXiv 2508.00265 and of the gRefCOCO paper's text (arXiv 2306.00968); no code of it
+    is public, so counting is ReLA's. Our choice: the flag `rejected` is not asked at all.
+    """
+    rejected = prediction.mask is None or masks.area(prediction.mask) == 0
+    return judge(expression, replace(prediction, rejected=rejected))
+
+
+def squashed_truth(expression: Expression) -> RLE | None:
+    """The truth at 480 x 480: drawn from its polygons, resized where there are none."""
+    if expression.rle is None or expression.polygons is None:
+        return squashed(expression.rle)
+    height, width = expression.rle["size"]
+    scale = np.array([SQUASHED / width, SQUASHED / height])
+    scaled = [(np.reshape(polygon, (-1, 2)) * scale).ravel() for polygon in expression.polygons]
+    return masks.from_polygons(scaled, SQUASHED, SQUASHED)
 
 
 def squashed(rle: RLE | None) -> RLE | None:
@@ -83,9 +82,11 @@ RELA = Protocol(
 )
 RELA_480 = Protocol(
     name="rela-480",
-    summary="rela with both masks squashed to 480 x 480, as ReLA's own loader does",
+    summary="rela at 480 x 480: the truth is drawn there from its polygons, as ReLA's loader does; predictions, "
+    "and truth that is known as a mask only, are resized to the nearest pixel",
     judge=partial(judge, squash=True),
     undefined=_UNDEFINED,
+    draws_truth=True,
     origin=_ORIGIN,
 )
 EMPTY_IS_NONE = Protocol(

@@ -1,4 +1,4 @@
-"""strict: our own way, nothing lenient and nothing dropped."""
+"""strict: our own protocol, nothing lenient and nothing dropped."""
 
 from __future__ import annotations
 
@@ -16,17 +16,8 @@ def judge(expression: Expression, prediction: Prediction) -> Outcome:
     found = areas(expression.rle, None if prediction.rejected else prediction.mask)
     # A targeted expression always has union > 0.
     iou = found.common / found.union if found.true else float(prediction.rejected)
-    return outcome(
-        expression,
-        prediction,
-        targeted=found.true > 0,
-        rejected=prediction.rejected,
-        iou=iou,
-        intersection=found.common,
-        union=found.union,
-        # Exact although in floats: I/U rounds to the literal only when it equals it (U < 2^50).
-        above=tuple(iou > x for x in THRESHOLDS),
-    )
+    # Exact although in floats: I/U rounds to the literal only when it equals it (U < 2^50).
+    return outcome(expression, prediction, found, iou, above=tuple(iou > x for x in THRESHOLDS))
 
 
 STRICT = Protocol(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from uniresxx.scoring import intervals as resampling
+from uniresxx.scoring import intervals
 from uniresxx.scoring.intervals import bootstrap, compare_pairs
 from uniresxx.scoring.metrics import ROW, SCORE_KEYS, THRESHOLDS, Counts, Outcome, scores_of_rows
 from uniresxx.types import Granularity
@@ -37,7 +37,7 @@ def counters(rng, pictures, skill=0.6, per_picture=4):
             for one in found:
                 if one.granularity is granularity:
                     counts.add(one)
-            table[k, j] = counts.row()
+            table[k, j] = counts.row
     return table, every
 
 
@@ -47,7 +47,7 @@ def test_scores_of_arrays_are_the_scores_of_counts():
     for found in every:
         for one in found:
             counts.add(one)
-    assert tuple(table.sum(axis=(0, 1))) == counts.row()
+    assert table.sum(axis=(0, 1)).tolist() == counts.row
     arrays = scores_of_rows(table.sum(axis=(0, 1)).astype(float))
     assert list(arrays) == list(SCORE_KEYS)
     assert {key: float(value) for key, value in arrays.items()} == pytest.approx(counts.scores(), rel=1e-12)
@@ -92,7 +92,7 @@ def test_few_draws_at_once_change_nothing(monkeypatch):
     (a, _), (b, _) = counters(rng, 40), counters(rng, 40)
     none = np.zeros((40, 2), np.int64)
     whole = bootstrap(a, none), compare_pairs(a.sum(1), b.sum(1), permutations=500)
-    monkeypatch.setattr(resampling, "_DRAWS_AT_ONCE", 300)
+    monkeypatch.setattr(intervals, "_DRAWS_AT_ONCE", 300)
     parts = bootstrap(a, none), compare_pairs(a.sum(1), b.sum(1), permutations=500)
     assert parts[0] == whole[0]
     for key, values in whole[1].items():
@@ -130,7 +130,7 @@ def test_the_difference_and_its_p_value_equal_a_loop():
     rng = np.random.default_rng(7)
     a, b = (counters(rng, 6, skill)[0].sum(axis=1) for skill in (0.7, 0.5))
     found = compare_pairs(a, b, permutations=20_000)
-    every = {key: [] for key in resampling.COMPARED}
+    every = {key: [] for key in intervals.COMPARED}
     for bits in range(2**6):  # all swaps there are
         swap = np.array([bits >> k & 1 for k in range(6)], bool)[:, None]
         one, other = (np.where(swap, x, y).sum(axis=0).astype(float) for x, y in ((b, a), (a, b)))
