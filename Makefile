@@ -10,13 +10,14 @@ STAMP := $(VENV)/.installed
 BENCHMARKS := $(patsubst benchmarks/%.py,benchmarks.%,$(wildcard benchmarks/[a-z]*.py))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-system lint bench clean
+.PHONY: help setup demo test test-system lower-bounds lint bench clean
 
 help:
 	@echo "make setup        virtual environment in $(VENV) with everything for development"
 	@echo "make demo         train the tiny model on drawn scenes, evaluate it, write a report ($(RUN))"
 	@echo "make test         fast tests"
 	@echo "make test-system  tests with real processes, minutes each"
+	@echo "make lower-bounds fast tests with the lowest versions that pyproject.toml allows"
 	@echo "make lint         ruff, mypy, import-linter, tools/check_rules.py"
 	@echo "make bench        every benchmark in benchmarks/"
 	@echo "make clean        remove caches (not $(VENV), not runs)"
@@ -46,6 +47,9 @@ test: setup
 
 test-system: setup
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q -m system
+
+lower-bounds:
+	$(PYTHON) tools/lower_bounds.py --except torch
 
 lint: setup
 	$(PY) -m ruff check .

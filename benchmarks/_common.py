@@ -1,4 +1,4 @@
-"""What every benchmark does alike: its options, taking turns, describing the machine, a row of results.
+"""Shared by all benchmarks: options, arms that take turns, the machine, a row of results.
 
 A benchmark is a module with `main(argv=None) -> int`. Without options it takes at most 10 minutes on 2 cores;
 the last line it prints is one JSON object with its headline keys.

@@ -2,8 +2,8 @@
 
 Photographs are made at run time (gradients, shapes and noise, JPEG, about 640 x 480), with as many expressions
 as RefCOCO has per photo, in a prepared store. A sample is one photo with up to 8 expressions at the sizes of
-the recipe tiny_scenes: decoded, resized into both views, boxes proposed, masks resized, text tokenised. Beside
-it stands what a training step of that recipe takes from the stream: loading must not be what it waits for.
+the recipe tiny_scenes: decoded, resized into both views, boxes proposed, masks resized, text tokenised. The
+details say how many samples per second a training step of that recipe takes: loading must be faster than that.
 """
 
 from __future__ import annotations
@@ -71,15 +71,17 @@ def record(folder: Path, number: int) -> ImageRecord:
     path = folder / f"{number:06d}.jpg"
     Image.fromarray(photograph(number)).save(path, quality=90)
     rng = np.random.default_rng((number, 1))
-    said = []
+    expressions = []
     for place in range(EXPRESSIONS):
         angles = np.sort(rng.random(30)) * 2 * np.pi
         radius = rng.uniform(30, 110) * rng.uniform(0.7, 1.0, 30)
         corners = np.stack([320 + radius * np.cos(angles), 240 + radius * np.sin(angles)], axis=1)
         rle = from_polygons([corners.ravel().tolist()], HEIGHT, WIDTH)
         text = f"{COLOURS[rng.integers(6)]} {THINGS[rng.integers(5)]}"
-        said.append(Expression(f"made/train/{number}_{place}", text, Granularity.OBJECT, rle, area(rle)))
-    return ImageRecord(str(number), HEIGHT, WIDTH, tuple(said), path=str(path))
+        expressions.append(
+            Expression(f"made/train/{number}_{place}", text, Granularity.OBJECT, rle, area(rle))
+        )
+    return ImageRecord(str(number), HEIGHT, WIDTH, tuple(expressions), path=str(path))
 
 
 @dataclass(frozen=True)
@@ -160,7 +162,7 @@ def shares(bench: Bench, samples: int) -> dict[str, float]:
 
 
 def step_takes(bench: Bench, steps: int) -> float:
-    """Samples per second that training takes from a stream that never lets it wait."""
+    """Samples per second that training takes when it never waits for the stream."""
     recipe = replace(bench.recipe, engine=replace(bench.recipe.engine, device="cpu"))
     engine = build_engine(bench.model, recipe, Ranks())
     batch = bench.batches(0, 0)

@@ -1,16 +1,14 @@
-"""Evaluation: what a score costs. `metric_ratio`: the usual way of counting, over ours, on the same masks.
+"""What a score costs. `metric_ratio`: time of the usual method over time of ours, on the same masks.
 
-The usual way (LISA-like evaluations, see docs/eval.md): prediction and truth as dense masks in memory, pixels
-that agree gathered, then three histograms of two bins. Ours: run-length codes in memory, judged by the strict
-protocol and added to the counters. Both on one thread, in CPU time, which other programs hardly stretch; both
-must find the same areas.
-The histograms get float masks, as the CPU wants them, so no conversion is charged to them; on a GPU the usual
-way is faster, and the copy to it comes on top.
+The usual method (LISA-like evaluations, see docs/eval.md) holds prediction and truth as dense masks, gathers the
+pixels that agree and makes three histograms of two bins. Ours holds run-length codes, judges them by the strict
+protocol and adds to the counters. Both run on one thread and are measured in CPU time, which other programs hardly
+change; both must find the same areas. The histograms get float masks, as the CPU wants them, so the figure includes
+no conversion. On a GPU the usual method is faster, plus the copy of the masks to it.
 
-    python -m benchmarks.evaluation_loop --metrics-only
+    python -m benchmarks.evaluation_loop
 
-`expressions_ratio` and `llm_ratio` (the whole loop over a model) are not yet measured: there is no peer-like
-loop to compare with here so far.
+`expressions_ratio` and `llm_ratio` (the whole loop over a model) are not yet measured: no peer-like loop exists here.
 """
 
 from __future__ import annotations
@@ -70,7 +68,7 @@ def pairs(count: int) -> list[Pair]:
 
 
 def by_histograms(made: Sequence[Pair]) -> Callable[[], tuple[float, Areas]]:
-    """The usual way, masks held dense: CPU seconds and areas."""
+    """The usual method, masks held dense: CPU seconds and areas."""
     import torch
 
     torch.set_num_threads(1)
@@ -96,7 +94,7 @@ def by_histograms(made: Sequence[Pair]) -> Callable[[], tuple[float, Areas]]:
 
 
 def by_and_or(made: Sequence[Pair]) -> Callable[[], tuple[float, Areas]]:
-    """The quickest dense way we know: bool arrays, and, or, count."""
+    """The quickest dense method we know: bool arrays, and, or, count."""
     dense = [(masks.decode(p.answer), masks.decode(p.truth)) for p in made]
 
     def work() -> tuple[float, Areas]:

@@ -3,11 +3,11 @@
     python -m benchmarks.gpu --record        (one GPU of 140 GB: plan predicts 98 GB at K = 32)
     python -m benchmarks.gpu --small         (anywhere: tiny sizes, shows that it runs; no figures)
 
-Training: the recipe's own step (its images per micro-batch, K expressions each, forward, backward, update). Answers:
-one photo looked at and K expressions answered, the text cut after ANSWER tokens. Peak memory is what torch allocated.
+Training: the recipe's own step (its images per micro-batch, K expressions each; forward, backward, update). Answers:
+one photo encoded and K expressions answered, the text cut after ANSWER tokens. Peak memory is what torch allocated.
 
 Model FLOP utilisation = FLOPs of a step / seconds / the GPU's dense bf16 peak. FLOPs of a step are those the method
-needs, not those that were executed (recomputed activations do not count, nor does what a dense mask wastes):
+needs: recomputed activations and what a dense attention mask wastes do not count.
 
     frozen weights of the LLM       2 N per token forward, 2 N backward (gradient of the activations only)
     adapters (LoRA)                 6 n per token
@@ -24,7 +24,7 @@ import gc
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -58,6 +58,7 @@ from uniresxx.model.tuning import cast_frozen
 from uniresxx.types import Batch, Decoding, Expression, Granularity, ImageRecord
 
 NAME = "gpu"
+Details = dict[str, float]  # medians by name
 TRAIN_K, INFER_K = (1, 8, 32), (1, 7, 32)
 HEADLINE_TRAIN_K, HEADLINE_INFER_K = 8, 7
 WARM_UP, REPEATS = 2, 5
@@ -83,14 +84,6 @@ class Sizes:
 
 
 SMALL = Sizes(warm_up=0, repeats=1, small=True)
-
-
-@dataclass
-class Found:
-    """Medians in seconds, bytes and tokens by name."""
-
-    details: dict[str, Any] = field(default_factory=dict)
-    peak_bytes: int = 0  # of all training steps
 
 
 def recipe_of(sizes: Sizes, head: HeadKind, count: int) -> Recipe:
@@ -140,7 +133,7 @@ def text_of(number: int) -> str:
 
 
 def photograph(number: int) -> np.ndarray:
-    """uint8 (y, x, 3) noise: what is seen does not change what is computed."""
+    """uint8 (y, x, 3) noise: the content does not change what is computed."""
     return np.random.default_rng(number).integers(0, 255, (HEIGHT, WIDTH, 3), dtype=np.uint8)
 
 
@@ -164,7 +157,7 @@ def batch_of(recipe: Recipe, vocabulary: Vocabulary, count: int) -> Batch:
 
 def llm_flops(model: UniRESPlusPlus, prefix: int, branches: Sequence[int], labels: int) -> float:
     """FLOPs of the LLM in one training step on one image: the formula above."""
-    m, llm = model.settings.mllm, model.mllm.llm
+    m, llm = model.mllm.config, model.mllm.llm
     tokens = prefix + sum(branches)
     frozen = trained = adapters = 0
     for name, parameter in llm.model.layers.named_parameters():
@@ -193,20 +186,18 @@ def step_flops(engine: Engine, model: UniRESPlusPlus, batch: Batch) -> float:
     def forward(path: str) -> int:
         return sum(sum(ops.values()) for name, ops in found.items() if name.endswith(path))
 
-    def grows(module: nn.Module) -> int:
+    def passes(module: nn.Module) -> int:
         return 3 if any(p.requires_grad for p in module.parameters()) else 1
 
     llm = forward(".mllm.llm.model") + forward(".mllm.llm.lm_head")
     low, high = forward(".mllm.low"), forward(".mllm.high")
     encoder = forward(".head.sam.vision_encoder")
     rest = forward("Global") - llm - low - high - encoder
-    total = float(low * grows(model.mllm.low) + high * grows(model.mllm.high) + encoder + 3 * rest)
-    B = len(batch.token_ids_BT)
-    prefix = prefix_of(model.settings.mllm)
-    for b in range(B):
-        row = batch.branch_BT[b]
-        branches = [int((row == k).sum()) for k in range(int(row.max()) + 1)]
-        total += llm_flops(model, prefix, branches, int((batch.labels_BT[b] >= 0).sum()))
+    total = float(low * passes(model.mllm.low) + high * passes(model.mllm.high) + encoder + 3 * rest)
+    prefix = prefix_of(model.mllm.config)
+    for branch_T, labels_T in zip(batch.branch_BT, batch.labels_BT, strict=True):
+        branches = [int((branch_T == k).sum()) for k in range(int(branch_T.max()) + 1)]
+        total += llm_flops(model, prefix, branches, int((labels_T >= 0).sum()))
     return total
 
 
@@ -241,7 +232,7 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def train(sizes: Sizes, head: HeadKind, counts: Sequence[int], device: torch.device, found: Found) -> None:
+def train(sizes: Sizes, head: HeadKind, counts: Sequence[int], device: torch.device, found: Details) -> None:
     """Step time, tokens and expressions per second, memory and MFU at each K."""
     recipe = recipe_of(sizes, head, counts[0])
     vocabulary = vocabulary_of(recipe.model.mllm)
@@ -259,37 +250,32 @@ def train(sizes: Sizes, head: HeadKind, counts: Sequence[int], device: torch.dev
         rows = len(batch.token_ids_BT)
         tokens = rows * prefix_of(recipe.model.mllm) + int((batch.branch_BT >= 0).sum())
         at = f"{head}_k{count}"
-        found.details |= {
+        found |= {
             f"train_seconds_{at}": taken,
             f"train_tokens_per_s_{at}": tokens / taken,
             f"train_expressions_per_s_{at}": rows * count / taken,
         }
         if device.type == "cuda":
             used = torch.cuda.max_memory_allocated(device)
-            found.peak_bytes = max(found.peak_bytes, used)
-            found.details[f"train_peak_gb_{at}"] = used / 1e9
+            found[f"train_peak_gb_{at}"] = used / 1e9
         flops, peak = step_flops(engine, model, batch), peak_of(device)
-        found.details[f"train_tflop_{at}"] = flops / 1e12
+        found[f"train_tflop_{at}"] = flops / 1e12
         if peak is not None:
-            found.details[f"mfu_{at}"] = flops / taken / peak
+            found[f"mfu_{at}"] = flops / taken / peak
         branch = tokens // rows - prefix_of(recipe.model.mllm)
-        found.details[f"train_planned_gb_{at}"] = planned_gb(recipe_of(sizes, head, count), branch // count)
+        planned = plan(recipe_of(sizes, head, count), gpus=1, tokens=branch // count)
+        found[f"train_planned_gb_{at}"] = planned.peak / 1e9
 
 
-def planned_gb(recipe: Recipe, tokens: int) -> float:
-    """What `python -m train plan` predicts for one GPU."""
-    return plan(recipe, gpus=1, tokens=tokens).peak / 1e9
-
-
-def infer(sizes: Sizes, head: HeadKind, counts: Sequence[int], device: torch.device, found: Found) -> None:
-    """Expressions per second of one photo at a time, and what of it looking and the mask head take."""
+def infer(sizes: Sizes, head: HeadKind, counts: Sequence[int], device: torch.device, found: Details) -> None:
+    """Expressions per second of one photo at a time; seconds of its encoding and of the mask head alone."""
     recipe = recipe_of(sizes, head, counts[0])
     model = build(recipe, vocabulary_of(recipe.model.mllm), device).eval()
     for parameter in model.parameters():
         parameter.data = parameter.data.to(torch.bfloat16)
     photo, decoding = photograph(0), Decoding(max_new_tokens=ANSWER)
-    found.details[f"look_seconds_{head}"] = seconds(lambda: model.encode_images([photo]), device, sizes)
-    sight = model.encode_images([photo])
+    found[f"encode_seconds_{head}"] = seconds(lambda: model.encode_images([photo]), device, sizes)
+    encoded = model.encode_images([photo])
     for count in counts:
         texts = [[text_of(n) for n in range(count)]]
 
@@ -299,19 +285,19 @@ def infer(sizes: Sizes, head: HeadKind, counts: Sequence[int], device: torch.dev
         def masks(count: int = count) -> None:
             prompts = torch.zeros(count, recipe.model.mllm.llm_width, device=device)
             with torch.no_grad(), torch.autocast(device.type, dtype=torch.bfloat16):
-                model.head(sight.features, prompts, torch.zeros(count, dtype=torch.long, device=device))
+                model.head(encoded.features, prompts, torch.zeros(count, dtype=torch.long, device=device))
 
         taken = seconds(whole, device, sizes)
-        found.details |= {
+        found |= {
             f"infer_seconds_{head}_k{count}": taken,
             f"infer_expressions_per_s_{head}_k{count}": count / taken,
             f"head_seconds_{head}_k{count}": seconds(masks, device, sizes),
         }
 
 
-def measure(sizes: Sizes, device: torch.device) -> Found:
+def measure(sizes: Sizes, device: torch.device) -> Details:
     """Everything, one model at a time."""
-    found = Found()
+    found: Details = {}
     one_train, one_infer = (HEADLINE_TRAIN_K,), (HEADLINE_INFER_K,)
     for work, head, counts in (
         (train, "pyramid", sizes.train_k), (train, "sam", one_train),
@@ -324,14 +310,15 @@ def measure(sizes: Sizes, device: torch.device) -> Found:
     return found
 
 
-def headline_of(found: Found, measured: bool) -> dict[str, float | None]:
+def headline_of(found: Details, measured: bool) -> dict[str, float | None]:
     """The keys of the benchmark; null where nothing was measured on a GPU."""
-    d, k, q = found.details, HEADLINE_TRAIN_K, HEADLINE_INFER_K
+    k, q = HEADLINE_TRAIN_K, HEADLINE_INFER_K
+    peaks = [value for name, value in found.items() if name.startswith("train_peak_gb")]
     return {
-        "mfu": d.get(f"mfu_pyramid_k{k}"),
-        f"train_expressions_per_s_k{k}": d[f"train_expressions_per_s_pyramid_k{k}"] if measured else None,
-        f"infer_expressions_per_s_k{q}": d[f"infer_expressions_per_s_pyramid_k{q}"] if measured else None,
-        "peak_gb": found.peak_bytes / 1e9 if measured else None,
+        "mfu": found.get(f"mfu_pyramid_k{k}"),
+        f"train_expressions_per_s_k{k}": found[f"train_expressions_per_s_pyramid_k{k}"] if measured else None,
+        f"infer_expressions_per_s_k{q}": found[f"infer_expressions_per_s_pyramid_k{q}"] if measured else None,
+        "peak_gb": max(peaks) if measured else None,
     }
 
 
@@ -339,14 +326,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The benchmark."""
     words = parser(NAME, __doc__).parse_args(argv)
     if words.small and words.record:
-        print("gpu: --small measures nothing: leave out --record", file=sys.stderr)
+        print("gpu: error: --small measures nothing: leave out --record", file=sys.stderr)
         return 2
     if not words.small and not torch.cuda.is_available():
-        print("gpu: torch sees no GPU here: --small shows that it runs", file=sys.stderr)
+        print(
+            "gpu: error: torch finds no GPU; --small shows on a CPU that the benchmark runs", file=sys.stderr
+        )
         return 2
     device = torch.device("cpu" if words.small else "cuda")
     found = measure(SMALL if words.small else Sizes(), device)
-    finish(NAME, headline_of(found, measured=not words.small), found.details, words.record)
+    finish(NAME, headline_of(found, measured=not words.small), found, words.record)
     return 0
 
 

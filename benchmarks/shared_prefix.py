@@ -58,8 +58,8 @@ class Case:
     prefix_1LD: Tensor
     ids_KT: Tensor
 
-    def sight(self) -> ImageFeatures:
-        """The prefix as the model's doors take it; nothing of it was seen by a tower."""
+    def features(self) -> ImageFeatures:
+        """The prefix in the form that `MLLM` takes; it is random, no tower made it."""
         prefix, none = self.prefix_1LD, torch.zeros(1, 0)
         valid = torch.ones(prefix.shape[:2], dtype=torch.bool)
         layout = Layout(slice(0, 0), slice(0, 0), slice(0, 0), prefix.shape[1])
@@ -91,7 +91,7 @@ def packed_states(case: Case) -> Tensor:
     K, T = case.ids_KT.shape
     branch_BT = torch.arange(K).repeat_interleave(T)[None]
     position_BT = torch.arange(T).repeat(K)[None]
-    return case.model(case.sight(), case.ids_KT.reshape(1, -1), branch_BT, position_BT).view(K, T, -1)
+    return case.model(case.features(), case.ids_KT.reshape(1, -1), branch_BT, position_BT).view(K, T, -1)
 
 
 def row_states(case: Case) -> Tensor:
@@ -116,10 +116,10 @@ def train_step(case: Case, states_of: Callable[[Case], Tensor]) -> tuple[Tensor,
 @torch.no_grad()
 def generate_shared(case: Case, steps: int = STEPS) -> Tensor:
     """Greedy tokens (K, steps): the prefix is encoded once, its keys and values repeated."""
-    prefix = case.model.prefill(case.sight())
+    prefix = case.model.prefill(case.features())
     branches = case.ids_KT.tolist()
-    spoken = case.model.generate(prefix, branches, [0] * len(branches), steps)
-    return torch.tensor([answer.ids for answer in spoken])
+    answers = case.model.generate(prefix, branches, [0] * len(branches), steps)
+    return torch.tensor([answer.ids for answer in answers])
 
 
 @torch.no_grad()
@@ -166,19 +166,21 @@ def measure(sizes: Sizes) -> tuple[dict[str, float], dict[str, float]]:
         with torch.no_grad():
             error = max(error, float((packed_states(case) - row_states(case)).abs().max()))
         (loss, gradient), (loss_rows, gradient_rows) = (
-            train_step(case, way) for way in (packed_states, row_states)
+            train_step(case, states_of) for states_of in (packed_states, row_states)
         )
         torch.testing.assert_close(loss, loss_rows, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(gradient, gradient_rows, rtol=1e-3, atol=1e-5)
-        ways = {"shared": packed_states, "rows": row_states}
-        arms = {arm: partial(train_step, case, way) for arm, way in ways.items()}
+        arms = {
+            "shared": partial(train_step, case, packed_states),
+            "rows": partial(train_step, case, row_states),
+        }
         times = median_seconds(arms, sizes.repeats)
         headline[f"train_ratio_k{count}"] = times["rows"] / times["shared"]
         seconds |= {f"train_{arm}_k{count}": value for arm, value in times.items()}
     case = make_case(sizes, sizes.generate_k)
     assert torch.equal(generate_shared(case), generate_rows(case)), "the arms generate different tokens"
-    speakers = {"shared": partial(generate_shared, case), "rows": partial(generate_rows, case)}
-    times = median_seconds(speakers, sizes.repeats)
+    generators = {"shared": partial(generate_shared, case), "rows": partial(generate_rows, case)}
+    times = median_seconds(generators, sizes.repeats)
     headline[f"generate_ratio_k{sizes.generate_k}"] = times["rows"] / times["shared"]
     seconds |= {f"generate_{arm}_k{sizes.generate_k}": value for arm, value in times.items()}
     assert error < 1e-4, f"states differ by {error}"

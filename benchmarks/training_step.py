@@ -1,23 +1,19 @@
-"""One training step on a few photographs with 7 expressions each, in three ways of working with the same model.
+"""One training step on a few photographs with 7 expressions each, by three methods on the same model.
 
     python -m benchmarks.training_step [--record]
 
-ours: `model.forward` and `model.loss` as trained: one row per image whose branches share the visual prefix, logits at
-label positions only, everything visual once per image, mask loss at the resolution of the recipe `uniresxx_7b`.
-lisa: one row per expression under plain causal attention, logits of the whole row, and everything that makes the
-visual prefix (low tower, fusion, region tokens, MGFE) once per *expression*, as LISA's `images_clip.expand` does
-with CLIP and projector; the mask loss at the photograph's size (logits resized to the high frame, cut, resized to
-640 x 480; image by image). The high tower and the mask head's maps are made once per image, as LISA's SAM encoder
-is, though here the high tower feeds the prefix too.
-gsva: one row per image, all its expressions in one question and one answer (`a: [SEG], b: [SEG], …`), vision once,
-logits of the whole row, mask loss as in lisa.
+ours: `model.forward` and `model.loss` as in training. One row per image, whose branches share the visual prefix;
+logits at label positions only; everything visual once per image; mask loss at the resolution of `uniresxx_7b`.
+lisa: one row per expression under plain causal attention, logits of the whole row. Low tower, fusion, region tokens
+and MGFE run once per *expression*, as LISA's `images_clip.expand` does with CLIP and projector. The high tower and
+the mask head's maps are made once per image, as LISA's SAM encoder is. Mask loss at the photograph's size.
+gsva: one row per image with all its expressions in one question and one answer (`a: [SEG], b: [SEG], …`), vision
+once, logits of the whole row, mask loss as in lisa.
 
-Sizes are those of `uniresxx_7b` (576 image, 32 object and 64 part tokens, three marks) with widths divided by 16 and
-depths by 8; what that recipe freezes and adapts (LoRA) is so here. The vocabulary is a sixteenth too: at hidden size
-256 all 32,064 rows would let the full logits decide the figure. Boxes are given (drawn at random, all valid), so the
-box head is in no arm. The two baselines have no quality and presence terms. `ours_on_points` in the details is ours
-with the mask loss of the recipe `uniresxx_7b_24gb` (sampled points). On a busy machine the processor's seconds in the
-details say more. The baselines are our own, by description; no code of others is run.
+Sizes are those of `uniresxx_7b` (576 image, 32 object and 64 part tokens, three marks) with widths divided by 16,
+depths by 8 and the vocabulary by 16: with all 32,064 rows the logits would decide the figure at this width. Frozen
+weights and LoRA are as in that recipe. Boxes are random and given, so no arm runs the box head; the two baselines
+have no quality and presence terms. We wrote both baselines after their descriptions; no code of others runs here.
 
 Shapes: B images, K expressions of each, E = B K, R rows, L prefix, T text tokens, D width, V vocabulary, y x photo.
 """
@@ -43,7 +39,6 @@ from mllm.config import MLLMConfig, TuningConfig, llava_7b
 from mllm.modeling import Boxes, ImageFeatures
 from mllm.tokens import Vocabulary
 from train.recipes.uniresxx_7b import uniresxx_7b
-from train.recipes.uniresxx_7b_24gb import uniresxx_7b_24gb
 from uniresxx.data.store.photos import photo_of
 from uniresxx.imaging.geometry import Letterbox
 from uniresxx.imaging.masks import encode
@@ -55,15 +50,14 @@ from uniresxx.model.modeling import UniRESPlusPlus
 from uniresxx.model.regions.classical import random_boxes
 from uniresxx.types import Batch, Expression, Granularity, ImageRecord
 
-IMAGES, EXPRESSIONS, REPEATS = 2, 7, 5
-HEIGHT, WIDTH = 480, 640
+EXPRESSIONS = 7  # of each image
 VOCABULARY, LORA = 2048, 4  # rank 64 / 16
 TEXTS = (
     "the left wheel of the red car", "man in the blue shirt", "the two dogs on the sofa", "handle of the white mug",
     "woman holding an umbrella", "all legs of the brown horse", "the umbrella that is not open",
 )  # fmt: skip
 TOLERANCE = 1e-4
-SETTLE = 1.0  # dice smoothing, pixels
+DICE_SMOOTHING = 1.0  # pixels
 
 
 @dataclass(frozen=True)
@@ -71,9 +65,9 @@ class Sizes:
     """What is measured; smaller in the tests."""
 
     mllm: MLLMConfig
-    images: int = IMAGES
-    repeats: int = REPEATS
-    photo: tuple[int, int] = (HEIGHT, WIDTH)
+    images: int = 2
+    repeats: int = 5
+    photo: tuple[int, int] = (480, 640)
 
 
 def full() -> Sizes:
@@ -109,6 +103,7 @@ class Text:
 class Case:
     """The same images and expressions for all arms."""
 
+    config: UniRESPlusPlusConfig
     model: UniRESPlusPlus
     batch: Batch
     per_expression: Text
@@ -138,7 +133,7 @@ def make_case(sizes: Sizes) -> Case:
     batch = with_boxes(collate(samples, config, vocabulary), sizes.mllm)
     truth = np.stack([mask for number in range(sizes.images) for mask in ellipses(number, sizes.photo)])
     return Case(
-        model, batch, rows_of(batch, vocabulary.pad), packed_rows(sizes.images, vocabulary),
+        config, model, batch, rows_of(batch, vocabulary.pad), packed_rows(sizes.images, vocabulary),
         torch.from_numpy(truth), samples[0].view.letterbox,
     )  # fmt: skip
 
@@ -223,66 +218,65 @@ class Result:
 def ours(case: Case) -> Result:
     """As trained."""
     model, batch = case.model, case.batch
-    seen: list[Tensor] = []
-    hook = model.head.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[1].detach()))
+    prompts: list[Tensor] = []
+    hook = model.head.register_forward_pre_hook(lambda _, inputs: prompts.append(inputs[1].detach()))
     counts = model.counts(batch)
     terms = model.loss(model(batch), batch)
     hook.remove()
     loss = terms.total(counts)
     loss.backward()
-    return Result(float(loss.detach()), float(terms.sums["text"].detach()) / counts["text"], seen[0])
+    return Result(float(loss.detach()), float(terms.sums["text"].detach()) / counts["text"], prompts[0])
 
 
-def see(case: Case, text: Text) -> ImageFeatures:
-    """What each row sees: the high tower once per image, the rest once per row."""
+def encode_rows(case: Case, text: Text) -> ImageFeatures:
+    """The image features of each row: the high tower once per image, the rest once per row."""
     batch, mllm, image_R = case.batch, case.model.mllm, text.image_R
     stages = mllm.high(batch.pixels_high_B3HW)
+    one_row_per_image = len(image_R) == len(batch.pixels_high_B3HW)
+
+    def of_rows(value: Tensor) -> Tensor:
+        return value if one_row_per_image else value[image_R]
+
     boxes = (batch.object_boxes_BO4, batch.object_valid_BO, batch.part_boxes_BP4, batch.part_valid_BP)
-    if len(image_R) == len(batch.pixels_high_B3HW):
-        return mllm.encode_image(batch.pixels_low_B3hw, batch.pixels_high_B3HW, Boxes(*boxes), stages)
-    rows = mllm.encode_image(
-        batch.pixels_low_B3hw[image_R], batch.pixels_high_B3HW, Boxes(*(value[image_R] for value in boxes)),
-        [stage[image_R] for stage in stages],
+    features = mllm.encode_image(
+        of_rows(batch.pixels_low_B3hw), batch.pixels_high_B3HW, Boxes(*map(of_rows, boxes)),
+        [of_rows(stage) for stage in stages],
     )  # fmt: skip
-    return replace(rows, stages=stages)
+    return replace(features, stages=stages)
 
 
-def head_features(model: UniRESPlusPlus, sight: ImageFeatures, image_R: Tensor) -> Any:
+def head_features(case: Case, features: ImageFeatures, image_R: Tensor) -> Any:
     """The mask head's maps, once per image: from its first row."""
-    g, first = (
-        model.settings.mllm.low_grid,
-        (image_R.diff(prepend=image_R.new_tensor([-1])) > 0).nonzero()[:, 0],
-    )
-    layout = sight.layout
-    image_BDhw = sight.prefix_BLD[first][:, layout.image].transpose(1, 2).unflatten(2, (g, g))
-    regions = torch.cat((sight.object_BOD, sight.part_BPD), dim=1)[first]
-    valid = torch.cat((sight.valid_BL[:, layout.objects], sight.valid_BL[:, layout.parts]), dim=1)[first]
-    return model.head.encode(sight.stages, image_BDhw, regions, valid)
+    side, layout = case.config.mllm.low_grid, features.layout
+    first = (image_R.diff(prepend=image_R.new_tensor([-1])) > 0).nonzero()[:, 0]
+    image_BDhw = features.prefix_BLD[first][:, layout.image].transpose(1, 2).unflatten(2, (side, side))
+    regions = torch.cat((features.object_BOD, features.part_BPD), dim=1)[first]
+    valid = torch.cat((features.valid_BL[:, layout.objects], features.valid_BL[:, layout.parts]), dim=1)
+    return case.model.head.encode(features.stages, image_BDhw, regions, valid[first])
 
 
-def theirs(case: Case, text: Text) -> Result:
+def baseline(case: Case, text: Text) -> Result:
     """Plain causal rows, logits of whole rows, mask loss at the photograph's size."""
-    model = case.model
-    mllm, batch = model.mllm, case.batch
-    sight = see(case, text)
-    hidden_RLD = torch.cat((sight.prefix_BLD, mllm.embed(text.ids_RT)), dim=1)
+    mllm, batch, weights = case.model.mllm, case.batch, case.config.loss
+    features = encode_rows(case, text)
+    prefix = features.layout.length
+    hidden_RLD = torch.cat((features.prefix_BLD, mllm.embed(text.ids_RT)), dim=1)
     states_RLD = mllm.llm.model(inputs_embeds=hidden_RLD, use_cache=False).last_hidden_state
     logits_RLV = mllm.logits(states_RLD)
-    labels_RL = F.pad(text.labels_RT, (sight.layout.length, 0), value=IGNORE)
-    said = F.cross_entropy(logits_RLV.float().flatten(0, 1), labels_RL.flatten(), ignore_index=IGNORE)
-    prompts_ED = states_RLD[text.row_of_expr_E, sight.layout.length + text.seg_E]
-    features = head_features(model, sight, text.image_R)
-    masks_Ehw = model.head(features, prompts_ED, batch.image_of_expr_E).masks_Ehw
+    labels_RL = F.pad(text.labels_RT, (prefix, 0), value=IGNORE)
+    text_loss = F.cross_entropy(logits_RLV.float().flatten(0, 1), labels_RL.flatten(), ignore_index=IGNORE)
+    prompts_ED = states_RLD[text.row_of_expr_E, prefix + text.seg_E]
+    maps = head_features(case, features, text.image_R)
+    masks_Ehw = case.model.head(maps, prompts_ED, batch.image_of_expr_E).masks_Ehw
     bce, dice = photo_loss(masks_Ehw, case)
-    w, count = model.settings.loss, len(prompts_ED)
-    loss = w.text * said + (w.mask * bce + w.dice * dice) / count
+    loss = weights.text * text_loss + (weights.mask * bce + weights.dice * dice) / len(prompts_ED)
     loss.backward()
-    return Result(float(loss.detach()), float(said.detach()), prompts_ED.detach())
+    return Result(float(loss.detach()), float(text_loss.detach()), prompts_ED.detach())
 
 
 def photo_loss(masks_Ehw: Tensor, case: Case) -> tuple[Tensor, Tensor]:
     """(BCE, dice) summed over masks, at the photograph's size, image by image."""
-    box, side = case.letterbox, case.model.settings.mllm.high_size
+    box, side = case.letterbox, case.config.mllm.high_size
     bce, dice = masks_Ehw.new_zeros(()), masks_Ehw.new_zeros(())
     for image in case.batch.image_of_expr_E.unique().tolist():
         own = case.batch.image_of_expr_E == image
@@ -292,42 +286,30 @@ def photo_loss(masks_Ehw: Tensor, case: Case) -> tuple[Tensor, Tensor]:
         bce = bce + F.binary_cross_entropy_with_logits(logits, truth, reduction="none").mean((1, 2)).sum()
         p = logits.sigmoid()
         shared, total = (p * truth).sum((1, 2)), p.sum((1, 2)) + truth.sum((1, 2))
-        dice = dice + (1 - (2 * shared + SETTLE) / (total + SETTLE)).sum()
+        dice = dice + (1 - (2 * shared + DICE_SMOOTHING) / (total + DICE_SMOOTHING)).sum()
     return bce, dice
 
 
-def ours_on_points(case: Case) -> Result:
-    """`ours` with the mask loss of `uniresxx_7b_24gb`."""
-    model = case.model
-    before = model.settings
-    model.config.settings = replace(before, loss=uniresxx_7b_24gb().model.loss)
-    try:
-        return ours(case)
-    finally:
-        model.config.settings = before
-
-
-def timed(case: Case, arm: Callable[[Case], Result]) -> tuple[float, float]:
-    """Seconds, and those of the processor, of one forward and backward pass."""
+def timed(case: Case, arm: Callable[[Case], Result]) -> float:
+    """Seconds of one forward and backward pass."""
     case.model.zero_grad(set_to_none=True)
-    start, busy = time.perf_counter(), time.process_time()
+    start = time.perf_counter()
     arm(case)
-    return time.perf_counter() - start, time.process_time() - busy
+    return time.perf_counter() - start
 
 
-def ratio(theirs: Sequence[tuple[float, float]], ours: Sequence[tuple[float, float]]) -> float:
-    """Median over the turns of how much longer theirs took: neighbours in time share what else the machine does."""
-    return median_of([one[0] / other[0] for one, other in zip(theirs, ours, strict=True)])
+def ratio(baseline: Sequence[float], ours: Sequence[float]) -> float:
+    """Median over the turns of baseline / ours: neighbours in time share what else the machine does."""
+    return median_of([one / other for one, other in zip(baseline, ours, strict=True)])
 
 
 def measure(sizes: Sizes) -> tuple[dict[str, float], dict[str, Any]]:
-    """(headline, details). What must be equal is asserted first; that warms the arms up as well."""
+    """(headline, details). The arms must agree on states and text loss; checking that also warms them up."""
     case = make_case(sizes)
     arms: dict[str, Callable[[Case], Result]] = {
         "ours": ours,
-        "lisa": lambda c: theirs(c, c.per_expression),
-        "gsva": lambda c: theirs(c, c.per_image),
-        "ours_on_points": ours_on_points,
+        "lisa": lambda c: baseline(c, c.per_expression),
+        "gsva": lambda c: baseline(c, c.per_image),
     }
     first = {name: arm(case) for name, arm in arms.items()}
     error = float((first["ours"].prompts_ED - first["lisa"].prompts_ED).abs().max())
@@ -335,28 +317,19 @@ def measure(sizes: Sizes) -> tuple[dict[str, float], dict[str, Any]]:
     assert abs(first["ours"].text - first["lisa"].text) < TOLERANCE, (first["ours"].text, first["lisa"].text)
     load = os.getloadavg()[0]
     times = interleaved({name: partial(timed, case, arm) for name, arm in arms.items()}, sizes.repeats)
-    seconds = {name: median_of([wall for wall, _ in values]) for name, values in times.items()}
-    busy = {name: median_of([processor for _, processor in values]) for name, values in times.items()}
-    length = case.model.settings.mllm.low_grid**2 + sizes.mllm.max_objects + sizes.mllm.max_parts + 3
+    prefix = sizes.mllm.low_grid**2 + sizes.mllm.max_objects + sizes.mllm.max_parts + 3
     headline = {
         "expressions_ratio": ratio(times["lisa"], times["ours"]),
         "expressions_ratio_gsva_packing": ratio(times["gsva"], times["ours"]),
     }
     details = {
-        **{f"seconds_{name}": round(value, 4) for name, value in seconds.items()},
-        **{f"processor_seconds_{name}": round(value, 4) for name, value in busy.items()},
-        **{f"all_{name}": [round(wall, 3) for wall, _ in times[name]] for name in arms},
-        "processor_ratio": round(busy["lisa"] / busy["ours"], 3),
-        "processor_ratio_gsva_packing": round(busy["gsva"] / busy["ours"], 3),
-        "ratio_on_points": round(ratio(times["lisa"], times["ours_on_points"]), 3),
-        "ratio_on_points_gsva_packing": round(ratio(times["gsva"], times["ours_on_points"]), 3),
+        **{f"seconds_{name}": round(median_of(values), 4) for name, values in times.items()},
         "expressions": sizes.images * EXPRESSIONS,
-        "prefix_tokens": length,
-        "row_tokens_ours": length + case.batch.token_ids_BT.shape[1],
-        "row_tokens_lisa": length + case.per_expression.ids_RT.shape[1],
-        "row_tokens_gsva": length + case.per_image.ids_RT.shape[1],
+        "prefix_tokens": prefix,
+        "row_tokens_ours": prefix + case.batch.token_ids_BT.shape[1],
+        "row_tokens_lisa": prefix + case.per_expression.ids_RT.shape[1],
+        "row_tokens_gsva": prefix + case.per_image.ids_RT.shape[1],
         "max_abs_error": error,
-        "mask_loss_ours": case.model.settings.loss.resolution,
         "threads": torch.get_num_threads(),
         "load_average": [round(load, 2), round(os.getloadavg()[0], 2)],
         "gpu": "not measured",

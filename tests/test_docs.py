@@ -156,7 +156,7 @@ def test_the_counts_of_the_data_page_are_those_inspect_compares_with() -> None:
     ]
     shown = {(row[0], row[1]): row[2:] for row in rows[2:]}
     unread = ("mmr", "arefcoco")  # sets without a reader
-    told = {
+    published = {
         (count.dataset, count.split): [
             "-" if (number := getattr(count, field)) is None
             else f"{number:,}" + " *recalled*" * (field in count.recalled)
@@ -165,7 +165,7 @@ def test_the_counts_of_the_data_page_are_those_inspect_compares_with() -> None:
         for count in PUBLISHED
         if count.dataset not in unread and (count.dataset, count.split) != ("grefcoco", "all")
     }  # fmt: skip
-    assert shown == told
+    assert shown == published
     for number in ("278,232", "259,859", "104,560", "70,000"):  # notes of the same file
         assert number in table and any(
             number in count.note or count.sentences == int(number.replace(",", "")) for count in PUBLISHED
@@ -248,6 +248,6 @@ def test_versions_agree() -> None:
 
 def test_the_architecture_page_names_every_file_of_the_two_packages() -> None:
     page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-    files = [path for room in ("mllm", "uniresxx") for path in sorted((ROOT / room).glob("[a-z]*.py"))]
+    files = [path for name in ("mllm", "uniresxx") for path in sorted((ROOT / name).glob("[a-z]*.py"))]
     names = [path.relative_to(ROOT).as_posix() for path in files]
     assert [name for name in names if f"`{name}`" not in page] == []

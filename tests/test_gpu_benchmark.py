@@ -41,7 +41,7 @@ def test_it_runs_small_and_measures_nothing(capsys: pytest.CaptureFixture[str]) 
             "train_planned_gb",
         ):
             assert float(details[f"{name}_pyramid_k{count}"]) > 0
-    for name in ("train_seconds_sam_k8", "infer_seconds_sam_k7", "head_seconds_sam_k7", "look_seconds_sam"):
+    for name in ("train_seconds_sam_k8", "infer_seconds_sam_k7", "head_seconds_sam_k7", "encode_seconds_sam"):
         assert float(details[name]) > 0
     for count in gpu.INFER_K:
         assert float(details[f"infer_expressions_per_s_pyramid_k{count}"]) > 0
@@ -51,7 +51,7 @@ def test_it_refuses_what_it_cannot_measure(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    for words, says in (([], "sees no GPU"), (["--small", "--record"], "leave out --record")):
+    for words, says in (([], "finds no GPU"), (["--small", "--record"], "leave out --record")):
         assert gpu.main(words) == 2
         err = capsys.readouterr().err
         assert says in err and err.count("\n") == 1

@@ -61,7 +61,11 @@ def opened(folder: Path, about: dict[str, Any]) -> Callable[..., Sequence[Tensor
 
 @pytest.mark.parametrize(
     ("form", "head"),  # ONNX of the pyramid: below, by the command
-    [("torch", "pyramid"), ("torch", "sam"), ("torch", "sam2"), ("onnx", "sam"), ("onnx", "sam2")],
+    [("torch", "pyramid"), ("torch", "sam")]
+    + [
+        pytest.param(*pair, marks=pytest.mark.system)
+        for pair in (("torch", "sam2"), ("onnx", "sam"), ("onnx", "sam2"))
+    ],
 )
 def test_an_exported_head_answers_as_the_model_does(form: Form, head: str, tmp_path: Path) -> None:
     runnable(form)

@@ -14,6 +14,7 @@ import numpy as np
 from uniresxx.imaging import masks
 from uniresxx.types import RLE
 
+SEED = 4
 PER_KIND = 25
 SIZES = ((24, 24), (64, 64), (24, 60), (61, 27), (40, 33), (48, 64))
 Case = dict[str, Any]

@@ -1,4 +1,4 @@
-"""The walls of the house: what may import what, and what must start without torch."""
+"""The layout: what may import what, and what must start without torch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAMS = ("train", "eval", "chat_demo", "data_engine", "benchmarks")
-ROOMS = ("mllm", "uniresxx", *PROGRAMS)
+FOLDERS = ("mllm", "uniresxx", *PROGRAMS)
 
 # heavy dependency -> the only files (or folders, with a slash) that may import it, lazily or not
 OWNERS = {
@@ -57,9 +57,9 @@ WITHOUT_TORCH = (
 
 
 def sources() -> Iterator[tuple[str, ast.Module]]:
-    """Every source file of the rooms: path from the root, and its tree."""
-    for room in ROOMS:
-        for path in sorted((ROOT / room).rglob("*.py")):
+    """Every source file of these folders: path from the root, and its tree."""
+    for folder in FOLDERS:
+        for path in sorted((ROOT / folder).rglob("*.py")):
             yield path.relative_to(ROOT).as_posix(), ast.parse(path.read_text(encoding="utf-8"))
 
 
@@ -93,22 +93,22 @@ def loaded_after(code: str) -> set[str]:
 
 @pytest.mark.parametrize("package", sorted(OWNERS))
 def test_a_heavy_dependency_has_one_owner(package: str) -> None:
-    strangers = [
+    importers = [
         name
         for name, tree in sources()
         if package in packages_of(tree) and not allowed(name, OWNERS[package])
     ]
-    assert strangers == []
+    assert importers == []
 
 
-def test_rooms_import_only_what_lies_below() -> None:
+def test_folders_import_only_what_lies_below() -> None:
     below = {"mllm": set(), "uniresxx": {"mllm"}} | {name: {"mllm", "uniresxx"} for name in PROGRAMS}
     below["benchmarks"] |= set(PROGRAMS)  # they measure the programs; nothing imports them
     wrong = []
     for name, tree in sources():
-        room = name.split("/")[0]
-        reached = packages_of(tree) & set(ROOMS)
-        wrong += [f"{name} imports {other}" for other in reached - below[room] - {room}]
+        folder = name.split("/")[0]
+        reached = packages_of(tree) & set(FOLDERS)
+        wrong += [f"{name} imports {other}" for other in reached - below[folder] - {folder}]
     assert wrong == []
 
 
