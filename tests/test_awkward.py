@@ -11,7 +11,7 @@ import pytest
 
 from uniresxx.cli import data as command
 from uniresxx.data.catalog import load_benchmark
-from uniresxx.data.readers.coco import Instances
+from uniresxx.data.readers.instances import Instances
 from uniresxx.data.store.photos import photo_of
 from uniresxx.data.store.read import Store
 from uniresxx.errors import InputError

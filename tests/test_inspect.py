@@ -16,7 +16,8 @@ from uniresxx.cli._data_inspect import beside, passing, summary
 from uniresxx.data.catalog import CONVERTED, load_benchmark, merge_records, splits_of
 from uniresxx.data.contact_sheet import COLUMNS, ROWS, Sheet
 from uniresxx.data.published_counts import PUBLISHED, PublishedCount, published, published_of
-from uniresxx.data.readers.coco import COCO_MASKS, NOT_STATED
+from uniresxx.data.readers.collector import COCO_MASKS
+from uniresxx.data.readers.instances import NOT_STATED
 from uniresxx.data.store.read import Store
 from uniresxx.imaging import masks
 from uniresxx.types import Expression, Granularity, ImageRecord

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
 from uniresxx.data.catalog import load_benchmark
-from uniresxx.data.readers.coco import overlap_source
+from uniresxx.data.readers.instances import overlap_source
 from uniresxx.errors import InputError
 from uniresxx.imaging import masks
 from uniresxx.scoring.metrics import SCORE_KEYS, Tally

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from uniresxx.data.catalog import load_benchmark
-from uniresxx.data.readers.coco import Instances, overlap_source
+from uniresxx.data.readers.instances import Instances, overlap_source
 from uniresxx.imaging import masks
 from uniresxx.scoring.metrics import Scores, Tally
 from uniresxx.scoring.protocols import PROTOCOLS, STRICT, Protocol

@@ -14,7 +14,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from uniresxx.data.catalog import splits_of
-from uniresxx.data.readers import coco, cris, grefcoco, refcocom
+from uniresxx.data.readers import cris, grefcoco, refcocom
+from uniresxx.data.readers.fields import need, whole
+from uniresxx.data.readers.folders import data_folders
 from uniresxx.data.readers.pickles import load_records
 from uniresxx.errors import InputError
 from uniresxx.types import ImageRecord
@@ -109,7 +111,7 @@ def held_out(root: Path) -> HeldOut:
 
 def _ids_of(root: Path, name: str) -> Iterator[int]:
     if name == "refcocom":
-        for folder in coco.data_folders(root, refcocom.FOLDERS):
+        for folder in data_folders(root, refcocom.FOLDERS):
             yield from _photo_ids((folder / "annotations").glob("*.json"))
         return
     native = _native_list(root, name)
@@ -118,13 +120,13 @@ def _ids_of(root: Path, name: str) -> Iterator[int]:
 
 def _native_list(root: Path, name: str) -> Path | None:
     folders, files, _ = LISTS[name]
-    paths = (folder / item for folder in coco.data_folders(root, folders) for item in files)
+    paths = (folder / item for folder in data_folders(root, folders) for item in files)
     return next((path for path in paths if path.is_file()), None)
 
 
 def _cris_lists(root: Path, name: str) -> list[Path]:
     parents = (root / "anns", root / "datasets" / "anns")
-    folders = [item for parent in parents for item in coco.data_folders(parent, LISTS[name][2])]
+    folders = [item for parent in parents for item in data_folders(parent, LISTS[name][2])]
     return [path for folder in folders for path in folder.glob("*.json")]
 
 
@@ -142,8 +144,8 @@ def _lacking(root: Path, name: str) -> list[str]:
 def _ref_ids(path: Path) -> Iterator[int]:
     for index, record in enumerate(load_records(path)):
         who = f"{path}: record {index}"
-        if not is_training(str(coco.need(record, "split", who))):
-            yield coco.whole(coco.need(record, "image_id", who), "image_id", who)
+        if not is_training(str(need(record, "split", who))):
+            yield whole(need(record, "image_id", who), "image_id", who)
 
 
 def _photo_ids(paths: Iterable[Path]) -> Iterator[int]:
@@ -152,7 +154,7 @@ def _photo_ids(paths: Iterable[Path]) -> Iterator[int]:
         if is_training(path.stem.removeprefix("refcocom_")):
             continue
         for index, record in enumerate(load_records(path)):
-            name = str(coco.need(record, "img_name", f"{path}: record {index}"))
+            name = str(need(record, "img_name", f"{path}: record {index}"))
             found = _id_in_name(name)
             if found is None:
                 raise InputError(f"{path}: record {index}: img_name {name!r} holds no COCO image id")

@@ -18,7 +18,9 @@ from threading import Lock
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from uniresxx.data.readers import coco
+from uniresxx.data.readers.collector import Collector, target_expression
+from uniresxx.data.readers.fields import file_name_of, need, photo_id, sentences, shown, whole
+from uniresxx.data.readers.folders import PHOTO_FOLDERS, PhotoFinder, data_folders
 from uniresxx.data.readers.pickles import PickleChild, load_records
 from uniresxx.errors import InputError, NotThereError
 from uniresxx.imaging import decode as images
@@ -35,7 +37,7 @@ SETS = {
     "refcocog_umd": ("refcocog_u", "refcocog_umd"),
     "refcocog_google": ("refcocog_g", "refcocog_google"),
 }
-PHOTO_FOLDERS = (*coco.PHOTO_FOLDERS, "datasets/images/train2014", "datasets/images")
+PHOTO_FOLDERS = (*PHOTO_FOLDERS, "datasets/images/train2014", "datasets/images")
 MAX_VALUE_BYTES = 64 * 2**20  # one photo and one mask
 _ONE_AT_A_TIME = Lock()
 SLACK_PAGES = 16  # LMDB leaves a few pages at the end unwritten where a transaction freed them again
@@ -66,9 +68,7 @@ def _places(root: Path, kind: str, dataset: str, split: str, suffix: str) -> lis
     if re.fullmatch(r"\w{0,60}", split) is None:
         return []
     folders = [
-        folder
-        for base in (root / "datasets", root)
-        for folder in coco.data_folders(base / kind, SETS[dataset])
+        folder for base in (root / "datasets", root) for folder in data_folders(base / kind, SETS[dataset])
     ]
     return [folder / (split + suffix) for folder in folders if (folder / (split + suffix)).exists()]
 
@@ -79,13 +79,13 @@ class _Reading:
     def __init__(self, root: Path, split: str, prefix: str, path: Path) -> None:
         self.path = path
         self.start = f"{prefix}/{split}"
-        self.finder = coco.PhotoFinder(root, PHOTO_FOLDERS)
-        self.collector = coco.Collector(str(path), root)
+        self.finder = PhotoFinder(root, PHOTO_FOLDERS)
+        self.collector = Collector(str(path), root)
 
     def of_list(self, folders: Sequence[Path]) -> list[ImageRecord]:
         for index, record in enumerate(load_records(self.path)):
             who = f"{self.path}: record {index}"
-            photo = self.finder.path(coco.file_name_of(record, who, "img_name"), who)
+            photo = self.finder.path(file_name_of(record, who, "img_name"), who)
             self.add(record, mask_of(folders, segment_of(record, who), photo, who), photo, who)
         return self.collector.records()
 
@@ -94,28 +94,28 @@ class _Reading:
             for key, value in _values(self.path, parser):
                 who = f"{self.path}: record {key}"
                 record = _record_of(value, who, parser)
-                photo = coco.need(record, "img", who)
+                photo = need(record, "img", who)
                 if not isinstance(photo, bytes):
-                    raise InputError(f"{who}: img must be the photo's bytes, not {coco.shown(photo)}")
-                rle = _mask_of_bytes(coco.need(record, "mask", who), images.encoded_size(photo), who)
-                name = coco.file_name_of(record, who, "img_name")
+                    raise InputError(f"{who}: img must be the photo's bytes, not {shown(photo)}")
+                rle = _mask_of_bytes(need(record, "mask", who), images.encoded_size(photo), who)
+                name = file_name_of(record, who, "img_name")
                 self.finder.path(name, who)  # refuses a name that no photo can have
                 self.add(record, rle, PhotoInside("lmdb", str(self.path), key, name), who)
         return self.collector.records()
 
     def add(self, record: Mapping[str, Any], rle: RLE, photo: Path | PhotoInside, who: str) -> None:
-        name, segment = coco.file_name_of(record, who, "img_name"), segment_of(record, who)
+        name, segment = file_name_of(record, who, "img_name"), segment_of(record, who)
         source: dict[str, Any] = {"segment_id": segment, "cat": record.get("cat")}
-        for place, sentence in enumerate(coco.sentences(record, "idx", who)):
+        for place, sentence in enumerate(sentences(record, "idx", who)):
             native = f"{segment}_{place if sentence.native_id is None else sentence.native_id}"
             if not sentence.text:
                 self.collector.leave_out(f"{who}: sentence {native} is blank")
                 continue
-            expression = coco.target_expression(
+            expression = target_expression(
                 self.collector.unique(f"{self.start}/{native}"), sentence, Granularity.OBJECT, rle, source
             )
             size = (rle["size"][0], rle["size"][1])
-            self.collector.add(coco.photo_id(name), photo, size, expression)
+            self.collector.add(photo_id(name), photo, size, expression)
 
 
 # ---- the mask files, which RefCOCOm shares
@@ -123,10 +123,10 @@ class _Reading:
 
 def segment_of(record: Mapping[str, Any], who: str) -> str:
     """segment_id as text, whether the file holds a number or text."""
-    value = coco.need(record, "segment_id", who)
+    value = need(record, "segment_id", who)
     good = isinstance(value, int | str) and not isinstance(value, bool)
     if not good or not re.fullmatch(r"[\w-]{1,60}", str(value)):
-        raise InputError(f"{who}: segment_id must be a number or a plain name, not {coco.shown(value)}")
+        raise InputError(f"{who}: segment_id must be a number or a plain name, not {shown(value)}")
     return str(value)
 
 
@@ -143,7 +143,7 @@ def mask_of(folders: Sequence[Path], segment: str, photo: Path, who: str) -> RLE
 
 def _mask_of_bytes(data: Any, size: tuple[int, int] | None, who: str) -> RLE:
     if not isinstance(data, bytes):
-        raise InputError(f"{who}: mask must be the bytes of a PNG, not {coco.shown(data)}")
+        raise InputError(f"{who}: mask must be the bytes of a PNG, not {shown(data)}")
     return _checked(images.decode_mask(data, f"{who}: mask"), size, f"{who}: mask", "beside it", who)
 
 
@@ -186,14 +186,12 @@ def _record_of(value: bytes, who: str, parser: PickleChild) -> dict[str, Any]:
     content = _plain(value, who, parser)
     if not isinstance(content, dict):
         raise InputError(f"{who}: must be a dict, not {type(content).__name__}")
-    texts = coco.need(content, "sents", who)
+    texts = need(content, "sents", who)
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise InputError(f"{who}: sents must be a list of text, not {coco.shown(texts)}")
-    if coco.whole(content.get("num_sents", len(texts)), "num_sents", who) != len(texts):
-        raise InputError(
-            f"{who}: num_sents is {coco.shown(content['num_sents'])}, but sents has {len(texts)}"
-        )
-    return {**content, "segment_id": coco.need(content, "seg_id", who), "sentences": texts}
+        raise InputError(f"{who}: sents must be a list of text, not {shown(texts)}")
+    if whole(content.get("num_sents", len(texts)), "num_sents", who) != len(texts):
+        raise InputError(f"{who}: num_sents is {shown(content['num_sents'])}, but sents has {len(texts)}")
+    return {**content, "segment_id": need(content, "seg_id", who), "sentences": texts}
 
 
 def _values(path: Path, parser: PickleChild) -> Iterator[tuple[str, bytes]]:
@@ -208,7 +206,7 @@ def _values(path: Path, parser: PickleChild) -> Iterator[tuple[str, bytes]]:
             size = transaction.get(b"__len__")
             if size is None:
                 raise InputError(f"{path}: has no key __len__; it is no LMDB of CRIS")
-            count = coco.whole(_plain(size, f"{path}: __len__", parser), "__len__", str(path))
+            count = whole(_plain(size, f"{path}: __len__", parser), "__len__", str(path))
             for index in range(count):
                 value = transaction.get(str(index).encode())
                 if value is None:
@@ -252,5 +250,5 @@ def lmdb_photo(path: Path, key: str) -> bytes:
     with PickleChild() as parser:
         photo = _record_of(value, f"{path}: record {key}", parser).get("img")
     if not isinstance(photo, bytes):
-        raise InputError(f"{path}: record {key}: img must be the photo's bytes, not {coco.shown(photo)}")
+        raise InputError(f"{path}: record {key}: img must be the photo's bytes, not {shown(photo)}")
     return photo

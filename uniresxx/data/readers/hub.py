@@ -24,7 +24,10 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from uniresxx.data.readers import coco
+from uniresxx.data.readers.collector import Collector, asked, logger, target_expression
+from uniresxx.data.readers.fields import file_name_of, need, photo_id, sentences, shown, size_of, whole
+from uniresxx.data.readers.folders import PhotoFinder, data_folders
+from uniresxx.data.readers.instances import overlap_source, photo_licence, truth
 from uniresxx.errors import InputError, NotThereError
 from uniresxx.imaging import decode as images
 from uniresxx.imaging import masks
@@ -63,8 +66,8 @@ def read_jxu124(
     columns = ("raw_anns", "raw_image_info", "ann_id", "image_id", "split", "sentences", "ref_id", "bbox")
     for place, row in _rows(root, "jxu124", name, _their_split(splits, split, name), columns):
         who = str(place)
-        if coco.need(row, "split", who) not in (split, splits[split]):
-            raise InputError(f"{who}: is of split {coco.shown(row['split'])}, not of {split}")
+        if need(row, "split", who) not in (split, splits[split]):
+            raise InputError(f"{who}: is of split {shown(row['split'])}, not of {split}")
         box = _box(row, "bbox", who, xywh=False)
         reading.add(row, _object(row, "raw_anns", who), _object(row, "raw_image_info", who), box, who)
     return reading.collector.records()
@@ -74,13 +77,13 @@ def read_jxu124_benchmark(root: Path, split: str, prefix: str | None = None) -> 
     """Records of one split of jxu124/refcoco-benchmark (`refcoco_unc_val`, …), ids as `read_jxu124`."""
     reading = _Reading(root, f"{prefix or 'jxu124_benchmark'}/{split}", f"jxu124/refcoco-benchmark {split}")
     for place, row in _rows(root, "jxu124", "refcoco-benchmark", split, ("ref_list", "image_info")):
-        refs = coco.need(row, "ref_list", str(place))
+        refs = need(row, "ref_list", str(place))
         if not isinstance(refs, list):
-            raise InputError(f"{place}: ref_list must be a list, not {coco.shown(refs)}")
+            raise InputError(f"{place}: ref_list must be a list, not {shown(refs)}")
         for index, item in enumerate(refs):
             name = f"{place}: ref {index}"
             if not isinstance(item, dict):
-                raise InputError(f"{name}: must be an object, not {coco.shown(item)}")
+                raise InputError(f"{name}: must be an object, not {shown(item)}")
             ref, ann = _object(item, "ref_info", name), _object(item, "ann_info", name)
             box = _box(ann, "bbox", name, xywh=True)
             reading.add(ref, ann, _object(row, "image_info", str(place)), box, name)
@@ -116,7 +119,7 @@ def read_lmms(
     columns = ("question_id", "image", "answer", "segmentation", "bbox", "iscrowd", "file_name")
     for place, row in _rows(root, "lmms-lab", name, _their_split(splits, split, name), columns):
         reading.add(row, place)
-    coco.logger.warning("lmms-lab/%s: %s; report no numbers on it", name, LOSSY)
+    logger.warning("lmms-lab/%s: %s; report no numbers on it", name, LOSSY)
     return reading.collector.records()
 
 
@@ -125,7 +128,7 @@ class _Reading:
 
     def __init__(self, root: Path, start: str, where: str) -> None:
         self.start = start
-        self.finder, self.collector = coco.PhotoFinder(root), coco.Collector(where, root)
+        self.finder, self.collector = PhotoFinder(root), Collector(where, root)
 
     def add(
         self,
@@ -136,21 +139,21 @@ class _Reading:
         who: str,
     ) -> None:
         """Add the sentences of a ref; its ids must be those of its annotation and its image."""
-        ids = [coco.whole(coco.need(ref, name, who), name, who) for name in ("ann_id", "image_id")]
+        ids = [whole(need(ref, name, who), name, who) for name in ("ann_id", "image_id")]
         for found, name, of in ((ann, "id", ids[0]), (ann, "image_id", ids[1]), (image, "id", ids[1])):
-            if coco.whole(found.get(name, of), name, who) != of:
+            if whole(found.get(name, of), name, who) != of:
                 raise InputError(
                     f"{who}: ann_id or image_id {of} is not {name} {found[name]} of what it holds"
                 )
-        file_name, size = coco.file_name_of(image, who), coco.size_of(image, who)
+        file_name, size = file_name_of(image, who), size_of(image, who)
         if ann.get("iscrowd"):
             self.collector.leave_out(f"{who}: its target ann {ids[0]} is a crowd region")
             return
-        rle = coco.truth(ann, size, f"{who}: ann {ids[0]}", who)
+        rle = truth(ann, size, f"{who}: ann {ids[0]}", who)
         source: dict[str, Any] = {"ref_id": ref.get("ref_id"), "ann_id": ids[0], "box_xyxy": box}
-        source |= coco.overlap_source([ann], [rle], size)
-        for sentence in coco.asked(ref, who, self.collector):
-            expression = coco.target_expression(
+        source |= overlap_source([ann], [rle], size)
+        for sentence in asked(ref, who, self.collector):
+            expression = target_expression(
                 self.collector.unique(f"{self.start}/{sentence.native_id}"),
                 sentence,
                 Granularity.OBJECT,
@@ -158,7 +161,7 @@ class _Reading:
                 source,
             )
             photo = self.finder.path(file_name, who)
-            self.collector.add(str(ids[1]), photo, size, expression, coco.photo_licence(image))
+            self.collector.add(str(ids[1]), photo, size, expression, photo_licence(image))
 
 
 class _LmmsReading:
@@ -166,12 +169,12 @@ class _LmmsReading:
 
     def __init__(self, root: Path, start: str, where: str) -> None:
         self.start = start
-        self.collector = coco.Collector(where, root)
+        self.collector = Collector(where, root)
 
     def add(self, row: Mapping[str, Any], place: Place) -> None:
         """Add the answers of a row, unless its mask is known to be wrong."""
         who = str(place)
-        file_name = re.sub(r"(_\d{12})_\d+(\.\w+)$", r"\1\2", coco.file_name_of(row, who))
+        file_name = re.sub(r"(_\d{12})_\d+(\.\w+)$", r"\1\2", file_name_of(row, who))
         size = images.encoded_size(_photo_bytes(row, who))
         if size is None:
             raise InputError(f"{who}: image is no photo in {', '.join(images.FORMATS)}, or is over the cap")
@@ -180,22 +183,22 @@ class _LmmsReading:
         if row.get("iscrowd") or not segmentation:
             self.collector.leave_out(f"{who}: " + ("is a crowd" if row.get("iscrowd") else "has no polygon"))
             return
-        rle = coco.truth({"segmentation": segmentation}, size, who, who)
+        rle = truth({"segmentation": segmentation}, size, who, who)
         if not _fills(rle, box):
             self.collector.leave_out(f"{who}: its polygon does not fill its box, so some of it is lost")
             return
         source: dict[str, Any] = {"box_xyxy": box, "file_name": row["file_name"]}
         if isinstance(segmentation, list) and not isinstance(segmentation[0], list):
             source["truth"] = LOSSY
-        question, image_id = coco.need(row, "question_id", who), coco.photo_id(file_name)
+        question, image_id = need(row, "question_id", who), photo_id(file_name)
         if not isinstance(question, int | str):
-            raise InputError(f"{who}: question_id must be a number or text, not {coco.shown(question)}")
-        for index, sentence in enumerate(coco.sentences({"sentences": row.get("answer")}, "sent_id", who)):
+            raise InputError(f"{who}: question_id must be a number or text, not {shown(question)}")
+        for index, sentence in enumerate(sentences({"sentences": row.get("answer")}, "sent_id", who)):
             if not sentence.text:
                 self.collector.leave_out(f"{who}: answer {index} is blank")
                 continue
             expression_id = self.collector.unique(f"{self.start}/{question}_{index}")
-            expression = coco.target_expression(expression_id, sentence, Granularity.OBJECT, rle, source)
+            expression = target_expression(expression_id, sentence, Granularity.OBJECT, rle, source)
             inside = PhotoInside("parquet", str(place.path), str(place.row), file_name)
             self.collector.add(image_id, inside, size, expression)
 
@@ -250,32 +253,30 @@ def _their_split(splits: Mapping[str, str], split: str, name: str) -> str:
 
 def _object(row: Mapping[str, Any], name: str, who: str) -> dict[str, Any]:
     """A field that holds an object, as it is, as JSON text, or as a list of one."""
-    value = coco.need(row, name, who)
+    value = need(row, name, who)
     if isinstance(value, str):
         try:
             value = json.loads(value)
         except (ValueError, RecursionError):
-            raise InputError(f"{who}: {name} is no readable JSON: {coco.shown(value)}") from None
+            raise InputError(f"{who}: {name} is no readable JSON: {shown(value)}") from None
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
     if not isinstance(value, dict):
-        raise InputError(f"{who}: {name} must be an object, not {coco.shown(value)}")
+        raise InputError(f"{who}: {name} must be an object, not {shown(value)}")
     return value
 
 
 def _box(row: Mapping[str, Any], name: str, who: str, *, xywh: bool) -> tuple[float, ...]:
     """A box as xyxy, in pixels; InputError where it is none (an xywh box read as xyxy often is not)."""
-    value = coco.need(row, name, who)
+    value = need(row, name, who)
     good = isinstance(value, list | tuple) and len(value) == 4
     if not good or not all(isinstance(v, int | float) and abs(v) < masks.MAX_PIXELS for v in value):
-        raise InputError(f"{who}: {name} must be four numbers, not {coco.shown(value)}")
+        raise InputError(f"{who}: {name} must be four numbers, not {shown(value)}")
     x0, y0, x1, y1 = (float(v) for v in value)
     if xywh:
         x1, y1 = x0 + x1, y0 + y1
     if x1 < x0 or y1 < y0:
-        raise InputError(
-            f"{who}: {name} {coco.shown(value)} is no box of the form {'xywh' if xywh else 'xyxy'}"
-        )
+        raise InputError(f"{who}: {name} {shown(value)} is no box of the form {'xywh' if xywh else 'xyxy'}")
     return x0, y0, x1, y1
 
 
@@ -286,10 +287,10 @@ def _fills(rle: RLE, box: Sequence[float]) -> bool:
 
 
 def _photo_bytes(row: Mapping[str, Any], who: str) -> bytes:
-    image = coco.need(row, "image", who)
+    image = need(row, "image", who)
     data = image.get("bytes") if isinstance(image, dict) else image
     if not isinstance(data, bytes):
-        raise InputError(f"{who}: image must hold the photo's bytes, not {coco.shown(data)}")
+        raise InputError(f"{who}: image must hold the photo's bytes, not {shown(data)}")
     return data
 
 
@@ -310,7 +311,7 @@ class Place:
 def _files(root: Path, owner: str, name: str, split: str) -> list[Path]:
     """The files of a split in a download: `<owner>/<name>` and the spellings and layouts of the Hub's tools."""
     if re.fullmatch(r"\w{1,60}", split) is None:
-        raise InputError(f"{owner}/{name} has no split {coco.shown(split)}")
+        raise InputError(f"{owner}/{name} has no split {shown(split)}")
     for folder in _folders(root, owner, name):
         for base in (folder, *sorted(folder.glob("snapshots/*"))):
             for pattern in (f"data/{split}-*.parquet", f"{split}-*.parquet", f"*/{split}/*.parquet"):
@@ -325,10 +326,8 @@ def _files(root: Path, owner: str, name: str, split: str) -> list[Path]:
 def _folders(root: Path, owner: str, name: str) -> list[Path]:
     """Folders of a data set of the Hub, as its tools write them."""
     flat = (f"{owner}_{name}", f"{owner}--{name}", f"datasets--{owner}--{name}")
-    found = [
-        item for parent in coco.data_folders(root, (owner,)) for item in coco.data_folders(parent, (name,))
-    ]
-    return found + coco.data_folders(root, flat)
+    found = [item for parent in data_folders(root, (owner,)) for item in data_folders(parent, (name,))]
+    return found + data_folders(root, flat)
 
 
 def _rows(

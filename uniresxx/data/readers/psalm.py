@@ -12,7 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from uniresxx.data.readers import coco
+from uniresxx.data.readers.collector import Collector, target_expression
+from uniresxx.data.readers.fields import file_name_of, need, photo_id, sentences, shown, size_of, whole
+from uniresxx.data.readers.folders import PhotoFinder, data_file
+from uniresxx.data.readers.instances import overlap_source, photo_licence, truth
 from uniresxx.data.readers.pickles import load_records
 from uniresxx.errors import InputError
 from uniresxx.imaging import masks
@@ -39,36 +42,36 @@ def read_psalm(
     """
     names = SETS[dataset]
     files = (f"{split}_psalm.json", *(f"{name}_{split}.json" for name in names))
-    path = coco.data_file(root, names, files)
+    path = data_file(root, names, files)
     start = f"{prefix or f'psalm_{dataset}'}/{split}"
-    finder, collector = coco.PhotoFinder(root), coco.Collector(str(path), root)
+    finder, collector = PhotoFinder(root), Collector(str(path), root)
     for index, record in enumerate(load_records(path)):
         who = f"{path}: record {index}"
-        info = coco.need(record, "image_info", who)
+        info = need(record, "image_info", who)
         if not isinstance(info, dict):
-            raise InputError(f"{who}: image_info must be an object, not {coco.shown(info)}")
+            raise InputError(f"{who}: image_info must be an object, not {shown(info)}")
         file_name, size = (
-            coco.file_name_of(info, f"{who}: image_info"),
-            coco.size_of(info, f"{who}: image_info"),
+            file_name_of(info, f"{who}: image_info"),
+            size_of(info, f"{who}: image_info"),
         )
-        image_id = str(coco.whole(info["id"], "id", who)) if "id" in info else coco.photo_id(file_name)
-        sentences = list(coco.sentences({"sentences": coco.need(record, "instruction", who)}, "sent_id", who))
+        image_id = str(whole(info["id"], "id", who)) if "id" in info else photo_id(file_name)
+        asked = list(sentences({"sentences": need(record, "instruction", who)}, "sent_id", who))
         found = _targets(record, size, dataset == "grefcoco", who)
-        if found is None or not sentences:
+        if found is None or not asked:
             collector.leave_out(
                 f"{who}: " + ("has no sentence" if found else "its only targets are crowd regions")
             )
             continue
         granularity, rle, source = found
-        for place, sentence in enumerate(sentences):
+        for place, sentence in enumerate(asked):
             native = f"{index}_{place}" if sentence.native_id is None else sentence.native_id
             if not sentence.text:
                 collector.leave_out(f"{who}: sentence {native} is blank")
                 continue
-            expression = coco.target_expression(
+            expression = target_expression(
                 collector.unique(f"{start}/{native}"), sentence, granularity, rle, source
             )
-            collector.add(image_id, finder.path(file_name, who), size, expression, coco.photo_licence(info))
+            collector.add(image_id, finder.path(file_name, who), size, expression, photo_licence(info))
     return collector.records()
 
 
@@ -76,23 +79,23 @@ def _targets(
     record: Mapping[str, Any], size: tuple[int, int], general: bool, who: str
 ) -> tuple[Granularity, RLE | None, dict[str, Any]] | None:
     """(granularity, mask, source with the annotation ids) of a record; None where every target is a crowd region."""
-    rows = coco.need(record, "anns", who)
+    rows = need(record, "anns", who)
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise InputError(f"{who}: anns must be a list of annotations, not {coco.shown(rows)}")
+        raise InputError(f"{who}: anns must be a list of annotations, not {shown(rows)}")
     if not general and len(rows) != 1:
         raise InputError(f"{who}: has {len(rows)} annotations; only gRefCOCO may have any number but one")
-    if general and all(coco.need(row, "segmentation", who) in ([], [[]]) for row in rows):
+    if general and all(need(row, "segmentation", who) in ([], [[]]) for row in rows):
         return Granularity.NONE, None, {"ann_id": []}
     # an annotation that comes twice is one target, as in the gRefCOCO reader
     single = {
-        coco.shown(row.get("id", f"at {place}")): row
+        shown(row.get("id", f"at {place}")): row
         for place, row in enumerate(rows)
         if not row.get("iscrowd", 0)
     }
     if not single:
         return None
-    found = [coco.truth(row, size, f"{who}: annotation {name}", who) for name, row in single.items()]
+    found = [truth(row, size, f"{who}: annotation {name}", who) for name, row in single.items()]
     granularity = Granularity.OBJECT if len(found) == 1 else Granularity.MULTI
     source: dict[str, Any] = {"ann_id": [row.get("id") for row in single.values()]}
-    source |= coco.overlap_source(list(single.values()), found, size)
+    source |= overlap_source(list(single.values()), found, size)
     return granularity, masks.union(found, size), source

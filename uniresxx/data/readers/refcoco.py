@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from uniresxx.data.readers import coco
+from uniresxx.data.readers.collector import COCO_MASKS, Collector, asked, records_of_split, target_expression
+from uniresxx.data.readers.fields import need, whole
+from uniresxx.data.readers.folders import PHOTO_FOLDERS, PhotoFinder, data_file
+from uniresxx.data.readers.instances import NOT_STATED, Instances
 from uniresxx.data.readers.pickles import load_records
 from uniresxx.types import Granularity, ImageRecord
 
@@ -27,14 +30,14 @@ def read_refcoco(
     """
     prefix = prefix or dataset
     names = (dataset, dataset.replace("+", "plus"))
-    path = coco.data_file(root, names, (f"refs({split_by}).p", f"refs({split_by}).json"))
-    instances = coco.Instances.load(coco.data_file(root, names, ("instances.json",)))
+    path = data_file(root, names, (f"refs({split_by}).p", f"refs({split_by}).json"))
+    instances = Instances.load(data_file(root, names, ("instances.json",)))
     clef = dataset == "refclef"
-    finder = coco.PhotoFinder(root, CLEF_FOLDERS if clef else coco.PHOTO_FOLDERS)
-    collector = coco.Collector(f"{path}: {split}", root, coco.NOT_STATED if clef else coco.COCO_MASKS)
-    for who, record in coco.records_of_split(load_records(path), split, path):
-        ann_id = coco.whole(coco.need(record, "ann_id", who), "ann_id", who)
-        image_id = coco.whole(coco.need(record, "image_id", who), "image_id", who)
+    finder = PhotoFinder(root, CLEF_FOLDERS if clef else PHOTO_FOLDERS)
+    collector = Collector(f"{path}: {split}", root, NOT_STATED if clef else COCO_MASKS)
+    for who, record in records_of_split(load_records(path), split, path):
+        ann_id = whole(need(record, "ann_id", who), "ann_id", who)
+        image_id = whole(need(record, "image_id", who), "image_id", who)
         file_name, height, width = instances.image(image_id, who)
         if clef and file_name.rpartition("/")[2] in CLEF_BAD:
             collector.leave_out(f"{who}: its photo {file_name} is known to be bad")
@@ -45,8 +48,8 @@ def read_refcoco(
         rle = instances.mask(ann_id, image_id, who)
         source: dict[str, Any] = {"ref_id": record.get("ref_id"), "ann_id": ann_id}
         source |= instances.overlap_source([ann_id], [rle], image_id, who)
-        for sentence in coco.asked(record, who, collector):
-            expression = coco.target_expression(
+        for sentence in asked(record, who, collector):
+            expression = target_expression(
                 collector.unique(f"{prefix}/{split}/{sentence.native_id}"),
                 sentence,
                 Granularity.OBJECT,

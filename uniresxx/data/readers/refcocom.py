@@ -11,7 +11,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from uniresxx.data.readers import coco, cris
+from uniresxx.data.readers import cris
+from uniresxx.data.readers.collector import Collector, target_expression
+from uniresxx.data.readers.fields import file_name_of, photo_id, sentences
+from uniresxx.data.readers.folders import PhotoFinder, data_file, data_folders
+from uniresxx.data.readers.instances import NOT_STATED
 from uniresxx.data.readers.pickles import load_records
 from uniresxx.errors import InputError, NotThereError
 from uniresxx.types import Granularity, ImageRecord
@@ -24,7 +28,7 @@ def known_stems(root: Path) -> list[str]:
     """Stems of the annotation lists that are there (`val_part_only`, …): globbed, not assumed."""
     found = {
         item.stem.removeprefix("refcocom_")
-        for folder in coco.data_folders(root, FOLDERS)
+        for folder in data_folders(root, FOLDERS)
         for item in (folder / "annotations").glob("*.json")
     }
     return sorted(found)
@@ -41,24 +45,24 @@ def read_refcocom(root: Path, stem: str) -> list[ImageRecord]:
     path = _list_path(root, stem)
     records = load_records(path)
     parts = _part_keys(root, stem, records, path)
-    finder, collector = coco.PhotoFinder(root), coco.Collector(str(path), root, coco.NOT_STATED)
-    folders = [folder / "masks" for folder in coco.data_folders(root, FOLDERS)]
+    finder, collector = PhotoFinder(root), Collector(str(path), root, NOT_STATED)
+    folders = [folder / "masks" for folder in data_folders(root, FOLDERS)]
     for index, record in enumerate(records):
         who = f"{path}: record {index}"
-        photo_name, segment = coco.file_name_of(record, who, "img_name"), cris.segment_of(record, who)
+        photo_name, segment = file_name_of(record, who, "img_name"), cris.segment_of(record, who)
         photo = finder.path(photo_name, who)
         rle = cris.mask_of(folders, segment, photo, who)
         granularity = Granularity.PART if parts is None or _key(record, who) in parts else Granularity.OBJECT
         source: dict[str, Any] = {"segment_id": segment, "cat": record.get("cat")}
-        for place, sentence in enumerate(coco.sentences(record, "idx", who)):
+        for place, sentence in enumerate(sentences(record, "idx", who)):
             native = f"{segment}_{place if sentence.native_id is None else sentence.native_id}"
             if not sentence.text:
                 collector.leave_out(f"{who}: sentence {native} is blank")
                 continue
-            expression = coco.target_expression(
+            expression = target_expression(
                 collector.unique(f"refcocom/{stem}/{native}"), sentence, granularity, rle, source
             )
-            collector.add(coco.photo_id(photo_name), photo, (rle["size"][0], rle["size"][1]), expression)
+            collector.add(photo_id(photo_name), photo, (rle["size"][0], rle["size"][1]), expression)
     return collector.records()
 
 
@@ -66,7 +70,7 @@ def _list_path(root: Path, stem: str) -> Path:
     known = known_stems(root)
     if known and stem not in known:
         raise NotThereError(f"{root}: RefCOCOm has no list {stem!r}; it has {', '.join(known)}")
-    return coco.data_file(root, FOLDERS, (f"annotations/{stem}.json", f"annotations/refcocom_{stem}.json"))
+    return data_file(root, FOLDERS, (f"annotations/{stem}.json", f"annotations/refcocom_{stem}.json"))
 
 
 def _part_keys(
@@ -91,4 +95,4 @@ def _part_keys(
 
 
 def _key(record: Mapping[str, Any], who: str) -> tuple[str, str]:
-    return coco.file_name_of(record, who, "img_name"), cris.segment_of(record, who)
+    return file_name_of(record, who, "img_name"), cris.segment_of(record, who)
