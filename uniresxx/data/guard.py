@@ -16,8 +16,8 @@ from typing import Any
 from uniresxx.data.catalog import splits_of
 from uniresxx.data.readers import cris, grefcoco, refcocom
 from uniresxx.data.readers.fields import need, whole
+from uniresxx.data.readers.files import load_records
 from uniresxx.data.readers.folders import data_folders
-from uniresxx.data.readers.pickles import load_records
 from uniresxx.errors import InputError
 from uniresxx.types import ImageRecord
 

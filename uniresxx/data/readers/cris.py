@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 from uniresxx.data.readers.collector import Collector, target_expression
 from uniresxx.data.readers.fields import file_name_of, need, photo_id, sentences, shown, whole
+from uniresxx.data.readers.files import load_records, note_opened
 from uniresxx.data.readers.folders import PHOTO_FOLDERS, PhotoFinder, data_folders
-from uniresxx.data.readers.pickles import PickleChild, load_records
+from uniresxx.data.readers.pickles import plain_data
 from uniresxx.errors import InputError, NotThereError
 from uniresxx.imaging import decode as images
 from uniresxx.imaging import masks
@@ -90,17 +91,16 @@ class _Reading:
         return self.collector.records()
 
     def of_lmdb(self) -> list[ImageRecord]:
-        with PickleChild() as parser:
-            for key, value in _values(self.path, parser):
-                who = f"{self.path}: record {key}"
-                record = _record_of(value, who, parser)
-                photo = need(record, "img", who)
-                if not isinstance(photo, bytes):
-                    raise InputError(f"{who}: img must be the photo's bytes, not {shown(photo)}")
-                rle = _mask_of_bytes(need(record, "mask", who), images.encoded_size(photo), who)
-                name = file_name_of(record, who, "img_name")
-                self.finder.path(name, who)  # refuses a name that no photo can have
-                self.add(record, rle, PhotoInside("lmdb", str(self.path), key, name), who)
+        for key, value in _values(self.path):
+            who = f"{self.path}: record {key}"
+            record = _record_of(value, who)
+            photo = need(record, "img", who)
+            if not isinstance(photo, bytes):
+                raise InputError(f"{who}: img must be the photo's bytes, not {shown(photo)}")
+            rle = _mask_of_bytes(need(record, "mask", who), images.encoded_size(photo), who)
+            name = file_name_of(record, who, "img_name")
+            self.finder.path(name, who)  # refuses a name that no photo can have
+            self.add(record, rle, PhotoInside("lmdb", str(self.path), key, name), who)
         return self.collector.records()
 
     def add(self, record: Mapping[str, Any], rle: RLE, photo: Path | PhotoInside, who: str) -> None:
@@ -171,19 +171,19 @@ def _library() -> ModuleType:
     return lmdb
 
 
-def _plain(value: bytes, who: str, parser: PickleChild) -> Any:
+def _plain(value: bytes, who: str) -> Any:
     """The data of a value; InputError where it is no pickle of plain data."""
     if not value.startswith(b"\x80"):
         raise InputError(
             f"{who}: is no pickle (older CRIS code wrote pyarrow.serialize, which pyarrow dropped in 16); "
             "write the LMDB again with pickle, or give the folders anns and masks"
         )
-    return parser.load(value, who)
+    return plain_data(value, who)
 
 
-def _record_of(value: bytes, who: str, parser: PickleChild) -> dict[str, Any]:
+def _record_of(value: bytes, who: str) -> dict[str, Any]:
     """A value as a record of the list form; InputError where it is none."""
-    content = _plain(value, who, parser)
+    content = _plain(value, who)
     if not isinstance(content, dict):
         raise InputError(f"{who}: must be a dict, not {type(content).__name__}")
     texts = need(content, "sents", who)
@@ -194,7 +194,7 @@ def _record_of(value: bytes, who: str, parser: PickleChild) -> dict[str, Any]:
     return {**content, "segment_id": need(content, "seg_id", who), "sentences": texts}
 
 
-def _values(path: Path, parser: PickleChild) -> Iterator[tuple[str, bytes]]:
+def _values(path: Path) -> Iterator[tuple[str, bytes]]:
     """Key and value of every record, in order; InputError where the file is damaged or one is missing.
 
     LMDB maps the file and trusts its pages: one that is cut short is refused before a page is read, but a
@@ -206,7 +206,7 @@ def _values(path: Path, parser: PickleChild) -> Iterator[tuple[str, bytes]]:
             size = transaction.get(b"__len__")
             if size is None:
                 raise InputError(f"{path}: has no key __len__; it is no LMDB of CRIS")
-            count = whole(_plain(size, f"{path}: __len__", parser), "__len__", str(path))
+            count = whole(_plain(size, f"{path}: __len__"), "__len__", str(path))
             for index in range(count):
                 value = transaction.get(str(index).encode())
                 if value is None:
@@ -221,6 +221,7 @@ def _values(path: Path, parser: PickleChild) -> Iterator[tuple[str, bytes]]:
 def _opened(path: Path) -> lmdb.Environment:
     lmdb = _library()
     file = path / "data.mdb" if path.is_dir() else path
+    note_opened(file)
     environment = lmdb.open(
         str(path), subdir=path.is_dir(), readonly=True, lock=False, create=False, max_dbs=0
     )
@@ -247,8 +248,7 @@ def lmdb_photo(path: Path, key: str) -> bytes:
         raise InputError(f"{path}: is no readable LMDB ({' '.join(str(error).split())[:120]})") from None
     if value is None:
         raise InputError(f"{path}: record {key} is missing; copy the file again")
-    with PickleChild() as parser:
-        photo = _record_of(value, f"{path}: record {key}", parser).get("img")
+    photo = _record_of(value, f"{path}: record {key}").get("img")
     if not isinstance(photo, bytes):
         raise InputError(f"{path}: record {key}: img must be the photo's bytes, not {shown(photo)}")
     return photo

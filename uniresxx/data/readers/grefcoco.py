@@ -8,9 +8,9 @@ from typing import Any
 
 from uniresxx.data.readers.collector import Collector, asked, records_of_split, target_expression
 from uniresxx.data.readers.fields import need, shown, whole
+from uniresxx.data.readers.files import load_records
 from uniresxx.data.readers.folders import PhotoFinder, data_file
 from uniresxx.data.readers.instances import Instances
-from uniresxx.data.readers.pickles import load_records
 from uniresxx.errors import InputError
 from uniresxx.imaging import masks
 from uniresxx.types import RLE, Granularity, ImageRecord

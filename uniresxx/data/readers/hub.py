@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from uniresxx.data.readers.collector import Collector, asked, logger, target_expression
 from uniresxx.data.readers.fields import file_name_of, need, photo_id, sentences, shown, size_of, whole
+from uniresxx.data.readers.files import note_opened
 from uniresxx.data.readers.folders import PhotoFinder, data_folders
 from uniresxx.data.readers.instances import overlap_source, photo_licence, truth
 from uniresxx.errors import InputError, NotThereError
@@ -341,6 +342,7 @@ def _rows(
 def _rows_of(path: Path, columns: Sequence[str]) -> Iterator[tuple[Place, dict[str, Any]]]:
     from pyarrow import parquet
 
+    note_opened(path)
     with _readable(path), parquet.ParquetFile(path) as file:
         for group in range(file.metadata.num_row_groups):
             _group_rows(file, group, path)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from uniresxx.data.readers.fields import file_name_of, need, size_of, whole
-from uniresxx.data.readers.pickles import load_json
+from uniresxx.data.readers.files import load_json
 from uniresxx.errors import InputError
 from uniresxx.imaging import masks
 from uniresxx.types import RLE

@@ -14,9 +14,9 @@ from typing import Any
 
 from uniresxx.data.readers.collector import Collector, target_expression
 from uniresxx.data.readers.fields import file_name_of, need, photo_id, sentences, shown, size_of, whole
+from uniresxx.data.readers.files import load_records
 from uniresxx.data.readers.folders import PhotoFinder, data_file
 from uniresxx.data.readers.instances import overlap_source, photo_licence, truth
-from uniresxx.data.readers.pickles import load_records
 from uniresxx.errors import InputError
 from uniresxx.imaging import masks
 from uniresxx.types import RLE, Granularity, ImageRecord

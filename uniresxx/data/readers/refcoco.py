@@ -7,9 +7,9 @@ from typing import Any
 
 from uniresxx.data.readers.collector import COCO_MASKS, Collector, asked, records_of_split, target_expression
 from uniresxx.data.readers.fields import need, whole
+from uniresxx.data.readers.files import load_records
 from uniresxx.data.readers.folders import PHOTO_FOLDERS, PhotoFinder, data_file
 from uniresxx.data.readers.instances import NOT_STATED, Instances
-from uniresxx.data.readers.pickles import load_records
 from uniresxx.types import Granularity, ImageRecord
 
 CLEF_FOLDERS = ("images/saiapr_tc-12", "refer_seg/images/saiapr_tc-12", "saiapr_tc-12")

@@ -14,9 +14,9 @@ from typing import Any
 from uniresxx.data.readers import cris
 from uniresxx.data.readers.collector import Collector, target_expression
 from uniresxx.data.readers.fields import file_name_of, photo_id, sentences
+from uniresxx.data.readers.files import load_records
 from uniresxx.data.readers.folders import PhotoFinder, data_file, data_folders
 from uniresxx.data.readers.instances import NOT_STATED
-from uniresxx.data.readers.pickles import load_records
 from uniresxx.errors import InputError, NotThereError
 from uniresxx.types import Granularity, ImageRecord
 
