@@ -107,19 +107,18 @@ def test_a_command_is_accepted(words: tuple[str, ...], monkeypatch: pytest.Monke
 )
 def test_a_data_command_parses_with_its_values(words: tuple[str, ...]) -> None:
     """By the very parsers of the command; the data set and the split are real, or a store's folder."""
-    from uniresxx.cli import _data_store as _store
-    from uniresxx.cli import data
+    from uniresxx.cli.data import dump, inspect, prepare, verify
     from uniresxx.data.catalog import known_benchmarks
 
     action, *rest = words[2:]
-    parsers = {"prepare": _store.parse_prepare, "verify": _store.parse_verify}
-    found = parsers[action](rest) if action in parsers else data.parse([action, *rest])
+    parsers = {"prepare": prepare, "verify": verify, "inspect": inspect, "dump": dump}
+    found = parsers[action].parse(rest)
     name = "" if action == "verify" else found.name
     known = known_benchmarks()
     if not name.startswith("stores/") and name:
         assert name in known or name in {item.partition("/")[0] for item in known}
     if action == "prepare":
-        assert found.root is not None and found.out.parts[0] == "stores"
+        assert found.data is not None and found.out.parts[0] == "stores"
 
 
 def test_training_commands_parse_with_their_values() -> None:

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from uniresxx.cli import data as command
-from uniresxx.cli._data_inspect import beside, passing, summary
+from uniresxx.cli import main as program
+from uniresxx.cli.data.counts import beside, summary
+from uniresxx.cli.data.inspect import passing
 from uniresxx.data.catalog import CONVERTED, load_benchmark, merge_records, splits_of
 from uniresxx.data.contact_sheet import COLUMNS, ROWS, Sheet
 from uniresxx.data.published_counts import PUBLISHED, PublishedCount, published, published_of
@@ -24,6 +25,10 @@ from uniresxx.types import Expression, Granularity, ImageRecord
 
 H, W = 20, 30
 BOX = [[2, 2, 8, 2, 8, 8, 2, 8]]
+
+
+def run_data(words):
+    return program(["data", *words])
 
 
 def refcoco_root(root, splits=("train", "val"), folder="refcoco", file="refs(unc).json", licence=True):
@@ -50,7 +55,7 @@ def refcoco_root(root, splits=("train", "val"), folder="refcoco", file="refs(unc
 
 def test_a_difference_is_one_line_with_both_numbers(tmp_path, capsys):
     root = refcoco_root(tmp_path)
-    assert command.run(["inspect", "refcoco", "--data", str(root)]) == 0
+    assert run_data(["inspect", "refcoco", "--data", str(root)]) == 0
     printed = capsys.readouterr()
     assert "  images                    1           published 16,994\n" in printed.out
     assert "  object                    1           published 10,834\n" in printed.out
@@ -66,7 +71,7 @@ def test_a_difference_is_one_line_with_both_numbers(tmp_path, capsys):
 
 def test_recalled_numbers_are_marked(tmp_path, capsys):
     root = refcoco_root(tmp_path, folder="refcocog", file="refs(umd).json")
-    assert command.run(["inspect", "refcocog_umd/val", "--data", str(root)]) == 0
+    assert run_data(["inspect", "refcocog_umd/val", "--data", str(root)]) == 0
     printed = capsys.readouterr()
     assert "expressions               1           published 4,896 (recalled)" in printed.out
     assert "expressions 1, published 4,896 (sentences, recalled)" in printed.err
@@ -88,11 +93,11 @@ def test_what_agrees_gives_no_warning_and_the_guard_explains_its_part():
 def test_a_store_whose_training_the_guard_cut_says_so(tmp_path, capsys, monkeypatch):
     root = refcoco_root(tmp_path / "root", ("train", "train", "val"))
     refcoco_root(root, ("val", "train", "train"), folder="refcoco+")
-    assert command.run(["prepare", "refcoco", "--root", str(root), "--out", str(tmp_path / "s")]) == 0
+    assert run_data(["prepare", "refcoco", "--root", str(root), "--out", str(tmp_path / "s")]) == 0
     told = PublishedCount("refcoco", "train", 2, 2, 2)
     monkeypatch.setattr("uniresxx.data.published_counts.PUBLISHED", (told,))
     capsys.readouterr()
-    assert command.run(["inspect", str(tmp_path / "s")]) == 0
+    assert run_data(["inspect", str(tmp_path / "s")]) == 0
     printed = capsys.readouterr()
     assert "  images                    1           published 2, removed by the guard 1\n" in printed.out
     assert "warning" not in printed.err
@@ -127,10 +132,10 @@ def test_every_image_has_a_licence_that_the_data_states_or_none(tmp_path, capsys
         f"photo {NOT_STATED}; annotations: {COCO_MASKS}",
     ]
     assert load_benchmark("refcoco/val", root)[0].source["licence"].startswith(f"photo {NOT_STATED};")
-    assert command.run(["prepare", "refcoco", "--root", str(root), "--out", str(tmp_path / "s")]) == 0
+    assert run_data(["prepare", "refcoco", "--root", str(root), "--out", str(tmp_path / "s")]) == 0
     assert Store.open(tmp_path / "s").row(0)["licence"] == found[0]
     capsys.readouterr()
-    assert command.run(["inspect", str(tmp_path / "s")]) == 0
+    assert run_data(["inspect", str(tmp_path / "s")]) == 0
     shown = capsys.readouterr().out
     assert f"licences\n  3 images: photo {NOT_STATED}" in shown and "  1 images: photo By (COCO 4)" in shown
 
@@ -155,7 +160,7 @@ def test_records_of_two_sets_are_under_both_licences(tmp_path):
 def test_prepare_takes_the_splits_that_are_there(tmp_path, capsys):
     root = refcoco_root(tmp_path / "root", ("val", "testA"))
     words = ["prepare", "refcoco", "--root", str(root), "--out", str(tmp_path / "s")]
-    assert command.run(words) == 0
+    assert run_data(words) == 0
     lines = capsys.readouterr().out.splitlines()
     for split in ("train", "testB"):
         (line,) = [item for item in lines if f"{split}: not there" in item]
@@ -163,12 +168,12 @@ def test_prepare_takes_the_splits_that_are_there(tmp_path, capsys):
     store = Store.open(tmp_path / "s")
     assert store.splits == ["val", "testA"] and set(store.meta["missing"]) == {"train", "testB"}
     assert [item.image_id for item in store] == ["1", "2"]
-    assert command.run(words) == 0  # done: kept
-    assert command.run(["verify", str(tmp_path / "s")]) == 1  # its photos are not there
+    assert run_data(words) == 0  # done: kept
+    assert run_data(["verify", str(tmp_path / "s")]) == 1  # its photos are not there
     refcoco_root(root, ("train", "val", "testA"), folder="refcoco2")
     (root / "refcoco2" / "refs(unc).json").rename(root / "refcoco" / "refs(unc).json")
-    assert command.run(words) == 2 and "--fresh" in capsys.readouterr().err
-    assert command.run([*words, "--fresh"]) == 2  # instances.json lacks image 3: that is no absent split
+    assert run_data(words) == 2 and "--fresh" in capsys.readouterr().err
+    assert run_data([*words, "--fresh"]) == 2  # instances.json lacks image 3: that is no absent split
     assert "image_id 3" in capsys.readouterr().err
 
 
@@ -176,7 +181,7 @@ def test_prepare_takes_the_splits_that_are_there(tmp_path, capsys):
                                   "psalm_refcoco", "jxu124_refcoco", "lmms_refcoco", "refcoco/nosplit"])  # fmt: skip
 def test_where_no_split_is_there_prepare_fails_with_one_line(tmp_path, capsys, name):
     root = refcoco_root(tmp_path / "root", folder="refcoco" if name.endswith("nosplit") else "other")
-    assert command.run(["prepare", name, "--root", str(root), "--out", str(tmp_path / "s")]) == 2
+    assert run_data(["prepare", name, "--root", str(root), "--out", str(tmp_path / "s")]) == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith("uniresxx data: ")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["root"]  # nothing is left to trip over
 
@@ -194,7 +199,7 @@ def test_a_broken_split_is_no_absent_one(tmp_path, capsys):
     root = refcoco_root(tmp_path / "root")
     path = root / "refcoco" / "instances.json"
     path.write_text(path.read_text().replace('"segmentation": [[2,', '"segmentation": [["x",', 1))
-    assert command.run(["prepare", "refcoco", "--root", str(root), "--out", str(tmp_path / "s")]) == 2
+    assert run_data(["prepare", "refcoco", "--root", str(root), "--out", str(tmp_path / "s")]) == 2
     assert "ann 1" in capsys.readouterr().err.splitlines()[-1]
 
 
@@ -273,22 +278,22 @@ def test_odd_photos_have_a_tile_too(tmp_path):
 def test_sheet_is_written_where_asked_and_only_then(tmp_path, capsys, monkeypatch):
     root = refcoco_root(tmp_path / "root")
     monkeypatch.chdir(tmp_path)
-    assert command.run(["inspect", "refcoco", "--data", str(root)]) == 0
+    assert run_data(["inspect", "refcoco", "--data", str(root)]) == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["root"]
-    assert command.run(["inspect", "refcoco", "--data", str(root), "--sheet", "a.png"]) == 0
-    assert command.run(["prepare", "refcoco", "--root", str(root), "--out", "s"]) == 0
-    assert command.run(["inspect", "s", "--sheet", "b.png"]) == 0
-    assert command.run(["inspect", "s/val", "--sheet", "c.png"]) == 0
+    assert run_data(["inspect", "refcoco", "--data", str(root), "--sheet", "a.png"]) == 0
+    assert run_data(["prepare", "refcoco", "--root", str(root), "--out", "s"]) == 0
+    assert run_data(["inspect", "s", "--sheet", "b.png"]) == 0
+    assert run_data(["inspect", "s/val", "--sheet", "c.png"]) == 0
     sizes = [Image.open(tmp_path / name).size for name in ("a.png", "b.png", "c.png")]
     assert sizes[0] == sizes[1] and sizes[0][0] == sizes[2][0]
     capsys.readouterr()
     for wrong in ("no/where.png", "root"):
-        assert command.run(["inspect", "s", "--sheet", wrong]) == 2
+        assert run_data(["inspect", "s", "--sheet", wrong]) == 2
         printed = capsys.readouterr()
         assert "--sheet" in printed.err.splitlines()[-1] and printed.out == ""  # before any work
-    assert command.run(["dump", "s", "--sheet", "d.png"]) == 2
+    assert run_data(["dump", "s", "--sheet", "d.png"]) == 2
 
 
 def test_scenes_have_a_sheet(tmp_path):
-    assert command.run(["inspect", "scenes_easy/val", "--sheet", str(tmp_path / "s.png")]) == 0
+    assert run_data(["inspect", "scenes_easy/val", "--sheet", str(tmp_path / "s.png")]) == 0
     assert Image.open(tmp_path / "s.png").size[0] > 1000

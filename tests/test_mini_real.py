@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from uniresxx.cli.data import lines_of
+from uniresxx.cli.data.dump import lines_of
 from uniresxx.data.catalog import load_benchmark
 from uniresxx.data.readers.refcocom import known_stems
 from uniresxx.data.store.photos import photo_of

@@ -27,11 +27,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from uniresxx.cli import data as command
+from uniresxx.cli import main as program
 from uniresxx.data.guard import record_coco_id
+from uniresxx.data.store import shards
 from uniresxx.data.store import write as store_write
 from uniresxx.data.store.photos import encoded_photo, photo_of
-from uniresxx.data.store.read import Store, shards
+from uniresxx.data.store.read import Store
 from uniresxx.data.store.verify import check_store
 from uniresxx.data.store.write import Preparation, write_store
 from uniresxx.errors import InputError
@@ -41,6 +42,10 @@ from uniresxx.types import Expression, Granularity, ImageRecord, PhotoInside
 HERE = Path(__file__).resolve().parents[1]
 H, W = 20, 30
 PATIENCE = 600  # seconds for a process on a machine that is busy with other work
+
+
+def run_data(words):
+    return program(["data", *words])
 
 
 def encoded(number, kind="PNG"):
@@ -370,7 +375,7 @@ def parquet_root(root):
 def test_photos_inside_are_read_and_packed_from_there(tmp_path, make, pack, capsys):
     root = tmp_path / "root"
     words = ["prepare", make(root), "--root", str(root), "--out", str(tmp_path / "s")]
-    assert command.run(words + ["--pack-images"] * pack) == 0
+    assert run_data(words + ["--pack-images"] * pack) == 0
     store = Store.open(tmp_path / "s")
     assert len(store) > 2
     for item in store:
@@ -378,13 +383,13 @@ def test_photos_inside_are_read_and_packed_from_there(tmp_path, make, pack, caps
         assert item.path is None and encoded_photo(item.inside) == encoded(number, "JPEG")
         assert photo_of(item).shape == (H, W, 3) and record_coco_id(item) == number
         assert int(masks.area(item.expressions[0].rle)) == 36
-    assert command.run(["verify", str(tmp_path / "s")]) == 0
+    assert run_data(["verify", str(tmp_path / "s")]) == 0
     capsys.readouterr()
-    assert command.run(["inspect", str(tmp_path / "s")]) == 0
+    assert run_data(["inspect", str(tmp_path / "s")]) == 0
     assert "photos missing            0" in capsys.readouterr().out
     root.rename(tmp_path / "away")
-    assert command.run(["verify", str(tmp_path / "s")]) == (0 if pack else 1)
-    assert command.run(["verify", str(tmp_path / "s"), "--images", str(tmp_path / "away")]) == 0
+    assert run_data(["verify", str(tmp_path / "s")]) == (0 if pack else 1)
+    assert run_data(["verify", str(tmp_path / "s"), "--images", str(tmp_path / "away")]) == 0
 
 
 @pytest.mark.parametrize("make", [lmdb_root, parquet_root])
@@ -394,7 +399,7 @@ def test_one_fingerprint_wherever_the_data_lies(tmp_path, make):
     for name in ("a", "deeper/b"):
         benchmark = make(tmp_path / name)
         out = tmp_path / f"{name.replace('/', '-')}-store"
-        assert command.run(["prepare", benchmark, "--root", str(tmp_path / name), "--out", str(out)]) == 0
+        assert run_data(["prepare", benchmark, "--root", str(tmp_path / name), "--out", str(out)]) == 0
         store = Store.open(out)
         found.add(store.fingerprint)
         assert store[0].source["left_out"] and not any(str(tmp_path) in str(item.source) for item in store)
@@ -425,13 +430,13 @@ def refcoco_root(root, count=600):
 PREPARE = "import sys; from uniresxx.cli import main; sys.exit(main(['data', 'prepare', *sys.argv[1:]]))"
 WAITING = """
 import time
-from uniresxx.cli import _data_store as _store
-show = _store._show
+from uniresxx.cli.data import prepare
+show = prepare.show_progress
 def waits(what, done, of):
     show(what, done, of)
     if what == "packing photos":
         time.sleep(3600)
-_store._show = waits
+prepare.show_progress = waits
 """
 
 
@@ -478,14 +483,14 @@ def test_a_folder_that_cannot_be_written(tmp_path, capsys):
     words = refcoco_root(tmp_path / "root", 2)
     (tmp_path / "closed").mkdir(mode=0o500)
     words[words.index("--out") + 1] = str(tmp_path / "closed" / "s")
-    assert command.run(["prepare", *words]) == 1
+    assert run_data(["prepare", *words]) == 1
     assert "Permission denied" in capsys.readouterr().err.splitlines()[-1]
 
 
 @pytest.mark.parametrize("size", ["0", "-5", "x", "99999999"])
 def test_a_wrong_shard_size_is_refused(tmp_path, capsys, size):
     words = ["prepare", *refcoco_root(tmp_path / "root", 1), "--shard-mb", size]
-    assert command.run(words) == 2
+    assert run_data(words) == 2
     assert "shard-mb" in capsys.readouterr().err.splitlines()[-1]
 
 

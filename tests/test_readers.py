@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from uniresxx.cli import data as command
+from uniresxx.cli import main as program
 from uniresxx.data.catalog import known_benchmarks, load_benchmark, merge_records
 from uniresxx.data.readers.files import load_json, load_pickle, load_records
 from uniresxx.data.readers.grefcoco import read_grefcoco
@@ -26,6 +26,10 @@ from uniresxx.types import Granularity, ImageRecord
 NAME = "COCO_train2014_000000000007.jpg"
 BOX = [2, 2, 8, 2, 8, 8, 2, 8]  # 36 pixels
 NEXT = [10, 2, 14, 2, 14, 8, 10, 8]  # 24 pixels
+
+
+def run_data(words):
+    return program(["data", *words])
 
 
 def instances(**changes):
@@ -439,13 +443,13 @@ def test_merging_refuses_two_sizes():
 
 def test_dump_and_inspect_print_what_was_read(tmp_path, capsys):
     root = root_with(tmp_path, [ref([1, 2]), ref([-1], 12, "the cat")], "grefcoco", "grefs(unc).json")
-    assert command.run(["dump", "grefcoco/val", "--data", str(root)]) == 0
+    assert run_data(["dump", "grefcoco/val", "--data", str(root)]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [(line["granularity"], line["area"], line["no_target"]) for line in lines] == [
         ("multi", 60, False),
         ("none", 0, True),
     ]
-    assert command.run(["inspect", "grefcoco", "--data", str(root)]) == 0
+    assert run_data(["inspect", "grefcoco", "--data", str(root)]) == 0
     shown = capsys.readouterr()
     assert "grefcoco/val" in shown.out and "grefcoco/testA" in shown.err
 
@@ -455,6 +459,6 @@ def test_dump_and_inspect_print_what_was_read(tmp_path, capsys):
     [["dump", "nothing/val"], ["dump", "refcoco/val"], ["inspect", "nothing"], ["frobnicate", "x"], []],
 )
 def test_wrong_input_is_one_line_and_exit_two(words, capsys):
-    assert command.run(words) == 2
+    assert run_data(words) == 2
     shown = capsys.readouterr()
     assert shown.out == "" and len(shown.err.strip().splitlines()) == 1

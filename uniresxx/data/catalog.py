@@ -11,6 +11,7 @@ from uniresxx.data.readers import cris, hub, psalm
 from uniresxx.data.readers.grefcoco import read_grefcoco
 from uniresxx.data.readers.refcoco import read_refcoco
 from uniresxx.data.readers.refcocom import known_stems, read_refcocom
+from uniresxx.data.store.folder import store_named
 from uniresxx.errors import InputError
 from uniresxx.types import ImageRecord
 
@@ -67,8 +68,6 @@ def find_store(name: str, data: Path | None) -> tuple[Path, str | None] | None:
     """
     if name.partition("/")[0] in SCENES:
         return None
-    from uniresxx.data.store.read import store_named
-
     below = () if data is None else (data / "stores", data)
     for place in (Path(), *below):
         found = store_named(str(place / name))

@@ -10,16 +10,21 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from heapq import nsmallest
+from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
+from PIL.PngImagePlugin import PngInfo
 
 from uniresxx.data.store.photos import photo_of
 from uniresxx.errors import InputError
+from uniresxx.files import write_atomic
 from uniresxx.imaging import masks
 from uniresxx.imaging.overlay import font_for, one_line, paint_mask, resized_mask, wrapped
 from uniresxx.types import Expression, Granularity, ImageRecord
 
+SOFTWARE = "uniresxx data inspect --sheet"
 COLUMNS, ROWS = 4, 2  # of tiles, per granularity
 TILE = (240, 320)  # height, width of a photo's place
 TEXT_LINES, TEXT, SMALL, HEAD, TITLE = 2, 16, 12, 24, 30  # lines; font sizes in pixels
@@ -85,10 +90,10 @@ class Sheet:
         pen = ImageDraw.Draw(page)
         name = one_line(title, 90)
         pen.text((MARGIN, MARGIN), name, fill=INK, font=font_for(name, TITLE))
-        said = (
+        total = (
             f"{self.counts.total():,} expressions and their true masks; {COLUMNS * ROWS} of each kind at most"
         )
-        pen.text((MARGIN, MARGIN + TITLE + 12), said, fill=FAINT, font=font_for(said, TEXT))
+        pen.text((MARGIN, MARGIN + TITLE + 12), total, fill=FAINT, font=font_for(total, TEXT))
         y = MARGIN + TITLE + 40
         for kind in kinds:
             _band(pen, kind, self.counts[kind], y + GAP, width)
@@ -99,6 +104,30 @@ class Sheet:
                 page.paste(_card(pair, card), corner)
             y += rows[kind] * (card[0] + GAP)
         return page
+
+
+def check_sheet_path(path: Path) -> None:
+    """InputError where no contact sheet can be written, or another file than a contact sheet would be replaced."""
+    if path.suffix.lower() != ".png" or not path.parent.is_dir():
+        raise InputError(f"{path}: --sheet must name a PNG file in a folder that is there")
+    if path.exists() and not _is_sheet(path):
+        raise InputError(f"{path}: is there and is no contact sheet; name another file with --sheet")
+
+
+def _is_sheet(path: Path) -> bool:
+    try:
+        with Image.open(path, formats=("PNG",)) as picture:
+            return picture.info.get("Software") == SOFTWARE
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return False
+
+
+def save_sheet(sheet: Sheet, title: str, path: Path) -> None:
+    """Draw the sheet and write it as PNG; OSError where it cannot be written."""
+    marks, stream = PngInfo(), BytesIO()
+    marks.add_text("Software", SOFTWARE)  # so that the next one may replace it
+    sheet.draw(title).save(stream, format="PNG", compress_level=3, pnginfo=marks)
+    write_atomic(path, stream.getvalue())
 
 
 def _rank(pair: Pair) -> bytes:
@@ -163,12 +192,12 @@ def _drawn(
     height, width = photo.shape[:2]
     scale = min(room[0] / height, room[1] / width)
     size = (max(1, round(height * scale)), max(1, round(width * scale)))
-    way = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.LANCZOS
-    picture = Image.fromarray(np.ascontiguousarray(photo)).resize((size[1], size[0]), way)
+    filter_ = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.LANCZOS
+    picture = Image.fromarray(np.ascontiguousarray(photo)).resize((size[1], size[0]), filter_)
     if mask is None:
         return picture
     if scale >= 1:
-        return _marked(picture, np.asarray(Image.fromarray(mask).resize((size[1], size[0]), way)), colour)
+        return _marked(picture, np.asarray(Image.fromarray(mask).resize((size[1], size[0]), filter_)), colour)
     return _marked(picture, resized_mask(mask, size), colour)
 
 

@@ -9,7 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from uniresxx.data.store.photos import encoded_photo
-from uniresxx.data.store.read import Store, row_digest
+from uniresxx.data.store.read import Store
+from uniresxx.data.store.rows import row_digest
 from uniresxx.errors import InputError
 from uniresxx.imaging import decode as images
 from uniresxx.imaging import masks
