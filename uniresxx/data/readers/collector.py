@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,54 +19,74 @@ logger = logging.getLogger("uniresxx.data")
 COCO_MASKS = "masks CC BY 4.0 (COCO), expressions not stated"  # no release of the family names a licence
 
 
-@dataclass
-class _Image:
-    path: str | None
-    inside: PhotoInside | None
-    height: int
-    width: int
-    licence: str
-    expressions: list[Expression] = field(default_factory=list)
+@dataclass(frozen=True, slots=True)
+class Photo:
+    """A photo of a data set.
+
+    Args:
+        image_id: its id in the records.
+        place: its path, or its place in another file.
+        size: (height, width).
+        licence: of the photo alone.
+    """
+
+    image_id: str
+    place: Path | PhotoInside
+    size: tuple[int, int]
+    licence: str = NOT_STATED
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What the sentences of a record point at."""
+
+    granularity: Granularity
+    rle: RLE | None
+    source: Mapping[str, Any]
 
 
 class Collector:
     """Gathers expressions into one ImageRecord per image and reports what was left out.
 
-    `root` is the data folder: what goes into a record names files below it, so that a record does not depend
-    on where the data lies. `licence` is that of the annotations.
+    Args:
+        where: the file and split; errors and warnings start with it.
+        root: the data folder; a record names files below it, so it does not depend on where the data lies.
+        start: what every expression id starts with, `<data set>/<split>`.
+        licence: of the annotations.
     """
 
-    def __init__(self, where: str, root: Path, licence: str = COCO_MASKS) -> None:
-        self.where, self.root, self.licence = where, root, licence
-        self.images: dict[str, _Image] = {}
+    def __init__(self, where: str, root: Path, start: str, licence: str = COCO_MASKS) -> None:
+        self.where, self.root, self.start, self.licence = where, root, start, licence
+        self.images: dict[str, tuple[Photo, list[Expression]]] = {}
         self.left_out: list[str] = []
-        self._seen: dict[str, int] = {}
+        self._seen: Counter[str] = Counter()
 
-    def add(
-        self,
-        image_id: str,
-        photo: Path | PhotoInside,
-        size: tuple[int, int],
-        expression: Expression,
-        licence: str = NOT_STATED,
-    ) -> None:
-        """Add an expression; `size` is (height, width), one per image, or InputError.
+    def add(self, who: str, photo: Photo, target: Target, asked: Iterable[tuple[object, Sentence]]) -> None:
+        """Add the sentences of a record, each with its id inside the split; blank ones are left out.
 
-        `photo` and its `licence` are those of the image's first expression.
+        Raises InputError where earlier records give the photo another size.
         """
-        inside = photo if isinstance(photo, PhotoInside) else None
-        path = None if inside else str(photo)
-        image = self.images.setdefault(image_id, _Image(path, inside, *size, licence))
-        if (image.height, image.width) != size:
-            raise InputError(
-                f"{self.where}: {expression.expression_id} says image {image_id} is {size[0]} x {size[1]} "
-                f"(height x width), earlier records say {image.height} x {image.width}"
+        area = 0 if target.rle is None else masks.area(target.rle)
+        for native, sentence in asked:
+            if not sentence.text:
+                self.leave_out(f"{who}: sentence {native} is blank")
+                continue
+            first, expressions = self.images.setdefault(photo.image_id, (photo, []))
+            if first.size != photo.size:
+                raise InputError(
+                    f"{self.where}: {self.start}/{native} says image {photo.image_id} is {photo.size[0]} x "
+                    f"{photo.size[1]} (height x width), earlier records say {first.size[0]} x {first.size[1]}"
+                )
+            source = {"raw": sentence.raw, **target.source}
+            expression_id = self._unique(f"{self.start}/{native}")
+            expressions.append(
+                Expression(expression_id, sentence.text, target.granularity, target.rle, area, source=source)
             )
-        image.expressions.append(expression)
 
-    def unique(self, expression_id: str) -> str:
-        """The id, with `#2`, `#3`, … where it comes again (our choice: predictions are keyed by it)."""
-        count = self._seen[expression_id] = self._seen.get(expression_id, 0) + 1
+    def _unique(self, expression_id: str) -> str:
+        """The id, with `#2`, `#3`, … where it comes again: predictions are stored by id."""
+        self._seen[expression_id] += 1
+        count = self._seen[expression_id]
         return expression_id if count == 1 else f"{expression_id}#{count}"
 
     def leave_out(self, what: str) -> None:
@@ -84,54 +105,33 @@ class Collector:
         repeated = sum(count > 1 for count in self._seen.values())
         if repeated:
             logger.warning("%s: %d native ids are used more than once; got #2, #3, …", self.where, repeated)
-        records = [
-            ImageRecord(
-                name,
-                item.height,
-                item.width,
-                tuple(item.expressions),
-                path=item.path,
-                inside=item.inside,
-                source={"licence": f"photo {item.licence}; annotations: {self.licence}"},
+        records = []
+        for photo, expressions in self.images.values():
+            inside = photo.place if isinstance(photo.place, PhotoInside) else None
+            path = None if inside else str(photo.place)
+            licence = f"photo {photo.licence}; annotations: {self.licence}"
+            records.append(
+                ImageRecord(
+                    photo.image_id,
+                    *photo.size,
+                    tuple(expressions),
+                    path=path,
+                    inside=inside,
+                    source={"licence": licence},
+                )
             )
-            for name, item in self.images.items()
-        ]
         if self.left_out:  # noted on the first record only, so that counts over records add up
             lines = tuple(line.replace(f"{self.root}/", "") for line in self.left_out)
             records[0] = replace(records[0], source={**records[0].source, "left_out": lines})
         return records
 
 
-def asked(record: Mapping[str, Any], who: str, collector: Collector) -> Iterator[Sentence]:
-    """The sentences of a RefCOCO-type record that can be asked; blank ones are left out by name.
-
-    InputError where a sentence has no `sent_id`.
-    """
+def with_sent_ids(record: Mapping[str, Any], who: str) -> Iterator[tuple[str, Sentence]]:
+    """The sentences of a RefCOCO-type record by `sent_id`; InputError where one has none."""
     for sentence in sentences(record, "sent_id", who):
         if sentence.native_id is None:
             need({}, "sent_id", f"{who}: a sentence")
-        if sentence.text:
-            yield sentence
-        else:
-            collector.leave_out(f"{who}: sentence {sentence.native_id} is blank")
-
-
-def target_expression(
-    expression_id: str,
-    sentence: Sentence,
-    granularity: Granularity,
-    rle: RLE | None,
-    source: Mapping[str, Any],
-) -> Expression:
-    """An Expression with the area of its mask; `source` gets the raw text."""
-    return Expression(
-        expression_id,
-        sentence.text,
-        granularity,
-        rle,
-        area=0 if rle is None else masks.area(rle),
-        source={"raw": sentence.raw, **source},
-    )
+        yield str(sentence.native_id), sentence
 
 
 def records_of_split(

@@ -18,8 +18,8 @@ from threading import Lock
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from uniresxx.data.readers.collector import Collector, target_expression
-from uniresxx.data.readers.fields import file_name_of, need, photo_id, sentences, shown, whole
+from uniresxx.data.readers.collector import Collector, Photo, Target
+from uniresxx.data.readers.fields import Sentence, file_name_of, need, photo_id, sentences, shown, whole
 from uniresxx.data.readers.files import load_records, note_opened
 from uniresxx.data.readers.folders import PHOTO_FOLDERS, PhotoFinder, data_folders
 from uniresxx.data.readers.pickles import plain_data
@@ -79,9 +79,8 @@ class _Reading:
 
     def __init__(self, root: Path, split: str, prefix: str, path: Path) -> None:
         self.path = path
-        self.start = f"{prefix}/{split}"
         self.finder = PhotoFinder(root, PHOTO_FOLDERS)
-        self.collector = Collector(str(path), root)
+        self.collector = Collector(str(path), root, f"{prefix}/{split}")
 
     def of_list(self, folders: Sequence[Path]) -> list[ImageRecord]:
         for index, record in enumerate(load_records(self.path)):
@@ -106,19 +105,21 @@ class _Reading:
     def add(self, record: Mapping[str, Any], rle: RLE, photo: Path | PhotoInside, who: str) -> None:
         name, segment = file_name_of(record, who, "img_name"), segment_of(record, who)
         source: dict[str, Any] = {"segment_id": segment, "cat": record.get("cat")}
-        for place, sentence in enumerate(sentences(record, "idx", who)):
-            native = f"{segment}_{place if sentence.native_id is None else sentence.native_id}"
-            if not sentence.text:
-                self.collector.leave_out(f"{who}: sentence {native} is blank")
-                continue
-            expression = target_expression(
-                self.collector.unique(f"{self.start}/{native}"), sentence, Granularity.OBJECT, rle, source
-            )
-            size = (rle["size"][0], rle["size"][1])
-            self.collector.add(photo_id(name), photo, size, expression)
+        self.collector.add(
+            who,
+            Photo(photo_id(name), photo, (rle["size"][0], rle["size"][1])),
+            Target(Granularity.OBJECT, rle, source),
+            with_segment_ids(record, segment, who),
+        )
 
 
-# ---- the mask files, which RefCOCOm shares
+# ---- segments and mask files, which RefCOCOm shares
+
+
+def with_segment_ids(record: Mapping[str, Any], segment: str, who: str) -> Iterator[tuple[str, Sentence]]:
+    """The sentences of a record by `<segment_id>_<idx>`, or by their place where they have no idx."""
+    for place, sentence in enumerate(sentences(record, "idx", who)):
+        yield f"{segment}_{place if sentence.native_id is None else sentence.native_id}", sentence
 
 
 def segment_of(record: Mapping[str, Any], who: str) -> str:

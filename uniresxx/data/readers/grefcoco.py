@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from uniresxx.data.readers.collector import Collector, asked, records_of_split, target_expression
+from uniresxx.data.readers.collector import Collector, Photo, Target, records_of_split, with_sent_ids
 from uniresxx.data.readers.fields import need, shown, whole
 from uniresxx.data.readers.files import load_records
 from uniresxx.data.readers.folders import PhotoFinder, data_file
@@ -28,7 +28,7 @@ def read_grefcoco(root: Path, split: str) -> list[ImageRecord]:
     """
     path = data_file(root, FOLDERS, ("grefs(unc).p", "grefs(unc).json"))
     instances = Instances.load(data_file(root, FOLDERS, ("instances.json",)))
-    finder, collector = PhotoFinder(root), Collector(f"{path}: {split}", root)
+    finder, collector = PhotoFinder(root), Collector(f"{path}: {split}", root, f"grefcoco/{split}")
     for who, record in records_of_split(load_records(path), split, path):
         image_id = whole(need(record, "image_id", who), "image_id", who)
         file_name, height, width = instances.image(image_id, who)
@@ -42,12 +42,10 @@ def read_grefcoco(root: Path, split: str) -> list[ImageRecord]:
         granularity = (Granularity.NONE, Granularity.OBJECT, Granularity.MULTI)[min(len(targets), 2)]
         source: dict[str, Any] = {"ref_id": record.get("ref_id"), "ann_id": targets}
         source |= instances.overlap_source(targets, parts, image_id, who)
-        for sentence in asked(record, who, collector):
-            expression = target_expression(
-                collector.unique(f"grefcoco/{split}/{sentence.native_id}"), sentence, granularity, rle, source
-            )
-            photo, licence = finder.path(file_name, who), instances.licence(image_id)
-            collector.add(str(image_id), photo, (height, width), expression, licence)
+        photo = Photo(
+            str(image_id), finder.path(file_name, who), (height, width), instances.licence(image_id)
+        )
+        collector.add(who, photo, Target(granularity, rle, source), with_sent_ids(record, who))
     return collector.records()
 
 

@@ -24,7 +24,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from uniresxx.data.readers.collector import Collector, asked, logger, target_expression
+from uniresxx.data.readers.collector import Collector, Photo, Target, logger, with_sent_ids
 from uniresxx.data.readers.fields import file_name_of, need, photo_id, sentences, shown, size_of, whole
 from uniresxx.data.readers.files import note_opened
 from uniresxx.data.readers.folders import PhotoFinder, data_folders
@@ -63,20 +63,24 @@ def read_jxu124(
     Raises InputError naming file, row and field, and for a row of another split.
     """
     name, splits = JXU124[dataset]
-    reading = _Reading(root, f"{prefix or f'jxu124_{dataset}'}/{split}", f"jxu124/{name} {split}")
+    finder = PhotoFinder(root)
+    collector = Collector(f"jxu124/{name} {split}", root, f"{prefix or f'jxu124_{dataset}'}/{split}")
     columns = ("raw_anns", "raw_image_info", "ann_id", "image_id", "split", "sentences", "ref_id", "bbox")
     for place, row in _rows(root, "jxu124", name, _their_split(splits, split, name), columns):
         who = str(place)
         if need(row, "split", who) not in (split, splits[split]):
             raise InputError(f"{who}: is of split {shown(row['split'])}, not of {split}")
         box = _box(row, "bbox", who, xywh=False)
-        reading.add(row, _object(row, "raw_anns", who), _object(row, "raw_image_info", who), box, who)
-    return reading.collector.records()
+        ann, image = _object(row, "raw_anns", who), _object(row, "raw_image_info", who)
+        _add_ref(collector, finder, row, ann, image, box, who)
+    return collector.records()
 
 
 def read_jxu124_benchmark(root: Path, split: str, prefix: str | None = None) -> list[ImageRecord]:
     """Records of one split of jxu124/refcoco-benchmark (`refcoco_unc_val`, …), ids as `read_jxu124`."""
-    reading = _Reading(root, f"{prefix or 'jxu124_benchmark'}/{split}", f"jxu124/refcoco-benchmark {split}")
+    finder = PhotoFinder(root)
+    start = f"{prefix or 'jxu124_benchmark'}/{split}"
+    collector = Collector(f"jxu124/refcoco-benchmark {split}", root, start)
     for place, row in _rows(root, "jxu124", "refcoco-benchmark", split, ("ref_list", "image_info")):
         refs = need(row, "ref_list", str(place))
         if not isinstance(refs, list):
@@ -87,8 +91,9 @@ def read_jxu124_benchmark(root: Path, split: str, prefix: str | None = None) -> 
                 raise InputError(f"{name}: must be an object, not {shown(item)}")
             ref, ann = _object(item, "ref_info", name), _object(item, "ann_info", name)
             box = _box(ann, "bbox", name, xywh=True)
-            reading.add(ref, ann, _object(row, "image_info", str(place)), box, name)
-    return reading.collector.records()
+            image = _object(row, "image_info", str(place))
+            _add_ref(collector, finder, ref, ann, image, box, name)
+    return collector.records()
 
 
 def benchmark_splits(root: Path) -> list[str]:
@@ -116,92 +121,69 @@ def read_lmms(
             f"lmms-lab/{name}: its split val is two in one, of unc (umd) and of Google, whose photos are in "
             "training sets; read val_mixed to have it all the same, or the original files"
         )
-    reading = _LmmsReading(root, f"{prefix or f'lmms_{dataset}'}/{split}", f"lmms-lab/{name} {split}")
+    collector = Collector(f"lmms-lab/{name} {split}", root, f"{prefix or f'lmms_{dataset}'}/{split}")
     columns = ("question_id", "image", "answer", "segmentation", "bbox", "iscrowd", "file_name")
     for place, row in _rows(root, "lmms-lab", name, _their_split(splits, split, name), columns):
-        reading.add(row, place)
+        _add_answers(collector, row, place)
     logger.warning("lmms-lab/%s: %s; report no numbers on it", name, LOSSY)
-    return reading.collector.records()
+    return collector.records()
 
 
-class _Reading:
-    """One split being read from rows that hold ref, annotation and image."""
-
-    def __init__(self, root: Path, start: str, where: str) -> None:
-        self.start = start
-        self.finder, self.collector = PhotoFinder(root), Collector(where, root)
-
-    def add(
-        self,
-        ref: Mapping[str, Any],
-        ann: Mapping[str, Any],
-        image: Mapping[str, Any],
-        box: tuple[float, ...],
-        who: str,
-    ) -> None:
-        """Add the sentences of a ref; its ids must be those of its annotation and its image."""
-        ids = [whole(need(ref, name, who), name, who) for name in ("ann_id", "image_id")]
-        for found, name, of in ((ann, "id", ids[0]), (ann, "image_id", ids[1]), (image, "id", ids[1])):
-            if whole(found.get(name, of), name, who) != of:
-                raise InputError(
-                    f"{who}: ann_id or image_id {of} is not {name} {found[name]} of what it holds"
-                )
-        file_name, size = file_name_of(image, who), size_of(image, who)
-        if ann.get("iscrowd"):
-            self.collector.leave_out(f"{who}: its target ann {ids[0]} is a crowd region")
-            return
-        rle = truth(ann, size, f"{who}: ann {ids[0]}", who)
-        source: dict[str, Any] = {"ref_id": ref.get("ref_id"), "ann_id": ids[0], "box_xyxy": box}
-        source |= overlap_source([ann], [rle], size)
-        for sentence in asked(ref, who, self.collector):
-            expression = target_expression(
-                self.collector.unique(f"{self.start}/{sentence.native_id}"),
-                sentence,
-                Granularity.OBJECT,
-                rle,
-                source,
+def _add_ref(
+    collector: Collector,
+    finder: PhotoFinder,
+    ref: Mapping[str, Any],
+    ann: Mapping[str, Any],
+    image: Mapping[str, Any],
+    box: tuple[float, ...],
+    who: str,
+) -> None:
+    """Add the sentences of a ref; its ids must be those of its annotation and its image."""
+    ids = [whole(need(ref, name, who), name, who) for name in ("ann_id", "image_id")]
+    for found, name, of in ((ann, "id", ids[0]), (ann, "image_id", ids[1]), (image, "id", ids[1])):
+        if whole(found.get(name, of), name, who) != of:
+            raise InputError(
+                f"{who}: ann_id or image_id {of} differs from {name} {found[name]} in the same row"
             )
-            photo = self.finder.path(file_name, who)
-            self.collector.add(str(ids[1]), photo, size, expression, photo_licence(image))
+    file_name, size = file_name_of(image, who), size_of(image, who)
+    if ann.get("iscrowd"):
+        collector.leave_out(f"{who}: its target ann {ids[0]} is a crowd region")
+        return
+    rle = truth(ann, size, f"{who}: ann {ids[0]}", who)
+    source: dict[str, Any] = {"ref_id": ref.get("ref_id"), "ann_id": ids[0], "box_xyxy": box}
+    source |= overlap_source([ann], [rle], size)
+    photo = Photo(str(ids[1]), finder.path(file_name, who), size, photo_licence(image))
+    collector.add(who, photo, Target(Granularity.OBJECT, rle, source), with_sent_ids(ref, who))
 
 
-class _LmmsReading:
-    """One split of lmms-lab being read; the photos stay in their rows."""
-
-    def __init__(self, root: Path, start: str, where: str) -> None:
-        self.start = start
-        self.collector = Collector(where, root)
-
-    def add(self, row: Mapping[str, Any], place: Place) -> None:
-        """Add the answers of a row, unless its mask is known to be wrong."""
-        who = str(place)
-        file_name = re.sub(r"(_\d{12})_\d+(\.\w+)$", r"\1\2", file_name_of(row, who))
-        size = images.encoded_size(_photo_bytes(row, who))
-        if size is None:
-            raise InputError(f"{who}: image is no photo in {', '.join(images.FORMATS)}, or is over the cap")
-        box = _box(row, "bbox", who, xywh=True)
-        segmentation = row.get("segmentation")
-        if row.get("iscrowd") or not segmentation:
-            self.collector.leave_out(f"{who}: " + ("is a crowd" if row.get("iscrowd") else "has no polygon"))
-            return
-        rle = truth({"segmentation": segmentation}, size, who, who)
-        if not _fills(rle, box):
-            self.collector.leave_out(f"{who}: its polygon does not fill its box, so some of it is lost")
-            return
-        source: dict[str, Any] = {"box_xyxy": box, "file_name": row["file_name"]}
-        if isinstance(segmentation, list) and not isinstance(segmentation[0], list):
-            source["truth"] = LOSSY
-        question, image_id = need(row, "question_id", who), photo_id(file_name)
-        if not isinstance(question, int | str):
-            raise InputError(f"{who}: question_id must be a number or text, not {shown(question)}")
-        for index, sentence in enumerate(sentences({"sentences": row.get("answer")}, "sent_id", who)):
-            if not sentence.text:
-                self.collector.leave_out(f"{who}: answer {index} is blank")
-                continue
-            expression_id = self.collector.unique(f"{self.start}/{question}_{index}")
-            expression = target_expression(expression_id, sentence, Granularity.OBJECT, rle, source)
-            inside = PhotoInside("parquet", str(place.path), str(place.row), file_name)
-            self.collector.add(image_id, inside, size, expression)
+def _add_answers(collector: Collector, row: Mapping[str, Any], place: Place) -> None:
+    """Add the answers of a row of lmms-lab, unless its mask is known to be wrong. The photo stays in its row."""
+    who = str(place)
+    file_name = re.sub(r"(_\d{12})_\d+(\.\w+)$", r"\1\2", file_name_of(row, who))
+    size = images.encoded_size(_photo_bytes(row, who))
+    if size is None:
+        raise InputError(f"{who}: image is no photo in {', '.join(images.FORMATS)}, or is over the cap")
+    box = _box(row, "bbox", who, xywh=True)
+    segmentation = row.get("segmentation")
+    if row.get("iscrowd") or not segmentation:
+        collector.leave_out(f"{who}: " + ("is a crowd" if row.get("iscrowd") else "has no polygon"))
+        return
+    rle = truth({"segmentation": segmentation}, size, who, who)
+    if not _fills(rle, box):
+        collector.leave_out(f"{who}: its polygon does not fill its box, so some of it is lost")
+        return
+    source: dict[str, Any] = {"box_xyxy": box, "file_name": row["file_name"]}
+    if isinstance(segmentation, list) and not isinstance(segmentation[0], list):
+        source["truth"] = LOSSY
+    question = need(row, "question_id", who)
+    if not isinstance(question, int | str):
+        raise InputError(f"{who}: question_id must be a number or text, not {shown(question)}")
+    answers = enumerate(sentences({"sentences": row.get("answer")}, "sent_id", who))
+    inside = PhotoInside("parquet", str(place.path), str(place.row), file_name)
+    asked = [(f"{question}_{index}", sentence) for index, sentence in answers]
+    collector.add(
+        who, Photo(photo_id(file_name), inside, size), Target(Granularity.OBJECT, rle, source), asked
+    )
 
 
 def parquet_photo(path: Path, row: int) -> bytes:
@@ -368,9 +350,9 @@ def _readable(path: Path) -> Iterator[None]:
 
 def _group_rows(file: parquet.ParquetFile, group: int, path: Path) -> int:
     """Rows of a row group; InputError where it is over the cap."""
-    told = file.metadata.row_group(group)
-    if not 0 <= told.total_byte_size <= MAX_GROUP_BYTES:
+    stated = file.metadata.row_group(group)
+    if not 0 <= stated.total_byte_size <= MAX_GROUP_BYTES:
         raise InputError(
-            f"{path}: row group {group} of {told.total_byte_size} bytes is over the cap {MAX_GROUP_BYTES}"
+            f"{path}: row group {group} of {stated.total_byte_size} bytes is over the cap {MAX_GROUP_BYTES}"
         )
-    return int(told.num_rows)
+    return int(stated.num_rows)

@@ -12,14 +12,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from uniresxx.data.readers.collector import Collector, target_expression
+from uniresxx.data.readers.collector import Collector, Photo, Target
 from uniresxx.data.readers.fields import file_name_of, need, photo_id, sentences, shown, size_of, whole
 from uniresxx.data.readers.files import load_records
 from uniresxx.data.readers.folders import PhotoFinder, data_file
 from uniresxx.data.readers.instances import overlap_source, photo_licence, truth
 from uniresxx.errors import InputError
 from uniresxx.imaging import masks
-from uniresxx.types import RLE, Granularity, ImageRecord
+from uniresxx.types import Granularity, ImageRecord
 
 # data set -> its folder names; RefCOCOg is converted from the umd split only
 SETS = {
@@ -43,8 +43,10 @@ def read_psalm(
     names = SETS[dataset]
     files = (f"{split}_psalm.json", *(f"{name}_{split}.json" for name in names))
     path = data_file(root, names, files)
-    start = f"{prefix or f'psalm_{dataset}'}/{split}"
-    finder, collector = PhotoFinder(root), Collector(str(path), root)
+    finder, collector = (
+        PhotoFinder(root),
+        Collector(str(path), root, f"{prefix or f'psalm_{dataset}'}/{split}"),
+    )
     for index, record in enumerate(load_records(path)):
         who = f"{path}: record {index}"
         info = need(record, "image_info", who)
@@ -55,37 +57,30 @@ def read_psalm(
             size_of(info, f"{who}: image_info"),
         )
         image_id = str(whole(info["id"], "id", who)) if "id" in info else photo_id(file_name)
-        asked = list(sentences({"sentences": need(record, "instruction", who)}, "sent_id", who))
-        found = _targets(record, size, dataset == "grefcoco", who)
-        if found is None or not asked:
-            collector.leave_out(
-                f"{who}: " + ("has no sentence" if found else "its only targets are crowd regions")
-            )
+        listed = list(sentences({"sentences": need(record, "instruction", who)}, "sent_id", who))
+        target = _target(record, size, dataset == "grefcoco", who)
+        if target is None or not listed:
+            why = "has no sentence" if target else "its only targets are crowd regions"
+            collector.leave_out(f"{who}: {why}")
             continue
-        granularity, rle, source = found
-        for place, sentence in enumerate(asked):
-            native = f"{index}_{place}" if sentence.native_id is None else sentence.native_id
-            if not sentence.text:
-                collector.leave_out(f"{who}: sentence {native} is blank")
-                continue
-            expression = target_expression(
-                collector.unique(f"{start}/{native}"), sentence, granularity, rle, source
-            )
-            collector.add(image_id, finder.path(file_name, who), size, expression, photo_licence(info))
+        asked = [
+            (f"{index}_{place}" if item.native_id is None else item.native_id, item)
+            for place, item in enumerate(listed)
+        ]
+        photo = Photo(image_id, finder.path(file_name, who), size, photo_licence(info))
+        collector.add(who, photo, target, asked)
     return collector.records()
 
 
-def _targets(
-    record: Mapping[str, Any], size: tuple[int, int], general: bool, who: str
-) -> tuple[Granularity, RLE | None, dict[str, Any]] | None:
-    """(granularity, mask, source with the annotation ids) of a record; None where every target is a crowd region."""
+def _target(record: Mapping[str, Any], size: tuple[int, int], general: bool, who: str) -> Target | None:
+    """The target of a record, its annotation ids in its source; None where every target is a crowd region."""
     rows = need(record, "anns", who)
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise InputError(f"{who}: anns must be a list of annotations, not {shown(rows)}")
     if not general and len(rows) != 1:
         raise InputError(f"{who}: has {len(rows)} annotations; only gRefCOCO may have any number but one")
     if general and all(need(row, "segmentation", who) in ([], [[]]) for row in rows):
-        return Granularity.NONE, None, {"ann_id": []}
+        return Target(Granularity.NONE, None, {"ann_id": []})
     # an annotation that comes twice is one target, as in the gRefCOCO reader
     single = {
         shown(row.get("id", f"at {place}")): row
@@ -98,4 +93,4 @@ def _targets(
     granularity = Granularity.OBJECT if len(found) == 1 else Granularity.MULTI
     source: dict[str, Any] = {"ann_id": [row.get("id") for row in single.values()]}
     source |= overlap_source(list(single.values()), found, size)
-    return granularity, masks.union(found, size), source
+    return Target(granularity, masks.union(found, size), source)

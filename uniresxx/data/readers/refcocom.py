@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from uniresxx.data.readers import cris
-from uniresxx.data.readers.collector import Collector, target_expression
-from uniresxx.data.readers.fields import file_name_of, photo_id, sentences
+from uniresxx.data.readers.collector import Collector, Photo, Target
+from uniresxx.data.readers.fields import file_name_of, photo_id
 from uniresxx.data.readers.files import load_records
 from uniresxx.data.readers.folders import PhotoFinder, data_file, data_folders
 from uniresxx.data.readers.instances import NOT_STATED
@@ -45,7 +45,7 @@ def read_refcocom(root: Path, stem: str) -> list[ImageRecord]:
     path = _list_path(root, stem)
     records = load_records(path)
     parts = _part_keys(root, stem, records, path)
-    finder, collector = PhotoFinder(root), Collector(str(path), root, NOT_STATED)
+    finder, collector = PhotoFinder(root), Collector(str(path), root, f"refcocom/{stem}", NOT_STATED)
     folders = [folder / "masks" for folder in data_folders(root, FOLDERS)]
     for index, record in enumerate(records):
         who = f"{path}: record {index}"
@@ -54,15 +54,13 @@ def read_refcocom(root: Path, stem: str) -> list[ImageRecord]:
         rle = cris.mask_of(folders, segment, photo, who)
         granularity = Granularity.PART if parts is None or _key(record, who) in parts else Granularity.OBJECT
         source: dict[str, Any] = {"segment_id": segment, "cat": record.get("cat")}
-        for place, sentence in enumerate(sentences(record, "idx", who)):
-            native = f"{segment}_{place if sentence.native_id is None else sentence.native_id}"
-            if not sentence.text:
-                collector.leave_out(f"{who}: sentence {native} is blank")
-                continue
-            expression = target_expression(
-                collector.unique(f"refcocom/{stem}/{native}"), sentence, granularity, rle, source
-            )
-            collector.add(photo_id(photo_name), photo, (rle["size"][0], rle["size"][1]), expression)
+        size = rle["size"][0], rle["size"][1]
+        collector.add(
+            who,
+            Photo(photo_id(photo_name), photo, size),
+            Target(granularity, rle, source),
+            cris.with_segment_ids(record, segment, who),
+        )
     return collector.records()
 
 

@@ -50,7 +50,6 @@ def write_store(
     work: Preparation,
     fresh: bool = False,
     progress: Progress = _silent,
-    images: Path | None = None,
 ) -> Store:
     """Make the store `out`, or continue to; returns it opened. A finished store of the same input is kept.
 
@@ -61,7 +60,6 @@ def write_store(
         work: what is prepared.
         fresh: start over; a finished store stays until the new one is complete.
         progress: called with (what, done, of).
-        images: where the photos lie now, for the store that is returned.
 
     Raises:
         InputError: no split is there; `out` or OUT.partial was made from another input (with the diff), is not of
@@ -70,7 +68,7 @@ def write_store(
     """
     out = out.resolve() if out.is_symlink() else out
     if not fresh and is_store(out):
-        return _finished(out, work, images)
+        return _finished(out, work)
     check_output(out)
     partial = partial_of(out)
     partial.mkdir(parents=True, exist_ok=True)
@@ -82,12 +80,12 @@ def write_store(
                 remove_ours(partial)
             raise
         put(partial, out)
-    return Store.open(out, images)
+    return Store.open(out)
 
 
-def _finished(out: Path, work: Preparation, images: Path | None) -> Store:
+def _finished(out: Path, work: Preparation) -> Store:
     """The finished store; InputError where its input changed, or a split that was missing is there now."""
-    store = Store.open(out, images)
+    store = Store.open(out)
     work.refuse_changes(out, store.meta["inputs"])
     for split in store.meta.get("missing", {}):
         try:
