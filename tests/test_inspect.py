@@ -249,7 +249,7 @@ def test_inspecting_holds_few_records():
     def records():
         nonlocal most
         for number in range(600):
-            most = max(most, sum(len(pairs) for pairs in sheet.kept.values()))
+            most = max(most, sum(len(pairs) for pairs in sheet.candidates.values()))
             yield scene(number % 30)
 
     counts = summary(passing(records(), licences, sheet))

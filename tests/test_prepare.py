@@ -99,11 +99,13 @@ def test_what_a_user_put_into_a_store_stays_there(data, out):
     assert prepare(data, out) == 0
     (out / "notes.txt").write_text("mine")
     (out / "my.chunk").write_text("mine")
+    (out / "manifest.json").write_text("mine")
+    (out / "photos-mine.tar").write_text("mine")
     (out / "photos").mkdir()
     (out / "photos" / "a.jpg").write_text("mine")
     assert prepare(data, out) == 0 == prepare(data, out, "--fresh")
     mine = {name: text for name, text in content(out).items() if text == b"mine"}
-    assert set(mine) == {"notes.txt", "my.chunk", "photos/a.jpg"}
+    assert set(mine) == {"notes.txt", "my.chunk", "manifest.json", "photos-mine.tar", "photos/a.jpg"}
     assert [path.name for path in out.parent.iterdir() if path.name not in ("s", "data")] == []
     (out.parent / "s.partial").mkdir()
     (out.parent / "s.partial" / "manifest.json").write_text('{"inputs": {}, "splits": {}}')

@@ -1,4 +1,4 @@
-"""NAME/SPLIT -> ImageRecords: the names by which training, evaluation and the command line call data."""
+"""NAME/SPLIT -> ImageRecords: the names of data in training, evaluation and on the command line."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 UNC_SPLITS = ("train", "val", "testA", "testB")
 SCENES = ("scenes", "scenes_easy")
-# name -> (folder, way of splitting, splits); google splits share photos between train and val: their numbers
-# say nothing about the unc and umd splits, nor the other way round
+# name -> (folder, name of the splits in its file, splits); google splits share photos between train and val:
+# their numbers cannot be compared with those of the unc and umd splits
 REFCOCO = {
     "refcoco": ("refcoco", "unc", UNC_SPLITS),
     "refcoco_google": ("refcoco", "google", ("train", "val", "test")),
@@ -77,7 +77,7 @@ def find_store(name: str, data: Path | None) -> tuple[Path, str | None] | None:
 
 
 def benchmark_name(name: str, data: Path | None) -> str:
-    """NAME/SPLIT under which results of a benchmark are kept; for a store, its data set and split."""
+    """NAME/SPLIT under which results of a benchmark are stored; for a store, its data set and split."""
     found = find_store(name, data)
     if found is None:
         return name
@@ -185,7 +185,7 @@ def merge_records(*sets: list[ImageRecord]) -> list[ImageRecord]:
 
 
 def _merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
-    """What two sets say of one photo: the first wins, but both licences hold."""
+    """The sources of one photo in two sets: the first wins, but both licences apply."""
     licences = dict.fromkeys(str(source["licence"]) for source in (first, second) if "licence" in source)
     return {**second, **first, **({"licence": " | ".join(licences)} if licences else {})}
 

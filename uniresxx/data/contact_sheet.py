@@ -29,7 +29,7 @@ COLUMNS, ROWS = 4, 2  # of tiles, per granularity
 TILE = (240, 320)  # height, width of a photo's place
 TEXT_LINES, TEXT, SMALL, HEAD, TITLE = 2, 16, 12, 24, 30  # lines; font sizes in pixels
 LINE, GAP, MARGIN = 21, 18, 30
-CANDIDATES = 8 * COLUMNS * ROWS  # kept per granularity, so that photos and words can differ
+CANDIDATES = 8 * COLUMNS * ROWS  # per granularity, so that photos and words can differ
 ZOOM_BELOW, ZOOM_SIDE = 0.01, 92  # share of the photo below which a target gets a window; its side
 DIMMED, TINT = 0.6, 0.2  # brightness outside the target; share of the colour on it
 # from the palette of Okabe and Ito, as the overlays
@@ -56,31 +56,31 @@ class Sheet:
     """What may be drawn, gathered split by split; holds a bounded number of records."""
 
     counts: Counter[Granularity] = field(default_factory=Counter)
-    kept: dict[Granularity, list[Pair]] = field(default_factory=dict)
+    candidates: dict[Granularity, list[Pair]] = field(default_factory=dict)
 
     def add(self, records: Iterable[ImageRecord]) -> None:
         """Take the expressions of some records into account."""
         for record in records:
             for item in record.expressions:
-                kept = self.kept.setdefault(item.granularity, [])
-                kept.append((record, item))
+                pairs = self.candidates.setdefault(item.granularity, [])
+                pairs.append((record, item))
                 self.counts[item.granularity] += 1
-                if len(kept) >= 2 * CANDIDATES:
-                    kept[:] = nsmallest(CANDIDATES, kept, key=_rank)
+                if len(pairs) >= 2 * CANDIDATES:
+                    pairs[:] = nsmallest(CANDIDATES, pairs, key=_rank)
 
     def chosen(self, kind: Granularity) -> list[Pair]:
         """The expressions to draw: photos that no other tile of the granularity shows first, then the rest."""
         first: list[Pair] = []
         again: list[Pair] = []
         seen: set[str] = set()
-        for record, item in nsmallest(CANDIDATES, self.kept.get(kind, []), key=_rank):
+        for record, item in nsmallest(CANDIDATES, self.candidates.get(kind, []), key=_rank):
             (again if record.image_id in seen else first).append((record, item))
             seen.add(record.image_id)
         return [*first, *again][: COLUMNS * ROWS]
 
     def draw(self, title: str) -> Image.Image:
         """The sheet, RGB. A photo that cannot be read has an empty tile that says so."""
-        kinds = [kind for kind in Granularity if self.kept.get(kind)]
+        kinds = [kind for kind in Granularity if self.candidates.get(kind)]
         rows = {kind: -(-len(self.chosen(kind)) // COLUMNS) for kind in kinds}
         card = (TILE[0] + TEXT_LINES * LINE + 36, TILE[1])
         width = 2 * MARGIN + COLUMNS * card[1] + (COLUMNS - 1) * GAP
@@ -173,7 +173,7 @@ def _tile(record: ImageRecord, item: Expression) -> Image.Image:
         photo = photo_of(record)
         mask = None if item.rle is None else masks.decode(masks.validate(item.rle, photo.shape[:2]))
     except InputError as error:
-        _sorry(tile, str(error))
+        _draw_error(tile, str(error))
         return tile
     drawn = _drawn(photo, mask, TILE, COLOURS[item.granularity])
     left, top = (TILE[1] - drawn.width) // 2, (TILE[0] - drawn.height) // 2
@@ -181,16 +181,16 @@ def _tile(record: ImageRecord, item: Expression) -> Image.Image:
     if mask is not None and mask.any() and mask.mean() < ZOOM_BELOW:
         _window(tile, photo, mask, COLOURS[item.granularity])
     if mask is None:
-        _crossed(ImageDraw.Draw(tile), COLOURS[item.granularity])
+        _draw_absent(ImageDraw.Draw(tile), COLOURS[item.granularity])
     return tile
 
 
 def _drawn(
-    photo: np.ndarray, mask: np.ndarray | None, room: tuple[int, int], colour: tuple[int, int, int]
+    photo: np.ndarray, mask: np.ndarray | None, limit: tuple[int, int], colour: tuple[int, int, int]
 ) -> Image.Image:
-    """Photo and mask at the largest size that fits (height, width) `room`."""
+    """Photo and mask at the largest size that fits (height, width) `limit`."""
     height, width = photo.shape[:2]
-    scale = min(room[0] / height, room[1] / width)
+    scale = min(limit[0] / height, limit[1] / width)
     size = (max(1, round(height * scale)), max(1, round(width * scale)))
     filter_ = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.LANCZOS
     picture = Image.fromarray(np.ascontiguousarray(photo)).resize((size[1], size[0]), filter_)
@@ -228,14 +228,14 @@ def _window(tile: Image.Image, photo: np.ndarray, mask: np.ndarray, colour: tupl
     tile.paste(drawn, corner)
 
 
-def _crossed(pen: ImageDraw.ImageDraw, colour: tuple[int, int, int]) -> None:
-    """The sign of what is not there: a crossed circle in the corner, so that no mask is looked for."""
+def _draw_absent(pen: ImageDraw.ImageDraw, colour: tuple[int, int, int]) -> None:
+    """A crossed circle in the corner: the expression has no target."""
     box = (10, 10, 36, 36)
     pen.ellipse(box, fill=CARD, outline=colour, width=3)
     pen.line((15, 31, 31, 15), fill=colour, width=3)
 
 
-def _sorry(tile: Image.Image, why: str) -> None:
+def _draw_error(tile: Image.Image, why: str) -> None:
     pen = ImageDraw.Draw(tile)
     lines: Sequence[str] = wrapped(one_line(why), font_for("x", SMALL), tile.width - 40, 6)
     for row, line in enumerate(lines):

@@ -2,7 +2,7 @@
 
 All sets of the RefCOCO family are cut from COCO train2014, each in its own way, so a test photo of one is a
 training photo of another, and of PACO, LVIS, COCO-Stuff and MMR, which use the same photos under the names of
-2017. Only the COCO image id tells. Pure functions over records and the id lists under a data root.
+2017. So photos are compared by COCO image id. Pure functions over records and the id lists under a data root.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from uniresxx.errors import InputError
 from uniresxx.types import ImageRecord
 
 MODES = ("on", "strict", "published_data")
-# benchmark -> (folders, annotation lists, folders in the CRIS layout); RefCOCOm's lists are found by looking
+# benchmark -> (folders, annotation lists, folders in the CRIS layout); RefCOCOm's lists are globbed
 LISTS = {
     "refcoco": (("refcoco",), ("refs(unc).p", "refs(unc).json"), cris.SETS["refcoco"]),
     "refcoco+": (("refcoco+", "refcocoplus"), ("refs(unc).p", "refs(unc).json"), cris.SETS["refcoco+"]),
@@ -55,14 +55,14 @@ def _id_in_name(path: str) -> int | None:
 
 
 def record_coco_id(record: ImageRecord) -> int | None:
-    """The COCO image id of a record: told in its source, else in its photo's name, else its image id.
+    """The COCO image id of a record: from its source, else its photo's name, else its image id.
 
     A photo whose name is not of COCO's form has none, whatever number its data set gave it.
     """
     for key in ("coco_id", "coco_image_id"):
-        told = record.source.get(key)
-        if isinstance(told, int | str) and coco_image_id(told) is not None:
-            return coco_image_id(told)
+        stated = record.source.get(key)
+        if isinstance(stated, int | str) and coco_image_id(stated) is not None:
+            return coco_image_id(stated)
     if record.path is not None:
         return _id_in_name(record.path)
     if record.inside is not None:
@@ -84,7 +84,7 @@ class HeldOut:
     """Image ids that no training record may have, by benchmark, and the benchmarks without a list."""
 
     ids: Mapping[str, frozenset[int]] = field(default_factory=dict)
-    not_found: tuple[str, ...] = ()  # NAME, or NAME (SPLIT, …) where only these lack
+    not_found: tuple[str, ...] = ()  # NAME, or NAME (SPLIT, …) where only these are missing
 
     def all(self) -> frozenset[int]:
         """The ids of all benchmarks."""
@@ -94,7 +94,7 @@ class HeldOut:
 def held_out(root: Path) -> HeldOut:
     """Ids of the val and test splits of the benchmarks whose lists lie under `root`.
 
-    The lists are the native ones, or those of the CRIS layout, one per split: where some of these lack, their
+    The lists are the native ones, or those of the CRIS layout, one per split: where some of these are missing, their
     ids are unknown, and `not_found` names them behind the benchmark. Raises InputError where a list is there
     and cannot be read.
     """
@@ -104,8 +104,8 @@ def held_out(root: Path) -> HeldOut:
     for name in BENCHMARKS:
         if name not in found:
             not_found.append(name)
-        elif lacking := _lacking(root, name):
-            not_found.append(f"{name} ({', '.join(lacking)})")
+        elif missing := _missing(root, name):
+            not_found.append(f"{name} ({', '.join(missing)})")
     return HeldOut(found, tuple(not_found))
 
 
@@ -130,7 +130,7 @@ def _cris_lists(root: Path, name: str) -> list[Path]:
     return [path for folder in folders for path in folder.glob("*.json")]
 
 
-def _lacking(root: Path, name: str) -> list[str]:
+def _missing(root: Path, name: str) -> list[str]:
     """Val and test splits whose list is not there, where each has a file of its own.
 
     RefCOCOm's names of files are not known for certain; its photos are RefCOCO's.
@@ -167,7 +167,7 @@ class Removed:
 
     images: int = 0
     expressions: int = 0
-    without_coco_id: int = 0  # images it could say nothing about
+    without_coco_id: int = 0  # images it could not check
 
 
 def remove_held_out(records: Sequence[ImageRecord], ids: frozenset[int]) -> tuple[list[ImageRecord], Removed]:
@@ -188,7 +188,7 @@ class Guard:
 
     @classmethod
     def of(cls, mode: str, root: Path | None) -> Guard:
-        """The guard over the id lists under `root`; InputError: unknown mode, or `strict` and a list lacks."""
+        """The guard over the id lists under `root`; InputError: unknown mode, or `strict` and a list is missing."""
         if mode not in MODES:
             raise InputError(f"unknown guard {mode!r}; known: {', '.join(MODES)}")
         if mode == "published_data":

@@ -38,7 +38,9 @@ def _read(path: Path) -> tuple[PublishedCount, ...]:
             PublishedCount(
                 row["dataset"],
                 row["split"],
-                *(_number(row[name]) for name in ("images", "refs", "sentences")),
+                _number(row["images"]),
+                _number(row["refs"]),
+                _number(row["sentences"]),
                 tuple(row["recalled"].split()),
                 row["note"],
                 row["source"],

@@ -38,7 +38,7 @@ SETS = {
     "refcocog_umd": ("refcocog_u", "refcocog_umd"),
     "refcocog_google": ("refcocog_g", "refcocog_google"),
 }
-PHOTO_FOLDERS = (*PHOTO_FOLDERS, "datasets/images/train2014", "datasets/images")
+CRIS_PHOTO_FOLDERS = (*PHOTO_FOLDERS, "datasets/images/train2014", "datasets/images")
 MAX_VALUE_BYTES = 64 * 2**20  # one photo and one mask
 _ONE_AT_A_TIME = Lock()
 SLACK_PAGES = 16  # LMDB leaves a few pages at the end unwritten where a transaction freed them again
@@ -60,7 +60,7 @@ def read_cris(
     name = SETS[dataset][0]
     raise NotThereError(
         f"{root}: holds neither anns/{name}/{split}.json nor lmdb/{name}/{split}.lmdb; "
-        "--data (in prepare: --root) must name the folder `datasets` of CRIS or the one above it"
+        "--data must name the folder `datasets` of CRIS or the one above it"
     )
 
 
@@ -79,7 +79,7 @@ class _Reading:
 
     def __init__(self, root: Path, split: str, prefix: str, path: Path) -> None:
         self.path = path
-        self.finder = PhotoFinder(root, PHOTO_FOLDERS)
+        self.finder = PhotoFinder(root, CRIS_PHOTO_FOLDERS)
         self.collector = Collector(str(path), root, f"{prefix}/{split}")
 
     def of_list(self, folders: Sequence[Path]) -> list[ImageRecord]:

@@ -38,7 +38,7 @@ def data_folders(root: Path, names: Sequence[str]) -> list[Path]:
 
 
 def data_file(root: Path, names: Sequence[str], files: Sequence[str]) -> Path:
-    """The first of `files` in a folder of the data set; InputError that lists what was looked for."""
+    """The first of `files` in a folder of the data set; NotThereError lists the names it tried."""
     if not root.is_dir():
         raise NotThereError(
             f"{root}: no such data folder; give the root of the native layout with --data DIR"
@@ -48,20 +48,19 @@ def data_file(root: Path, names: Sequence[str], files: Sequence[str]) -> Path:
             if (folder / name).is_file():
                 return folder / name
     raise NotThereError(
-        f"{root}: holds no {names[0]}/{' or '.join(files)}; "
-        "--data (in prepare: --root) must name the folder above it"
+        f"{root}: holds no {names[0]}/{' or '.join(files)}; --data must name the folder above it"
     )
 
 
 class PhotoFinder:
-    """Where the photos of a root lie; a photo that is missing is only an error once its pixels are wanted."""
+    """The paths of photos below a data folder; a missing photo is an error only when its pixels are needed."""
 
     def __init__(self, root: Path, folders: Sequence[str] = PHOTO_FOLDERS) -> None:
         self.first = root / folders[0]
         self.folders = [root / name for name in folders if (root / name).is_dir()]
 
     def path(self, file_name: str, who: str) -> Path:
-        """Path of a photo; InputError that starts with `who` where the name would leave the photo folder."""
+        """Path of a photo; InputError starting with `who` where the name leads out of the photo folder."""
         name = PurePosixPath(file_name)
         if (
             name.is_absolute()
@@ -73,7 +72,7 @@ class PhotoFinder:
             or max(len(part.encode("utf-8", "replace")) for part in name.parts) > MAX_NAME
         ):
             raise InputError(f"{who}: photo name {shown(file_name)} must be a file under the photo folder")
-        for folder in self.folders[:-1]:  # the last needs no look: there is nowhere else
+        for folder in self.folders[:-1]:  # the last serves whether the photo is there or not
             if (folder / name).is_file():
                 return folder / name
         return (self.folders[-1] if self.folders else self.first) / name

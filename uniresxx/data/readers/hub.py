@@ -1,4 +1,4 @@
-"""Parquet copies of the RefCOCO family: `jxu124/*` and `lmms-lab/*` as downloaded, and what each lost.
+"""Parquet copies of the RefCOCO family as downloaded from the Hub: `jxu124/*` and `lmms-lab/*`.
 
 jxu124/refcoco, refcocoplus, refcocog: one row per ref, annotation and image as JSON text, no photos; `bbox`
 is xyxy; the split `test` is testA. jxu124/refcoco-benchmark: one row per photo with all its refs; splits such
@@ -97,7 +97,7 @@ def read_jxu124_benchmark(root: Path, split: str, prefix: str | None = None) -> 
 
 
 def benchmark_splits(root: Path) -> list[str]:
-    """Splits of jxu124/refcoco-benchmark that are there (`refcoco_unc_val`, …): looked for, not assumed."""
+    """Splits of jxu124/refcoco-benchmark that are there (`refcoco_unc_val`, …), from the names of its files."""
     names = [
         path.name.partition("-")[0]
         for folder in _folders(root, "jxu124", "refcoco-benchmark")
@@ -118,8 +118,8 @@ def read_lmms(
     name, splits = LMMS[dataset]
     if split == "val" and "val_mixed" in splits:
         raise InputError(
-            f"lmms-lab/{name}: its split val is two in one, of unc (umd) and of Google, whose photos are in "
-            "training sets; read val_mixed to have it all the same, or the original files"
+            f"lmms-lab/{name}: its split val mixes unc (umd) with Google's, whose photos are in training "
+            "sets; read the original files, or val_mixed to take it as it is"
         )
     collector = Collector(f"lmms-lab/{name} {split}", root, f"{prefix or f'lmms_{dataset}'}/{split}")
     columns = ("question_id", "image", "answer", "segmentation", "bbox", "iscrowd", "file_name")
@@ -189,7 +189,7 @@ def _add_answers(collector: Collector, row: Mapping[str, Any], place: Place) -> 
 def parquet_photo(path: Path, row: int) -> bytes:
     """The encoded photo in a row of an lmms-lab file; InputError as the reader.
 
-    The row group it lies in is read whole and kept, so photos asked for in their order are read once.
+    The last row group stays in memory, so photos in their order are read once.
     """
     group, first = _group_of(path, row)
     photos = _photos_of_group(path, group)
@@ -301,8 +301,7 @@ def _files(root: Path, owner: str, name: str, split: str) -> list[Path]:
                 if found := sorted(base.glob(pattern)):
                     return found
     raise NotThereError(
-        f"{root}: holds no {owner}/{name}/data/{split}-*.parquet; "
-        f"--data (in prepare: --root) must name the folder above {owner}"
+        f"{root}: holds no {owner}/{name}/data/{split}-*.parquet; --data must name the folder above {owner}"
     )
 
 

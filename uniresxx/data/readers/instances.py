@@ -164,9 +164,9 @@ def _by_id(rows: Sequence[Mapping[str, Any]], who: str) -> dict[int, Mapping[str
 
 def photo_licence(row: Mapping[str, Any], names: Mapping[Any, str] = COCO_LICENCES) -> str:
     """The licence of COCO's image row by its name, "not stated" where the row has none."""
-    told = row.get("license")
-    known = isinstance(told, int | str) and told in names
-    return f"{names[told]} (COCO {told})" if known else NOT_STATED
+    number = row.get("license")
+    known = isinstance(number, int | str) and number in names
+    return f"{names[number]} (COCO {number})" if known else NOT_STATED
 
 
 def _licences(rows: Any) -> dict[Any, str]:

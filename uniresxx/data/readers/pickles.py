@@ -12,6 +12,7 @@ from __future__ import annotations
 import io
 import pickle
 import struct
+from collections.abc import Callable
 from typing import Any, ClassVar, NoReturn
 
 from uniresxx.errors import InputError
@@ -79,6 +80,11 @@ class _GlobalError(Exception):
 
 class _PlainUnpickler(pickle._Unpickler):
     """Python's unpickler with the opcodes of plain data."""
+
+    stack: list[Any]
+    memo: dict[int, Any]
+    readline: Callable[[], bytes]
+    pop_mark: Callable[[], list[Any]]
 
     dispatch: ClassVar[dict[int, Any]] = {
         code: pickle._Unpickler.dispatch[code]

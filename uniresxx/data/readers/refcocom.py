@@ -25,7 +25,7 @@ PART_ONLY, OBJECT_PART = "_part_only", "_object_part"
 
 
 def known_stems(root: Path) -> list[str]:
-    """Stems of the annotation lists that are there (`val_part_only`, …): globbed, not assumed."""
+    """Stems of the annotation lists that are there (`val_part_only`, …)."""
     found = {
         item.stem.removeprefix("refcocom_")
         for folder in data_folders(root, FOLDERS)
@@ -79,7 +79,7 @@ def _part_keys(
         return None
     sibling = stem.removesuffix(OBJECT_PART) + PART_ONLY
     if sibling not in known_stems(root):
-        raise InputError(f"{path}: needs {sibling}.json beside it, which says which of its records are parts")
+        raise InputError(f"{path}: needs {sibling}.json beside it, which lists the records that are parts")
     beside = _list_path(root, sibling)
     parts = frozenset(
         _key(record, f"{beside}: record {index}") for index, record in enumerate(load_records(beside))
@@ -87,7 +87,7 @@ def _part_keys(
     here = frozenset(_key(record, f"{path}: record {index}") for index, record in enumerate(records))
     if parts and not parts & here:
         raise InputError(
-            f"{path}: shares no segment with {beside.name}, so parts and objects cannot be told apart"
+            f"{path}: shares no segment with {beside.name}, so nothing shows which records are parts"
         )
     return parts
 

@@ -50,9 +50,9 @@ def read_meta(path: Path) -> dict[str, Any]:
         )
     if meta.get("checksum") != meta_checksum(meta):
         raise InputError(f"{path}: {META} does not match its checksum; prepare the store again")
-    for name, told in meta["files"].items():
+    for name, entry in meta["files"].items():
         size = (path / name).stat().st_size if (path / name).is_file() else None
-        if size != told["bytes"]:
-            found = "is missing" if size is None else f"has {size} bytes instead of {told['bytes']}"
+        if size != entry["bytes"]:
+            found = "is missing" if size is None else f"has {size} bytes instead of {entry['bytes']}"
             raise InputError(f"{path}: {name} {found}; copy the whole store again, or prepare it again")
     return meta

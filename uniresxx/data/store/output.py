@@ -17,12 +17,12 @@ from uniresxx.data.store.folder import FORMAT, INDEX, META, RECORDS
 from uniresxx.errors import InputError
 from uniresxx.files import sync_to_disk
 
-MANIFEST, LOCK = "manifest.json", "lock"
+MANIFEST, LOCK = "manifest.json", ".uniresxx.lock"
 PIECES = re.compile(r"\d{4,}-\d{7,}\.chunk")
 _OURS = re.compile(
     "|".join(
         (
-            *map(re.escape, (META, RECORDS, INDEX, MANIFEST, LOCK)),
+            *map(re.escape, (META, RECORDS, INDEX, LOCK)),
             PIECES.pattern,
             r"photos\.bin",
             r"photos-\d{5,}\.tar",
@@ -63,7 +63,11 @@ def _is_ours(out: Path) -> bool:
 
 def _is_partial(folder: Path) -> bool:
     names = {path.name for path in folder.iterdir()}
-    return "inputs" in _json(folder / MANIFEST) or names == {LOCK} or any(map(PIECES.fullmatch, names))
+    return _is_manifest(folder / MANIFEST) or names == {LOCK} or any(map(PIECES.fullmatch, names))
+
+
+def _is_manifest(path: Path) -> bool:
+    return path.name == MANIFEST and {"inputs", "splits"} <= _json(path).keys()
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -83,14 +87,15 @@ def has_pieces(partial: Path) -> bool:
 def remove_pieces(folder: Path) -> None:
     """Remove what only the writing of a store needs."""
     for path in folder.iterdir():
-        if PIECES.fullmatch(path.name) or path.name in (MANIFEST, LOCK):
+        if PIECES.fullmatch(path.name) or path.name == LOCK or _is_manifest(path):
             path.unlink(missing_ok=True)
 
 
 def remove_ours(folder: Path, *, but: str = "") -> None:
     """Remove the files of this program (but one) from a folder, and the folder where nothing else is in it."""
     for path in folder.iterdir():
-        if _OURS.fullmatch(path.name) and path.name != but and (path.is_symlink() or not path.is_dir()):
+        ours = _OURS.fullmatch(path.name) or _is_manifest(path)
+        if ours and path.name != but and not path.is_dir():
             path.unlink(missing_ok=True)
     with suppress(OSError):  # not empty
         folder.rmdir()
@@ -112,6 +117,7 @@ def put(partial: Path, out: Path) -> None:
             aside.rmdir()
             raise
         sync_to_disk(out.parent)
+        remove_pieces(out)
         remove_ours(old)
         for path in old.iterdir() if old.is_dir() else ():
             if not (out / path.name).exists():

@@ -1,4 +1,4 @@
-"""The store: images with everything said about them, in one memory-mapped Arrow file that opens at once.
+"""The store: images with their expressions, in one memory-mapped Arrow file that opens at once.
 
 A store is a folder: `records.arrow` (Arrow IPC, one row per image and split), `index.bin` (where each record
 batch lies and its CRC-32) and `meta.json` (format version, name, fingerprint, counts, guard report).

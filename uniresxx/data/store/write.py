@@ -267,7 +267,7 @@ def _meta(
         "fingerprint": fingerprint,
         "rows": start,
         "rows_per_batch": ROWS_PER_BATCH,
-        # seen from the store, so that both can move together
+        # relative to the store, so that both can move together
         "image_root": None
         if root is None
         else os.path.relpath(os.path.realpath(root), os.path.realpath(partial)),
