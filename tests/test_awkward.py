@@ -84,7 +84,7 @@ def test_is_refused_by_name(case):
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["case"])
-def test_through_the_store(tmp_path, case):
+def test_the_store_gives_what_the_reader_gives(tmp_path, case):
     """What must load is the same behind `prepare`; what must be refused stops `prepare`, or `verify` lists it."""
     name = f"{case['dataset']}/{'val_part_only' if case['dataset'] == 'refcocom' else 'val'}"
     words = ["prepare", name, "--root", str(ROOT / case["root"]), "--out", str(tmp_path / "s")]

@@ -141,7 +141,7 @@ def test_corners_in_one_place_count_too(monkeypatch):
     assert masks.from_coco([[5.0] * 3_000], 20, 30) == masks.empty(20, 30)
 
 
-def test_thousands_of_parts_take_no_square_of_time():
+def test_thousands_of_polygons_take_linear_time():
     """One after another, each part would walk all that is merged already."""
     rng = np.random.default_rng(0)
     corners = rng.integers(0, 990, (8_000, 2))

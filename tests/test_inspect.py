@@ -14,9 +14,9 @@ from PIL import Image
 from uniresxx.cli import main as program
 from uniresxx.cli.data.counts import beside, summary
 from uniresxx.cli.data.inspect import passing
-from uniresxx.data.catalog import CONVERTED, load_benchmark, merge_records, splits_of
+from uniresxx.data.catalog import DATA_SETS, load_benchmark, merge_records, splits_of
 from uniresxx.data.contact_sheet import COLUMNS, ROWS, Sheet
-from uniresxx.data.published_counts import PUBLISHED, PublishedCount, published, published_of
+from uniresxx.data.published_counts import PUBLISHED, PublishedCount, published_of
 from uniresxx.data.readers.collector import COCO_MASKS
 from uniresxx.data.readers.instances import NOT_STATED
 from uniresxx.data.store.read import Store
@@ -78,24 +78,24 @@ def test_recalled_numbers_are_marked(tmp_path, capsys):
 
 
 def test_what_agrees_gives_no_warning_and_the_guard_explains_its_part():
-    told = PublishedCount("refcoco", "train", 10, 30, 60)
+    published = PublishedCount("refcoco", "train", 10, 30, 60)
     whole = {"images": 10, "refs": 30, "expressions": 60}
-    assert beside(whole, told, {})[1] == []
+    assert beside(whole, published, {})[1] == []
     fewer, removed = {"images": 8, "refs": 25, "expressions": 50}, {"images": 2, "expressions": 10}
-    shown, differ = beside(fewer, told, removed)
+    shown, differ = beside(fewer, published, removed)
     assert differ == [] and shown["images"] == "published 10, removed by the guard 2"
-    assert beside(fewer, told, {"images": 1, "expressions": 10})[1] == [
+    assert beside(fewer, published, {"images": 1, "expressions": 10})[1] == [
         "images 8 (and 1 removed), published 10 (images)"
     ]
-    assert beside(whole, replace(told, images=None, refs=31), {})[1] == ["refs 30, published 31 (refs)"]
+    assert beside(whole, replace(published, images=None, refs=31), {})[1] == ["refs 30, published 31 (refs)"]
 
 
-def test_a_store_whose_training_the_guard_cut_says_so(tmp_path, capsys, monkeypatch):
+def test_inspect_adds_what_the_guard_removed_from_a_store(tmp_path, capsys, monkeypatch):
     root = refcoco_root(tmp_path / "root", ("train", "train", "val"))
     refcoco_root(root, ("val", "train", "train"), folder="refcoco+")
     assert run_data(["prepare", "refcoco", "--root", str(root), "--out", str(tmp_path / "s")]) == 0
-    told = PublishedCount("refcoco", "train", 2, 2, 2)
-    monkeypatch.setattr("uniresxx.data.published_counts.PUBLISHED", (told,))
+    published = PublishedCount("refcoco", "train", 2, 2, 2)
+    monkeypatch.setattr("uniresxx.data.published_counts.PUBLISHED", (published,))
     capsys.readouterr()
     assert run_data(["inspect", str(tmp_path / "s")]) == 0
     printed = capsys.readouterr()
@@ -103,16 +103,17 @@ def test_a_store_whose_training_the_guard_cut_says_so(tmp_path, capsys, monkeypa
     assert "warning" not in printed.err
 
 
-def test_converted_sets_are_held_beside_their_originals():
-    assert published_of("cris_refcocog_umd", "val") == published("refcocog_umd", "val")
-    assert published_of("psalm_grefcoco", "testB") == published("grefcoco", "testB")
-    assert published_of("jxu124_refcoco+", "train") == published("refcoco+", "train")
-    assert published_of("jxu124_benchmark", "refcoco_plus_unc_testA") == published("refcoco+", "testA")
-    assert published_of("jxu124_benchmark", "refcocog_google_val") == published("refcocog_google", "val")
+def test_converted_sets_are_compared_with_their_originals():
+    assert published_of("cris_refcocog_umd", "val") == published_of("refcocog_umd", "val")
+    assert published_of("psalm_grefcoco", "testB") == published_of("grefcoco", "testB")
+    assert published_of("jxu124_refcoco+", "train") == published_of("refcoco+", "train")
+    assert published_of("jxu124_benchmark", "refcoco_plus_unc_testA") == published_of("refcoco+", "testA")
+    assert published_of("jxu124_benchmark", "refcocog_google_val") == published_of("refcocog_google", "val")
     assert published_of("jxu124_benchmark", "other_val") is None
-    for name, splits in CONVERTED.items():
+    for name, (_, splits) in DATA_SETS.items():
         for split in splits:
-            assert (published_of(name, split) is None) == name.startswith("lmms_")
+            unknown = name.startswith(("lmms_", "refclef_", "mini_real"))
+            assert (published_of(name, split) is None) == unknown, name
 
 
 def test_sets_of_objects_only_are_known_as_such():
@@ -186,7 +187,7 @@ def test_where_no_split_is_there_prepare_fails_with_one_line(tmp_path, capsys, n
     assert sorted(path.name for path in tmp_path.iterdir()) == ["root"]  # nothing is left to trip over
 
 
-def test_splits_of_the_benchmark_copies_are_looked_for(tmp_path):
+def test_splits_of_the_benchmark_copies_are_globbed(tmp_path):
     folder = tmp_path / "jxu124" / "refcoco-benchmark" / "data"
     folder.mkdir(parents=True)
     assert splits_of("jxu124_benchmark", tmp_path) == []
@@ -195,7 +196,7 @@ def test_splits_of_the_benchmark_copies_are_looked_for(tmp_path):
     assert splits_of("jxu124_benchmark", tmp_path) == ["refcoco_unc_val", "refcocog_umd_val"]
 
 
-def test_a_broken_split_is_no_absent_one(tmp_path, capsys):
+def test_a_broken_split_is_not_taken_for_a_missing_one(tmp_path, capsys):
     root = refcoco_root(tmp_path / "root")
     path = root / "refcoco" / "instances.json"
     path.write_text(path.read_text().replace('"segmentation": [[2,', '"segmentation": [["x",', 1))
@@ -210,7 +211,7 @@ def scene(number, kinds=tuple(Granularity), path=None):
     mask = np.zeros((60, 80), dtype=bool)
     mask[number % 50 : number % 50 + 9, 5:30] = True
     pixels = None if path else np.full((60, 80, 3), number * 7 % 256, dtype=np.uint8)
-    said = tuple(
+    asked = tuple(
         Expression(
             f"d/val/{number}_{kind}",
             f"the {kind} of photo {number} " + "with many words " * number,
@@ -219,7 +220,7 @@ def scene(number, kinds=tuple(Granularity), path=None):
         )
         for kind in kinds
     )
-    return ImageRecord(str(number), 60, 80, said, path=path, pixels=pixels)
+    return ImageRecord(str(number), 60, 80, asked, path=path, pixels=pixels)
 
 
 def bytes_of(picture):
@@ -264,10 +265,10 @@ def test_odd_photos_have_a_tile_too(tmp_path):
     Image.new("RGB", (3, 900)).save(tmp_path / "thin.png")
     thin = np.zeros((900, 3), dtype=bool)
     thin[7, 1] = True
-    said = (
+    asked = (
         Expression("d/thin", "ein schmaler Strich \u20ac \u6f22\x07\n", Granularity.PART, masks.encode(thin)),
     )
-    sheet.add([ImageRecord("thin", 900, 3, said, path=str(tmp_path / "thin.png"))])
+    sheet.add([ImageRecord("thin", 900, 3, asked, path=str(tmp_path / "thin.png"))])
     sheet.add([scene(1, (Granularity.OBJECT,), path=str(tmp_path / "none.jpg"))])
     dot = (Expression("d/dot", "", Granularity.MULTI, masks.encode(np.ones((1, 1), bool))),)
     sheet.add([ImageRecord("dot", 1, 1, dot, pixels=np.zeros((1, 1, 3), np.uint8))])
@@ -294,6 +295,6 @@ def test_sheet_is_written_where_asked_and_only_then(tmp_path, capsys, monkeypatc
     assert run_data(["dump", "s", "--sheet", "d.png"]) == 2
 
 
-def test_scenes_have_a_sheet(tmp_path):
+def test_scenes_have_a_contact_sheet(tmp_path):
     assert run_data(["inspect", "scenes_easy/val", "--sheet", str(tmp_path / "s.png")]) == 0
     assert Image.open(tmp_path / "s.png").size[0] > 1000

@@ -59,8 +59,8 @@ def encoded(number, kind="PNG"):
 def record(path, number):
     mask = np.zeros((H, W), dtype=bool)
     mask[1:4, 2:9] = True
-    said = (Expression(f"d/{number}", "it", Granularity.OBJECT, masks.encode(mask), area=21),)
-    return ImageRecord(str(number), H, W, said, path=str(path))
+    asked = (Expression(f"d/{number}", "it", Granularity.OBJECT, masks.encode(mask), area=21),)
+    return ImageRecord(str(number), H, W, asked, path=str(path))
 
 
 @pytest.fixture
@@ -91,25 +91,29 @@ def test_packed_photos_are_those_of_the_files(tmp_path, photos):
     plain = write_store(tmp_path / "plain", work_of(root, records, None))
     store = write_store(tmp_path / "s", work_of(root, records))
     assert store.fingerprint == plain.fingerprint  # the same data, wherever its photos lie
-    for at, told in enumerate(records):
+    for at, expected in enumerate(records):
         found = store[at]
-        assert found.path is None and found.inside.kind == "tar" and found.inside.name == Path(told.path).name
-        assert np.array_equal(photo_of(found), photo_of(told))
-        assert encoded_photo(found.inside) == Path(told.path).read_bytes()
-        assert record_coco_id(found) == record_coco_id(told)
+        assert (
+            found.path is None
+            and found.inside.kind == "tar"
+            and found.inside.name == Path(expected.path).name
+        )
+        assert np.array_equal(photo_of(found), photo_of(expected))
+        assert encoded_photo(found.inside) == Path(expected.path).read_bytes()
+        assert record_coco_id(found) == record_coco_id(expected)
         assert photo_of(store[at - len(records)]).shape == (H, W, 3)
     assert wrong(store) == []
 
 
 def test_the_photos_can_go_and_the_store_move(tmp_path, photos):
     root, records = photos
-    told = [photo_of(item) for item in records]
+    expected = [photo_of(item) for item in records]
     write_store(tmp_path / "s", work_of(root, records))
     for path in root.iterdir():
         path.unlink()
     (tmp_path / "s").rename(tmp_path / "moved")
     found = Store.open(tmp_path / "moved")
-    assert all(np.array_equal(photo_of(item), photo) for item, photo in zip(found, told, strict=True))
+    assert all(np.array_equal(photo_of(item), photo) for item, photo in zip(found, expected, strict=True))
     assert wrong(found) == []
 
 
@@ -154,15 +158,15 @@ def read_all(store):
 def test_processes_and_threads_share_a_store(tmp_path, photos):
     root, records = photos
     store = write_store(tmp_path / "s", work_of(root, records))
-    told = [photo_of(item).sum() for item in records]
+    expected = [photo_of(item).sum() for item in records]
     item = store[3]
     assert pickle.loads(pickle.dumps(item)).inside == item.inside and len(pickle.dumps(store)) < 500
     with ThreadPoolExecutor(4) as pool:
         assert [f.result() for f in [pool.submit(read_all, Store.open(store.path)) for _ in range(4)]] == [
-            told
+            expected
         ] * 4
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
-        assert pool.submit(read_all, store).result() == told
+        assert pool.submit(read_all, store).result() == expected
 
 
 @settings(
@@ -174,7 +178,7 @@ def test_processes_and_threads_share_a_store(tmp_path, photos):
 def test_a_flipped_bit_is_never_another_photo(tmp_path, photos, data):
     root, records = photos
     store = write_store(tmp_path / "s", work_of(root, records))
-    told = [photo_of(item) for item in records]
+    expected = [photo_of(item) for item in records]
     path = data.draw(st.sampled_from(sorted(store.path.glob("photos*"))))
     whole = path.read_bytes()
     at = data.draw(st.integers(0, len(whole) - 1))
@@ -183,7 +187,7 @@ def test_a_flipped_bit_is_never_another_photo(tmp_path, photos, data):
             whole[:at] + bytes([whole[at] ^ 1 << data.draw(st.integers(0, 7))]) + whole[at + 1 :]
         )
         found = Store.open(store.path)
-        for number, photo in enumerate(told):
+        for number, photo in enumerate(expected):
             try:
                 assert np.array_equal(photo_of(found[number]), photo)
             except InputError as error:
@@ -296,7 +300,7 @@ def test_a_hostile_shard_or_index_writes_nothing_and_reads_nothing_else(tmp_path
         ({"kind": "lmdb", "file": "none.lmdb"}, "no such file"),
     ],
 )
-def test_places_that_cannot_be_are_refused(tmp_path, photos, monkeypatch, changes, message):
+def test_impossible_places_are_refused(tmp_path, photos, monkeypatch, changes, message):
     root, records = photos
     store = write_store(tmp_path / "s", work_of(root, records, 10**6))
     monkeypatch.chdir(tmp_path)
@@ -465,12 +469,12 @@ def test_a_signal_stops_with_75_and_the_same_command_continues(tmp_path):
     words = refcoco_root(tmp_path / "root")
     run = prepare(words, WAITING + PREPARE)
     try:
-        said = next(line for line in run.stderr if line.startswith("packing photos"))
+        line = next(line for line in run.stderr if line.startswith("packing photos"))
         run.send_signal(signal.SIGTERM)
         _, err = run.communicate(timeout=PATIENCE)
     finally:
         run.kill()
-    assert said == "packing photos: 256 of 600\n" and (tmp_path / "s.partial" / shards.INDEX).is_file()
+    assert line == "packing photos: 256 of 600\n" and (tmp_path / "s.partial" / shards.INDEX).is_file()
     assert run.returncode == 75 and err.splitlines()[-1].endswith("stopped; the same command continues"), err
     again = prepare(words)
     _, err = again.communicate(timeout=PATIENCE)
@@ -494,7 +498,7 @@ def test_a_wrong_shard_size_is_refused(tmp_path, capsys, size):
     assert "shard-mb" in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_a_place_is_no_path():
+def test_a_packed_photo_is_not_taken_for_a_path():
     """Nothing that opens paths can take a packed photo for a file."""
     item = replace(record("x", 1), path=None, inside=PhotoInside("tar", "a.tar", "0", "x.jpg", 0, 1, 0))
     with pytest.raises(TypeError):

@@ -117,13 +117,13 @@ def test_one_list_in_several_places_is_plain_data():
         ('["\n"]', "JSON"),
     ],
 )
-def test_json_that_is_none_is_one_line(tmp_path, content, word):
+def test_damaged_json_is_one_line(tmp_path, content, word):
     path = tmp_path / "a.json"
     path.write_text(content, encoding="latin-1")
     assert word in line_of(lambda: load_json(path))
 
 
-def test_a_repeated_key_is_found_soon(tmp_path):
+def test_a_repeated_key_is_found_quickly(tmp_path):
     path = tmp_path / "a.json"
     path.write_text("{" + ",".join(f'"{n}":0' for n in range(200_000)) + ',"7":1}')
     assert "'7' more than once" in line_of(lambda: load_json(path))

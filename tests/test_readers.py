@@ -225,7 +225,7 @@ def without(record, name):
         (ref(sent="   ", sentences=[{"sent": "  ", "sent_id": 1}]), ["blank"]),
     ],
 )
-def test_what_cannot_be_right_is_refused_by_name(tmp_path, record, words):
+def test_wrong_records_are_refused_by_name(tmp_path, record, words):
     with pytest.raises(InputError) as caught:
         read_refcoco(root_with(tmp_path, [record]), "val")
     assert all(word in str(caught.value) for word in words), str(caught.value)
@@ -353,7 +353,7 @@ def test_strings_dicts_and_both_spellings(tmp_path):
     assert {(e.granularity, e.area) for e in record.expressions} == {(Granularity.PART, 16)}
 
 
-def test_parts_and_objects_are_told_apart_by_the_list_beside(tmp_path):
+def test_the_part_list_beside_shows_which_segments_are_parts(tmp_path):
     lists = {
         "refcocom_testA_part_only": [segment("900001")],
         "testA_object_part": [segment(900001), segment(1)],
@@ -366,7 +366,7 @@ def test_parts_and_objects_are_told_apart_by_the_list_beside(tmp_path):
     ("lists", "word"),
     [
         ({"val_object_part": [segment(1)]}, "val_part_only"),
-        ({"val_object_part": [segment(1)], "val_part_only": [segment(2)]}, "told apart"),
+        ({"val_object_part": [segment(1)], "val_part_only": [segment(2)]}, "nothing shows which"),
         ({"testB_part_only": [segment(1)]}, "testB_part_only"),
     ],
 )

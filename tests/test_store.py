@@ -1,4 +1,4 @@
-"""The store: what goes in comes out, opening reads no row, damage and crashes are told in one line."""
+"""The store: what goes in comes out, opening reads no row, damage and crashes are reported in one line."""
 
 from __future__ import annotations
 
@@ -100,9 +100,9 @@ def below(record, root):
     return replace(record, path=path, inside=inside)
 
 
-def assert_equal(found, told):
+def assert_equal(found, expected):
     for item in fields(ImageRecord):
-        mine, other = getattr(found, item.name), getattr(told, item.name)
+        mine, other = getattr(found, item.name), getattr(expected, item.name)
         if item.name == "boxes":
             assert mine.keys() == other.keys()
             assert all(
@@ -118,11 +118,11 @@ def simple(number, **changes):
     mask_yx = np.zeros((4, 6), dtype=bool)
     mask_yx[number % 4, : 1 + number % 5] = True
     rle = masks.encode(mask_yx)
-    said = (
+    asked = (
         Expression(f"d/{number}/0", f"thing {number}", Granularity.OBJECT, rle, area=masks.area(rle)),
         Expression(f"d/{number}/1", "nothing", Granularity.NONE, None),
     )
-    return replace(ImageRecord(str(number), 4, 6, said), **changes)
+    return replace(ImageRecord(str(number), 4, 6, asked), **changes)
 
 
 def work_of(splits, root=None, **changes):
@@ -159,9 +159,9 @@ def test_records_come_back_as_they_went_in(tmp_path_factory, first, second):
     first, second = ([below(item, root) for item in items] for items in (first, second))
     store = write_store(folder / "s", work_of({"one": first, "two": second}, root))
     assert len(store) == len(first) + len(second)
-    for split, told in (("one", first), ("two", second), (None, first + second)):
-        assert len(store.records(split)) == len(told)
-        for found, item in zip(store.records(split), told, strict=True):
+    for split, expected in (("one", first), ("two", second), (None, first + second)):
+        assert len(store.records(split)) == len(expected)
+        for found, item in zip(store.records(split), expected, strict=True):
             assert_equal(found, item)
     assert not [line for _, lines in check_store(store) for line in lines if "differs" in line]
 
@@ -239,19 +239,20 @@ def test_many_processes_read_one_store(store):
 
 
 def test_the_fingerprint_is_of_the_content(tmp_path):
-    told = [simple(number, path=str(tmp_path / "a" / f"{number}.jpg")) for number in range(5)]
-    moved = [replace(item, path=item.path.replace("/a/", "/b/")) for item in told]
-    first = write_store(tmp_path / "1", work_of({"train": told}, tmp_path / "a"))
+    expected = [simple(number, path=str(tmp_path / "a" / f"{number}.jpg")) for number in range(5)]
+    moved = [replace(item, path=item.path.replace("/a/", "/b/")) for item in expected]
+    first = write_store(tmp_path / "1", work_of({"train": expected}, tmp_path / "a"))
     second = write_store(tmp_path / "2", work_of({"train": moved}, tmp_path / "b"))
     assert first.fingerprint == second.fingerprint
     for number, other in enumerate(
-        (told[1:], told[::-1], [replace(told[0], width=7, expressions=()), *told[1:]])
+        (expected[1:], expected[::-1], [replace(expected[0], width=7, expressions=()), *expected[1:]])
     ):
         assert write_store(
             tmp_path / f"o{number}", work_of({"train": other}, tmp_path / "a")
         ).fingerprint != (first.fingerprint)
     assert (
-        write_store(tmp_path / "3", work_of({"val": told}, tmp_path / "a")).fingerprint != first.fingerprint
+        write_store(tmp_path / "3", work_of({"val": expected}, tmp_path / "a")).fingerprint
+        != first.fingerprint
     )
 
 
@@ -311,14 +312,14 @@ def test_a_flipped_bit_is_an_input_error_or_changes_nothing(store, data):
     at = data.draw(st.integers(0, len(whole) - 1))
     damaged = bytearray(whole)
     damaged[at] ^= 1 << data.draw(st.integers(0, 7))
-    told = list(store)
+    expected = list(store)
     try:
         path.write_bytes(damaged)
         try:
             found = Store.open(store.path)
             wrong = [line for _, lines in check_store(found, threads=1) for line in lines]
             assert wrong, f"{path.name} byte {at}: the damage was not found"
-            for item, other in zip(found, told, strict=True):
+            for item, other in zip(found, expected, strict=True):
                 assert_equal(item, other)
         except InputError as error:
             assert "\n" not in str(error)
@@ -450,7 +451,7 @@ def test_verify_lists_every_fault(tmp_path, capsys):
         Image.new("RGB", size).save(root / f"{number}.png")
     (root / "3.png").write_bytes((root / "3.png").read_bytes()[:40])
     full, empty = simple(4).expressions[0], masks.empty(4, 6)
-    said = (
+    asked = (
         replace(full, expression_id="ok"),
         replace(full, expression_id="area", area=full.area + 1),
         replace(full, expression_id="empty", rle=empty, area=0),
@@ -460,7 +461,7 @@ def test_verify_lists_every_fault(tmp_path, capsys):
     )
     talk = (Dialogue("talk", (Turn("q", (Phrase("p", empty, Granularity.PART),)),)),)
     found = [simple(number, path=str(root / f"{number}.png")) for number in range(5)]
-    found[4] = replace(found[4], expressions=said, dialogues=talk)
+    found[4] = replace(found[4], expressions=asked, dialogues=talk)
     store = write_store(tmp_path / "s", work_of({"train": [*found, simple(5)]}, root))
     capsys.readouterr()
     assert run_data(["verify", str(store.path)]) == 1
@@ -486,7 +487,7 @@ def test_verify_lists_every_fault(tmp_path, capsys):
     assert lines[-1].endswith("wrong")
 
 
-def test_verify_of_a_whole_store_is_content(store, capsys):
+def test_verify_finds_nothing_wrong_in_a_whole_store(store, capsys):
     assert run_data(["verify", str(store.path)]) == 0
     assert capsys.readouterr().out.splitlines() == [f"{store.path}: 10 rows checked, nothing wrong"]
 
@@ -510,12 +511,12 @@ def test_refs_are_as_recorded_through_the_store(mini, dataset):
     expected, store = json.loads((MINI_REAL / "expected.json").read_text())[dataset], mini[dataset]
     for split, counts in expected["splits"].items():
         refs = {int(key): item for key, item in expected["refs"].items() if item["split"] == split}
-        said = [item for record in store.records(split) for item in record.expressions]
-        assert (len(store.records(split)), len(said)) == (counts["images"], counts["sentences"])
-        assert Counter(item.source["ref_id"] for item in said) == {
+        asked = [item for record in store.records(split) for item in record.expressions]
+        assert (len(store.records(split)), len(asked)) == (counts["images"], counts["sentences"])
+        assert Counter(item.source["ref_id"] for item in asked) == {
             key: item["sentences"] for key, item in refs.items()
         }
-        for item in said:
+        for item in asked:
             ref = refs[item.source["ref_id"]]
             assert item.area == ref.get("area", 0)
             assert item.granularity is KINDS[ref.get("kind", "single")]
@@ -528,9 +529,9 @@ def test_segments_are_as_recorded_through_the_store(mini):
     expected, store = json.loads((MINI_REAL / "expected.json").read_text())["refcocom"], mini["refcocom"]
     assert set(store.splits) == set(expected["files"])
     for stem, counts in expected["files"].items():
-        said = [item for record in store.records(stem) for item in record.expressions]
-        assert (len(store.records(stem)), len(said)) == (counts["images"], counts["sentences"])
-        for item in said:
+        asked = [item for record in store.records(stem) for item in record.expressions]
+        assert (len(store.records(stem)), len(asked)) == (counts["images"], counts["sentences"])
+        for item in asked:
             segment = expected["segments"][item.source["segment_id"]]
             assert (str(item.granularity), item.area) == (segment["kind"], segment["area"])
             assert hashlib.sha1(item.rle["counts"].encode()).hexdigest() == segment["rle_sha1"]
@@ -539,8 +540,8 @@ def test_segments_are_as_recorded_through_the_store(mini):
 @needs_photos
 def test_packed_photos_are_the_files(mini):
     for split in ("train", "val", "testA", "testB"):
-        told = load_benchmark(f"refcoco/{split}", MINI_REAL)
-        for found, item in zip(mini["refcoco"].records(split), told, strict=True):
+        expected = load_benchmark(f"refcoco/{split}", MINI_REAL)
+        for found, item in zip(mini["refcoco"].records(split), expected, strict=True):
             assert encoded_photo(found.inside) == Path(item.path).read_bytes()
             assert np.array_equal(photo_of(found), photo_of(item))
 
@@ -548,10 +549,10 @@ def test_packed_photos_are_the_files(mini):
 @needs_photos
 def test_a_store_gives_what_the_readers_give(mini):
     for split in ("train", "val", "testA", "testB"):
-        for found, told in zip(
+        for found, expected in zip(
             mini["mini_real"].records(split), load_benchmark(f"mini_real/{split}", MINI_REAL), strict=True
         ):
-            assert_equal(found, replace(told, path=os.path.realpath(told.path)))
+            assert_equal(found, replace(expected, path=os.path.realpath(expected.path)))
 
 
 @needs_photos
@@ -616,7 +617,7 @@ def test_prepare_removes_and_stores_the_report(tmp_path, capsys):
     assert store.meta["guard"]["benchmarks"] == {"refcoco": 1, "refcoco+": 1}
 
 
-def test_prepare_says_what_is_missing(tmp_path, capsys):
+def test_prepare_names_what_is_missing(tmp_path, capsys):
     out = ["--out", str(tmp_path / "s")]
     for words, message in (
         (["refcoco", *out], "--data DIR must be the root"),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,26 +32,46 @@ REFCOCO = {
     "refclef_unc": ("refclef", "unc", (*UNC_SPLITS, "testC")),
     "refclef_berkeley": ("refclef", "berkeley", ("train", "val", "test")),
 }
-# the same sets as others converted them: names are <layout>_<set>, ids start with them
-CRIS, PSALM, JXU124, LMMS = "cris_", "psalm_", "jxu124_", "lmms_"
-CONVERTED = {
-    **{CRIS + name: REFCOCO[name][2] for name in cris.SETS},
-    **{PSALM + name: UNC_SPLITS if name == "grefcoco" else REFCOCO[name][2] for name in psalm.SETS},
-    **{JXU124 + name: tuple(splits) for name, (_, splits) in hub.JXU124.items()},
-    "jxu124_benchmark": (),  # its splits are found in the data folder: refcoco_unc_val, …
-    **{LMMS + name: tuple(splits) for name, (_, splits) in hub.LMMS.items()},
+PARTS = tuple(f"{split}_{kind}" for split in UNC_SPLITS[1:] for kind in ("part_only", "object_part"))
+Reader = Callable[[Path, str], list[ImageRecord]]
+
+
+def _read_mini_real(data: Path, split: str) -> list[ImageRecord]:
+    return merge_records(read_grefcoco(data, split), read_refcocom(data, f"{split}_part_only"))
+
+
+# data set -> (reader, splits); sets as others converted them are <layout>_<set>
+DATA_SETS: dict[str, tuple[Reader, tuple[str, ...]]] = {
+    **{
+        name: (partial(read_refcoco, dataset=folder, split_by=split_by, prefix=name), splits)
+        for name, (folder, split_by, splits) in REFCOCO.items()
+    },
+    "grefcoco": (read_grefcoco, UNC_SPLITS),
+    "refcocom": (read_refcocom, PARTS),  # the lists its papers report; others are found in the data folder
+    "mini_real": (_read_mini_real, UNC_SPLITS),
+    **{f"cris_{name}": (partial(cris.read_cris, dataset=name), REFCOCO[name][2]) for name in cris.SETS},
+    **{
+        f"psalm_{name}": (partial(psalm.read_psalm, dataset=name), REFCOCO.get(name, REFCOCO["refcoco"])[2])
+        for name in psalm.SETS
+    },
+    **{
+        f"jxu124_{name}": (partial(hub.read_jxu124, dataset=name), tuple(splits))
+        for name, (_, splits) in hub.JXU124.items()
+    },
+    "jxu124_benchmark": (
+        hub.read_jxu124_benchmark,
+        ("refcoco_unc_val",),
+    ),  # others are found in the data folder
+    **{
+        f"lmms_{name}": (partial(hub.read_lmms, dataset=name), tuple(splits))
+        for name, (_, splits) in hub.LMMS.items()
+    },
 }
 
 
 def known_benchmarks() -> list[str]:
-    """Every NAME/SPLIT (RefCOCOm: the lists its papers report; others are found in the data folder)."""
-    names = [f"{name}/{split}" for name, (_, _, splits) in REFCOCO.items() for split in splits]
-    names += [f"grefcoco/{split}" for split in UNC_SPLITS]
-    names += [f"refcocom/{split}_{kind}" for split in UNC_SPLITS[1:] for kind in ("part_only", "object_part")]
-    names += [f"mini_real/{split}" for split in UNC_SPLITS]
-    names += [f"{name}/{split}" for name, splits in CONVERTED.items() for split in splits]
-    names.append("jxu124_benchmark/refcoco_unc_val")
-    return names + [f"{name}/{split}" for name in SCENES for split in scene_splits(name)]
+    """Every NAME/SPLIT that is known without a data folder."""
+    return [f"{name}/{split}" for name in (*DATA_SETS, *SCENES) for split in splits_of(name, None)]
 
 
 def scene_splits(preset: str) -> list[str]:
@@ -120,12 +141,12 @@ def load_benchmark(name: str, data: Path | None) -> Sequence[ImageRecord]:
         from uniresxx.data.scenes import benchmark_records
 
         return benchmark_records(dataset, split)
-    if dataset not in (*REFCOCO, *CONVERTED, *SCENES, "grefcoco", "refcocom", "mini_real"):
+    if dataset not in (*DATA_SETS, *SCENES):
         if find_store(name, None) is not None:
             return open_benchmark(name, None)
         raise InputError(
             f"unknown benchmark {name!r}: no prepared store, and no data set of that name; "
-            f"known: {', '.join(_known_sets())}"
+            f"known: {_known_sets()}"
         )
     if not split:
         raise InputError(
@@ -135,28 +156,7 @@ def load_benchmark(name: str, data: Path | None) -> Sequence[ImageRecord]:
         raise InputError(f"{name} is read from disk: give the root of the native layout with --data DIR")
     if not data.is_dir():
         raise InputError(f"{data}: no such folder; --data DIR must be the root of the native layout")
-    if dataset in REFCOCO:
-        folder, split_by, _ = REFCOCO[dataset]
-        return read_refcoco(data, split, folder, split_by, prefix=dataset)
-    if dataset in CONVERTED:
-        return _load_converted(dataset, split, data)
-    if dataset == "grefcoco":
-        return read_grefcoco(data, split)
-    if dataset == "refcocom":
-        return read_refcocom(data, split)
-    return merge_records(read_grefcoco(data, split), read_refcocom(data, f"{split}_part_only"))
-
-
-def _load_converted(name: str, split: str, data: Path) -> list[ImageRecord]:
-    if name == "jxu124_benchmark":
-        return hub.read_jxu124_benchmark(data, split, prefix=name)
-    if name.startswith(CRIS):
-        return cris.read_cris(data, split, name.removeprefix(CRIS), prefix=name)
-    if name.startswith(PSALM):
-        return psalm.read_psalm(data, split, name.removeprefix(PSALM), prefix=name)
-    if name.startswith(JXU124):
-        return hub.read_jxu124(data, split, name.removeprefix(JXU124), prefix=name)
-    return hub.read_lmms(data, split, name.removeprefix(LMMS), prefix=name)
+    return DATA_SETS[dataset][0](data, split)
 
 
 def merge_records(*sets: list[ImageRecord]) -> list[ImageRecord]:
@@ -198,12 +198,10 @@ def splits_of(dataset: str, data: Path | None) -> list[str]:
         return known_stems(data)
     if dataset == "jxu124_benchmark" and data is not None:
         return hub.benchmark_splits(data)
-    splits = [name.partition("/")[2] for name in known_benchmarks() if name.partition("/")[0] == dataset]
-    if not splits:
-        raise InputError(f"unknown data set {dataset!r}; known: {', '.join(_known_sets())}")
-    return splits
+    if dataset not in DATA_SETS:
+        raise InputError(f"unknown data set {dataset!r}; known: {_known_sets()}")
+    return list(DATA_SETS[dataset][1])
 
 
-def _known_sets() -> list[str]:
-    """Names of the data sets, without splits."""
-    return list(dict.fromkeys(name.partition("/")[0] for name in known_benchmarks()))
+def _known_sets() -> str:
+    return ", ".join((*DATA_SETS, *SCENES))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,35 +53,17 @@ def _read(path: Path) -> tuple[PublishedCount, ...]:
 PUBLISHED = _read(Path(__file__).with_suffix(".csv"))
 
 
-def published(dataset: str, split: str) -> PublishedCount | None:
-    """The published counts of a split; None where none are known."""
-    for count in PUBLISHED:
-        if (count.dataset, count.split) == (dataset, split):
-            return count
-    return None
-
-
 # data sets as others converted them hold the same refs; jxu124's benchmark names set and split in one
-CONVERTED = ("cris_", "psalm_", "jxu124_")
-BENCHMARK_SETS = (
-    ("refcoco_unc_", "refcoco"),
-    ("refcoco_google_", "refcoco_google"),
-    ("refcoco_plus_unc_", "refcoco+"),
-    ("refcocog_umd_", "refcocog_umd"),
-    ("refcocog_google_", "refcocog_google"),
-)
+_BENCHMARK = re.compile(r"(refcoco|refcoco_plus|refcocog)_(unc|google|umd)_(.+)")
 
 
 def published_of(dataset: str, split: str) -> PublishedCount | None:
-    """The published counts that a split of a data set, converted by others or not, should have; None: none known.
+    """The published counts of a split, converted by others or not; None where none are known.
 
     lmms-lab's copies have none: rows whose mask is known to be wrong are left out of them.
     """
-    if dataset == "jxu124_benchmark":
-        for start, name in BENCHMARK_SETS:
-            if split.startswith(start):
-                return published(name, split.removeprefix(start))
-        return None
-    for start in CONVERTED:
-        dataset = dataset.removeprefix(start)
-    return published(dataset, split)
+    if dataset == "jxu124_benchmark" and (found := _BENCHMARK.fullmatch(split)):
+        dataset = f"{found[1]}_{found[2]}".replace("_unc", "").replace("_plus", "+")
+        split = found[3]
+    name = re.sub("^(cris|psalm|jxu124)_", "", dataset)
+    return next((item for item in PUBLISHED if (item.dataset, item.split) == (name, split)), None)

@@ -11,9 +11,6 @@ from typing import Any
 from uniresxx.data.published_counts import PublishedCount
 from uniresxx.types import Expression, Granularity, ImageRecord
 
-# what we count -> the field of PublishedCount it is compared with
-COMPARED = {"images": "images", "refs": "refs", "expressions": "sentences"}
-
 
 def summary(records: Iterable[ImageRecord]) -> dict[str, Any]:
     """What `inspect` prints of one split; passes over the records once and keeps none.
@@ -80,7 +77,7 @@ def beside(
     it does not count them.
     """
     shown, differ = {}, []
-    for name, source in COMPARED.items():
+    for name, source in (("images", "images"), ("refs", "refs"), ("expressions", "sentences")):
         number = getattr(published, source)
         if number is None or name not in counts:
             continue

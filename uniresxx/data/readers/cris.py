@@ -4,8 +4,7 @@
 the mask; `lmdb/<set>/<split>.lmdb` holds the same records under the keys 0, 1, … with photo and mask inside.
 Both give the same ids and masks. Masks were made from summed polygons times 255 in 8 bits, so where polygons
 overlap they hold 254 or 253: every value above 0 is foreground. (After CRIS's own data_process.py and
-folder2lmdb.py; training there draws one sentence, its mode `val` scores only the first of each record. Here
-come all.)
+folder2lmdb.py. CRIS trains on one sentence of a record and scores the first in mode `val`; all are read here.)
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from uniresxx.data.readers.collector import Collector, Photo, Target
-from uniresxx.data.readers.fields import Sentence, file_name_of, need, photo_id, sentences, shown, whole
+from uniresxx.data.readers.fields import file_name_of, need, photo_id, sentences, shown, whole
 from uniresxx.data.readers.files import load_records, note_opened
 from uniresxx.data.readers.folders import PHOTO_FOLDERS, PhotoFinder, data_folders
 from uniresxx.data.readers.pickles import plain_data
@@ -44,19 +43,23 @@ _ONE_AT_A_TIME = Lock()
 SLACK_PAGES = 16  # LMDB leaves a few pages at the end unwritten where a transaction freed them again
 
 
-def read_cris(
-    root: Path, split: str, dataset: str = "refcoco", prefix: str | None = None
-) -> list[ImageRecord]:
-    """Records of one split, ids `<prefix>/<split>/<segment_id>_<idx>`, from the list or else from the LMDB.
+def read_cris(root: Path, split: str, dataset: str = "refcoco") -> list[ImageRecord]:
+    """Records of one split, ids `cris_<set>/<split>/<segment_id>_<idx>`, from the list or else from the LMDB.
 
     `root` is CRIS's `datasets` folder or the one above it; `dataset` is one of SETS. Every expression points
     at one object. Raises InputError naming file, record and field, and where neither form is there.
     """
+    start = f"cris_{dataset}/{split}"
     for path in _places(root, "anns", dataset, split, ".json"):
-        folders = _places(root, "masks", dataset, "", "")
-        return _Reading(root, split, prefix or f"cris_{dataset}", path).of_list(folders)
+        collector = Collector(str(path), root, start)
+        _add_list(
+            collector, path, PhotoFinder(root, CRIS_PHOTO_FOLDERS), _places(root, "masks", dataset, "", "")
+        )
+        return collector.records()
     for path in _places(root, "lmdb", dataset, split, ".lmdb"):
-        return _Reading(root, split, prefix or f"cris_{dataset}", path).of_lmdb()
+        collector = Collector(str(path), root, start)
+        _add_lmdb(collector, path, PhotoFinder(root, CRIS_PHOTO_FOLDERS))
+        return collector.records()
     name = SETS[dataset][0]
     raise NotThereError(
         f"{root}: holds neither anns/{name}/{split}.json nor lmdb/{name}/{split}.lmdb; "
@@ -74,52 +77,48 @@ def _places(root: Path, kind: str, dataset: str, split: str, suffix: str) -> lis
     return [folder / (split + suffix) for folder in folders if (folder / (split + suffix)).exists()]
 
 
-class _Reading:
-    """One split being read."""
+def _add_list(collector: Collector, path: Path, finder: PhotoFinder, folders: Sequence[Path]) -> None:
+    for index, record in enumerate(load_records(path)):
+        who = f"{path}: record {index}"
+        photo = finder.path(file_name_of(record, who, "img_name"), who)
+        rle = mask_of(folders, segment_of(record, who), photo, who)
+        add_segment(collector, record, Granularity.OBJECT, rle, photo, who)
 
-    def __init__(self, root: Path, split: str, prefix: str, path: Path) -> None:
-        self.path = path
-        self.finder = PhotoFinder(root, CRIS_PHOTO_FOLDERS)
-        self.collector = Collector(str(path), root, f"{prefix}/{split}")
 
-    def of_list(self, folders: Sequence[Path]) -> list[ImageRecord]:
-        for index, record in enumerate(load_records(self.path)):
-            who = f"{self.path}: record {index}"
-            photo = self.finder.path(file_name_of(record, who, "img_name"), who)
-            self.add(record, mask_of(folders, segment_of(record, who), photo, who), photo, who)
-        return self.collector.records()
-
-    def of_lmdb(self) -> list[ImageRecord]:
-        for key, value in _values(self.path):
-            who = f"{self.path}: record {key}"
-            record = _record_of(value, who)
-            photo = need(record, "img", who)
-            if not isinstance(photo, bytes):
-                raise InputError(f"{who}: img must be the photo's bytes, not {shown(photo)}")
-            rle = _mask_of_bytes(need(record, "mask", who), images.encoded_size(photo), who)
-            name = file_name_of(record, who, "img_name")
-            self.finder.path(name, who)  # refuses a name that no photo can have
-            self.add(record, rle, PhotoInside("lmdb", str(self.path), key, name), who)
-        return self.collector.records()
-
-    def add(self, record: Mapping[str, Any], rle: RLE, photo: Path | PhotoInside, who: str) -> None:
-        name, segment = file_name_of(record, who, "img_name"), segment_of(record, who)
-        source: dict[str, Any] = {"segment_id": segment, "cat": record.get("cat")}
-        self.collector.add(
-            who,
-            Photo(photo_id(name), photo, (rle["size"][0], rle["size"][1])),
-            Target(Granularity.OBJECT, rle, source),
-            with_segment_ids(record, segment, who),
+def _add_lmdb(collector: Collector, path: Path, finder: PhotoFinder) -> None:
+    for key, value in _values(path):
+        who = f"{path}: record {key}"
+        record = _record_of(value, who)
+        photo = need(record, "img", who)
+        if not isinstance(photo, bytes):
+            raise InputError(f"{who}: img must be the photo's bytes, not {shown(photo)}")
+        rle = _mask_of_bytes(need(record, "mask", who), images.encoded_size(photo), who)
+        name = file_name_of(record, who, "img_name")
+        finder.path(name, who)  # refuses a name that no photo can have
+        add_segment(
+            collector, record, Granularity.OBJECT, rle, PhotoInside("lmdb", str(path), key, name), who
         )
 
 
 # ---- segments and mask files, which RefCOCOm shares
 
 
-def with_segment_ids(record: Mapping[str, Any], segment: str, who: str) -> Iterator[tuple[str, Sentence]]:
-    """The sentences of a record by `<segment_id>_<idx>`, or by their place where they have no idx."""
-    for place, sentence in enumerate(sentences(record, "idx", who)):
-        yield f"{segment}_{place if sentence.native_id is None else sentence.native_id}", sentence
+def add_segment(
+    collector: Collector,
+    record: Mapping[str, Any],
+    granularity: Granularity,
+    rle: RLE,
+    photo: Path | PhotoInside,
+    who: str,
+) -> None:
+    """Add the sentences of a record, ids `<segment_id>_<idx>`, or their place where they have no idx."""
+    name, segment = file_name_of(record, who, "img_name"), segment_of(record, who)
+    asked = [
+        (f"{segment}_{place if item.native_id is None else item.native_id}", item)
+        for place, item in enumerate(sentences(record, "idx", who))
+    ]
+    target = Target(granularity, rle, {"segment_id": segment, "cat": record.get("cat")})
+    collector.add(who, Photo(photo_id(name), photo, (rle["size"][0], rle["size"][1])), target, asked)
 
 
 def segment_of(record: Mapping[str, Any], who: str) -> str:

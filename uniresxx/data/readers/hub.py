@@ -55,16 +55,14 @@ MAX_GROUP_BYTES = 8 * 2**30  # of one row group, unpacked
 BATCH_ROWS = 64  # rows in memory at a time; a photo in each
 
 
-def read_jxu124(
-    root: Path, split: str, dataset: str = "refcoco", prefix: str | None = None
-) -> list[ImageRecord]:
-    """Records of one split of jxu124/<set>, ids `<prefix>/<split>/<sent_id>`; masks are exact.
+def read_jxu124(root: Path, split: str, dataset: str = "refcoco") -> list[ImageRecord]:
+    """Records of one split of jxu124/<set>, ids `<layout>_<set>/<split>/<sent_id>`; masks are exact.
 
     Raises InputError naming file, row and field, and for a row of another split.
     """
     name, splits = JXU124[dataset]
     finder = PhotoFinder(root)
-    collector = Collector(f"jxu124/{name} {split}", root, f"{prefix or f'jxu124_{dataset}'}/{split}")
+    collector = Collector(f"jxu124/{name} {split}", root, f"jxu124_{dataset}/{split}")
     columns = ("raw_anns", "raw_image_info", "ann_id", "image_id", "split", "sentences", "ref_id", "bbox")
     for place, row in _rows(root, "jxu124", name, _their_split(splits, split, name), columns):
         who = str(place)
@@ -76,10 +74,10 @@ def read_jxu124(
     return collector.records()
 
 
-def read_jxu124_benchmark(root: Path, split: str, prefix: str | None = None) -> list[ImageRecord]:
+def read_jxu124_benchmark(root: Path, split: str) -> list[ImageRecord]:
     """Records of one split of jxu124/refcoco-benchmark (`refcoco_unc_val`, …), ids as `read_jxu124`."""
     finder = PhotoFinder(root)
-    start = f"{prefix or 'jxu124_benchmark'}/{split}"
+    start = f"jxu124_benchmark/{split}"
     collector = Collector(f"jxu124/refcoco-benchmark {split}", root, start)
     for place, row in _rows(root, "jxu124", "refcoco-benchmark", split, ("ref_list", "image_info")):
         refs = need(row, "ref_list", str(place))
@@ -106,10 +104,8 @@ def benchmark_splits(root: Path) -> list[str]:
     return sorted({name for name in names if re.fullmatch(r"\w{1,60}", name)})
 
 
-def read_lmms(
-    root: Path, split: str, dataset: str = "refcoco", prefix: str | None = None
-) -> list[ImageRecord]:
-    """Records of one split of lmms-lab/<set>, ids `<prefix>/<split>/<question_id>_<place>`; masks are lossy.
+def read_lmms(root: Path, split: str, dataset: str = "refcoco") -> list[ImageRecord]:
+    """Records of one split of lmms-lab/<set>, ids `<layout>_<set>/<split>/<question_id>_<place>`; masks are lossy.
 
     Every expression whose mask came from a flat list says so in `source["truth"]`. Left out and reported:
     crowd regions, rows without a polygon, and rows whose polygon does not fill their box. Raises InputError
@@ -121,7 +117,7 @@ def read_lmms(
             f"lmms-lab/{name}: its split val mixes unc (umd) with Google's, whose photos are in training "
             "sets; read the original files, or val_mixed to take it as it is"
         )
-    collector = Collector(f"lmms-lab/{name} {split}", root, f"{prefix or f'lmms_{dataset}'}/{split}")
+    collector = Collector(f"lmms-lab/{name} {split}", root, f"lmms_{dataset}/{split}")
     columns = ("question_id", "image", "answer", "segmentation", "bbox", "iscrowd", "file_name")
     for place, row in _rows(root, "lmms-lab", name, _their_split(splits, split, name), columns):
         _add_answers(collector, row, place)
@@ -316,22 +312,18 @@ def _rows(
     root: Path, owner: str, name: str, split: str, columns: Sequence[str]
 ) -> Iterator[tuple[Place, dict[str, Any]]]:
     """Place and content of every row of a split, of the columns that are there."""
-    for path in _files(root, owner, name, split):
-        yield from _rows_of(path, columns)
-
-
-def _rows_of(path: Path, columns: Sequence[str]) -> Iterator[tuple[Place, dict[str, Any]]]:
     from pyarrow import parquet
 
-    note_opened(path)
-    with _readable(path), parquet.ParquetFile(path) as file:
-        for group in range(file.metadata.num_row_groups):
-            _group_rows(file, group, path)
-        wanted = [column for column in columns if column in file.schema_arrow.names]
-        batches = file.iter_batches(batch_size=BATCH_ROWS, columns=wanted, use_threads=False)
-        rows = (row for batch in batches for row in batch.to_pylist())
-        for index, row in enumerate(rows):
-            yield Place(path, index), row
+    for path in _files(root, owner, name, split):
+        note_opened(path)
+        with _readable(path), parquet.ParquetFile(path) as file:
+            for group in range(file.metadata.num_row_groups):
+                _group_rows(file, group, path)
+            wanted = [column for column in columns if column in file.schema_arrow.names]
+            batches = file.iter_batches(batch_size=BATCH_ROWS, columns=wanted, use_threads=False)
+            rows = (row for batch in batches for row in batch.to_pylist())
+            for index, row in enumerate(rows):
+                yield Place(path, index), row
 
 
 @contextmanager

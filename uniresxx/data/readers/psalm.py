@@ -30,10 +30,8 @@ SETS = {
 }
 
 
-def read_psalm(
-    root: Path, split: str, dataset: str = "refcoco", prefix: str | None = None
-) -> list[ImageRecord]:
-    """Records of one split, ids `<prefix>/<split>/<sent_id>`, or `<record>_<place>` where there is no sent_id.
+def read_psalm(root: Path, split: str, dataset: str = "refcoco") -> list[ImageRecord]:
+    """Records of one split, ids `psalm_<set>/<split>/<sent_id>`, or `<record>_<place>` where there is no sent_id.
 
     In gRefCOCO no annotation, or only annotations with an empty segmentation, means no target, and several
     are united; crowd regions are no targets, and a record that has only those is left out and reported, as is
@@ -45,7 +43,7 @@ def read_psalm(
     path = data_file(root, names, files)
     finder, collector = (
         PhotoFinder(root),
-        Collector(str(path), root, f"{prefix or f'psalm_{dataset}'}/{split}"),
+        Collector(str(path), root, f"psalm_{dataset}/{split}"),
     )
     for index, record in enumerate(load_records(path)):
         who = f"{path}: record {index}"

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from uniresxx.data.readers import cris
-from uniresxx.data.readers.collector import Collector, Photo, Target
-from uniresxx.data.readers.fields import file_name_of, photo_id
+from uniresxx.data.readers.collector import Collector
+from uniresxx.data.readers.fields import file_name_of
 from uniresxx.data.readers.files import load_records
 from uniresxx.data.readers.folders import PhotoFinder, data_file, data_folders
 from uniresxx.data.readers.instances import NOT_STATED
@@ -49,18 +49,10 @@ def read_refcocom(root: Path, stem: str) -> list[ImageRecord]:
     folders = [folder / "masks" for folder in data_folders(root, FOLDERS)]
     for index, record in enumerate(records):
         who = f"{path}: record {index}"
-        photo_name, segment = file_name_of(record, who, "img_name"), cris.segment_of(record, who)
-        photo = finder.path(photo_name, who)
-        rle = cris.mask_of(folders, segment, photo, who)
+        photo = finder.path(file_name_of(record, who, "img_name"), who)
+        rle = cris.mask_of(folders, cris.segment_of(record, who), photo, who)
         granularity = Granularity.PART if parts is None or _key(record, who) in parts else Granularity.OBJECT
-        source: dict[str, Any] = {"segment_id": segment, "cat": record.get("cat")}
-        size = rle["size"][0], rle["size"][1]
-        collector.add(
-            who,
-            Photo(photo_id(photo_name), photo, size),
-            Target(granularity, rle, source),
-            cris.with_segment_ids(record, segment, who),
-        )
+        cris.add_segment(collector, record, granularity, rle, photo, who)
     return collector.records()
 
 

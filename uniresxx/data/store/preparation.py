@@ -69,15 +69,11 @@ class Preparation:
         """
         fixed = self.begin()
         again = {name: state_of((self.image_root or Path()) / name) for name in then if name not in fixed}
-        if diff := differences(then, {**fixed, **again}):
-            some = "; ".join(diff[:5]) + (f"; and {len(diff) - 5} more" if len(diff) > 5 else "")
+        now = {**fixed, **again}
+        changed = [key for key in sorted({*then, *now}) if then.get(key) != now.get(key)]
+        if changed:
+            some = "; ".join(
+                f"{key}: {then.get(key, MISSING)} then, {now.get(key, MISSING)} now" for key in changed[:5]
+            )
+            some += f"; and {len(changed) - 5} more" if len(changed) > 5 else ""
             raise InputError(f"{path}: was prepared from another input ({some}); --fresh starts over")
-
-
-def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What differs between two inputs, one phrase per key."""
-    return [
-        f"{key}: {then.get(key, MISSING)} then, {now.get(key, MISSING)} now"
-        for key in sorted({*then, *now})
-        if then.get(key) != now.get(key)
-    ]

@@ -39,7 +39,9 @@ class Store:
         self._splits: dict[str, dict[str, Any]] = self.meta["splits"]
         self._starts = [item["start"] for item in self._splits.values()]
         root = self.meta["image_root"]
-        self.image_root = images if images is not None or root is None else _photos_of(path, root)
+        if root is not None:  # relative to the store
+            root = Path(os.path.normpath(os.path.join(os.path.realpath(path), root)))
+        self.image_root: Path | None = root if images is None else images
         self._data = pa.memory_map(str(path / RECORDS)).read_buffer()
         self._index = pa.memory_map(str(path / INDEX)).read_buffer()
         packed = self.meta.get("photos")
@@ -165,8 +167,3 @@ class StoreRecords(Sequence[ImageRecord]):
         if isinstance(index, slice):
             return StoreRecords(self.store, self.rows[index])
         return self.store[self.rows[index]]
-
-
-def _photos_of(path: Path, root: str) -> Path:
-    """The image root that a store names relative to itself; nothing need be there."""
-    return Path(os.path.normpath(os.path.join(os.path.realpath(path), root)))

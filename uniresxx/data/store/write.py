@@ -41,15 +41,11 @@ from uniresxx.types import Granularity, ImageRecord
 Progress = Callable[[str, int, int], None]  # (what, done, of)
 
 
-def _silent(what: str, done: int, of: int) -> None:
-    """No progress."""
-
-
 def write_store(
     out: Path,
     work: Preparation,
     fresh: bool = False,
-    progress: Progress = _silent,
+    progress: Progress = lambda *_: None,
 ) -> Store:
     """Make the store `out`, or continue to; returns it opened. A finished store of the same input is kept.
 
