@@ -149,6 +149,15 @@ def test_a_store_behind_a_link_is_replaced_where_it_lies(data, out):
     assert out.is_symlink() and len(Store.open(far)) == 2
 
 
+@pytest.mark.parametrize("name", [".", ".."])
+def test_a_store_needs_a_name(data, tmp_path, monkeypatch, capsys, name):
+    (tmp_path / "in").mkdir()
+    monkeypatch.chdir(tmp_path / "in")
+    assert prepare(data, name) == 2
+    assert "--out must name a folder of its own" in capsys.readouterr().err
+    assert not any((tmp_path / "in").iterdir())
+
+
 # ---- one at a time
 
 HOLDS = """

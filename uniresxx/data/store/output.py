@@ -39,6 +39,8 @@ def partial_of(out: Path) -> Path:
 
 def check_output(out: Path) -> None:
     """InputError where `out` or its partial folder holds something that this program did not write there."""
+    if out.name in ("", ".."):
+        raise InputError(f"{out}: --out must name a folder of its own, as stores/refcoco")
     if out.exists() and not is_empty(out) and not _is_ours(out):
         raise InputError(f"{out}: is there and is no store; name a folder that is not there yet")
     partial = partial_of(out)
