@@ -586,7 +586,7 @@ def test_mutated_json_raises_input_error_only(tmp_path_factory, data, which, new
             assert all((e.rle is None) == (e.granularity is Granularity.NONE) for e in expressions(read))
 
 
-@settings(deadline=None, max_examples=40)  # a process each; many more in test_fuzz_inputs.py
+@settings(deadline=None, max_examples=40)  # many more in test_fuzz_inputs.py
 @given(data=st.data(), form=st.sampled_from(["python 2, 0", "python 2, 2", "2", "5"]))
 def test_mutated_pickles_raise_input_error_only(tmp_path_factory, data, form):
     good = (

@@ -56,7 +56,7 @@ BATCH_ROWS = 64  # rows in memory at a time; a photo in each
 
 
 def read_jxu124(root: Path, split: str, dataset: str = "refcoco") -> list[ImageRecord]:
-    """Records of one split of jxu124/<set>, ids `<layout>_<set>/<split>/<sent_id>`; masks are exact.
+    """Records of one split of jxu124/<set>, ids `jxu124_<set>/<split>/<sent_id>`; masks are exact.
 
     Raises InputError naming file, row and field, and for a row of another split.
     """
@@ -105,7 +105,7 @@ def benchmark_splits(root: Path) -> list[str]:
 
 
 def read_lmms(root: Path, split: str, dataset: str = "refcoco") -> list[ImageRecord]:
-    """Records of one split of lmms-lab/<set>, ids `<layout>_<set>/<split>/<question_id>_<place>`; masks are lossy.
+    """Records of one split of lmms-lab/<set>, ids `lmms_<set>/<split>/<question_id>_<place>`; masks are lossy.
 
     Every expression whose mask came from a flat list says so in `source["truth"]`. Left out and reported:
     crowd regions, rows without a polygon, and rows whose polygon does not fill their box. Raises InputError
@@ -187,11 +187,12 @@ def parquet_photo(path: Path, row: int) -> bytes:
 
     The last row group stays in memory, so photos in their order are read once.
     """
-    group, first = _group_of(path, row)
-    photos = _photos_of_group(path, group)
-    if not 0 <= row - first < len(photos):
-        raise InputError(f"{path}: has no row {row} any more; read the annotations again")
-    return _photo_bytes({"image": photos[row - first].as_py()}, f"{path}: row {row}")
+    starts = _row_groups(path)
+    group = bisect_right(starts, row) - 1
+    photos = _photos_of_group(path, group) if 0 <= row < starts[-1] else ()
+    if row - starts[group] >= len(photos):
+        raise InputError(f"{path}: has no row {row} any more; prepare the store again")
+    return _photo_bytes({"image": photos[row - starts[group]].as_py()}, f"{path}: row {row}")
 
 
 @lru_cache(maxsize=1)
@@ -202,15 +203,6 @@ def _row_groups(path: Path) -> tuple[int, ...]:
     with _readable(path), parquet.ParquetFile(path) as file:
         counts = [_group_rows(file, group, path) for group in range(file.metadata.num_row_groups)]
     return tuple(accumulate(counts, initial=0))
-
-
-def _group_of(path: Path, row: int) -> tuple[int, int]:
-    """(row group, its first row) of a row; InputError where there is no such row."""
-    starts = _row_groups(path)
-    if not 0 <= row < starts[-1]:
-        raise InputError(f"{path}: has no row {row} any more; read the annotations again")
-    group = bisect_right(starts, row) - 1
-    return group, starts[group]
 
 
 @lru_cache(maxsize=1)

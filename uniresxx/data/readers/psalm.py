@@ -41,19 +41,13 @@ def read_psalm(root: Path, split: str, dataset: str = "refcoco") -> list[ImageRe
     names = SETS[dataset]
     files = (f"{split}_psalm.json", *(f"{name}_{split}.json" for name in names))
     path = data_file(root, names, files)
-    finder, collector = (
-        PhotoFinder(root),
-        Collector(str(path), root, f"psalm_{dataset}/{split}"),
-    )
+    finder, collector = PhotoFinder(root), Collector(str(path), root, f"psalm_{dataset}/{split}")
     for index, record in enumerate(load_records(path)):
         who = f"{path}: record {index}"
         info = need(record, "image_info", who)
         if not isinstance(info, dict):
             raise InputError(f"{who}: image_info must be an object, not {shown(info)}")
-        file_name, size = (
-            file_name_of(info, f"{who}: image_info"),
-            size_of(info, f"{who}: image_info"),
-        )
+        file_name, size = file_name_of(info, f"{who}: image_info"), size_of(info, f"{who}: image_info")
         image_id = str(whole(info["id"], "id", who)) if "id" in info else photo_id(file_name)
         listed = list(sentences({"sentences": need(record, "instruction", who)}, "sent_id", who))
         target = _target(record, size, dataset == "grefcoco", who)
