@@ -137,6 +137,8 @@ class _PlainUnpickler(pickle._Unpickler):
         self._fill(self.stack[-1], items)
 
     def _list_of(self, count: int) -> None:
+        if len(self.stack) < count:
+            raise pickle.UnpicklingError("a tuple has too few values")
         self.stack[-count:] = [self.stack[-count:]]
 
     dispatch |= {
@@ -159,7 +161,7 @@ def _bad_key(key: Any) -> pickle.UnpicklingError:
 
 def _unfolded(value: Any, found: dict[int, int], depth: int = 0) -> int:
     """About how many characters the data has as JSON; every list and dict is walked once, `found` remembers it."""
-    if not isinstance(value, list | dict):
+    if not isinstance(value, list | dict) or not value:
         return len(value) if isinstance(value, str | bytes) else 8
     if depth > DEEPEST:
         raise pickle.UnpicklingError("lists inside one another too deep, or inside themselves")
