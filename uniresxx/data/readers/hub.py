@@ -6,7 +6,7 @@ as `refcoco_unc_val`. Both hold the full segmentation.
 
 lmms-lab/RefCOCO, RefCOCOplus, RefCOCOg: one row per ref with the photo inside; `bbox` is xywh. Their
 segmentation is ONE flat list of numbers, so an object of several polygons has lost some: every expression is
-labelled with that, and rows whose polygon does not fill their box are left out (our choice). The split `val`
+labelled with that, and rows whose polygon does not fill their box are left out. The split `val`
 of RefCOCO and RefCOCOg mixes the unc (umd) split with Google's, which shares photos with training: it is
 refused under that name and read as `val_mixed`.
 """

@@ -12,7 +12,7 @@ from uniresxx.data.store.folder import VERSION
 from uniresxx.errors import InputError
 from uniresxx.types import ImageRecord
 
-ROWS_PER_BATCH = 256  # our choice: about 2 MB of RefCOCO, checked and parsed at one go
+ROWS_PER_BATCH = 256  # about 2 MB of RefCOCO, checked and parsed at one go
 # a split is read only when its rows are needed: its records, and notes for the metadata
 Load = Callable[[], tuple[Sequence[ImageRecord], Mapping[str, Any]]]
 
