@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from uniresxx.cli import data as command
+from uniresxx.cli import main as program
 from uniresxx.data.catalog import load_benchmark
-from uniresxx.data.readers.coco import Instances
+from uniresxx.data.readers.instances import Instances
 from uniresxx.data.store.photos import photo_of
 from uniresxx.data.store.read import Store
 from uniresxx.errors import InputError
@@ -36,6 +36,10 @@ NAMED = {
     "20_cris_without_img_name": ["img_name", "record 0"],
     "21_unknown_ann_id": ["999999999", "record 1"],
 }
+
+
+def run_data(words):
+    return program(["data", *words])
 
 
 def read(case):
@@ -80,15 +84,15 @@ def test_is_refused_by_name(case):
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["case"])
-def test_through_the_store(tmp_path, case):
+def test_the_store_gives_what_the_reader_gives(tmp_path, case):
     """What must load is the same behind `prepare`; what must be refused stops `prepare`, or `verify` lists it."""
     name = f"{case['dataset']}/{'val_part_only' if case['dataset'] == 'refcocom' else 'val'}"
     words = ["prepare", name, "--root", str(ROOT / case["root"]), "--out", str(tmp_path / "s")]
-    prepared = command.run(words)
+    prepared = run_data(words)
     if case["expect"] == "refuse":
-        assert prepared == 2 or command.run(["verify", str(tmp_path / "s")]) == 1
+        assert prepared == 2 or run_data(["verify", str(tmp_path / "s")]) == 1
         return
-    assert prepared == 0 == command.run(["verify", str(tmp_path / "s")])
+    assert prepared == 0 == run_data(["verify", str(tmp_path / "s")])
     (record,) = Store.open(tmp_path / "s")
     assert photo_of(record).shape == (case["height"], case["width"], 3)
     for expression in record.expressions:

@@ -15,7 +15,7 @@ from mllm.config import MLLMConfig
 from mllm.tokens import Vocabulary
 from train.__main__ import main, parse_finetune
 from uniresxx.checkpoints.folders import save_pretrained
-from uniresxx.cli import _data_store as _store
+from uniresxx.cli.data import prepare
 from uniresxx.errors import InputError
 from uniresxx.model.build import build_model
 from uniresxx.model.config import UniRESPlusPlusConfig
@@ -45,7 +45,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         exec(compile(example, str(PAGE), "exec"), {})
-        assert _store.prepare(command.split()) == 0
+        assert prepare.main(command.split()) == 0
     return folder
 
 

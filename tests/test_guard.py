@@ -51,13 +51,13 @@ NOT_COCO = (
 
 
 def record(path=None, image_id="x", expressions=1, **source):
-    said = tuple(Expression(f"{path}/{index}", "a", Granularity.NONE, None) for index in range(expressions))
-    return ImageRecord(image_id, 2, 3, said, path=path, source=source)
+    asked = tuple(Expression(f"{path}/{index}", "a", Granularity.NONE, None) for index in range(expressions))
+    return ImageRecord(image_id, 2, 3, asked, path=path, source=source)
 
 
 @settings(deadline=None)
 @given(st.integers(1, 999_999), st.sampled_from(NAMES))
-def test_every_naming_scheme_tells_the_id(number, name):
+def test_the_id_is_found_in_every_naming_scheme(number, name):
     assert coco_image_id(name.format(number)) == number
     assert coco_image_id(number) == number
 
@@ -91,11 +91,11 @@ def test_spellings_of_one_photo(name):
 
 
 @pytest.mark.parametrize("name", NOT_COCO)
-def test_other_names_tell_none(name):
+def test_other_names_have_no_id(name):
     assert coco_image_id(name) is None
 
 
-def test_the_name_of_a_photo_decides_before_the_number_of_its_data_set():
+def test_the_photo_name_comes_before_the_data_set_s_number():
     assert record_coco_id(record("a/train2017/000000000009.jpg", "123")) == 9
     assert record_coco_id(record("VG_100K/9.jpg", "9")) is None
     assert record_coco_id(record("VG_100K/9.jpg", "9", coco_id=77)) == 77
@@ -105,7 +105,7 @@ def test_the_name_of_a_photo_decides_before_the_number_of_its_data_set():
 
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 30), st.sampled_from(NAMES[:-1]), st.integers(0, 3))), st.data())
-def test_exactly_the_held_out_images_go(images, data):
+def test_exactly_the_held_out_images_are_removed(images, data):
     ids = data.draw(st.frozensets(st.integers(1, 30)))
     records = [record(name.format(number), expressions=count) for number, name, count in images]
     kept, removed = remove_held_out(records, ids)
@@ -161,7 +161,7 @@ def test_val_and_test_of_every_benchmark_are_held_out(tmp_path):
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)
-def test_a_list_that_lacks_is_named_and_strict_refuses(tmp_path, name):
+def test_a_missing_list_is_named_and_strict_refuses(tmp_path, name):
     root = benchmarks_root(tmp_path, without=(name,))
     assert held_out(root).not_found == (name,)
     with pytest.raises(InputError, match="found no id list of") as error:
@@ -172,7 +172,7 @@ def test_a_list_that_lacks_is_named_and_strict_refuses(tmp_path, name):
 
 
 @pytest.mark.parametrize("spelling", ["refcocog_u", "RefCOCOg_umd"])  # the reader takes both
-def test_lists_in_the_layout_of_cris_serve_too(tmp_path, spelling):
+def test_lists_in_the_cris_layout_are_found(tmp_path, spelling):
     folder = tmp_path / "anns" / spelling
     folder.mkdir(parents=True)
     for split, number in (("train", 1), ("val", 2), ("test", 3)):

@@ -11,18 +11,24 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from uniresxx.cli import data as command
-from uniresxx.cli._data_inspect import beside, passing, summary
-from uniresxx.data.catalog import CONVERTED, load_benchmark, merge_records, splits_of
+from uniresxx.cli import main as program
+from uniresxx.cli.data.counts import beside, summary
+from uniresxx.cli.data.inspect import passing
+from uniresxx.data.catalog import DATA_SETS, load_benchmark, merge_records, splits_of
 from uniresxx.data.contact_sheet import COLUMNS, ROWS, Sheet
-from uniresxx.data.published_counts import PUBLISHED, PublishedCount, published, published_of
-from uniresxx.data.readers.coco import COCO_MASKS, NOT_STATED
+from uniresxx.data.published_counts import PUBLISHED, PublishedCount, published_of
+from uniresxx.data.readers.collector import COCO_MASKS
+from uniresxx.data.readers.instances import NOT_STATED
 from uniresxx.data.store.read import Store
 from uniresxx.imaging import masks
 from uniresxx.types import Expression, Granularity, ImageRecord
 
 H, W = 20, 30
 BOX = [[2, 2, 8, 2, 8, 8, 2, 8]]
+
+
+def run_data(words):
+    return program(["data", *words])
 
 
 def refcoco_root(root, splits=("train", "val"), folder="refcoco", file="refs(unc).json", licence=True):
@@ -49,7 +55,7 @@ def refcoco_root(root, splits=("train", "val"), folder="refcoco", file="refs(unc
 
 def test_a_difference_is_one_line_with_both_numbers(tmp_path, capsys):
     root = refcoco_root(tmp_path)
-    assert command.run(["inspect", "refcoco", "--data", str(root)]) == 0
+    assert run_data(["inspect", "refcoco", "--data", str(root)]) == 0
     printed = capsys.readouterr()
     assert "  images                    1           published 16,994\n" in printed.out
     assert "  object                    1           published 10,834\n" in printed.out
@@ -65,48 +71,49 @@ def test_a_difference_is_one_line_with_both_numbers(tmp_path, capsys):
 
 def test_recalled_numbers_are_marked(tmp_path, capsys):
     root = refcoco_root(tmp_path, folder="refcocog", file="refs(umd).json")
-    assert command.run(["inspect", "refcocog_umd/val", "--data", str(root)]) == 0
+    assert run_data(["inspect", "refcocog_umd/val", "--data", str(root)]) == 0
     printed = capsys.readouterr()
     assert "expressions               1           published 4,896 (recalled)" in printed.out
     assert "expressions 1, published 4,896 (sentences, recalled)" in printed.err
 
 
 def test_what_agrees_gives_no_warning_and_the_guard_explains_its_part():
-    told = PublishedCount("refcoco", "train", 10, 30, 60)
+    published = PublishedCount("refcoco", "train", 10, 30, 60)
     whole = {"images": 10, "refs": 30, "expressions": 60}
-    assert beside(whole, told, {})[1] == []
+    assert beside(whole, published, {})[1] == []
     fewer, removed = {"images": 8, "refs": 25, "expressions": 50}, {"images": 2, "expressions": 10}
-    shown, differ = beside(fewer, told, removed)
+    shown, differ = beside(fewer, published, removed)
     assert differ == [] and shown["images"] == "published 10, removed by the guard 2"
-    assert beside(fewer, told, {"images": 1, "expressions": 10})[1] == [
+    assert beside(fewer, published, {"images": 1, "expressions": 10})[1] == [
         "images 8 (and 1 removed), published 10 (images)"
     ]
-    assert beside(whole, replace(told, images=None, refs=31), {})[1] == ["refs 30, published 31 (refs)"]
+    assert beside(whole, replace(published, images=None, refs=31), {})[1] == ["refs 30, published 31 (refs)"]
 
 
-def test_a_store_whose_training_the_guard_cut_says_so(tmp_path, capsys, monkeypatch):
+def test_inspect_adds_what_the_guard_removed_from_a_store(tmp_path, capsys, monkeypatch):
     root = refcoco_root(tmp_path / "root", ("train", "train", "val"))
     refcoco_root(root, ("val", "train", "train"), folder="refcoco+")
-    assert command.run(["prepare", "refcoco", "--root", str(root), "--out", str(tmp_path / "s")]) == 0
-    told = PublishedCount("refcoco", "train", 2, 2, 2)
-    monkeypatch.setattr("uniresxx.data.published_counts.PUBLISHED", (told,))
+    assert run_data(["prepare", "refcoco", "--root", str(root), "--out", str(tmp_path / "s")]) == 0
+    published = PublishedCount("refcoco", "train", 2, 2, 2)
+    monkeypatch.setattr("uniresxx.data.published_counts.PUBLISHED", (published,))
     capsys.readouterr()
-    assert command.run(["inspect", str(tmp_path / "s")]) == 0
+    assert run_data(["inspect", str(tmp_path / "s")]) == 0
     printed = capsys.readouterr()
     assert "  images                    1           published 2, removed by the guard 1\n" in printed.out
     assert "warning" not in printed.err
 
 
-def test_converted_sets_are_held_beside_their_originals():
-    assert published_of("cris_refcocog_umd", "val") == published("refcocog_umd", "val")
-    assert published_of("psalm_grefcoco", "testB") == published("grefcoco", "testB")
-    assert published_of("jxu124_refcoco+", "train") == published("refcoco+", "train")
-    assert published_of("jxu124_benchmark", "refcoco_plus_unc_testA") == published("refcoco+", "testA")
-    assert published_of("jxu124_benchmark", "refcocog_google_val") == published("refcocog_google", "val")
+def test_converted_sets_are_compared_with_their_originals():
+    assert published_of("cris_refcocog_umd", "val") == published_of("refcocog_umd", "val")
+    assert published_of("psalm_grefcoco", "testB") == published_of("grefcoco", "testB")
+    assert published_of("jxu124_refcoco+", "train") == published_of("refcoco+", "train")
+    assert published_of("jxu124_benchmark", "refcoco_plus_unc_testA") == published_of("refcoco+", "testA")
+    assert published_of("jxu124_benchmark", "refcocog_google_val") == published_of("refcocog_google", "val")
     assert published_of("jxu124_benchmark", "other_val") is None
-    for name, splits in CONVERTED.items():
+    for name, (_, splits) in DATA_SETS.items():
         for split in splits:
-            assert (published_of(name, split) is None) == name.startswith("lmms_")
+            unknown = name.startswith(("lmms_", "refclef_", "mini_real"))
+            assert (published_of(name, split) is None) == unknown, name
 
 
 def test_sets_of_objects_only_are_known_as_such():
@@ -126,10 +133,10 @@ def test_every_image_has_a_licence_that_the_data_states_or_none(tmp_path, capsys
         f"photo {NOT_STATED}; annotations: {COCO_MASKS}",
     ]
     assert load_benchmark("refcoco/val", root)[0].source["licence"].startswith(f"photo {NOT_STATED};")
-    assert command.run(["prepare", "refcoco", "--root", str(root), "--out", str(tmp_path / "s")]) == 0
+    assert run_data(["prepare", "refcoco", "--root", str(root), "--out", str(tmp_path / "s")]) == 0
     assert Store.open(tmp_path / "s").row(0)["licence"] == found[0]
     capsys.readouterr()
-    assert command.run(["inspect", str(tmp_path / "s")]) == 0
+    assert run_data(["inspect", str(tmp_path / "s")]) == 0
     shown = capsys.readouterr().out
     assert f"licences\n  3 images: photo {NOT_STATED}" in shown and "  1 images: photo By (COCO 4)" in shown
 
@@ -154,7 +161,7 @@ def test_records_of_two_sets_are_under_both_licences(tmp_path):
 def test_prepare_takes_the_splits_that_are_there(tmp_path, capsys):
     root = refcoco_root(tmp_path / "root", ("val", "testA"))
     words = ["prepare", "refcoco", "--root", str(root), "--out", str(tmp_path / "s")]
-    assert command.run(words) == 0
+    assert run_data(words) == 0
     lines = capsys.readouterr().out.splitlines()
     for split in ("train", "testB"):
         (line,) = [item for item in lines if f"{split}: not there" in item]
@@ -162,12 +169,12 @@ def test_prepare_takes_the_splits_that_are_there(tmp_path, capsys):
     store = Store.open(tmp_path / "s")
     assert store.splits == ["val", "testA"] and set(store.meta["missing"]) == {"train", "testB"}
     assert [item.image_id for item in store] == ["1", "2"]
-    assert command.run(words) == 0  # done: kept
-    assert command.run(["verify", str(tmp_path / "s")]) == 1  # its photos are not there
+    assert run_data(words) == 0  # done: kept
+    assert run_data(["verify", str(tmp_path / "s")]) == 1  # its photos are not there
     refcoco_root(root, ("train", "val", "testA"), folder="refcoco2")
     (root / "refcoco2" / "refs(unc).json").rename(root / "refcoco" / "refs(unc).json")
-    assert command.run(words) == 2 and "--fresh" in capsys.readouterr().err
-    assert command.run([*words, "--fresh"]) == 2  # instances.json lacks image 3: that is no absent split
+    assert run_data(words) == 2 and "--fresh" in capsys.readouterr().err
+    assert run_data([*words, "--fresh"]) == 2  # instances.json lacks image 3: that is no absent split
     assert "image_id 3" in capsys.readouterr().err
 
 
@@ -175,12 +182,12 @@ def test_prepare_takes_the_splits_that_are_there(tmp_path, capsys):
                                   "psalm_refcoco", "jxu124_refcoco", "lmms_refcoco", "refcoco/nosplit"])  # fmt: skip
 def test_where_no_split_is_there_prepare_fails_with_one_line(tmp_path, capsys, name):
     root = refcoco_root(tmp_path / "root", folder="refcoco" if name.endswith("nosplit") else "other")
-    assert command.run(["prepare", name, "--root", str(root), "--out", str(tmp_path / "s")]) == 2
+    assert run_data(["prepare", name, "--root", str(root), "--out", str(tmp_path / "s")]) == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith("uniresxx data: ")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["root"]  # nothing is left to trip over
 
 
-def test_splits_of_the_benchmark_copies_are_looked_for(tmp_path):
+def test_splits_of_the_benchmark_copies_are_globbed(tmp_path):
     folder = tmp_path / "jxu124" / "refcoco-benchmark" / "data"
     folder.mkdir(parents=True)
     assert splits_of("jxu124_benchmark", tmp_path) == []
@@ -189,11 +196,11 @@ def test_splits_of_the_benchmark_copies_are_looked_for(tmp_path):
     assert splits_of("jxu124_benchmark", tmp_path) == ["refcoco_unc_val", "refcocog_umd_val"]
 
 
-def test_a_broken_split_is_no_absent_one(tmp_path, capsys):
+def test_a_broken_split_is_not_taken_for_a_missing_one(tmp_path, capsys):
     root = refcoco_root(tmp_path / "root")
     path = root / "refcoco" / "instances.json"
     path.write_text(path.read_text().replace('"segmentation": [[2,', '"segmentation": [["x",', 1))
-    assert command.run(["prepare", "refcoco", "--root", str(root), "--out", str(tmp_path / "s")]) == 2
+    assert run_data(["prepare", "refcoco", "--root", str(root), "--out", str(tmp_path / "s")]) == 2
     assert "ann 1" in capsys.readouterr().err.splitlines()[-1]
 
 
@@ -204,7 +211,7 @@ def scene(number, kinds=tuple(Granularity), path=None):
     mask = np.zeros((60, 80), dtype=bool)
     mask[number % 50 : number % 50 + 9, 5:30] = True
     pixels = None if path else np.full((60, 80, 3), number * 7 % 256, dtype=np.uint8)
-    said = tuple(
+    asked = tuple(
         Expression(
             f"d/val/{number}_{kind}",
             f"the {kind} of photo {number} " + "with many words " * number,
@@ -213,7 +220,7 @@ def scene(number, kinds=tuple(Granularity), path=None):
         )
         for kind in kinds
     )
-    return ImageRecord(str(number), 60, 80, said, path=path, pixels=pixels)
+    return ImageRecord(str(number), 60, 80, asked, path=path, pixels=pixels)
 
 
 def bytes_of(picture):
@@ -243,7 +250,7 @@ def test_inspecting_holds_few_records():
     def records():
         nonlocal most
         for number in range(600):
-            most = max(most, sum(len(pairs) for pairs in sheet.kept.values()))
+            most = max(most, sum(len(pairs) for pairs in sheet.candidates.values()))
             yield scene(number % 30)
 
     counts = summary(passing(records(), licences, sheet))
@@ -258,10 +265,10 @@ def test_odd_photos_have_a_tile_too(tmp_path):
     Image.new("RGB", (3, 900)).save(tmp_path / "thin.png")
     thin = np.zeros((900, 3), dtype=bool)
     thin[7, 1] = True
-    said = (
+    asked = (
         Expression("d/thin", "ein schmaler Strich \u20ac \u6f22\x07\n", Granularity.PART, masks.encode(thin)),
     )
-    sheet.add([ImageRecord("thin", 900, 3, said, path=str(tmp_path / "thin.png"))])
+    sheet.add([ImageRecord("thin", 900, 3, asked, path=str(tmp_path / "thin.png"))])
     sheet.add([scene(1, (Granularity.OBJECT,), path=str(tmp_path / "none.jpg"))])
     dot = (Expression("d/dot", "", Granularity.MULTI, masks.encode(np.ones((1, 1), bool))),)
     sheet.add([ImageRecord("dot", 1, 1, dot, pixels=np.zeros((1, 1, 3), np.uint8))])
@@ -272,22 +279,22 @@ def test_odd_photos_have_a_tile_too(tmp_path):
 def test_sheet_is_written_where_asked_and_only_then(tmp_path, capsys, monkeypatch):
     root = refcoco_root(tmp_path / "root")
     monkeypatch.chdir(tmp_path)
-    assert command.run(["inspect", "refcoco", "--data", str(root)]) == 0
+    assert run_data(["inspect", "refcoco", "--data", str(root)]) == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["root"]
-    assert command.run(["inspect", "refcoco", "--data", str(root), "--sheet", "a.png"]) == 0
-    assert command.run(["prepare", "refcoco", "--root", str(root), "--out", "s"]) == 0
-    assert command.run(["inspect", "s", "--sheet", "b.png"]) == 0
-    assert command.run(["inspect", "s/val", "--sheet", "c.png"]) == 0
+    assert run_data(["inspect", "refcoco", "--data", str(root), "--sheet", "a.png"]) == 0
+    assert run_data(["prepare", "refcoco", "--root", str(root), "--out", "s"]) == 0
+    assert run_data(["inspect", "s", "--sheet", "b.png"]) == 0
+    assert run_data(["inspect", "s/val", "--sheet", "c.png"]) == 0
     sizes = [Image.open(tmp_path / name).size for name in ("a.png", "b.png", "c.png")]
     assert sizes[0] == sizes[1] and sizes[0][0] == sizes[2][0]
     capsys.readouterr()
     for wrong in ("no/where.png", "root"):
-        assert command.run(["inspect", "s", "--sheet", wrong]) == 2
+        assert run_data(["inspect", "s", "--sheet", wrong]) == 2
         printed = capsys.readouterr()
         assert "--sheet" in printed.err.splitlines()[-1] and printed.out == ""  # before any work
-    assert command.run(["dump", "s", "--sheet", "d.png"]) == 2
+    assert run_data(["dump", "s", "--sheet", "d.png"]) == 2
 
 
-def test_scenes_have_a_sheet(tmp_path):
-    assert command.run(["inspect", "scenes_easy/val", "--sheet", str(tmp_path / "s.png")]) == 0
+def test_scenes_have_a_contact_sheet(tmp_path):
+    assert run_data(["inspect", "scenes_easy/val", "--sheet", str(tmp_path / "s.png")]) == 0
     assert Image.open(tmp_path / "s.png").size[0] > 1000

@@ -140,7 +140,8 @@ def test_help_starts_without_torch() -> None:
 def test_help_lists_exactly_the_commands_that_exist() -> None:
     from uniresxx.cli import COMMANDS, usage
 
-    files = {path.stem for path in (ROOT / "uniresxx" / "cli").glob("[a-z]*.py")}
+    folder = ROOT / "uniresxx" / "cli"
+    files = {path.stem for path in (*folder.glob("[a-z]*.py"), *folder.glob("[a-z]*/"))}
     assert {name for name, _ in COMMANDS} == files
     assert all(f"  {name}" in usage() for name in files)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from uniresxx.cli.data import lines_of
+from uniresxx.cli.data.dump import lines_of
 from uniresxx.data.catalog import load_benchmark
 from uniresxx.data.readers.refcocom import known_stems
 from uniresxx.data.store.photos import photo_of
@@ -86,7 +86,7 @@ def test_segments_have_the_recorded_counts_areas_and_codes(stem):
         assert expression.area == segment["area"] and sha1(expression.rle) == segment["rle_sha1"]
 
 
-def test_the_lists_are_found_by_looking():
+def test_the_lists_are_globbed():
     assert known_stems(ROOT) == sorted(STEMS)
 
 

@@ -27,11 +27,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from uniresxx.cli import data as command
+from uniresxx.cli import main as program
 from uniresxx.data.guard import record_coco_id
+from uniresxx.data.store import shards
 from uniresxx.data.store import write as store_write
 from uniresxx.data.store.photos import encoded_photo, photo_of
-from uniresxx.data.store.read import Store, shards
+from uniresxx.data.store.read import Store
 from uniresxx.data.store.verify import check_store
 from uniresxx.data.store.write import Preparation, write_store
 from uniresxx.errors import InputError
@@ -41,6 +42,10 @@ from uniresxx.types import Expression, Granularity, ImageRecord, PhotoInside
 HERE = Path(__file__).resolve().parents[1]
 H, W = 20, 30
 PATIENCE = 600  # seconds for a process on a machine that is busy with other work
+
+
+def run_data(words):
+    return program(["data", *words])
 
 
 def encoded(number, kind="PNG"):
@@ -54,8 +59,8 @@ def encoded(number, kind="PNG"):
 def record(path, number):
     mask = np.zeros((H, W), dtype=bool)
     mask[1:4, 2:9] = True
-    said = (Expression(f"d/{number}", "it", Granularity.OBJECT, masks.encode(mask), area=21),)
-    return ImageRecord(str(number), H, W, said, path=str(path))
+    asked = (Expression(f"d/{number}", "it", Granularity.OBJECT, masks.encode(mask), area=21),)
+    return ImageRecord(str(number), H, W, asked, path=str(path))
 
 
 @pytest.fixture
@@ -86,25 +91,29 @@ def test_packed_photos_are_those_of_the_files(tmp_path, photos):
     plain = write_store(tmp_path / "plain", work_of(root, records, None))
     store = write_store(tmp_path / "s", work_of(root, records))
     assert store.fingerprint == plain.fingerprint  # the same data, wherever its photos lie
-    for at, told in enumerate(records):
+    for at, expected in enumerate(records):
         found = store[at]
-        assert found.path is None and found.inside.kind == "tar" and found.inside.name == Path(told.path).name
-        assert np.array_equal(photo_of(found), photo_of(told))
-        assert encoded_photo(found.inside) == Path(told.path).read_bytes()
-        assert record_coco_id(found) == record_coco_id(told)
+        assert (
+            found.path is None
+            and found.inside.kind == "tar"
+            and found.inside.name == Path(expected.path).name
+        )
+        assert np.array_equal(photo_of(found), photo_of(expected))
+        assert encoded_photo(found.inside) == Path(expected.path).read_bytes()
+        assert record_coco_id(found) == record_coco_id(expected)
         assert photo_of(store[at - len(records)]).shape == (H, W, 3)
     assert wrong(store) == []
 
 
 def test_the_photos_can_go_and_the_store_move(tmp_path, photos):
     root, records = photos
-    told = [photo_of(item) for item in records]
+    expected = [photo_of(item) for item in records]
     write_store(tmp_path / "s", work_of(root, records))
     for path in root.iterdir():
         path.unlink()
     (tmp_path / "s").rename(tmp_path / "moved")
     found = Store.open(tmp_path / "moved")
-    assert all(np.array_equal(photo_of(item), photo) for item, photo in zip(found, told, strict=True))
+    assert all(np.array_equal(photo_of(item), photo) for item, photo in zip(found, expected, strict=True))
     assert wrong(found) == []
 
 
@@ -149,15 +158,15 @@ def read_all(store):
 def test_processes_and_threads_share_a_store(tmp_path, photos):
     root, records = photos
     store = write_store(tmp_path / "s", work_of(root, records))
-    told = [photo_of(item).sum() for item in records]
+    expected = [photo_of(item).sum() for item in records]
     item = store[3]
     assert pickle.loads(pickle.dumps(item)).inside == item.inside and len(pickle.dumps(store)) < 500
     with ThreadPoolExecutor(4) as pool:
         assert [f.result() for f in [pool.submit(read_all, Store.open(store.path)) for _ in range(4)]] == [
-            told
+            expected
         ] * 4
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
-        assert pool.submit(read_all, store).result() == told
+        assert pool.submit(read_all, store).result() == expected
 
 
 @settings(
@@ -169,7 +178,7 @@ def test_processes_and_threads_share_a_store(tmp_path, photos):
 def test_a_flipped_bit_is_never_another_photo(tmp_path, photos, data):
     root, records = photos
     store = write_store(tmp_path / "s", work_of(root, records))
-    told = [photo_of(item) for item in records]
+    expected = [photo_of(item) for item in records]
     path = data.draw(st.sampled_from(sorted(store.path.glob("photos*"))))
     whole = path.read_bytes()
     at = data.draw(st.integers(0, len(whole) - 1))
@@ -178,7 +187,7 @@ def test_a_flipped_bit_is_never_another_photo(tmp_path, photos, data):
             whole[:at] + bytes([whole[at] ^ 1 << data.draw(st.integers(0, 7))]) + whole[at + 1 :]
         )
         found = Store.open(store.path)
-        for number, photo in enumerate(told):
+        for number, photo in enumerate(expected):
             try:
                 assert np.array_equal(photo_of(found[number]), photo)
             except InputError as error:
@@ -291,7 +300,7 @@ def test_a_hostile_shard_or_index_writes_nothing_and_reads_nothing_else(tmp_path
         ({"kind": "lmdb", "file": "none.lmdb"}, "no such file"),
     ],
 )
-def test_places_that_cannot_be_are_refused(tmp_path, photos, monkeypatch, changes, message):
+def test_impossible_places_are_refused(tmp_path, photos, monkeypatch, changes, message):
     root, records = photos
     store = write_store(tmp_path / "s", work_of(root, records, 10**6))
     monkeypatch.chdir(tmp_path)
@@ -370,7 +379,7 @@ def parquet_root(root):
 def test_photos_inside_are_read_and_packed_from_there(tmp_path, make, pack, capsys):
     root = tmp_path / "root"
     words = ["prepare", make(root), "--root", str(root), "--out", str(tmp_path / "s")]
-    assert command.run(words + ["--pack-images"] * pack) == 0
+    assert run_data(words + ["--pack-images"] * pack) == 0
     store = Store.open(tmp_path / "s")
     assert len(store) > 2
     for item in store:
@@ -378,13 +387,13 @@ def test_photos_inside_are_read_and_packed_from_there(tmp_path, make, pack, caps
         assert item.path is None and encoded_photo(item.inside) == encoded(number, "JPEG")
         assert photo_of(item).shape == (H, W, 3) and record_coco_id(item) == number
         assert int(masks.area(item.expressions[0].rle)) == 36
-    assert command.run(["verify", str(tmp_path / "s")]) == 0
+    assert run_data(["verify", str(tmp_path / "s")]) == 0
     capsys.readouterr()
-    assert command.run(["inspect", str(tmp_path / "s")]) == 0
+    assert run_data(["inspect", str(tmp_path / "s")]) == 0
     assert "photos missing            0" in capsys.readouterr().out
     root.rename(tmp_path / "away")
-    assert command.run(["verify", str(tmp_path / "s")]) == (0 if pack else 1)
-    assert command.run(["verify", str(tmp_path / "s"), "--images", str(tmp_path / "away")]) == 0
+    assert run_data(["verify", str(tmp_path / "s")]) == (0 if pack else 1)
+    assert run_data(["verify", str(tmp_path / "s"), "--images", str(tmp_path / "away")]) == 0
 
 
 @pytest.mark.parametrize("make", [lmdb_root, parquet_root])
@@ -394,7 +403,7 @@ def test_one_fingerprint_wherever_the_data_lies(tmp_path, make):
     for name in ("a", "deeper/b"):
         benchmark = make(tmp_path / name)
         out = tmp_path / f"{name.replace('/', '-')}-store"
-        assert command.run(["prepare", benchmark, "--root", str(tmp_path / name), "--out", str(out)]) == 0
+        assert run_data(["prepare", benchmark, "--root", str(tmp_path / name), "--out", str(out)]) == 0
         store = Store.open(out)
         found.add(store.fingerprint)
         assert store[0].source["left_out"] and not any(str(tmp_path) in str(item.source) for item in store)
@@ -425,13 +434,13 @@ def refcoco_root(root, count=600):
 PREPARE = "import sys; from uniresxx.cli import main; sys.exit(main(['data', 'prepare', *sys.argv[1:]]))"
 WAITING = """
 import time
-from uniresxx.cli import _data_store as _store
-show = _store._show
+from uniresxx.cli.data import prepare
+show = prepare.show_progress
 def waits(what, done, of):
     show(what, done, of)
     if what == "packing photos":
         time.sleep(3600)
-_store._show = waits
+prepare.show_progress = waits
 """
 
 
@@ -460,12 +469,12 @@ def test_a_signal_stops_with_75_and_the_same_command_continues(tmp_path):
     words = refcoco_root(tmp_path / "root")
     run = prepare(words, WAITING + PREPARE)
     try:
-        said = next(line for line in run.stderr if line.startswith("packing photos"))
+        line = next(line for line in run.stderr if line.startswith("packing photos"))
         run.send_signal(signal.SIGTERM)
         _, err = run.communicate(timeout=PATIENCE)
     finally:
         run.kill()
-    assert said == "packing photos: 256 of 600\n" and (tmp_path / "s.partial" / shards.INDEX).is_file()
+    assert line == "packing photos: 256 of 600\n" and (tmp_path / "s.partial" / shards.INDEX).is_file()
     assert run.returncode == 75 and err.splitlines()[-1].endswith("stopped; the same command continues"), err
     again = prepare(words)
     _, err = again.communicate(timeout=PATIENCE)
@@ -478,18 +487,18 @@ def test_a_folder_that_cannot_be_written(tmp_path, capsys):
     words = refcoco_root(tmp_path / "root", 2)
     (tmp_path / "closed").mkdir(mode=0o500)
     words[words.index("--out") + 1] = str(tmp_path / "closed" / "s")
-    assert command.run(["prepare", *words]) == 1
+    assert run_data(["prepare", *words]) == 1
     assert "Permission denied" in capsys.readouterr().err.splitlines()[-1]
 
 
 @pytest.mark.parametrize("size", ["0", "-5", "x", "99999999"])
 def test_a_wrong_shard_size_is_refused(tmp_path, capsys, size):
     words = ["prepare", *refcoco_root(tmp_path / "root", 1), "--shard-mb", size]
-    assert command.run(words) == 2
+    assert run_data(words) == 2
     assert "shard-mb" in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_a_place_is_no_path():
+def test_a_packed_photo_is_not_taken_for_a_path():
     """Nothing that opens paths can take a packed photo for a file."""
     item = replace(record("x", 1), path=None, inside=PhotoInside("tar", "a.tar", "0", "x.jpg", 0, 1, 0))
     with pytest.raises(TypeError):

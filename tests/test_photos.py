@@ -17,7 +17,8 @@ from uniresxx.cli import main as command
 from uniresxx.data.catalog import load_benchmark
 from uniresxx.data.store.photos import photo_of
 from uniresxx.data.store.read import Store
-from uniresxx.evaluation.run import evaluate, score_file
+from uniresxx.evaluation.metrics_file import score_file
+from uniresxx.evaluation.run import evaluate
 from uniresxx.imaging import masks
 from uniresxx.imaging.overlay import Layer, draw_overlay
 from uniresxx.model.build import build_model

@@ -20,7 +20,7 @@ from pycocotools import mask as coco_mask
 
 from uniresxx.data.catalog import load_benchmark
 from uniresxx.data.polygons import with_polygons
-from uniresxx.data.readers.coco import overlap_source
+from uniresxx.data.readers.instances import overlap_source
 from uniresxx.errors import InputError
 from uniresxx.evaluation.metrics_file import score_file
 from uniresxx.imaging import masks

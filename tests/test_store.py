@@ -1,4 +1,4 @@
-"""The store: what goes in comes out, opening reads no row, damage and crashes are told in one line."""
+"""The store: what goes in comes out, opening reads no row, damage and crashes are reported in one line."""
 
 from __future__ import annotations
 
@@ -25,13 +25,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from uniresxx.cli import _data_store as command
-from uniresxx.cli import data as data_command
+from uniresxx.cli import main as program
+from uniresxx.cli.data import prepare as command
 from uniresxx.data.catalog import load_benchmark
-from uniresxx.data.store import read as form
 from uniresxx.data.store import write as store_write
+from uniresxx.data.store.folder import INDEX, META, RECORDS, meta_checksum
 from uniresxx.data.store.photos import encoded_photo, photo_of
-from uniresxx.data.store.read import Store, meta_checksum
+from uniresxx.data.store.read import Store
+from uniresxx.data.store.rows import SCHEMA
 from uniresxx.data.store.verify import check_store
 from uniresxx.data.store.write import Preparation, write_store
 from uniresxx.errors import InputError
@@ -51,6 +52,10 @@ plain = st.recursive(
     max_leaves=4,
 )
 sources = st.dictionaries(text.filter(lambda key: key != "left_out"), plain, max_size=2)
+
+
+def run_data(words):
+    return program(["data", *words])
 
 
 @st.composite
@@ -95,9 +100,9 @@ def below(record, root):
     return replace(record, path=path, inside=inside)
 
 
-def assert_equal(found, told):
+def assert_equal(found, expected):
     for item in fields(ImageRecord):
-        mine, other = getattr(found, item.name), getattr(told, item.name)
+        mine, other = getattr(found, item.name), getattr(expected, item.name)
         if item.name == "boxes":
             assert mine.keys() == other.keys()
             assert all(
@@ -113,11 +118,11 @@ def simple(number, **changes):
     mask_yx = np.zeros((4, 6), dtype=bool)
     mask_yx[number % 4, : 1 + number % 5] = True
     rle = masks.encode(mask_yx)
-    said = (
+    asked = (
         Expression(f"d/{number}/0", f"thing {number}", Granularity.OBJECT, rle, area=masks.area(rle)),
         Expression(f"d/{number}/1", "nothing", Granularity.NONE, None),
     )
-    return replace(ImageRecord(str(number), 4, 6, said), **changes)
+    return replace(ImageRecord(str(number), 4, 6, asked), **changes)
 
 
 def work_of(splits, root=None, **changes):
@@ -154,9 +159,9 @@ def test_records_come_back_as_they_went_in(tmp_path_factory, first, second):
     first, second = ([below(item, root) for item in items] for items in (first, second))
     store = write_store(folder / "s", work_of({"one": first, "two": second}, root))
     assert len(store) == len(first) + len(second)
-    for split, told in (("one", first), ("two", second), (None, first + second)):
-        assert len(store.records(split)) == len(told)
-        for found, item in zip(store.records(split), told, strict=True):
+    for split, expected in (("one", first), ("two", second), (None, first + second)):
+        assert len(store.records(split)) == len(expected)
+        for found, item in zip(store.records(split), expected, strict=True):
             assert_equal(found, item)
     assert not [line for _, lines in check_store(store) for line in lines if "differs" in line]
 
@@ -175,14 +180,14 @@ def test_access_by_number_and_split(store):
 
 
 def test_the_file_is_plain_arrow(store):
-    table = pa.ipc.open_file(pa.memory_map(str(store.path / form.RECORDS))).read_all()
+    table = pa.ipc.open_file(pa.memory_map(str(store.path / RECORDS))).read_all()
     assert table.column("image_id").to_pylist() == [str(number) for number in range(10)]
-    assert table.schema.equals(form.SCHEMA)
+    assert table.schema.equals(SCHEMA)
 
 
 def test_opening_reads_no_row(store, monkeypatch):
     """Every byte of the rows may be wrong, and the store opens and counts."""
-    path = store.path / form.RECORDS
+    path = store.path / RECORDS
     size = path.stat().st_size
     path.write_bytes(bytes(size))
 
@@ -205,7 +210,7 @@ def test_opening_parses_as_much_for_many_rows(tmp_path, monkeypatch):
     """The metadata, all that is parsed at opening, does not grow with the rows but for a few digits."""
     monkeypatch.setattr(store_write, "ROWS_PER_BATCH", 4)
     sizes = [
-        (write_store(tmp_path / str(count), work_of({"train": [simple(1)] * count})).path / form.META)
+        (write_store(tmp_path / str(count), work_of({"train": [simple(1)] * count})).path / META)
         .stat()
         .st_size
         for count in (4, 400)
@@ -234,19 +239,20 @@ def test_many_processes_read_one_store(store):
 
 
 def test_the_fingerprint_is_of_the_content(tmp_path):
-    told = [simple(number, path=str(tmp_path / "a" / f"{number}.jpg")) for number in range(5)]
-    moved = [replace(item, path=item.path.replace("/a/", "/b/")) for item in told]
-    first = write_store(tmp_path / "1", work_of({"train": told}, tmp_path / "a"))
+    expected = [simple(number, path=str(tmp_path / "a" / f"{number}.jpg")) for number in range(5)]
+    moved = [replace(item, path=item.path.replace("/a/", "/b/")) for item in expected]
+    first = write_store(tmp_path / "1", work_of({"train": expected}, tmp_path / "a"))
     second = write_store(tmp_path / "2", work_of({"train": moved}, tmp_path / "b"))
     assert first.fingerprint == second.fingerprint
     for number, other in enumerate(
-        (told[1:], told[::-1], [replace(told[0], width=7, expressions=()), *told[1:]])
+        (expected[1:], expected[::-1], [replace(expected[0], width=7, expressions=()), *expected[1:]])
     ):
         assert write_store(
             tmp_path / f"o{number}", work_of({"train": other}, tmp_path / "a")
         ).fingerprint != (first.fingerprint)
     assert (
-        write_store(tmp_path / "3", work_of({"val": told}, tmp_path / "a")).fingerprint != first.fingerprint
+        write_store(tmp_path / "3", work_of({"val": expected}, tmp_path / "a")).fingerprint
+        != first.fingerprint
     )
 
 
@@ -258,15 +264,15 @@ def test_store_and_photos_move_together_or_apart(store, tmp_path):
     assert Store.open(both / "store")[0].path == str(both / "photos" / "0.png")
     (both / "photos").rename(tmp_path / "apart")
     assert Store.open(both / "store", tmp_path / "apart")[0].path == str(tmp_path / "apart" / "0.png")
-    assert command.verify([str(both / "store")]) == 1
-    assert command.verify([str(both / "store"), "--images", str(tmp_path / "apart")]) == 0
+    assert run_data(["verify", str(both / "store")]) == 1
+    assert run_data(["verify", str(both / "store"), "--images", str(tmp_path / "apart")]) == 0
 
 
 # ---- what is refused
 
 
 def change_meta(store, **changes):
-    path = store.path / form.META
+    path = store.path / META
     meta = {**json.loads(path.read_text()), **changes}
     path.write_text(json.dumps({**meta, "checksum": meta_checksum(meta)}))
 
@@ -274,12 +280,12 @@ def change_meta(store, **changes):
 @pytest.mark.parametrize("version", [0, 1, 3, "2", None])
 def test_another_format_version_is_refused(store, version, capsys):
     change_meta(store, version=version)
-    assert data_command.run(["inspect", str(store.path)]) == 2
+    assert run_data(["inspect", str(store.path)]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 and f"is of store format {version!r}, this program reads 2" in lines[0]
 
 
-@pytest.mark.parametrize("name", [form.META, form.RECORDS, form.INDEX])
+@pytest.mark.parametrize("name", [META, RECORDS, INDEX])
 def test_a_file_cut_short_or_away_is_refused_at_opening(store, name):
     path = store.path / name
     whole = path.read_bytes()
@@ -301,19 +307,19 @@ def test_a_file_cut_short_or_away_is_refused_at_opening(store, name):
 @given(st.data())
 def test_a_flipped_bit_is_an_input_error_or_changes_nothing(store, data):
     """Nothing but InputError comes out, no record is ever another one, and verify finds the damage."""
-    path = store.path / data.draw(st.sampled_from([form.META, form.RECORDS, form.INDEX]))
+    path = store.path / data.draw(st.sampled_from([META, RECORDS, INDEX]))
     whole = path.read_bytes()
     at = data.draw(st.integers(0, len(whole) - 1))
     damaged = bytearray(whole)
     damaged[at] ^= 1 << data.draw(st.integers(0, 7))
-    told = list(store)
+    expected = list(store)
     try:
         path.write_bytes(damaged)
         try:
             found = Store.open(store.path)
             wrong = [line for _, lines in check_store(found, threads=1) for line in lines]
             assert wrong, f"{path.name} byte {at}: the damage was not found"
-            for item, other in zip(found, told, strict=True):
+            for item, other in zip(found, expected, strict=True):
                 assert_equal(item, other)
         except InputError as error:
             assert "\n" not in str(error)
@@ -445,7 +451,7 @@ def test_verify_lists_every_fault(tmp_path, capsys):
         Image.new("RGB", size).save(root / f"{number}.png")
     (root / "3.png").write_bytes((root / "3.png").read_bytes()[:40])
     full, empty = simple(4).expressions[0], masks.empty(4, 6)
-    said = (
+    asked = (
         replace(full, expression_id="ok"),
         replace(full, expression_id="area", area=full.area + 1),
         replace(full, expression_id="empty", rle=empty, area=0),
@@ -455,10 +461,10 @@ def test_verify_lists_every_fault(tmp_path, capsys):
     )
     talk = (Dialogue("talk", (Turn("q", (Phrase("p", empty, Granularity.PART),)),)),)
     found = [simple(number, path=str(root / f"{number}.png")) for number in range(5)]
-    found[4] = replace(found[4], expressions=said, dialogues=talk)
+    found[4] = replace(found[4], expressions=asked, dialogues=talk)
     store = write_store(tmp_path / "s", work_of({"train": [*found, simple(5)]}, root))
     capsys.readouterr()
-    assert data_command.run(["verify", str(store.path)]) == 1
+    assert run_data(["verify", str(store.path)]) == 1
     printed = capsys.readouterr()
     lines = printed.out.splitlines()
     assert "verify: 6 of 6" in printed.err
@@ -481,8 +487,8 @@ def test_verify_lists_every_fault(tmp_path, capsys):
     assert lines[-1].endswith("wrong")
 
 
-def test_verify_of_a_whole_store_is_content(store, capsys):
-    assert data_command.run(["verify", str(store.path)]) == 0
+def test_verify_finds_nothing_wrong_in_a_whole_store(store, capsys):
+    assert run_data(["verify", str(store.path)]) == 0
     assert capsys.readouterr().out.splitlines() == [f"{store.path}: 10 rows checked, nothing wrong"]
 
 
@@ -495,7 +501,7 @@ def mini(tmp_path_factory):
     folder = tmp_path_factory.mktemp("mini")
     for name in ("refcoco", "grefcoco", "refcocom", "mini_real"):
         words = [name, "--root", str(MINI_REAL), "--out", str(folder / name)]
-        assert command.prepare(words + ["--pack-images"] * (name == "refcoco")) == 0
+        assert command.main(words + ["--pack-images"] * (name == "refcoco")) == 0
     return {path.name: Store.open(path) for path in folder.iterdir()}
 
 
@@ -505,12 +511,12 @@ def test_refs_are_as_recorded_through_the_store(mini, dataset):
     expected, store = json.loads((MINI_REAL / "expected.json").read_text())[dataset], mini[dataset]
     for split, counts in expected["splits"].items():
         refs = {int(key): item for key, item in expected["refs"].items() if item["split"] == split}
-        said = [item for record in store.records(split) for item in record.expressions]
-        assert (len(store.records(split)), len(said)) == (counts["images"], counts["sentences"])
-        assert Counter(item.source["ref_id"] for item in said) == {
+        asked = [item for record in store.records(split) for item in record.expressions]
+        assert (len(store.records(split)), len(asked)) == (counts["images"], counts["sentences"])
+        assert Counter(item.source["ref_id"] for item in asked) == {
             key: item["sentences"] for key, item in refs.items()
         }
-        for item in said:
+        for item in asked:
             ref = refs[item.source["ref_id"]]
             assert item.area == ref.get("area", 0)
             assert item.granularity is KINDS[ref.get("kind", "single")]
@@ -523,9 +529,9 @@ def test_segments_are_as_recorded_through_the_store(mini):
     expected, store = json.loads((MINI_REAL / "expected.json").read_text())["refcocom"], mini["refcocom"]
     assert set(store.splits) == set(expected["files"])
     for stem, counts in expected["files"].items():
-        said = [item for record in store.records(stem) for item in record.expressions]
-        assert (len(store.records(stem)), len(said)) == (counts["images"], counts["sentences"])
-        for item in said:
+        asked = [item for record in store.records(stem) for item in record.expressions]
+        assert (len(store.records(stem)), len(asked)) == (counts["images"], counts["sentences"])
+        for item in asked:
             segment = expected["segments"][item.source["segment_id"]]
             assert (str(item.granularity), item.area) == (segment["kind"], segment["area"])
             assert hashlib.sha1(item.rle["counts"].encode()).hexdigest() == segment["rle_sha1"]
@@ -534,8 +540,8 @@ def test_segments_are_as_recorded_through_the_store(mini):
 @needs_photos
 def test_packed_photos_are_the_files(mini):
     for split in ("train", "val", "testA", "testB"):
-        told = load_benchmark(f"refcoco/{split}", MINI_REAL)
-        for found, item in zip(mini["refcoco"].records(split), told, strict=True):
+        expected = load_benchmark(f"refcoco/{split}", MINI_REAL)
+        for found, item in zip(mini["refcoco"].records(split), expected, strict=True):
             assert encoded_photo(found.inside) == Path(item.path).read_bytes()
             assert np.array_equal(photo_of(found), photo_of(item))
 
@@ -543,23 +549,23 @@ def test_packed_photos_are_the_files(mini):
 @needs_photos
 def test_a_store_gives_what_the_readers_give(mini):
     for split in ("train", "val", "testA", "testB"):
-        for found, told in zip(
+        for found, expected in zip(
             mini["mini_real"].records(split), load_benchmark(f"mini_real/{split}", MINI_REAL), strict=True
         ):
-            assert_equal(found, replace(told, path=os.path.realpath(told.path)))
+            assert_equal(found, replace(expected, path=os.path.realpath(expected.path)))
 
 
 @needs_photos
 def test_the_commands_take_a_store(mini, capsys):
     path = mini["mini_real"].path
-    assert data_command.run(["verify", str(path)]) == 0
-    assert data_command.run(["inspect", str(path)]) == 0
+    assert run_data(["verify", str(path)]) == 0
+    assert run_data(["inspect", str(path)]) == 0
     shown = capsys.readouterr().out
     assert "warning: found no id list of refcoco+, refcocog_umd" in shown
     assert "val and test images held out: refcoco 6, grefcoco 6, refcocom 6" in shown
-    assert data_command.run(["dump", f"{path}/val"]) == 0
+    assert run_data(["dump", f"{path}/val"]) == 0
     from_store = capsys.readouterr().out
-    assert data_command.run(["dump", "mini_real/val", "--data", str(MINI_REAL)]) == 0
+    assert run_data(["dump", "mini_real/val", "--data", str(MINI_REAL)]) == 0
     drop = [
         [
             {key: value for key, value in json.loads(line).items() if key != "image"}
@@ -568,18 +574,18 @@ def test_the_commands_take_a_store(mini, capsys):
         for printed in (from_store, capsys.readouterr().out)
     ]
     assert drop[0] == drop[1] and len(drop[0]) == 38
-    assert data_command.run(["dump", f"{path}/nosplit"]) == 2
+    assert run_data(["dump", f"{path}/nosplit"]) == 2
 
 
 @needs_photos
 def test_the_guard_of_prepare(tmp_path, capsys):
     words = ["prepare", "refcoco", "--root", str(MINI_REAL), "--out", str(tmp_path / "s")]
-    assert data_command.run([*words, "--guard", "strict"]) == 2
+    assert run_data([*words, "--guard", "strict"]) == 2
     assert "found no id list of refcoco+, refcocog_umd" in capsys.readouterr().err
-    assert data_command.run([*words, "--guard", "published_data"]) == 0
+    assert run_data([*words, "--guard", "published_data"]) == 0
     assert "off (published_data)" in capsys.readouterr().out
     assert Store.open(tmp_path / "s").meta["guard"]["mode"] == "published_data"
-    assert data_command.run(words) == 2  # another guard is another input
+    assert run_data(words) == 2  # another guard is another input
     assert "guard: published_data then, on now" in capsys.readouterr().err
 
 
@@ -603,9 +609,7 @@ def tiny_root(root):
 
 def test_prepare_removes_and_stores_the_report(tmp_path, capsys):
     root = tiny_root(tmp_path / "root")
-    assert (
-        data_command.run(["prepare", "refcoco/train", "--root", str(root), "--out", str(tmp_path / "s")]) == 0
-    )
+    assert run_data(["prepare", "refcoco/train", "--root", str(root), "--out", str(tmp_path / "s")]) == 0
     assert "guard: refcoco/train: removed 1 images, 1 expressions" in capsys.readouterr().out
     store = Store.open(tmp_path / "s")
     assert [record.image_id for record in store] == ["2"]
@@ -613,15 +617,15 @@ def test_prepare_removes_and_stores_the_report(tmp_path, capsys):
     assert store.meta["guard"]["benchmarks"] == {"refcoco": 1, "refcoco+": 1}
 
 
-def test_prepare_says_what_is_missing(tmp_path, capsys):
+def test_prepare_names_what_is_missing(tmp_path, capsys):
     out = ["--out", str(tmp_path / "s")]
     for words, message in (
-        (["refcoco", *out], "--root DIR must be the root"),
+        (["refcoco", *out], "--data DIR must be the root"),
         (["refcoco", "--root", str(tmp_path), *out], "holds no refcoco"),
         (["nodata", "--root", str(tmp_path), *out], "unknown data set 'nodata'"),
         (["refcoco"], "--out"),
     ):
-        assert data_command.run(["prepare", *words]) == 2
+        assert run_data(["prepare", *words]) == 2
         lines = capsys.readouterr().err.splitlines()
         assert message in lines[-1]
 
@@ -633,32 +637,36 @@ def test_input_that_was_corrected_needs_no_fresh_start(tmp_path, capsys):
     path = root / "refcoco/instances.json"
     good = path.read_text()
     path.write_text(good[:-2])
-    assert data_command.run(words) == 2
+    assert run_data(words) == 2
     path.write_text(good)
-    assert data_command.run(words) == 0, capsys.readouterr().err
+    assert run_data(words) == 0, capsys.readouterr().err
 
 
-def test_stores_below_the_root_are_no_input(tmp_path, monkeypatch, capsys):
+def test_a_store_may_lie_below_the_data_folder(tmp_path, monkeypatch, capsys):
     root = tiny_root(tmp_path / "root")
     words = ["prepare", "refcoco", "--root", str(root), "--out", str(root / "stores/refcoco")]
     with monkeypatch.context() as stop:
         stop.setattr(store_write, "_assemble", Mock(side_effect=KeyboardInterrupt))
-        assert data_command.run(words) == 75
+        assert run_data(words) == 75
     assert (root / "stores/refcoco.partial/manifest.json").is_file()
     for _ in range(2):  # continues, and keeps what is finished
-        assert data_command.run(words) == 0, capsys.readouterr().err
+        assert run_data(words) == 0, capsys.readouterr().err
     other = ["prepare", "refcoco+", "--root", str(root), "--out", str(root / "stores/refcoco+")]
-    assert data_command.run(other) == 0
-    assert data_command.run(words) == 0, capsys.readouterr().err
+    assert run_data(other) == 0
+    assert run_data(words) == 0, capsys.readouterr().err
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere names of files are Unicode")
 def test_a_file_whose_name_is_no_unicode_is_input(tmp_path):
     root = tiny_root(tmp_path / "root")
-    Path(os.fsdecode(os.fsencode(root) + b"/old\xff.json")).touch()
+    (root / "refcocom/annotations").mkdir(parents=True)
+    listed = root / "refcocom/annotations" / os.fsdecode(b"val_\xff.json")
+    listed.write_text("[]")
     words = ["prepare", "refcoco", "--root", str(root), "--out", str(tmp_path / "s")]
-    assert data_command.run(words) == 0 == data_command.run(words)
-    assert "old\\udcff.json" in Store.open(tmp_path / "s").meta["inputs"]
+    assert run_data(words) == 0 == run_data(words)
+    assert "refcocom/annotations/val_\udcff.json" in Store.open(tmp_path / "s").meta["inputs"]
+    listed.write_text("[ ]")
+    assert run_data(words) == 2
 
 
 def test_annotations_behind_a_link_are_input(tmp_path, capsys):
@@ -669,10 +677,10 @@ def test_annotations_behind_a_link_are_input(tmp_path, capsys):
     (root / "refcoco/up").symlink_to(root)  # round and round
     (root / "gone.json").symlink_to(tmp_path / "nothing")
     words = ["prepare", "refcoco", "--root", str(root), "--out", str(tmp_path / "s")]
-    assert data_command.run(words) == 0
+    assert run_data(words) == 0
     path = far / "refcoco/refs(unc).json"
     path.write_text(path.read_text().replace('"it"', '"that"'))
-    assert data_command.run(words) == 2
+    assert run_data(words) == 2
     assert "refcoco/refs(unc).json: " in capsys.readouterr().err
 
 
@@ -686,16 +694,16 @@ def test_prepare_stops_with_75_and_continues(tmp_path, monkeypatch, capsys):
         time.sleep(5)
 
     monkeypatch.setattr(command, "load_benchmark", stopped)
-    assert data_command.run(words) == 75
+    assert run_data(words) == 75
     assert capsys.readouterr().err.splitlines()[-1] == "uniresxx data: stopped; the same command continues"
-    assert data_command.run([*words, "--fresh"]) == 75
+    assert run_data([*words, "--fresh"]) == 75
     assert capsys.readouterr().err.endswith("starts over, without --fresh it continues\n")
     monkeypatch.setattr(command, "load_benchmark", real)
-    assert data_command.run(words) == 0
+    assert run_data(words) == 0
     monkeypatch.setattr(command, "load_benchmark", stopped)
-    assert data_command.run([*words, "--fresh"]) == 75  # the finished store stays until then
+    assert run_data([*words, "--fresh"]) == 75  # the finished store stays until then
     assert capsys.readouterr().err.endswith("the same command starts over\n")
-    assert data_command.run(words) == 0
+    assert run_data(words) == 0
 
 
 def test_the_command_line_starts_without_arrow():

@@ -20,7 +20,7 @@ import numpy as np
 
 from uniresxx.data.catalog import load_benchmark
 from uniresxx.data.polygons import with_polygons
-from uniresxx.data.readers.coco import Instances, overlap_source
+from uniresxx.data.readers.instances import Instances, overlap_source
 from uniresxx.imaging import masks
 from uniresxx.scoring.metrics import Scores, Tally
 from uniresxx.scoring.protocols import PROTOCOLS, STRICT, Protocol

@@ -1,9 +1,10 @@
-"""NAME/SPLIT -> ImageRecords: the names by which training, evaluation and the command line call data."""
+"""NAME/SPLIT -> ImageRecords: the names of data in training, evaluation and on the command line."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from uniresxx.data.readers import cris, hub, psalm
 from uniresxx.data.readers.grefcoco import read_grefcoco
 from uniresxx.data.readers.refcoco import read_refcoco
 from uniresxx.data.readers.refcocom import known_stems, read_refcocom
+from uniresxx.data.store.folder import store_named
 from uniresxx.errors import InputError
 from uniresxx.types import ImageRecord
 
@@ -19,8 +21,8 @@ if TYPE_CHECKING:
 
 UNC_SPLITS = ("train", "val", "testA", "testB")
 SCENES = ("scenes", "scenes_easy")
-# name -> (folder, way of splitting, splits); google splits share photos between train and val: their numbers
-# say nothing about the unc and umd splits, nor the other way round
+# name -> (folder, name of the splits in its file, splits); google splits share photos between train and val:
+# their numbers cannot be compared with those of the unc and umd splits
 REFCOCO = {
     "refcoco": ("refcoco", "unc", UNC_SPLITS),
     "refcoco_google": ("refcoco", "google", ("train", "val", "test")),
@@ -30,26 +32,46 @@ REFCOCO = {
     "refclef_unc": ("refclef", "unc", (*UNC_SPLITS, "testC")),
     "refclef_berkeley": ("refclef", "berkeley", ("train", "val", "test")),
 }
-# the same sets as others converted them: names are <layout>_<set>, ids start with them
-CRIS, PSALM, JXU124, LMMS = "cris_", "psalm_", "jxu124_", "lmms_"
-CONVERTED = {
-    **{CRIS + name: REFCOCO[name][2] for name in cris.SETS},
-    **{PSALM + name: UNC_SPLITS if name == "grefcoco" else REFCOCO[name][2] for name in psalm.SETS},
-    **{JXU124 + name: tuple(splits) for name, (_, splits) in hub.JXU124.items()},
-    "jxu124_benchmark": (),  # its splits are found in the data folder: refcoco_unc_val, …
-    **{LMMS + name: tuple(splits) for name, (_, splits) in hub.LMMS.items()},
+PARTS = tuple(f"{split}_{kind}" for split in UNC_SPLITS[1:] for kind in ("part_only", "object_part"))
+Reader = Callable[[Path, str], list[ImageRecord]]
+
+
+def _read_mini_real(data: Path, split: str) -> list[ImageRecord]:
+    return merge_records(read_grefcoco(data, split), read_refcocom(data, f"{split}_part_only"))
+
+
+# data set -> (reader, splits); sets as others converted them are <layout>_<set>
+DATA_SETS: dict[str, tuple[Reader, tuple[str, ...]]] = {
+    **{
+        name: (partial(read_refcoco, dataset=folder, split_by=split_by, prefix=name), splits)
+        for name, (folder, split_by, splits) in REFCOCO.items()
+    },
+    "grefcoco": (read_grefcoco, UNC_SPLITS),
+    "refcocom": (read_refcocom, PARTS),  # the lists its papers report; others are found in the data folder
+    "mini_real": (_read_mini_real, UNC_SPLITS),
+    **{f"cris_{name}": (partial(cris.read_cris, dataset=name), REFCOCO[name][2]) for name in cris.SETS},
+    **{
+        f"psalm_{name}": (partial(psalm.read_psalm, dataset=name), REFCOCO.get(name, REFCOCO["refcoco"])[2])
+        for name in psalm.SETS
+    },
+    **{
+        f"jxu124_{name}": (partial(hub.read_jxu124, dataset=name), tuple(splits))
+        for name, (_, splits) in hub.JXU124.items()
+    },
+    "jxu124_benchmark": (
+        hub.read_jxu124_benchmark,
+        ("refcoco_unc_val",),
+    ),  # others are found in the data folder
+    **{
+        f"lmms_{name}": (partial(hub.read_lmms, dataset=name), tuple(splits))
+        for name, (_, splits) in hub.LMMS.items()
+    },
 }
 
 
 def known_benchmarks() -> list[str]:
-    """Every NAME/SPLIT (RefCOCOm: the lists its papers report; others are found in the data folder)."""
-    names = [f"{name}/{split}" for name, (_, _, splits) in REFCOCO.items() for split in splits]
-    names += [f"grefcoco/{split}" for split in UNC_SPLITS]
-    names += [f"refcocom/{split}_{kind}" for split in UNC_SPLITS[1:] for kind in ("part_only", "object_part")]
-    names += [f"mini_real/{split}" for split in UNC_SPLITS]
-    names += [f"{name}/{split}" for name, splits in CONVERTED.items() for split in splits]
-    names.append("jxu124_benchmark/refcoco_unc_val")
-    return names + [f"{name}/{split}" for name in SCENES for split in scene_splits(name)]
+    """Every NAME/SPLIT that is known without a data folder."""
+    return [f"{name}/{split}" for name in (*DATA_SETS, *SCENES) for split in splits_of(name, None)]
 
 
 def scene_splits(preset: str) -> list[str]:
@@ -67,8 +89,6 @@ def find_store(name: str, data: Path | None) -> tuple[Path, str | None] | None:
     """
     if name.partition("/")[0] in SCENES:
         return None
-    from uniresxx.data.store.read import store_named
-
     below = () if data is None else (data / "stores", data)
     for place in (Path(), *below):
         found = store_named(str(place / name))
@@ -78,7 +98,7 @@ def find_store(name: str, data: Path | None) -> tuple[Path, str | None] | None:
 
 
 def benchmark_name(name: str, data: Path | None) -> str:
-    """NAME/SPLIT under which results of a benchmark are kept; for a store, its data set and split."""
+    """NAME/SPLIT under which results of a benchmark are stored; for a store, its data set and split."""
     found = find_store(name, data)
     if found is None:
         return name
@@ -121,12 +141,12 @@ def load_benchmark(name: str, data: Path | None) -> Sequence[ImageRecord]:
         from uniresxx.data.scenes import benchmark_records
 
         return benchmark_records(dataset, split)
-    if dataset not in (*REFCOCO, *CONVERTED, *SCENES, "grefcoco", "refcocom", "mini_real"):
+    if dataset not in (*DATA_SETS, *SCENES):
         if find_store(name, None) is not None:
             return open_benchmark(name, None)
         raise InputError(
             f"unknown benchmark {name!r}: no prepared store, and no data set of that name; "
-            f"known: {', '.join(_known_sets())}"
+            f"known: {_known_sets()}"
         )
     if not split:
         raise InputError(
@@ -136,28 +156,7 @@ def load_benchmark(name: str, data: Path | None) -> Sequence[ImageRecord]:
         raise InputError(f"{name} is read from disk: give the root of the native layout with --data DIR")
     if not data.is_dir():
         raise InputError(f"{data}: no such folder; --data DIR must be the root of the native layout")
-    if dataset in REFCOCO:
-        folder, split_by, _ = REFCOCO[dataset]
-        return read_refcoco(data, split, folder, split_by, prefix=dataset)
-    if dataset in CONVERTED:
-        return _load_converted(dataset, split, data)
-    if dataset == "grefcoco":
-        return read_grefcoco(data, split)
-    if dataset == "refcocom":
-        return read_refcocom(data, split)
-    return merge_records(read_grefcoco(data, split), read_refcocom(data, f"{split}_part_only"))
-
-
-def _load_converted(name: str, split: str, data: Path) -> list[ImageRecord]:
-    if name == "jxu124_benchmark":
-        return hub.read_jxu124_benchmark(data, split, prefix=name)
-    if name.startswith(CRIS):
-        return cris.read_cris(data, split, name.removeprefix(CRIS), prefix=name)
-    if name.startswith(PSALM):
-        return psalm.read_psalm(data, split, name.removeprefix(PSALM), prefix=name)
-    if name.startswith(JXU124):
-        return hub.read_jxu124(data, split, name.removeprefix(JXU124), prefix=name)
-    return hub.read_lmms(data, split, name.removeprefix(LMMS), prefix=name)
+    return DATA_SETS[dataset][0](data, split)
 
 
 def merge_records(*sets: list[ImageRecord]) -> list[ImageRecord]:
@@ -186,7 +185,7 @@ def merge_records(*sets: list[ImageRecord]) -> list[ImageRecord]:
 
 
 def _merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
-    """What two sets say of one photo: the first wins, but both licences hold."""
+    """The sources of one photo in two sets: the first wins, but both licences apply."""
     licences = dict.fromkeys(str(source["licence"]) for source in (first, second) if "licence" in source)
     return {**second, **first, **({"licence": " | ".join(licences)} if licences else {})}
 
@@ -199,12 +198,10 @@ def splits_of(dataset: str, data: Path | None) -> list[str]:
         return known_stems(data)
     if dataset == "jxu124_benchmark" and data is not None:
         return hub.benchmark_splits(data)
-    splits = [name.partition("/")[2] for name in known_benchmarks() if name.partition("/")[0] == dataset]
-    if not splits:
-        raise InputError(f"unknown data set {dataset!r}; known: {', '.join(_known_sets())}")
-    return splits
+    if dataset not in DATA_SETS:
+        raise InputError(f"unknown data set {dataset!r}; known: {_known_sets()}")
+    return list(DATA_SETS[dataset][1])
 
 
-def _known_sets() -> list[str]:
-    """Names of the data sets, without splits."""
-    return list(dict.fromkeys(name.partition("/")[0] for name in known_benchmarks()))
+def _known_sets() -> str:
+    return ", ".join((*DATA_SETS, *SCENES))

@@ -10,21 +10,26 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from heapq import nsmallest
+from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
+from PIL.PngImagePlugin import PngInfo
 
 from uniresxx.data.store.photos import photo_of
 from uniresxx.errors import InputError
+from uniresxx.files import write_atomic
 from uniresxx.imaging import masks
 from uniresxx.imaging.overlay import font_for, one_line, paint_mask, resized_mask, wrapped
 from uniresxx.types import Expression, Granularity, ImageRecord
 
+SOFTWARE = "uniresxx data inspect --sheet"
 COLUMNS, ROWS = 4, 2  # of tiles, per granularity
 TILE = (240, 320)  # height, width of a photo's place
 TEXT_LINES, TEXT, SMALL, HEAD, TITLE = 2, 16, 12, 24, 30  # lines; font sizes in pixels
 LINE, GAP, MARGIN = 21, 18, 30
-CANDIDATES = 8 * COLUMNS * ROWS  # kept per granularity, so that photos and words can differ
+CANDIDATES = 8 * COLUMNS * ROWS  # per granularity, so that photos and words can differ
 ZOOM_BELOW, ZOOM_SIDE = 0.01, 92  # share of the photo below which a target gets a window; its side
 DIMMED, TINT = 0.6, 0.2  # brightness outside the target; share of the colour on it
 # from the palette of Okabe and Ito, as the overlays
@@ -51,31 +56,31 @@ class Sheet:
     """What may be drawn, gathered split by split; holds a bounded number of records."""
 
     counts: Counter[Granularity] = field(default_factory=Counter)
-    kept: dict[Granularity, list[Pair]] = field(default_factory=dict)
+    candidates: dict[Granularity, list[Pair]] = field(default_factory=dict)
 
     def add(self, records: Iterable[ImageRecord]) -> None:
         """Take the expressions of some records into account."""
         for record in records:
             for item in record.expressions:
-                kept = self.kept.setdefault(item.granularity, [])
-                kept.append((record, item))
+                pairs = self.candidates.setdefault(item.granularity, [])
+                pairs.append((record, item))
                 self.counts[item.granularity] += 1
-                if len(kept) >= 2 * CANDIDATES:
-                    kept[:] = nsmallest(CANDIDATES, kept, key=_rank)
+                if len(pairs) >= 2 * CANDIDATES:
+                    pairs[:] = nsmallest(CANDIDATES, pairs, key=_rank)
 
     def chosen(self, kind: Granularity) -> list[Pair]:
         """The expressions to draw: photos that no other tile of the granularity shows first, then the rest."""
         first: list[Pair] = []
         again: list[Pair] = []
         seen: set[str] = set()
-        for record, item in nsmallest(CANDIDATES, self.kept.get(kind, []), key=_rank):
+        for record, item in nsmallest(CANDIDATES, self.candidates.get(kind, []), key=_rank):
             (again if record.image_id in seen else first).append((record, item))
             seen.add(record.image_id)
         return [*first, *again][: COLUMNS * ROWS]
 
     def draw(self, title: str) -> Image.Image:
         """The sheet, RGB. A photo that cannot be read has an empty tile that says so."""
-        kinds = [kind for kind in Granularity if self.kept.get(kind)]
+        kinds = [kind for kind in Granularity if self.candidates.get(kind)]
         rows = {kind: -(-len(self.chosen(kind)) // COLUMNS) for kind in kinds}
         card = (TILE[0] + TEXT_LINES * LINE + 36, TILE[1])
         width = 2 * MARGIN + COLUMNS * card[1] + (COLUMNS - 1) * GAP
@@ -85,10 +90,10 @@ class Sheet:
         pen = ImageDraw.Draw(page)
         name = one_line(title, 90)
         pen.text((MARGIN, MARGIN), name, fill=INK, font=font_for(name, TITLE))
-        said = (
+        total = (
             f"{self.counts.total():,} expressions and their true masks; {COLUMNS * ROWS} of each kind at most"
         )
-        pen.text((MARGIN, MARGIN + TITLE + 12), said, fill=FAINT, font=font_for(said, TEXT))
+        pen.text((MARGIN, MARGIN + TITLE + 12), total, fill=FAINT, font=font_for(total, TEXT))
         y = MARGIN + TITLE + 40
         for kind in kinds:
             _band(pen, kind, self.counts[kind], y + GAP, width)
@@ -99,6 +104,30 @@ class Sheet:
                 page.paste(_card(pair, card), corner)
             y += rows[kind] * (card[0] + GAP)
         return page
+
+
+def check_sheet_path(path: Path) -> None:
+    """InputError where no contact sheet can be written, or another file than a contact sheet would be replaced."""
+    if path.suffix.lower() != ".png" or not path.parent.is_dir():
+        raise InputError(f"{path}: --sheet must name a PNG file in a folder that is there")
+    if path.exists() and not _is_sheet(path):
+        raise InputError(f"{path}: is there and is no contact sheet; name another file with --sheet")
+
+
+def _is_sheet(path: Path) -> bool:
+    try:
+        with Image.open(path, formats=("PNG",)) as picture:
+            return picture.info.get("Software") == SOFTWARE
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return False
+
+
+def save_sheet(sheet: Sheet, title: str, path: Path) -> None:
+    """Draw the sheet and write it as PNG; OSError where it cannot be written."""
+    marks, stream = PngInfo(), BytesIO()
+    marks.add_text("Software", SOFTWARE)  # so that the next one may replace it
+    sheet.draw(title).save(stream, format="PNG", compress_level=3, pnginfo=marks)
+    write_atomic(path, stream.getvalue())
 
 
 def _rank(pair: Pair) -> bytes:
@@ -144,7 +173,7 @@ def _tile(record: ImageRecord, item: Expression) -> Image.Image:
         photo = photo_of(record)
         mask = None if item.rle is None else masks.decode(masks.validate(item.rle, photo.shape[:2]))
     except InputError as error:
-        _sorry(tile, str(error))
+        _draw_error(tile, str(error))
         return tile
     drawn = _drawn(photo, mask, TILE, COLOURS[item.granularity])
     left, top = (TILE[1] - drawn.width) // 2, (TILE[0] - drawn.height) // 2
@@ -152,23 +181,23 @@ def _tile(record: ImageRecord, item: Expression) -> Image.Image:
     if mask is not None and mask.any() and mask.mean() < ZOOM_BELOW:
         _window(tile, photo, mask, COLOURS[item.granularity])
     if mask is None:
-        _crossed(ImageDraw.Draw(tile), COLOURS[item.granularity])
+        _draw_absent(ImageDraw.Draw(tile), COLOURS[item.granularity])
     return tile
 
 
 def _drawn(
-    photo: np.ndarray, mask: np.ndarray | None, room: tuple[int, int], colour: tuple[int, int, int]
+    photo: np.ndarray, mask: np.ndarray | None, limit: tuple[int, int], colour: tuple[int, int, int]
 ) -> Image.Image:
-    """Photo and mask at the largest size that fits (height, width) `room`."""
+    """Photo and mask at the largest size that fits (height, width) `limit`."""
     height, width = photo.shape[:2]
-    scale = min(room[0] / height, room[1] / width)
+    scale = min(limit[0] / height, limit[1] / width)
     size = (max(1, round(height * scale)), max(1, round(width * scale)))
-    way = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.LANCZOS
-    picture = Image.fromarray(np.ascontiguousarray(photo)).resize((size[1], size[0]), way)
+    filter_ = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.LANCZOS
+    picture = Image.fromarray(np.ascontiguousarray(photo)).resize((size[1], size[0]), filter_)
     if mask is None:
         return picture
     if scale >= 1:
-        return _marked(picture, np.asarray(Image.fromarray(mask).resize((size[1], size[0]), way)), colour)
+        return _marked(picture, np.asarray(Image.fromarray(mask).resize((size[1], size[0]), filter_)), colour)
     return _marked(picture, resized_mask(mask, size), colour)
 
 
@@ -199,14 +228,14 @@ def _window(tile: Image.Image, photo: np.ndarray, mask: np.ndarray, colour: tupl
     tile.paste(drawn, corner)
 
 
-def _crossed(pen: ImageDraw.ImageDraw, colour: tuple[int, int, int]) -> None:
-    """The sign of what is not there: a crossed circle in the corner, so that no mask is looked for."""
+def _draw_absent(pen: ImageDraw.ImageDraw, colour: tuple[int, int, int]) -> None:
+    """A crossed circle in the corner: the expression has no target."""
     box = (10, 10, 36, 36)
     pen.ellipse(box, fill=CARD, outline=colour, width=3)
     pen.line((15, 31, 31, 15), fill=colour, width=3)
 
 
-def _sorry(tile: Image.Image, why: str) -> None:
+def _draw_error(tile: Image.Image, why: str) -> None:
     pen = ImageDraw.Draw(tile)
     lines: Sequence[str] = wrapped(one_line(why), font_for("x", SMALL), tile.width - 40, 6)
     for row, line in enumerate(lines):

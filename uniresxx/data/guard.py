@@ -2,7 +2,7 @@
 
 All sets of the RefCOCO family are cut from COCO train2014, each in its own way, so a test photo of one is a
 training photo of another, and of PACO, LVIS, COCO-Stuff and MMR, which use the same photos under the names of
-2017. Only the COCO image id tells. Pure functions over records and the id lists under a data root.
+2017. So photos are compared by COCO image id. Pure functions over records and the id lists under a data root.
 """
 
 from __future__ import annotations
@@ -14,13 +14,15 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from uniresxx.data.catalog import splits_of
-from uniresxx.data.readers import coco, cris, grefcoco, refcocom
-from uniresxx.data.readers.pickles import load_records
+from uniresxx.data.readers import cris, grefcoco, refcocom
+from uniresxx.data.readers.fields import need, whole
+from uniresxx.data.readers.files import load_records
+from uniresxx.data.readers.folders import data_folders
 from uniresxx.errors import InputError
 from uniresxx.types import ImageRecord
 
 MODES = ("on", "strict", "published_data")
-# benchmark -> (folders, annotation lists, folders in the CRIS layout); RefCOCOm's lists are found by looking
+# benchmark -> (folders, annotation lists, folders in the CRIS layout); RefCOCOm's lists are globbed
 LISTS = {
     "refcoco": (("refcoco",), ("refs(unc).p", "refs(unc).json"), cris.SETS["refcoco"]),
     "refcoco+": (("refcoco+", "refcocoplus"), ("refs(unc).p", "refs(unc).json"), cris.SETS["refcoco+"]),
@@ -53,14 +55,14 @@ def _id_in_name(path: str) -> int | None:
 
 
 def record_coco_id(record: ImageRecord) -> int | None:
-    """The COCO image id of a record: told in its source, else in its photo's name, else its image id.
+    """The COCO image id of a record: from its source, else its photo's name, else its image id.
 
     A photo whose name is not of COCO's form has none, whatever number its data set gave it.
     """
     for key in ("coco_id", "coco_image_id"):
-        told = record.source.get(key)
-        if isinstance(told, int | str) and coco_image_id(told) is not None:
-            return coco_image_id(told)
+        stated = record.source.get(key)
+        if isinstance(stated, int | str) and coco_image_id(stated) is not None:
+            return coco_image_id(stated)
     if record.path is not None:
         return _id_in_name(record.path)
     if record.inside is not None:
@@ -82,7 +84,7 @@ class HeldOut:
     """Image ids that no training record may have, by benchmark, and the benchmarks without a list."""
 
     ids: Mapping[str, frozenset[int]] = field(default_factory=dict)
-    not_found: tuple[str, ...] = ()  # NAME, or NAME (SPLIT, …) where only these lack
+    not_found: tuple[str, ...] = ()  # NAME, or NAME (SPLIT, …) where only these are missing
 
     def all(self) -> frozenset[int]:
         """The ids of all benchmarks."""
@@ -92,7 +94,7 @@ class HeldOut:
 def held_out(root: Path) -> HeldOut:
     """Ids of the val and test splits of the benchmarks whose lists lie under `root`.
 
-    The lists are the native ones, or those of the CRIS layout, one per split: where some of these lack, their
+    The lists are the native ones, or those of the CRIS layout, one per split: where some of these are missing, their
     ids are unknown, and `not_found` names them behind the benchmark. Raises InputError where a list is there
     and cannot be read.
     """
@@ -102,14 +104,14 @@ def held_out(root: Path) -> HeldOut:
     for name in BENCHMARKS:
         if name not in found:
             not_found.append(name)
-        elif lacking := _lacking(root, name):
-            not_found.append(f"{name} ({', '.join(lacking)})")
+        elif missing := _missing(root, name):
+            not_found.append(f"{name} ({', '.join(missing)})")
     return HeldOut(found, tuple(not_found))
 
 
 def _ids_of(root: Path, name: str) -> Iterator[int]:
     if name == "refcocom":
-        for folder in coco.data_folders(root, refcocom.FOLDERS):
+        for folder in data_folders(root, refcocom.FOLDERS):
             yield from _photo_ids((folder / "annotations").glob("*.json"))
         return
     native = _native_list(root, name)
@@ -118,17 +120,17 @@ def _ids_of(root: Path, name: str) -> Iterator[int]:
 
 def _native_list(root: Path, name: str) -> Path | None:
     folders, files, _ = LISTS[name]
-    paths = (folder / item for folder in coco.data_folders(root, folders) for item in files)
+    paths = (folder / item for folder in data_folders(root, folders) for item in files)
     return next((path for path in paths if path.is_file()), None)
 
 
 def _cris_lists(root: Path, name: str) -> list[Path]:
     parents = (root / "anns", root / "datasets" / "anns")
-    folders = [item for parent in parents for item in coco.data_folders(parent, LISTS[name][2])]
+    folders = [item for parent in parents for item in data_folders(parent, LISTS[name][2])]
     return [path for folder in folders for path in folder.glob("*.json")]
 
 
-def _lacking(root: Path, name: str) -> list[str]:
+def _missing(root: Path, name: str) -> list[str]:
     """Val and test splits whose list is not there, where each has a file of its own.
 
     RefCOCOm's names of files are not known for certain; its photos are RefCOCO's.
@@ -142,8 +144,8 @@ def _lacking(root: Path, name: str) -> list[str]:
 def _ref_ids(path: Path) -> Iterator[int]:
     for index, record in enumerate(load_records(path)):
         who = f"{path}: record {index}"
-        if not is_training(str(coco.need(record, "split", who))):
-            yield coco.whole(coco.need(record, "image_id", who), "image_id", who)
+        if not is_training(str(need(record, "split", who))):
+            yield whole(need(record, "image_id", who), "image_id", who)
 
 
 def _photo_ids(paths: Iterable[Path]) -> Iterator[int]:
@@ -152,7 +154,7 @@ def _photo_ids(paths: Iterable[Path]) -> Iterator[int]:
         if is_training(path.stem.removeprefix("refcocom_")):
             continue
         for index, record in enumerate(load_records(path)):
-            name = str(coco.need(record, "img_name", f"{path}: record {index}"))
+            name = str(need(record, "img_name", f"{path}: record {index}"))
             found = _id_in_name(name)
             if found is None:
                 raise InputError(f"{path}: record {index}: img_name {name!r} holds no COCO image id")
@@ -165,7 +167,7 @@ class Removed:
 
     images: int = 0
     expressions: int = 0
-    without_coco_id: int = 0  # images it could say nothing about
+    without_coco_id: int = 0  # images it could not check
 
 
 def remove_held_out(records: Sequence[ImageRecord], ids: frozenset[int]) -> tuple[list[ImageRecord], Removed]:
@@ -186,7 +188,7 @@ class Guard:
 
     @classmethod
     def of(cls, mode: str, root: Path | None) -> Guard:
-        """The guard over the id lists under `root`; InputError: unknown mode, or `strict` and a list lacks."""
+        """The guard over the id lists under `root`; InputError: unknown mode, or `strict` and a list is missing."""
         if mode not in MODES:
             raise InputError(f"unknown guard {mode!r}; known: {', '.join(MODES)}")
         if mode == "published_data":

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from uniresxx.data.catalog import REFCOCO
-from uniresxx.data.readers.coco import Instances, data_file
+from uniresxx.data.readers.folders import data_file
 from uniresxx.data.readers.grefcoco import FOLDERS
+from uniresxx.data.readers.instances import Instances
 from uniresxx.errors import NotThereError
 from uniresxx.types import Expression, ImageRecord
 

@@ -4,8 +4,7 @@
 the mask; `lmdb/<set>/<split>.lmdb` holds the same records under the keys 0, 1, … with photo and mask inside.
 Both give the same ids and masks. Masks were made from summed polygons times 255 in 8 bits, so where polygons
 overlap they hold 254 or 253: every value above 0 is foreground. (After CRIS's own data_process.py and
-folder2lmdb.py; training there draws one sentence, its mode `val` scores only the first of each record. Here
-come all.)
+folder2lmdb.py. CRIS trains on one sentence of a record and scores the first in mode `val`; all are read here.)
 """
 
 from __future__ import annotations
@@ -18,8 +17,11 @@ from threading import Lock
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from uniresxx.data.readers import coco
-from uniresxx.data.readers.pickles import PickleChild, load_records
+from uniresxx.data.readers.collector import Collector, Photo, Target
+from uniresxx.data.readers.fields import file_name_of, need, photo_id, sentences, shown, whole
+from uniresxx.data.readers.files import load_records, note_opened
+from uniresxx.data.readers.folders import PHOTO_FOLDERS, PhotoFinder, data_folders
+from uniresxx.data.readers.pickles import plain_data
 from uniresxx.errors import InputError, NotThereError
 from uniresxx.imaging import decode as images
 from uniresxx.imaging import masks
@@ -35,29 +37,33 @@ SETS = {
     "refcocog_umd": ("refcocog_u", "refcocog_umd"),
     "refcocog_google": ("refcocog_g", "refcocog_google"),
 }
-PHOTO_FOLDERS = (*coco.PHOTO_FOLDERS, "datasets/images/train2014", "datasets/images")
+CRIS_PHOTO_FOLDERS = (*PHOTO_FOLDERS, "datasets/images/train2014", "datasets/images")
 MAX_VALUE_BYTES = 64 * 2**20  # one photo and one mask
 _ONE_AT_A_TIME = Lock()
 SLACK_PAGES = 16  # LMDB leaves a few pages at the end unwritten where a transaction freed them again
 
 
-def read_cris(
-    root: Path, split: str, dataset: str = "refcoco", prefix: str | None = None
-) -> list[ImageRecord]:
-    """Records of one split, ids `<prefix>/<split>/<segment_id>_<idx>`, from the list or else from the LMDB.
+def read_cris(root: Path, split: str, dataset: str = "refcoco") -> list[ImageRecord]:
+    """Records of one split, ids `cris_<set>/<split>/<segment_id>_<idx>`, from the list or else from the LMDB.
 
     `root` is CRIS's `datasets` folder or the one above it; `dataset` is one of SETS. Every expression points
     at one object. Raises InputError naming file, record and field, and where neither form is there.
     """
+    start = f"cris_{dataset}/{split}"
     for path in _places(root, "anns", dataset, split, ".json"):
-        folders = _places(root, "masks", dataset, "", "")
-        return _Reading(root, split, prefix or f"cris_{dataset}", path).of_list(folders)
+        collector = Collector(str(path), root, start)
+        _add_list(
+            collector, path, PhotoFinder(root, CRIS_PHOTO_FOLDERS), _places(root, "masks", dataset, "", "")
+        )
+        return collector.records()
     for path in _places(root, "lmdb", dataset, split, ".lmdb"):
-        return _Reading(root, split, prefix or f"cris_{dataset}", path).of_lmdb()
+        collector = Collector(str(path), root, start)
+        _add_lmdb(collector, path, PhotoFinder(root, CRIS_PHOTO_FOLDERS))
+        return collector.records()
     name = SETS[dataset][0]
     raise NotThereError(
         f"{root}: holds neither anns/{name}/{split}.json nor lmdb/{name}/{split}.lmdb; "
-        "--data (in prepare: --root) must name the folder `datasets` of CRIS or the one above it"
+        "--data must name the folder `datasets` of CRIS or the one above it"
     )
 
 
@@ -66,67 +72,61 @@ def _places(root: Path, kind: str, dataset: str, split: str, suffix: str) -> lis
     if re.fullmatch(r"\w{0,60}", split) is None:
         return []
     folders = [
-        folder
-        for base in (root / "datasets", root)
-        for folder in coco.data_folders(base / kind, SETS[dataset])
+        folder for base in (root / "datasets", root) for folder in data_folders(base / kind, SETS[dataset])
     ]
     return [folder / (split + suffix) for folder in folders if (folder / (split + suffix)).exists()]
 
 
-class _Reading:
-    """One split being read."""
-
-    def __init__(self, root: Path, split: str, prefix: str, path: Path) -> None:
-        self.path = path
-        self.start = f"{prefix}/{split}"
-        self.finder = coco.PhotoFinder(root, PHOTO_FOLDERS)
-        self.collector = coco.Collector(str(path), root)
-
-    def of_list(self, folders: Sequence[Path]) -> list[ImageRecord]:
-        for index, record in enumerate(load_records(self.path)):
-            who = f"{self.path}: record {index}"
-            photo = self.finder.path(coco.file_name_of(record, who, "img_name"), who)
-            self.add(record, mask_of(folders, segment_of(record, who), photo, who), photo, who)
-        return self.collector.records()
-
-    def of_lmdb(self) -> list[ImageRecord]:
-        with PickleChild() as parser:
-            for key, value in _values(self.path, parser):
-                who = f"{self.path}: record {key}"
-                record = _record_of(value, who, parser)
-                photo = coco.need(record, "img", who)
-                if not isinstance(photo, bytes):
-                    raise InputError(f"{who}: img must be the photo's bytes, not {coco.shown(photo)}")
-                rle = _mask_of_bytes(coco.need(record, "mask", who), images.encoded_size(photo), who)
-                name = coco.file_name_of(record, who, "img_name")
-                self.finder.path(name, who)  # refuses a name that no photo can have
-                self.add(record, rle, PhotoInside("lmdb", str(self.path), key, name), who)
-        return self.collector.records()
-
-    def add(self, record: Mapping[str, Any], rle: RLE, photo: Path | PhotoInside, who: str) -> None:
-        name, segment = coco.file_name_of(record, who, "img_name"), segment_of(record, who)
-        source: dict[str, Any] = {"segment_id": segment, "cat": record.get("cat")}
-        for place, sentence in enumerate(coco.sentences(record, "idx", who)):
-            native = f"{segment}_{place if sentence.native_id is None else sentence.native_id}"
-            if not sentence.text:
-                self.collector.leave_out(f"{who}: sentence {native} is blank")
-                continue
-            expression = coco.target_expression(
-                self.collector.unique(f"{self.start}/{native}"), sentence, Granularity.OBJECT, rle, source
-            )
-            size = (rle["size"][0], rle["size"][1])
-            self.collector.add(coco.photo_id(name), photo, size, expression)
+def _add_list(collector: Collector, path: Path, finder: PhotoFinder, folders: Sequence[Path]) -> None:
+    for index, record in enumerate(load_records(path)):
+        who = f"{path}: record {index}"
+        photo = finder.path(file_name_of(record, who, "img_name"), who)
+        rle = mask_of(folders, segment_of(record, who), photo, who)
+        add_segment(collector, record, Granularity.OBJECT, rle, photo, who)
 
 
-# ---- the mask files, which RefCOCOm shares
+def _add_lmdb(collector: Collector, path: Path, finder: PhotoFinder) -> None:
+    for key, value in _values(path):
+        who = f"{path}: record {key}"
+        record = _record_of(value, who)
+        photo = need(record, "img", who)
+        if not isinstance(photo, bytes):
+            raise InputError(f"{who}: img must be the photo's bytes, not {shown(photo)}")
+        rle = _mask_of_bytes(need(record, "mask", who), images.encoded_size(photo), who)
+        name = file_name_of(record, who, "img_name")
+        finder.path(name, who)  # refuses a name that no photo can have
+        add_segment(
+            collector, record, Granularity.OBJECT, rle, PhotoInside("lmdb", str(path), key, name), who
+        )
+
+
+# ---- segments and mask files, which RefCOCOm shares
+
+
+def add_segment(
+    collector: Collector,
+    record: Mapping[str, Any],
+    granularity: Granularity,
+    rle: RLE,
+    photo: Path | PhotoInside,
+    who: str,
+) -> None:
+    """Add the sentences of a record, ids `<segment_id>_<idx>`, or their place where they have no idx."""
+    name, segment = file_name_of(record, who, "img_name"), segment_of(record, who)
+    asked = [
+        (f"{segment}_{place if item.native_id is None else item.native_id}", item)
+        for place, item in enumerate(sentences(record, "idx", who))
+    ]
+    target = Target(granularity, rle, {"segment_id": segment, "cat": record.get("cat")})
+    collector.add(who, Photo(photo_id(name), photo, (rle["size"][0], rle["size"][1])), target, asked)
 
 
 def segment_of(record: Mapping[str, Any], who: str) -> str:
     """segment_id as text, whether the file holds a number or text."""
-    value = coco.need(record, "segment_id", who)
+    value = need(record, "segment_id", who)
     good = isinstance(value, int | str) and not isinstance(value, bool)
     if not good or not re.fullmatch(r"[\w-]{1,60}", str(value)):
-        raise InputError(f"{who}: segment_id must be a number or a plain name, not {coco.shown(value)}")
+        raise InputError(f"{who}: segment_id must be a number or a plain name, not {shown(value)}")
     return str(value)
 
 
@@ -143,7 +143,7 @@ def mask_of(folders: Sequence[Path], segment: str, photo: Path, who: str) -> RLE
 
 def _mask_of_bytes(data: Any, size: tuple[int, int] | None, who: str) -> RLE:
     if not isinstance(data, bytes):
-        raise InputError(f"{who}: mask must be the bytes of a PNG, not {coco.shown(data)}")
+        raise InputError(f"{who}: mask must be the bytes of a PNG, not {shown(data)}")
     return _checked(images.decode_mask(data, f"{who}: mask"), size, f"{who}: mask", "beside it", who)
 
 
@@ -171,32 +171,30 @@ def _library() -> ModuleType:
     return lmdb
 
 
-def _plain(value: bytes, who: str, parser: PickleChild) -> Any:
+def _plain(value: bytes, who: str) -> Any:
     """The data of a value; InputError where it is no pickle of plain data."""
     if not value.startswith(b"\x80"):
         raise InputError(
             f"{who}: is no pickle (older CRIS code wrote pyarrow.serialize, which pyarrow dropped in 16); "
             "write the LMDB again with pickle, or give the folders anns and masks"
         )
-    return parser.load(value, who)
+    return plain_data(value, who)
 
 
-def _record_of(value: bytes, who: str, parser: PickleChild) -> dict[str, Any]:
+def _record_of(value: bytes, who: str) -> dict[str, Any]:
     """A value as a record of the list form; InputError where it is none."""
-    content = _plain(value, who, parser)
+    content = _plain(value, who)
     if not isinstance(content, dict):
         raise InputError(f"{who}: must be a dict, not {type(content).__name__}")
-    texts = coco.need(content, "sents", who)
+    texts = need(content, "sents", who)
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise InputError(f"{who}: sents must be a list of text, not {coco.shown(texts)}")
-    if coco.whole(content.get("num_sents", len(texts)), "num_sents", who) != len(texts):
-        raise InputError(
-            f"{who}: num_sents is {coco.shown(content['num_sents'])}, but sents has {len(texts)}"
-        )
-    return {**content, "segment_id": coco.need(content, "seg_id", who), "sentences": texts}
+        raise InputError(f"{who}: sents must be a list of text, not {shown(texts)}")
+    if whole(content.get("num_sents", len(texts)), "num_sents", who) != len(texts):
+        raise InputError(f"{who}: num_sents is {shown(content['num_sents'])}, but sents has {len(texts)}")
+    return {**content, "segment_id": need(content, "seg_id", who), "sentences": texts}
 
 
-def _values(path: Path, parser: PickleChild) -> Iterator[tuple[str, bytes]]:
+def _values(path: Path) -> Iterator[tuple[str, bytes]]:
     """Key and value of every record, in order; InputError where the file is damaged or one is missing.
 
     LMDB maps the file and trusts its pages: one that is cut short is refused before a page is read, but a
@@ -208,7 +206,7 @@ def _values(path: Path, parser: PickleChild) -> Iterator[tuple[str, bytes]]:
             size = transaction.get(b"__len__")
             if size is None:
                 raise InputError(f"{path}: has no key __len__; it is no LMDB of CRIS")
-            count = coco.whole(_plain(size, f"{path}: __len__", parser), "__len__", str(path))
+            count = whole(_plain(size, f"{path}: __len__"), "__len__", str(path))
             for index in range(count):
                 value = transaction.get(str(index).encode())
                 if value is None:
@@ -223,6 +221,7 @@ def _values(path: Path, parser: PickleChild) -> Iterator[tuple[str, bytes]]:
 def _opened(path: Path) -> lmdb.Environment:
     lmdb = _library()
     file = path / "data.mdb" if path.is_dir() else path
+    note_opened(file)
     environment = lmdb.open(
         str(path), subdir=path.is_dir(), readonly=True, lock=False, create=False, max_dbs=0
     )
@@ -249,8 +248,7 @@ def lmdb_photo(path: Path, key: str) -> bytes:
         raise InputError(f"{path}: is no readable LMDB ({' '.join(str(error).split())[:120]})") from None
     if value is None:
         raise InputError(f"{path}: record {key} is missing; copy the file again")
-    with PickleChild() as parser:
-        photo = _record_of(value, f"{path}: record {key}", parser).get("img")
+    photo = _record_of(value, f"{path}: record {key}").get("img")
     if not isinstance(photo, bytes):
-        raise InputError(f"{path}: record {key}: img must be the photo's bytes, not {coco.shown(photo)}")
+        raise InputError(f"{path}: record {key}: img must be the photo's bytes, not {shown(photo)}")
     return photo

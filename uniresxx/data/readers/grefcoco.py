@@ -6,8 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from uniresxx.data.readers import coco
-from uniresxx.data.readers.pickles import load_records
+from uniresxx.data.readers.collector import Collector, Photo, Target, records_of_split, with_sent_ids
+from uniresxx.data.readers.fields import need, shown, whole
+from uniresxx.data.readers.files import load_records
+from uniresxx.data.readers.folders import PhotoFinder, data_file
+from uniresxx.data.readers.instances import Instances
 from uniresxx.errors import InputError
 from uniresxx.imaging import masks
 from uniresxx.types import RLE, Granularity, ImageRecord
@@ -23,11 +26,11 @@ def read_grefcoco(root: Path, split: str) -> list[ImageRecord]:
     only targets are crowds is left out and reported. Granularity: none, object (one target) or multi. Raises
     InputError naming file, record and field, also for an `ann_id` that `instances.json` does not know.
     """
-    path = coco.data_file(root, FOLDERS, ("grefs(unc).p", "grefs(unc).json"))
-    instances = coco.Instances.load(coco.data_file(root, FOLDERS, ("instances.json",)))
-    finder, collector = coco.PhotoFinder(root), coco.Collector(f"{path}: {split}", root)
-    for who, record in coco.records_of_split(load_records(path), split, path):
-        image_id = coco.whole(coco.need(record, "image_id", who), "image_id", who)
+    path = data_file(root, FOLDERS, ("grefs(unc).p", "grefs(unc).json"))
+    instances = Instances.load(data_file(root, FOLDERS, ("instances.json",)))
+    finder, collector = PhotoFinder(root), Collector(f"{path}: {split}", root, f"grefcoco/{split}")
+    for who, record in records_of_split(load_records(path), split, path):
+        image_id = whole(need(record, "image_id", who), "image_id", who)
         file_name, height, width = instances.image(image_id, who)
         ann_ids = _ann_ids(record, who)
         targets = [ann_id for ann_id in ann_ids if not instances.is_crowd(ann_id, image_id, who)]
@@ -39,22 +42,20 @@ def read_grefcoco(root: Path, split: str) -> list[ImageRecord]:
         granularity = (Granularity.NONE, Granularity.OBJECT, Granularity.MULTI)[min(len(targets), 2)]
         source: dict[str, Any] = {"ref_id": record.get("ref_id"), "ann_id": targets}
         source |= instances.overlap_source(targets, parts, image_id, who)
-        for sentence in coco.asked(record, who, collector):
-            expression = coco.target_expression(
-                collector.unique(f"grefcoco/{split}/{sentence.native_id}"), sentence, granularity, rle, source
-            )
-            photo, licence = finder.path(file_name, who), instances.licence(image_id)
-            collector.add(str(image_id), photo, (height, width), expression, licence)
+        photo = Photo(
+            str(image_id), finder.path(file_name, who), (height, width), instances.licence(image_id)
+        )
+        collector.add(who, photo, Target(granularity, rle, source), with_sent_ids(record, who))
     return collector.records()
 
 
 def _ann_ids(record: Mapping[str, Any], who: str) -> list[int]:
     """The annotation ids of a ref, each once, in order; empty for no target."""
-    value = coco.need(record, "ann_id", who)
+    value = need(record, "ann_id", who)
     items = value if isinstance(value, list | tuple) else [value]
-    ann_ids = list(dict.fromkeys(coco.whole(item, "ann_id", who) for item in items))
+    ann_ids = list(dict.fromkeys(whole(item, "ann_id", who) for item in items))
     if ann_ids == [-1]:
         return []
     if -1 in ann_ids:
-        raise InputError(f"{who}: ann_id {coco.shown(value)} mixes -1 (no target) with targets")
+        raise InputError(f"{who}: ann_id {shown(value)} mixes -1 (no target) with targets")
     return ann_ids

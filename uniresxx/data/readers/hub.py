@@ -1,4 +1,4 @@
-"""Parquet copies of the RefCOCO family: `jxu124/*` and `lmms-lab/*` as downloaded, and what each lost.
+"""Parquet copies of the RefCOCO family as downloaded from the Hub: `jxu124/*` and `lmms-lab/*`.
 
 jxu124/refcoco, refcocoplus, refcocog: one row per ref, annotation and image as JSON text, no photos; `bbox`
 is xyxy; the split `test` is testA. jxu124/refcoco-benchmark: one row per photo with all its refs; splits such
@@ -6,7 +6,7 @@ as `refcoco_unc_val`. Both hold the full segmentation.
 
 lmms-lab/RefCOCO, RefCOCOplus, RefCOCOg: one row per ref with the photo inside; `bbox` is xywh. Their
 segmentation is ONE flat list of numbers, so an object of several polygons has lost some: every expression is
-labelled with that, and rows whose polygon does not fill their box are left out (our choice). The split `val`
+labelled with that, and rows whose polygon does not fill their box are left out. The split `val`
 of RefCOCO and RefCOCOg mixes the unc (umd) split with Google's, which shares photos with training: it is
 refused under that name and read as `val_mixed`.
 """
@@ -24,7 +24,11 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from uniresxx.data.readers import coco
+from uniresxx.data.readers.collector import Collector, Photo, Target, logger, with_sent_ids
+from uniresxx.data.readers.fields import file_name_of, need, photo_id, sentences, shown, size_of, whole
+from uniresxx.data.readers.files import note_opened
+from uniresxx.data.readers.folders import PhotoFinder, data_folders
+from uniresxx.data.readers.instances import overlap_source, photo_licence, truth
 from uniresxx.errors import InputError, NotThereError
 from uniresxx.imaging import decode as images
 from uniresxx.imaging import masks
@@ -51,44 +55,47 @@ MAX_GROUP_BYTES = 8 * 2**30  # of one row group, unpacked
 BATCH_ROWS = 64  # rows in memory at a time; a photo in each
 
 
-def read_jxu124(
-    root: Path, split: str, dataset: str = "refcoco", prefix: str | None = None
-) -> list[ImageRecord]:
-    """Records of one split of jxu124/<set>, ids `<prefix>/<split>/<sent_id>`; masks are exact.
+def read_jxu124(root: Path, split: str, dataset: str = "refcoco") -> list[ImageRecord]:
+    """Records of one split of jxu124/<set>, ids `jxu124_<set>/<split>/<sent_id>`; masks are exact.
 
     Raises InputError naming file, row and field, and for a row of another split.
     """
     name, splits = JXU124[dataset]
-    reading = _Reading(root, f"{prefix or f'jxu124_{dataset}'}/{split}", f"jxu124/{name} {split}")
+    finder = PhotoFinder(root)
+    collector = Collector(f"jxu124/{name} {split}", root, f"jxu124_{dataset}/{split}")
     columns = ("raw_anns", "raw_image_info", "ann_id", "image_id", "split", "sentences", "ref_id", "bbox")
     for place, row in _rows(root, "jxu124", name, _their_split(splits, split, name), columns):
         who = str(place)
-        if coco.need(row, "split", who) not in (split, splits[split]):
-            raise InputError(f"{who}: is of split {coco.shown(row['split'])}, not of {split}")
+        if need(row, "split", who) not in (split, splits[split]):
+            raise InputError(f"{who}: is of split {shown(row['split'])}, not of {split}")
         box = _box(row, "bbox", who, xywh=False)
-        reading.add(row, _object(row, "raw_anns", who), _object(row, "raw_image_info", who), box, who)
-    return reading.collector.records()
+        ann, image = _object(row, "raw_anns", who), _object(row, "raw_image_info", who)
+        _add_ref(collector, finder, row, ann, image, box, who)
+    return collector.records()
 
 
-def read_jxu124_benchmark(root: Path, split: str, prefix: str | None = None) -> list[ImageRecord]:
+def read_jxu124_benchmark(root: Path, split: str) -> list[ImageRecord]:
     """Records of one split of jxu124/refcoco-benchmark (`refcoco_unc_val`, …), ids as `read_jxu124`."""
-    reading = _Reading(root, f"{prefix or 'jxu124_benchmark'}/{split}", f"jxu124/refcoco-benchmark {split}")
+    finder = PhotoFinder(root)
+    start = f"jxu124_benchmark/{split}"
+    collector = Collector(f"jxu124/refcoco-benchmark {split}", root, start)
     for place, row in _rows(root, "jxu124", "refcoco-benchmark", split, ("ref_list", "image_info")):
-        refs = coco.need(row, "ref_list", str(place))
+        refs = need(row, "ref_list", str(place))
         if not isinstance(refs, list):
-            raise InputError(f"{place}: ref_list must be a list, not {coco.shown(refs)}")
+            raise InputError(f"{place}: ref_list must be a list, not {shown(refs)}")
         for index, item in enumerate(refs):
             name = f"{place}: ref {index}"
             if not isinstance(item, dict):
-                raise InputError(f"{name}: must be an object, not {coco.shown(item)}")
+                raise InputError(f"{name}: must be an object, not {shown(item)}")
             ref, ann = _object(item, "ref_info", name), _object(item, "ann_info", name)
             box = _box(ann, "bbox", name, xywh=True)
-            reading.add(ref, ann, _object(row, "image_info", str(place)), box, name)
-    return reading.collector.records()
+            image = _object(row, "image_info", str(place))
+            _add_ref(collector, finder, ref, ann, image, box, name)
+    return collector.records()
 
 
 def benchmark_splits(root: Path) -> list[str]:
-    """Splits of jxu124/refcoco-benchmark that are there (`refcoco_unc_val`, …): looked for, not assumed."""
+    """Splits of jxu124/refcoco-benchmark that are there (`refcoco_unc_val`, …), from the names of its files."""
     names = [
         path.name.partition("-")[0]
         for folder in _folders(root, "jxu124", "refcoco-benchmark")
@@ -97,10 +104,8 @@ def benchmark_splits(root: Path) -> list[str]:
     return sorted({name for name in names if re.fullmatch(r"\w{1,60}", name)})
 
 
-def read_lmms(
-    root: Path, split: str, dataset: str = "refcoco", prefix: str | None = None
-) -> list[ImageRecord]:
-    """Records of one split of lmms-lab/<set>, ids `<prefix>/<split>/<question_id>_<place>`; masks are lossy.
+def read_lmms(root: Path, split: str, dataset: str = "refcoco") -> list[ImageRecord]:
+    """Records of one split of lmms-lab/<set>, ids `lmms_<set>/<split>/<question_id>_<place>`; masks are lossy.
 
     Every expression whose mask came from a flat list says so in `source["truth"]`. Left out and reported:
     crowd regions, rows without a polygon, and rows whose polygon does not fill their box. Raises InputError
@@ -109,107 +114,85 @@ def read_lmms(
     name, splits = LMMS[dataset]
     if split == "val" and "val_mixed" in splits:
         raise InputError(
-            f"lmms-lab/{name}: its split val is two in one, of unc (umd) and of Google, whose photos are in "
-            "training sets; read val_mixed to have it all the same, or the original files"
+            f"lmms-lab/{name}: its split val mixes unc (umd) with Google's, whose photos are in training "
+            "sets; read the original files, or val_mixed to take it as it is"
         )
-    reading = _LmmsReading(root, f"{prefix or f'lmms_{dataset}'}/{split}", f"lmms-lab/{name} {split}")
+    collector = Collector(f"lmms-lab/{name} {split}", root, f"lmms_{dataset}/{split}")
     columns = ("question_id", "image", "answer", "segmentation", "bbox", "iscrowd", "file_name")
     for place, row in _rows(root, "lmms-lab", name, _their_split(splits, split, name), columns):
-        reading.add(row, place)
-    coco.logger.warning("lmms-lab/%s: %s; report no numbers on it", name, LOSSY)
-    return reading.collector.records()
+        _add_answers(collector, row, place)
+    logger.warning("lmms-lab/%s: %s; report no numbers on it", name, LOSSY)
+    return collector.records()
 
 
-class _Reading:
-    """One split being read from rows that hold ref, annotation and image."""
-
-    def __init__(self, root: Path, start: str, where: str) -> None:
-        self.start = start
-        self.finder, self.collector = coco.PhotoFinder(root), coco.Collector(where, root)
-
-    def add(
-        self,
-        ref: Mapping[str, Any],
-        ann: Mapping[str, Any],
-        image: Mapping[str, Any],
-        box: tuple[float, ...],
-        who: str,
-    ) -> None:
-        """Add the sentences of a ref; its ids must be those of its annotation and its image."""
-        ids = [coco.whole(coco.need(ref, name, who), name, who) for name in ("ann_id", "image_id")]
-        for found, name, of in ((ann, "id", ids[0]), (ann, "image_id", ids[1]), (image, "id", ids[1])):
-            if coco.whole(found.get(name, of), name, who) != of:
-                raise InputError(
-                    f"{who}: ann_id or image_id {of} is not {name} {found[name]} of what it holds"
-                )
-        file_name, size = coco.file_name_of(image, who), coco.size_of(image, who)
-        if ann.get("iscrowd"):
-            self.collector.leave_out(f"{who}: its target ann {ids[0]} is a crowd region")
-            return
-        rle = coco.truth(ann, size, f"{who}: ann {ids[0]}", who)
-        source: dict[str, Any] = {"ref_id": ref.get("ref_id"), "ann_id": ids[0], "box_xyxy": box}
-        source |= coco.overlap_source([ann], [rle], size)
-        for sentence in coco.asked(ref, who, self.collector):
-            expression = coco.target_expression(
-                self.collector.unique(f"{self.start}/{sentence.native_id}"),
-                sentence,
-                Granularity.OBJECT,
-                rle,
-                source,
+def _add_ref(
+    collector: Collector,
+    finder: PhotoFinder,
+    ref: Mapping[str, Any],
+    ann: Mapping[str, Any],
+    image: Mapping[str, Any],
+    box: tuple[float, ...],
+    who: str,
+) -> None:
+    """Add the sentences of a ref; its ids must be those of its annotation and its image."""
+    ids = [whole(need(ref, name, who), name, who) for name in ("ann_id", "image_id")]
+    for found, name, of in ((ann, "id", ids[0]), (ann, "image_id", ids[1]), (image, "id", ids[1])):
+        if whole(found.get(name, of), name, who) != of:
+            raise InputError(
+                f"{who}: ann_id or image_id {of} differs from {name} {found[name]} in the same row"
             )
-            photo = self.finder.path(file_name, who)
-            self.collector.add(str(ids[1]), photo, size, expression, coco.photo_licence(image))
+    file_name, size = file_name_of(image, who), size_of(image, who)
+    if ann.get("iscrowd"):
+        collector.leave_out(f"{who}: its target ann {ids[0]} is a crowd region")
+        return
+    rle = truth(ann, size, f"{who}: ann {ids[0]}", who)
+    source: dict[str, Any] = {"ref_id": ref.get("ref_id"), "ann_id": ids[0], "box_xyxy": box}
+    source |= overlap_source([ann], [rle], size)
+    photo = Photo(str(ids[1]), finder.path(file_name, who), size, photo_licence(image))
+    collector.add(who, photo, Target(Granularity.OBJECT, rle, source), with_sent_ids(ref, who))
 
 
-class _LmmsReading:
-    """One split of lmms-lab being read; the photos stay in their rows."""
-
-    def __init__(self, root: Path, start: str, where: str) -> None:
-        self.start = start
-        self.collector = coco.Collector(where, root)
-
-    def add(self, row: Mapping[str, Any], place: Place) -> None:
-        """Add the answers of a row, unless its mask is known to be wrong."""
-        who = str(place)
-        file_name = re.sub(r"(_\d{12})_\d+(\.\w+)$", r"\1\2", coco.file_name_of(row, who))
-        size = images.encoded_size(_photo_bytes(row, who))
-        if size is None:
-            raise InputError(f"{who}: image is no photo in {', '.join(images.FORMATS)}, or is over the cap")
-        box = _box(row, "bbox", who, xywh=True)
-        segmentation = row.get("segmentation")
-        if row.get("iscrowd") or not segmentation:
-            self.collector.leave_out(f"{who}: " + ("is a crowd" if row.get("iscrowd") else "has no polygon"))
-            return
-        rle = coco.truth({"segmentation": segmentation}, size, who, who)
-        if not _fills(rle, box):
-            self.collector.leave_out(f"{who}: its polygon does not fill its box, so some of it is lost")
-            return
-        source: dict[str, Any] = {"box_xyxy": box, "file_name": row["file_name"]}
-        if isinstance(segmentation, list) and not isinstance(segmentation[0], list):
-            source["truth"] = LOSSY
-        question, image_id = coco.need(row, "question_id", who), coco.photo_id(file_name)
-        if not isinstance(question, int | str):
-            raise InputError(f"{who}: question_id must be a number or text, not {coco.shown(question)}")
-        for index, sentence in enumerate(coco.sentences({"sentences": row.get("answer")}, "sent_id", who)):
-            if not sentence.text:
-                self.collector.leave_out(f"{who}: answer {index} is blank")
-                continue
-            expression_id = self.collector.unique(f"{self.start}/{question}_{index}")
-            expression = coco.target_expression(expression_id, sentence, Granularity.OBJECT, rle, source)
-            inside = PhotoInside("parquet", str(place.path), str(place.row), file_name)
-            self.collector.add(image_id, inside, size, expression)
+def _add_answers(collector: Collector, row: Mapping[str, Any], place: Place) -> None:
+    """Add the answers of a row of lmms-lab, unless its mask is known to be wrong. The photo stays in its row."""
+    who = str(place)
+    file_name = re.sub(r"(_\d{12})_\d+(\.\w+)$", r"\1\2", file_name_of(row, who))
+    size = images.encoded_size(_photo_bytes(row, who))
+    if size is None:
+        raise InputError(f"{who}: image is no photo in {', '.join(images.FORMATS)}, or is over the cap")
+    box = _box(row, "bbox", who, xywh=True)
+    segmentation = row.get("segmentation")
+    if row.get("iscrowd") or not segmentation:
+        collector.leave_out(f"{who}: " + ("is a crowd" if row.get("iscrowd") else "has no polygon"))
+        return
+    rle = truth({"segmentation": segmentation}, size, who, who)
+    if not _fills(rle, box):
+        collector.leave_out(f"{who}: its polygon does not fill its box, so some of it is lost")
+        return
+    source: dict[str, Any] = {"box_xyxy": box, "file_name": row["file_name"]}
+    if isinstance(segmentation, list) and not isinstance(segmentation[0], list):
+        source["truth"] = LOSSY
+    question = need(row, "question_id", who)
+    if not isinstance(question, int | str):
+        raise InputError(f"{who}: question_id must be a number or text, not {shown(question)}")
+    answers = enumerate(sentences({"sentences": row.get("answer")}, "sent_id", who))
+    inside = PhotoInside("parquet", str(place.path), str(place.row), file_name)
+    asked = [(f"{question}_{index}", sentence) for index, sentence in answers]
+    collector.add(
+        who, Photo(photo_id(file_name), inside, size), Target(Granularity.OBJECT, rle, source), asked
+    )
 
 
 def parquet_photo(path: Path, row: int) -> bytes:
     """The encoded photo in a row of an lmms-lab file; InputError as the reader.
 
-    The row group it lies in is read whole and kept, so photos asked for in their order are read once.
+    The last row group stays in memory, so photos in their order are read once.
     """
-    group, first = _group_of(path, row)
-    photos = _photos_of_group(path, group)
-    if not 0 <= row - first < len(photos):
-        raise InputError(f"{path}: has no row {row} any more; read the annotations again")
-    return _photo_bytes({"image": photos[row - first].as_py()}, f"{path}: row {row}")
+    starts = _row_groups(path)
+    group = bisect_right(starts, row) - 1
+    photos = _photos_of_group(path, group) if 0 <= row < starts[-1] else ()
+    if row - starts[group] >= len(photos):
+        raise InputError(f"{path}: has no row {row} any more; prepare the store again")
+    return _photo_bytes({"image": photos[row - starts[group]].as_py()}, f"{path}: row {row}")
 
 
 @lru_cache(maxsize=1)
@@ -220,15 +203,6 @@ def _row_groups(path: Path) -> tuple[int, ...]:
     with _readable(path), parquet.ParquetFile(path) as file:
         counts = [_group_rows(file, group, path) for group in range(file.metadata.num_row_groups)]
     return tuple(accumulate(counts, initial=0))
-
-
-def _group_of(path: Path, row: int) -> tuple[int, int]:
-    """(row group, its first row) of a row; InputError where there is no such row."""
-    starts = _row_groups(path)
-    if not 0 <= row < starts[-1]:
-        raise InputError(f"{path}: has no row {row} any more; read the annotations again")
-    group = bisect_right(starts, row) - 1
-    return group, starts[group]
 
 
 @lru_cache(maxsize=1)
@@ -250,32 +224,30 @@ def _their_split(splits: Mapping[str, str], split: str, name: str) -> str:
 
 def _object(row: Mapping[str, Any], name: str, who: str) -> dict[str, Any]:
     """A field that holds an object, as it is, as JSON text, or as a list of one."""
-    value = coco.need(row, name, who)
+    value = need(row, name, who)
     if isinstance(value, str):
         try:
             value = json.loads(value)
         except (ValueError, RecursionError):
-            raise InputError(f"{who}: {name} is no readable JSON: {coco.shown(value)}") from None
+            raise InputError(f"{who}: {name} is no readable JSON: {shown(value)}") from None
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
     if not isinstance(value, dict):
-        raise InputError(f"{who}: {name} must be an object, not {coco.shown(value)}")
+        raise InputError(f"{who}: {name} must be an object, not {shown(value)}")
     return value
 
 
 def _box(row: Mapping[str, Any], name: str, who: str, *, xywh: bool) -> tuple[float, ...]:
     """A box as xyxy, in pixels; InputError where it is none (an xywh box read as xyxy often is not)."""
-    value = coco.need(row, name, who)
+    value = need(row, name, who)
     good = isinstance(value, list | tuple) and len(value) == 4
     if not good or not all(isinstance(v, int | float) and abs(v) < masks.MAX_PIXELS for v in value):
-        raise InputError(f"{who}: {name} must be four numbers, not {coco.shown(value)}")
+        raise InputError(f"{who}: {name} must be four numbers, not {shown(value)}")
     x0, y0, x1, y1 = (float(v) for v in value)
     if xywh:
         x1, y1 = x0 + x1, y0 + y1
     if x1 < x0 or y1 < y0:
-        raise InputError(
-            f"{who}: {name} {coco.shown(value)} is no box of the form {'xywh' if xywh else 'xyxy'}"
-        )
+        raise InputError(f"{who}: {name} {shown(value)} is no box of the form {'xywh' if xywh else 'xyxy'}")
     return x0, y0, x1, y1
 
 
@@ -286,10 +258,10 @@ def _fills(rle: RLE, box: Sequence[float]) -> bool:
 
 
 def _photo_bytes(row: Mapping[str, Any], who: str) -> bytes:
-    image = coco.need(row, "image", who)
+    image = need(row, "image", who)
     data = image.get("bytes") if isinstance(image, dict) else image
     if not isinstance(data, bytes):
-        raise InputError(f"{who}: image must hold the photo's bytes, not {coco.shown(data)}")
+        raise InputError(f"{who}: image must hold the photo's bytes, not {shown(data)}")
     return data
 
 
@@ -310,46 +282,40 @@ class Place:
 def _files(root: Path, owner: str, name: str, split: str) -> list[Path]:
     """The files of a split in a download: `<owner>/<name>` and the spellings and layouts of the Hub's tools."""
     if re.fullmatch(r"\w{1,60}", split) is None:
-        raise InputError(f"{owner}/{name} has no split {coco.shown(split)}")
+        raise InputError(f"{owner}/{name} has no split {shown(split)}")
     for folder in _folders(root, owner, name):
         for base in (folder, *sorted(folder.glob("snapshots/*"))):
             for pattern in (f"data/{split}-*.parquet", f"{split}-*.parquet", f"*/{split}/*.parquet"):
                 if found := sorted(base.glob(pattern)):
                     return found
     raise NotThereError(
-        f"{root}: holds no {owner}/{name}/data/{split}-*.parquet; "
-        f"--data (in prepare: --root) must name the folder above {owner}"
+        f"{root}: holds no {owner}/{name}/data/{split}-*.parquet; --data must name the folder above {owner}"
     )
 
 
 def _folders(root: Path, owner: str, name: str) -> list[Path]:
     """Folders of a data set of the Hub, as its tools write them."""
     flat = (f"{owner}_{name}", f"{owner}--{name}", f"datasets--{owner}--{name}")
-    found = [
-        item for parent in coco.data_folders(root, (owner,)) for item in coco.data_folders(parent, (name,))
-    ]
-    return found + coco.data_folders(root, flat)
+    found = [item for parent in data_folders(root, (owner,)) for item in data_folders(parent, (name,))]
+    return found + data_folders(root, flat)
 
 
 def _rows(
     root: Path, owner: str, name: str, split: str, columns: Sequence[str]
 ) -> Iterator[tuple[Place, dict[str, Any]]]:
     """Place and content of every row of a split, of the columns that are there."""
-    for path in _files(root, owner, name, split):
-        yield from _rows_of(path, columns)
-
-
-def _rows_of(path: Path, columns: Sequence[str]) -> Iterator[tuple[Place, dict[str, Any]]]:
     from pyarrow import parquet
 
-    with _readable(path), parquet.ParquetFile(path) as file:
-        for group in range(file.metadata.num_row_groups):
-            _group_rows(file, group, path)
-        wanted = [column for column in columns if column in file.schema_arrow.names]
-        batches = file.iter_batches(batch_size=BATCH_ROWS, columns=wanted, use_threads=False)
-        rows = (row for batch in batches for row in batch.to_pylist())
-        for index, row in enumerate(rows):
-            yield Place(path, index), row
+    for path in _files(root, owner, name, split):
+        note_opened(path)
+        with _readable(path), parquet.ParquetFile(path) as file:
+            for group in range(file.metadata.num_row_groups):
+                _group_rows(file, group, path)
+            wanted = [column for column in columns if column in file.schema_arrow.names]
+            batches = file.iter_batches(batch_size=BATCH_ROWS, columns=wanted, use_threads=False)
+            rows = (row for batch in batches for row in batch.to_pylist())
+            for index, row in enumerate(rows):
+                yield Place(path, index), row
 
 
 @contextmanager
@@ -367,9 +333,9 @@ def _readable(path: Path) -> Iterator[None]:
 
 def _group_rows(file: parquet.ParquetFile, group: int, path: Path) -> int:
     """Rows of a row group; InputError where it is over the cap."""
-    told = file.metadata.row_group(group)
-    if not 0 <= told.total_byte_size <= MAX_GROUP_BYTES:
+    stated = file.metadata.row_group(group)
+    if not 0 <= stated.total_byte_size <= MAX_GROUP_BYTES:
         raise InputError(
-            f"{path}: row group {group} of {told.total_byte_size} bytes is over the cap {MAX_GROUP_BYTES}"
+            f"{path}: row group {group} of {stated.total_byte_size} bytes is over the cap {MAX_GROUP_BYTES}"
         )
-    return int(told.num_rows)
+    return int(stated.num_rows)

@@ -12,11 +12,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from uniresxx.data.readers import coco
-from uniresxx.data.readers.pickles import load_records
+from uniresxx.data.readers.collector import Collector, Photo, Target
+from uniresxx.data.readers.fields import file_name_of, need, photo_id, sentences, shown, size_of, whole
+from uniresxx.data.readers.files import load_records
+from uniresxx.data.readers.folders import PhotoFinder, data_file
+from uniresxx.data.readers.instances import overlap_source, photo_licence, truth
 from uniresxx.errors import InputError
 from uniresxx.imaging import masks
-from uniresxx.types import RLE, Granularity, ImageRecord
+from uniresxx.types import Granularity, ImageRecord
 
 # data set -> its folder names; RefCOCOg is converted from the umd split only
 SETS = {
@@ -27,10 +30,8 @@ SETS = {
 }
 
 
-def read_psalm(
-    root: Path, split: str, dataset: str = "refcoco", prefix: str | None = None
-) -> list[ImageRecord]:
-    """Records of one split, ids `<prefix>/<split>/<sent_id>`, or `<record>_<place>` where there is no sent_id.
+def read_psalm(root: Path, split: str, dataset: str = "refcoco") -> list[ImageRecord]:
+    """Records of one split, ids `psalm_<set>/<split>/<sent_id>`, or `<record>_<place>` where there is no sent_id.
 
     In gRefCOCO no annotation, or only annotations with an empty segmentation, means no target, and several
     are united; crowd regions are no targets, and a record that has only those is left out and reported, as is
@@ -39,60 +40,49 @@ def read_psalm(
     """
     names = SETS[dataset]
     files = (f"{split}_psalm.json", *(f"{name}_{split}.json" for name in names))
-    path = coco.data_file(root, names, files)
-    start = f"{prefix or f'psalm_{dataset}'}/{split}"
-    finder, collector = coco.PhotoFinder(root), coco.Collector(str(path), root)
+    path = data_file(root, names, files)
+    finder, collector = PhotoFinder(root), Collector(str(path), root, f"psalm_{dataset}/{split}")
     for index, record in enumerate(load_records(path)):
         who = f"{path}: record {index}"
-        info = coco.need(record, "image_info", who)
+        info = need(record, "image_info", who)
         if not isinstance(info, dict):
-            raise InputError(f"{who}: image_info must be an object, not {coco.shown(info)}")
-        file_name, size = (
-            coco.file_name_of(info, f"{who}: image_info"),
-            coco.size_of(info, f"{who}: image_info"),
-        )
-        image_id = str(coco.whole(info["id"], "id", who)) if "id" in info else coco.photo_id(file_name)
-        sentences = list(coco.sentences({"sentences": coco.need(record, "instruction", who)}, "sent_id", who))
-        found = _targets(record, size, dataset == "grefcoco", who)
-        if found is None or not sentences:
-            collector.leave_out(
-                f"{who}: " + ("has no sentence" if found else "its only targets are crowd regions")
-            )
+            raise InputError(f"{who}: image_info must be an object, not {shown(info)}")
+        file_name, size = file_name_of(info, f"{who}: image_info"), size_of(info, f"{who}: image_info")
+        image_id = str(whole(info["id"], "id", who)) if "id" in info else photo_id(file_name)
+        listed = list(sentences({"sentences": need(record, "instruction", who)}, "sent_id", who))
+        target = _target(record, size, dataset == "grefcoco", who)
+        if target is None or not listed:
+            why = "has no sentence" if target else "its only targets are crowd regions"
+            collector.leave_out(f"{who}: {why}")
             continue
-        granularity, rle, source = found
-        for place, sentence in enumerate(sentences):
-            native = f"{index}_{place}" if sentence.native_id is None else sentence.native_id
-            if not sentence.text:
-                collector.leave_out(f"{who}: sentence {native} is blank")
-                continue
-            expression = coco.target_expression(
-                collector.unique(f"{start}/{native}"), sentence, granularity, rle, source
-            )
-            collector.add(image_id, finder.path(file_name, who), size, expression, coco.photo_licence(info))
+        asked = [
+            (f"{index}_{place}" if item.native_id is None else item.native_id, item)
+            for place, item in enumerate(listed)
+        ]
+        photo = Photo(image_id, finder.path(file_name, who), size, photo_licence(info))
+        collector.add(who, photo, target, asked)
     return collector.records()
 
 
-def _targets(
-    record: Mapping[str, Any], size: tuple[int, int], general: bool, who: str
-) -> tuple[Granularity, RLE | None, dict[str, Any]] | None:
-    """(granularity, mask, source with the annotation ids) of a record; None where every target is a crowd region."""
-    rows = coco.need(record, "anns", who)
+def _target(record: Mapping[str, Any], size: tuple[int, int], general: bool, who: str) -> Target | None:
+    """The target of a record, its annotation ids in its source; None where every target is a crowd region."""
+    rows = need(record, "anns", who)
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise InputError(f"{who}: anns must be a list of annotations, not {coco.shown(rows)}")
+        raise InputError(f"{who}: anns must be a list of annotations, not {shown(rows)}")
     if not general and len(rows) != 1:
         raise InputError(f"{who}: has {len(rows)} annotations; only gRefCOCO may have any number but one")
-    if general and all(coco.need(row, "segmentation", who) in ([], [[]]) for row in rows):
-        return Granularity.NONE, None, {"ann_id": []}
+    if general and all(need(row, "segmentation", who) in ([], [[]]) for row in rows):
+        return Target(Granularity.NONE, None, {"ann_id": []})
     # an annotation that comes twice is one target, as in the gRefCOCO reader
     single = {
-        coco.shown(row.get("id", f"at {place}")): row
+        shown(row.get("id", f"at {place}")): row
         for place, row in enumerate(rows)
         if not row.get("iscrowd", 0)
     }
     if not single:
         return None
-    found = [coco.truth(row, size, f"{who}: annotation {name}", who) for name, row in single.items()]
+    found = [truth(row, size, f"{who}: annotation {name}", who) for name, row in single.items()]
     granularity = Granularity.OBJECT if len(found) == 1 else Granularity.MULTI
     source: dict[str, Any] = {"ann_id": [row.get("id") for row in single.values()]}
-    source |= coco.overlap_source(list(single.values()), found, size)
-    return granularity, masks.union(found, size), source
+    source |= overlap_source(list(single.values()), found, size)
+    return Target(granularity, masks.union(found, size), source)

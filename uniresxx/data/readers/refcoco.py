@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-from uniresxx.data.readers import coco
-from uniresxx.data.readers.pickles import load_records
+from uniresxx.data.readers.collector import (
+    COCO_MASKS,
+    Collector,
+    Photo,
+    Target,
+    records_of_split,
+    with_sent_ids,
+)
+from uniresxx.data.readers.fields import need, whole
+from uniresxx.data.readers.files import load_records
+from uniresxx.data.readers.folders import PHOTO_FOLDERS, PhotoFinder, data_file
+from uniresxx.data.readers.instances import NOT_STATED, Instances
 from uniresxx.types import Granularity, ImageRecord
 
 CLEF_FOLDERS = ("images/saiapr_tc-12", "refer_seg/images/saiapr_tc-12", "saiapr_tc-12")
@@ -18,23 +27,24 @@ def read_refcoco(
 ) -> list[ImageRecord]:
     """Records of one split; every expression points at one object.
 
-    `dataset` is the folder (refcoco, refcoco+, refcocog), `split_by` the way of splitting in the file's name,
-    and `prefix` the first word of the expression ids (`dataset` where None): `<prefix>/<split>/<sent_id>`.
+    `dataset` is the folder (refcoco, refcoco+, refcocog), `split_by` the name of the splits in the file's name,
+    and `prefix` what ids start with (`dataset` where None): `<prefix>/<split>/<sent_id>`.
     `file_name` of a ref is no file (it ends on `_<n>`): the photo is the one `instances.json` names. RefClef
     (`refclef`) has photos of SAIAPR TC-12: its image ids get `saiapr_` before them, so that none is taken for
     a COCO image, and refs on three photos that are known to be bad are left out and reported. Raises
     InputError naming file, record and field.
     """
-    prefix = prefix or dataset
     names = (dataset, dataset.replace("+", "plus"))
-    path = coco.data_file(root, names, (f"refs({split_by}).p", f"refs({split_by}).json"))
-    instances = coco.Instances.load(coco.data_file(root, names, ("instances.json",)))
+    path = data_file(root, names, (f"refs({split_by}).p", f"refs({split_by}).json"))
+    instances = Instances.load(data_file(root, names, ("instances.json",)))
     clef = dataset == "refclef"
-    finder = coco.PhotoFinder(root, CLEF_FOLDERS if clef else coco.PHOTO_FOLDERS)
-    collector = coco.Collector(f"{path}: {split}", root, coco.NOT_STATED if clef else coco.COCO_MASKS)
-    for who, record in coco.records_of_split(load_records(path), split, path):
-        ann_id = coco.whole(coco.need(record, "ann_id", who), "ann_id", who)
-        image_id = coco.whole(coco.need(record, "image_id", who), "image_id", who)
+    finder = PhotoFinder(root, CLEF_FOLDERS if clef else PHOTO_FOLDERS)
+    collector = Collector(
+        f"{path}: {split}", root, f"{prefix or dataset}/{split}", NOT_STATED if clef else COCO_MASKS
+    )
+    for who, record in records_of_split(load_records(path), split, path):
+        ann_id = whole(need(record, "ann_id", who), "ann_id", who)
+        image_id = whole(need(record, "image_id", who), "image_id", who)
         file_name, height, width = instances.image(image_id, who)
         if clef and file_name.rpartition("/")[2] in CLEF_BAD:
             collector.leave_out(f"{who}: its photo {file_name} is known to be bad")
@@ -43,21 +53,9 @@ def read_refcoco(
             collector.leave_out(f"{who}: its target ann {ann_id} is a crowd region")
             continue
         rle = instances.mask(ann_id, image_id, who)
-        source: dict[str, Any] = {"ref_id": record.get("ref_id"), "ann_id": ann_id}
+        source = {"ref_id": record.get("ref_id"), "ann_id": ann_id}
         source |= instances.overlap_source([ann_id], [rle], image_id, who)
-        for sentence in coco.asked(record, who, collector):
-            expression = coco.target_expression(
-                collector.unique(f"{prefix}/{split}/{sentence.native_id}"),
-                sentence,
-                Granularity.OBJECT,
-                rle,
-                source,
-            )
-            collector.add(
-                f"{'saiapr_' if clef else ''}{image_id}",
-                finder.path(file_name, who),
-                (height, width),
-                expression,
-                instances.licence(image_id),
-            )
+        name = f"{'saiapr_' if clef else ''}{image_id}"
+        photo = Photo(name, finder.path(file_name, who), (height, width), instances.licence(image_id))
+        collector.add(who, photo, Target(Granularity.OBJECT, rle, source), with_sent_ids(record, who))
     return collector.records()

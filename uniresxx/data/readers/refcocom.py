@@ -11,8 +11,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from uniresxx.data.readers import coco, cris
-from uniresxx.data.readers.pickles import load_records
+from uniresxx.data.readers import cris
+from uniresxx.data.readers.collector import Collector
+from uniresxx.data.readers.fields import file_name_of
+from uniresxx.data.readers.files import load_records
+from uniresxx.data.readers.folders import PhotoFinder, data_file, data_folders
+from uniresxx.data.readers.instances import NOT_STATED
 from uniresxx.errors import InputError, NotThereError
 from uniresxx.types import Granularity, ImageRecord
 
@@ -21,10 +25,10 @@ PART_ONLY, OBJECT_PART = "_part_only", "_object_part"
 
 
 def known_stems(root: Path) -> list[str]:
-    """Stems of the annotation lists that are there (`val_part_only`, …): globbed, not assumed."""
+    """Stems of the annotation lists that are there (`val_part_only`, …)."""
     found = {
         item.stem.removeprefix("refcocom_")
-        for folder in coco.data_folders(root, FOLDERS)
+        for folder in data_folders(root, FOLDERS)
         for item in (folder / "annotations").glob("*.json")
     }
     return sorted(found)
@@ -41,24 +45,14 @@ def read_refcocom(root: Path, stem: str) -> list[ImageRecord]:
     path = _list_path(root, stem)
     records = load_records(path)
     parts = _part_keys(root, stem, records, path)
-    finder, collector = coco.PhotoFinder(root), coco.Collector(str(path), root, coco.NOT_STATED)
-    folders = [folder / "masks" for folder in coco.data_folders(root, FOLDERS)]
+    finder, collector = PhotoFinder(root), Collector(str(path), root, f"refcocom/{stem}", NOT_STATED)
+    folders = [folder / "masks" for folder in data_folders(root, FOLDERS)]
     for index, record in enumerate(records):
         who = f"{path}: record {index}"
-        photo_name, segment = coco.file_name_of(record, who, "img_name"), cris.segment_of(record, who)
-        photo = finder.path(photo_name, who)
-        rle = cris.mask_of(folders, segment, photo, who)
+        photo = finder.path(file_name_of(record, who, "img_name"), who)
+        rle = cris.mask_of(folders, cris.segment_of(record, who), photo, who)
         granularity = Granularity.PART if parts is None or _key(record, who) in parts else Granularity.OBJECT
-        source: dict[str, Any] = {"segment_id": segment, "cat": record.get("cat")}
-        for place, sentence in enumerate(coco.sentences(record, "idx", who)):
-            native = f"{segment}_{place if sentence.native_id is None else sentence.native_id}"
-            if not sentence.text:
-                collector.leave_out(f"{who}: sentence {native} is blank")
-                continue
-            expression = coco.target_expression(
-                collector.unique(f"refcocom/{stem}/{native}"), sentence, granularity, rle, source
-            )
-            collector.add(coco.photo_id(photo_name), photo, (rle["size"][0], rle["size"][1]), expression)
+        cris.add_segment(collector, record, granularity, rle, photo, who)
     return collector.records()
 
 
@@ -66,7 +60,7 @@ def _list_path(root: Path, stem: str) -> Path:
     known = known_stems(root)
     if known and stem not in known:
         raise NotThereError(f"{root}: RefCOCOm has no list {stem!r}; it has {', '.join(known)}")
-    return coco.data_file(root, FOLDERS, (f"annotations/{stem}.json", f"annotations/refcocom_{stem}.json"))
+    return data_file(root, FOLDERS, (f"annotations/{stem}.json", f"annotations/refcocom_{stem}.json"))
 
 
 def _part_keys(
@@ -77,7 +71,7 @@ def _part_keys(
         return None
     sibling = stem.removesuffix(OBJECT_PART) + PART_ONLY
     if sibling not in known_stems(root):
-        raise InputError(f"{path}: needs {sibling}.json beside it, which says which of its records are parts")
+        raise InputError(f"{path}: needs {sibling}.json beside it, which lists the records that are parts")
     beside = _list_path(root, sibling)
     parts = frozenset(
         _key(record, f"{beside}: record {index}") for index, record in enumerate(load_records(beside))
@@ -85,10 +79,10 @@ def _part_keys(
     here = frozenset(_key(record, f"{path}: record {index}") for index, record in enumerate(records))
     if parts and not parts & here:
         raise InputError(
-            f"{path}: shares no segment with {beside.name}, so parts and objects cannot be told apart"
+            f"{path}: shares no segment with {beside.name}, so nothing shows which records are parts"
         )
     return parts
 
 
 def _key(record: Mapping[str, Any], who: str) -> tuple[str, str]:
-    return coco.file_name_of(record, who, "img_name"), cris.segment_of(record, who)
+    return file_name_of(record, who, "img_name"), cris.segment_of(record, who)

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
+from uniresxx.data.readers.cris import lmdb_photo
+from uniresxx.data.readers.hub import parquet_photo
 from uniresxx.errors import InputError
 from uniresxx.imaging.decode import MAX_BYTES, decode_photo, read_photo
 from uniresxx.types import ImageRecord, PhotoInside
@@ -44,12 +46,8 @@ def encoded_photo(photo: PhotoInside) -> bytes:
     if photo.kind == "tar":
         return _from_shard(photo)
     if photo.kind == "lmdb":
-        from uniresxx.data.readers.cris import lmdb_photo
-
         return lmdb_photo(_there(photo), photo.key)
     if photo.kind == "parquet" and photo.key.isdecimal():
-        from uniresxx.data.readers.hub import parquet_photo
-
         return parquet_photo(_there(photo), int(photo.key))
     raise InputError(
         f"{photo.file}: {photo.name}: no place of the kind {photo.kind!r} {photo.key!r} is known"

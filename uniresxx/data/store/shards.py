@@ -63,9 +63,12 @@ class Shards:
     index: pa.Buffer
 
     @classmethod
-    def open(cls, folder: Path, told: Mapping[str, Any], rows: int) -> Shards:
-        """Look at the files' sizes and map the index; InputError where one is missing or of another size."""
-        sizes = {shard_name(number): size for number, size in enumerate(told["shards"])}
+    def open(cls, folder: Path, photos: Mapping[str, Any], rows: int) -> Shards:
+        """Check the files against `photos`, the store's metadata of them, and map the index.
+
+        Raises InputError where one is missing or of another size.
+        """
+        sizes = {shard_name(number): size for number, size in enumerate(photos["shards"])}
         for name, size in {INDEX: max(rows, 1) * ENTRY.size, **sizes}.items():
             path = folder / name
             found = path.stat().st_size if path.is_file() else None
@@ -170,8 +173,8 @@ class _Packing:
                 raise InputError(f"{name}: is no photo in {', '.join(images.FORMATS)}, or is over the cap")
         except InputError as error:
             raise InputError(
-                f"{error}. Every photo must be there to be packed: put it right and give the same command "
-                "again, or leave --pack-images out"
+                f"{error}. Every photo must be there to be packed: add it and give the same command "
+                "again, or leave out --pack-images"
             ) from None
         digest = hashlib.sha256(data).digest()
         if digest not in self.by_content:
@@ -244,7 +247,9 @@ def _repaired(folder: Path, entries: Iterable[Entry]) -> list[int]:
         ends[item.shard] = max(ends.get(item.shard, 0), end)
     last = max(ends, default=0)
     for path in folder.glob("photos-*.tar"):
-        number = int(path.stem.removeprefix("photos-"))
+        if not (digits := path.stem.removeprefix("photos-")).isdecimal():
+            continue
+        number = int(digits)
         end = ends.get(number, 0)
         if path.stat().st_size < end:
             raise InputError(f"{path}: is shorter than when it was written; --fresh starts over")

@@ -9,7 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from uniresxx.data.store.photos import encoded_photo
-from uniresxx.data.store.read import Store, row_digest
+from uniresxx.data.store.read import Store
+from uniresxx.data.store.rows import row_digest
 from uniresxx.errors import InputError
 from uniresxx.imaging import decode as images
 from uniresxx.imaging import masks
@@ -23,8 +24,8 @@ def check_store(store: Store, threads: int | None = None) -> Iterator[tuple[int,
     """(rows done, what is wrong with them) per record batch; nothing is repaired.
 
     First the files against their sha256, then every row against its digest, every mask (valid code, the
-    photo's size, the area told, no empty target) and every photo, once each: there (in its file, the LMDB,
-    the parquet file or the shard, whose CRC must match), decodes, has the size told.
+    photo's size, the record's area, no empty target) and every photo once: it is there (in its file, the LMDB,
+    the parquet file, or the shard, whose CRC must match), decodes, and has the record's size.
     """
     yield 0, _check_files(store)
     seen: dict[Photo, Size | str] = {}  # photo -> size, or what is wrong with it
@@ -38,16 +39,16 @@ def check_store(store: Store, threads: int | None = None) -> Iterator[tuple[int,
                 continue
             found = dict.fromkeys(_photo_of(item) for item in records)
             new = [photo for photo in found if photo is not None and photo not in seen]
-            seen.update(zip(new, pool.map(_look_at, new), strict=True))
+            seen.update(zip(new, pool.map(_decode, new), strict=True))
             pairs = zip(content, records, strict=True)
             yield rows.stop, [line for row, record in pairs for line in _check_row(row, record, seen)]
 
 
 def _check_files(store: Store) -> list[str]:
     wrong = []
-    for name, told in store.meta["files"].items():
+    for name, entry in store.meta["files"].items():
         with (store.path / name).open("rb") as stream:
-            if hashlib.file_digest(stream, "sha256").hexdigest() != told["sha256"]:
+            if hashlib.file_digest(stream, "sha256").hexdigest() != entry["sha256"]:
                 wrong.append(f"{store.path / name}: differs from what was written; prepare the store again")
     return wrong
 
@@ -60,7 +61,7 @@ def _name_of(photo: Photo) -> str:
     return photo if isinstance(photo, str) else f"{photo.file}: {photo.name}"
 
 
-def _look_at(photo: Photo) -> Size | str:
+def _decode(photo: Photo) -> Size | str:
     """The photo's (height, width), or what is wrong with it."""
     try:
         if isinstance(photo, str):
@@ -99,14 +100,14 @@ def _wrong_size(found: Size | str, size: Size, path: str) -> str | None:
 
 
 def _check_mask(
-    rle: RLE | None, granularity: Granularity, size: Size, told: int | None = None
+    rle: RLE | None, granularity: Granularity, size: Size, stated: int | None = None
 ) -> Iterator[str]:
-    """What is wrong with a mask; `told` is the area that the record gives, where it gives one."""
+    """What is wrong with a mask; `stated` is the area in the record, where it has one."""
     if (rle is None) != (granularity is Granularity.NONE):
         yield f"is {granularity} and has {'no mask' if rle is None else 'a mask'}"
     if rle is None:
-        if told:
-            yield f"has an area of {told} and no mask"
+        if stated:
+            yield f"has an area of {stated} and no mask"
         return
     try:
         area = masks.area(masks.validate(rle, size))
@@ -115,5 +116,5 @@ def _check_mask(
         return
     if area == 0:
         yield "the mask covers no pixel"
-    if told is not None and area != told:
-        yield f"the mask covers {area} pixels, the record says {told}"
+    if stated is not None and area != stated:
+        yield f"the mask covers {area} pixels, the record says {stated}"

@@ -9,132 +9,114 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
+import os.path
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from uniresxx.data.store import read as form
-from uniresxx.data.store.read import INDEX, META, RECORDS, ROWS_PER_BATCH, SCHEMA, Store, shards
+from uniresxx.data.readers.files import record_opened
+from uniresxx.data.store import shards
+from uniresxx.data.store.folder import FORMAT, INDEX, META, RECORDS, VERSION, is_store, meta_checksum
+from uniresxx.data.store.output import (
+    LOCK,
+    MANIFEST,
+    check_output,
+    has_pieces,
+    partial_of,
+    put,
+    remove_ours,
+    remove_pieces,
+)
+from uniresxx.data.store.preparation import ROWS_PER_BATCH, Load, Preparation
+from uniresxx.data.store.read import INDEX_ENTRY, Store
+from uniresxx.data.store.rows import SCHEMA, row_of
 from uniresxx.errors import InputError, NotThereError
-from uniresxx.files import sync_to_disk, write_atomic
+from uniresxx.files import lock_file, sync_to_disk, write_atomic
 from uniresxx.types import Granularity, ImageRecord
 
-MANIFEST, PARTIAL = "manifest.json", ".partial"
 Progress = Callable[[str, int, int], None]  # (what, done, of)
-# a split is read only when its rows are needed: its records, and notes for the metadata
-Load = Callable[[], tuple[Sequence[ImageRecord], Mapping[str, Any]]]
-
-
-def _silent(what: str, done: int, of: int) -> None:
-    """No progress."""
-
-
-@dataclass(frozen=True)
-class Preparation:
-    """What a store is made of."""
-
-    name: str
-    splits: Mapping[str, Load]
-    image_root: Path | None = None
-    inputs: Mapping[str, Any] = field(default_factory=dict)  # JSON: what must be the same to continue
-    about: Mapping[str, Any] = field(default_factory=dict)  # JSON, goes into the metadata
-    shard_bytes: int | None = (
-        None  # of the tar shards that photos are packed into; None: they stay where they are
-    )
-
-    def identity(self) -> dict[str, Any]:
-        """What a store or a partial one is compared with before it is continued."""
-        return {
-            "version": form.VERSION,
-            "name": self.name,
-            "splits": ", ".join(self.splits),
-            "rows_per_batch": ROWS_PER_BATCH,
-            "photos": "not packed" if self.shard_bytes is None else f"in shards of {self.shard_bytes} bytes",
-            **self.inputs,
-        }
-
-
-def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What differs between two preparations, one phrase per key."""
-    keys = sorted({*then, *now})
-    missing = "nothing"
-    return [
-        f"{key}: {then.get(key, missing)} then, {now.get(key, missing)} now"
-        for key in keys
-        if then.get(key) != now.get(key)
-    ]
 
 
 def write_store(
     out: Path,
     work: Preparation,
     fresh: bool = False,
-    progress: Progress = _silent,
-    images: Path | None = None,
+    progress: Progress = lambda *_: None,
 ) -> Store:
     """Make the store `out`, or continue to; returns it opened. A finished store of the same input is kept.
 
-    Splits that a reader finds not to be there are left out and told in the metadata (`missing`). Raises
-    InputError: none is there; `out` or its partial folder is of another input (with the diff), or is no
-    store; a photo to be packed is not there; and what the readers raise. OSError: the disk. `fresh` starts
-    over.
+    Splits whose files are not there are left out and named in the metadata (`missing`).
+
+    Args:
+        out: the folder of the store. The work lies in OUT.partial until it is complete.
+        work: what is prepared.
+        fresh: start over; a finished store stays until the new one is complete.
+        progress: called with (what, done, of).
+
+    Raises:
+        InputError: no split is there; `out` or OUT.partial was made from another input (with the diff), is not of
+            this program, or another process writes it; a photo to be packed is missing; what the readers raise.
+        OSError: the disk.
     """
-    partial = out.parent / f"{out.name}{PARTIAL}"
-    if not fresh and form.is_store(out):
-        _refuse_other(out, Store.open(out).meta["inputs"], work)
-        _clean(out)
-        return Store.open(out, images)
-    if out.exists() and not form.is_store(out) and not (out.is_dir() and not any(out.iterdir())):
-        raise InputError(f"{out}: is there and is no store; name a folder that is not there yet")
+    out = out.resolve() if out.is_symlink() else out
+    if not fresh and is_store(out):
+        return _finished(out, work)
+    check_output(out)
+    partial = partial_of(out)
+    partial.mkdir(parents=True, exist_ok=True)
+    with lock_file(partial / LOCK, f"prepare {out}"):
+        try:
+            _write(partial, work, fresh, progress)
+        except BaseException:
+            if not has_pieces(partial):  # nothing that could be continued
+                remove_ours(partial)
+            raise
+        put(partial, out)
+    return Store.open(out)
+
+
+def _finished(out: Path, work: Preparation) -> Store:
+    """The finished store; InputError where its input changed, or a split that was missing is there now."""
+    store = Store.open(out)
+    work.refuse_changes(out, store.meta["inputs"])
+    for split in store.meta.get("missing", {}):
+        try:
+            work.splits[split]()
+        except NotThereError:
+            continue
+        raise InputError(f"{out}: was prepared without {split}, which is there now; --fresh prepares it too")
+    remove_pieces(out)
+    return store
+
+
+def _write(partial: Path, work: Preparation, fresh: bool, progress: Progress) -> None:
+    """Make the store in its partial folder, all but the last step."""
     done = _begin(partial, work, fresh)
     for split, load in work.splits.items():
-        if split not in done["splits"]:
-            done["splits"][split] = _write_split(partial, work, split, load, progress)
+        if "rows" not in done["splits"].get(split, {}):
+            done["splits"][split] = _write_split(partial, work, split, load, done, progress)
             _write_json(partial / MANIFEST, done)
     ordered = {split: done["splits"][split] for split in work.splits}
     missing = {split: entry["missing"] for split, entry in ordered.items() if "missing" in entry}
     if missing and len(missing) == len(ordered):
-        shutil.rmtree(partial)
         raise NotThereError(next(iter(missing.values())))
     there = {split: entry for split, entry in ordered.items() if split not in missing}
     packed = _pack(partial, work, there, progress)
     about = ({"missing": missing} if missing else {}) | ({} if packed is None else {"photos": packed})
-    _assemble(partial, work, there, progress, about)
-    _put(partial, out)
-    return Store.open(out, images)
-
-
-def is_output(folder: Path) -> bool:
-    """Whether a folder is what write_store makes: a whole store or a partial one."""
-    whole = form.is_store(folder) and (folder / RECORDS).is_file()
-    return whole or (folder.name.endswith(PARTIAL) and (folder / MANIFEST).is_file())
-
-
-def _refuse_other(path: Path, then: Mapping[str, Any], work: Preparation) -> None:
-    diff = differences(then, work.identity())
-    if diff:
-        some = "; ".join(diff[:5]) + (f"; and {len(diff) - 5} more" if len(diff) > 5 else "")
-        raise InputError(f"{path}: was prepared from another input ({some}); --fresh starts over")
+    _assemble(partial, work, there, progress, {"inputs": done["inputs"], **work.about, **about})
 
 
 def _begin(partial: Path, work: Preparation, fresh: bool) -> dict[str, Any]:
     """The manifest of the partial folder, made where there is none; InputError for one of another input."""
-    if fresh and partial.exists():
-        shutil.rmtree(partial)
-    try:
-        partial.mkdir(parents=True, exist_ok=True)
-    except FileExistsError:
-        raise InputError(f"{partial}: is a file; the store is written there first") from None
     path = partial / MANIFEST
-    if not any(item.suffix == ".chunk" for item in partial.iterdir()):  # nothing that could be continued
-        _write_json(path, {"inputs": work.identity(), "splits": {}})
+    if fresh:
+        remove_ours(partial, but=LOCK)
+    if not has_pieces(partial):
+        _write_json(path, {"inputs": work.begin(), "splits": {}})
     elif not path.is_file():
         raise InputError(f"{partial}: holds pieces of a store but no {MANIFEST}; --fresh starts over")
     try:
@@ -143,12 +125,12 @@ def _begin(partial: Path, work: Preparation, fresh: bool) -> dict[str, Any]:
         assert isinstance(then, dict) and isinstance(splits, dict)
     except (ValueError, KeyError, TypeError, AssertionError):
         raise InputError(f"{path}: is damaged; --fresh starts over") from None
-    _refuse_other(partial, then, work)
+    work.refuse_changes(partial, then)
     return done
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    write_atomic(path, json.dumps(content, indent=1, ensure_ascii=False).encode())
+    write_atomic(path, json.dumps(content, indent=1).encode())
 
 
 def _chunk_path(partial: Path, work: Preparation, split: str, number: int) -> Path:
@@ -156,18 +138,23 @@ def _chunk_path(partial: Path, work: Preparation, split: str, number: int) -> Pa
 
 
 def _write_split(
-    partial: Path, work: Preparation, split: str, load: Load, progress: Progress
+    partial: Path, work: Preparation, split: str, load: Load, done: dict[str, Any], progress: Progress
 ) -> dict[str, Any]:
-    """Write the batches of a split that are not there yet; returns its entry of the manifest."""
-    try:
-        records, notes = load()
-    except NotThereError as error:
-        return {"missing": str(error)}
+    """Write the batches of a split that are not there yet; returns its entry of the manifest `done`."""
+    with record_opened() as opened:
+        try:
+            records, notes = load()
+        except NotThereError as error:
+            return {"missing": str(error)}
+    for name, state in work.states(opened).items():
+        if done["inputs"].setdefault(name, state) != state:
+            raise InputError(f"{name}: changed while the store was prepared; --fresh starts over")
+    _write_json(partial / MANIFEST, done)  # before the first piece: a continued split has the same files
     for number, start in enumerate(range(0, len(records), ROWS_PER_BATCH)):
         path = _chunk_path(partial, work, split, number)
         if not path.is_file():  # written atomically: there means whole
             some = records[start : start + ROWS_PER_BATCH]
-            write_atomic(path, _chunk_of([form.row_of(item, split, work.image_root) for item in some]))
+            write_atomic(path, _chunk_of([row_of(item, split, work.image_root) for item in some]))
         progress(split, min(start + ROWS_PER_BATCH, len(records)), len(records))
     return {"rows": len(records), "counts": counts_of(records), "notes": dict(notes)}
 
@@ -248,7 +235,7 @@ def _assemble(
             progress("putting together", done, total)
     sync_to_disk(partial / RECORDS)
     # a format with no entry would leave an empty file, which cannot be mapped
-    packed = b"".join(form.INDEX_ENTRY.pack(*item) for item in entries) or bytes(form.INDEX_ENTRY.size)
+    packed = b"".join(INDEX_ENTRY.pack(*item) for item in entries) or bytes(INDEX_ENTRY.size)
     write_atomic(partial / INDEX, packed)
     meta = _meta(partial, work, ordered, content.hexdigest(), about)
     write_atomic(partial / META, json.dumps(meta, indent=1).encode())
@@ -270,45 +257,23 @@ def _meta(
     root = work.image_root
     files = (RECORDS, INDEX, shards.INDEX) if "photos" in about else (RECORDS, INDEX)
     meta = {
-        "format": form.FORMAT,
-        "version": form.VERSION,
+        "format": FORMAT,
+        "version": VERSION,
         "name": work.name,
         "fingerprint": fingerprint,
         "rows": start,
         "rows_per_batch": ROWS_PER_BATCH,
-        # seen from the store, so that both can move together
+        # relative to the store, so that both can move together
         "image_root": None
         if root is None
         else os.path.relpath(os.path.realpath(root), os.path.realpath(partial)),
         "splits": entries,
         "files": {name: _file_entry(partial / name) for name in files},
-        "inputs": work.identity(),
-        **work.about,
         **about,
     }
-    return {**meta, "checksum": form.meta_checksum(meta)}
+    return {**meta, "checksum": meta_checksum(meta)}
 
 
 def _file_entry(path: Path) -> dict[str, Any]:
     with path.open("rb") as stream:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
-
-
-def _put(partial: Path, out: Path) -> None:
-    """The finished folder in its place; what was there (an old store) goes last."""
-    old = out.parent / f"{out.name}.old"
-    if old.exists():
-        shutil.rmtree(old)
-    if out.exists():
-        out.rename(old)
-    partial.rename(out)
-    sync_to_disk(out.parent)
-    _clean(out)
-    if old.exists():
-        shutil.rmtree(old)
-
-
-def _clean(out: Path) -> None:
-    """Remove the pieces of a finished store."""
-    for path in [*out.glob("*.chunk"), out / MANIFEST]:
-        path.unlink(missing_ok=True)

@@ -1,0 +1,59 @@
+"""`uniresxx data COMMAND`: look into data sets, make stores of them and check these
+
+commands:
+  inspect NAME[/SPLIT]|STORE[/SPLIT]   counts beside the published ones, licences, a contact sheet
+  dump NAME/SPLIT|STORE[/SPLIT]        one JSON line per expression
+  prepare NAME[/SPLIT] --out STORE     make a memory-mapped store
+  verify STORE                         check every photo and mask of a store
+
+NAME is a data set below --data DIR, the root of the native layouts (DIR/refcoco, DIR/grefcoco, DIR/refcocom,
+DIR/images/train2014); scenes are drawn and need none. STORE is the folder of a store. Training and evaluation read
+annotations with the same readers. `uniresxx data COMMAND --help` lists the options.
+
+Exit codes: 0 done; 1 the disk failed, or verify found something wrong; 2 wrong input; 75 prepare was stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+
+from uniresxx.cli import OneLineParser
+from uniresxx.errors import InputError
+
+COMMANDS = ("inspect", "dump", "prepare", "verify")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run a data command; returns the exit code. Errors are raised, `uniresxx.cli.main` prints them."""
+    if argv and argv[0] in ("-h", "--help", "help"):
+        print((__doc__ or "").strip())
+        return 0
+    if not argv or argv[0] not in COMMANDS:
+        wrong = f"unknown command {argv[0]!r}" if argv else "no command"
+        raise InputError(f"{wrong}; known: {', '.join(COMMANDS)}; see `uniresxx data --help`")
+    return import_module(f"uniresxx.cli.data.{argv[0]}").main(argv[1:])
+
+
+def parser_of(command: str, description: str) -> OneLineParser:
+    """The parser of a data command."""
+    return OneLineParser(
+        prog=f"uniresxx data {command}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def add_data_folder(parser: OneLineParser) -> None:
+    """Add --data DIR, and its former name --root."""
+    parser.add_argument("--data", type=Path, default=None, metavar="DIR", help="root of the native layouts")
+    parser.add_argument("--root", type=Path, default=None, dest="data", help=argparse.SUPPRESS)
+
+
+def add_photo_folder(parser: OneLineParser) -> None:
+    """Add --images DIR."""
+    parser.add_argument(
+        "--images", type=Path, default=None, metavar="DIR", help="where the photos of the store lie now"
+    )

@@ -1,0 +1,154 @@
+"""`uniresxx data prepare`: make a store of a data set."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from uniresxx.cli.data import add_data_folder, parser_of
+from uniresxx.cli.data.progress import show_progress
+from uniresxx.data.catalog import SCENES, load_benchmark, splits_of
+from uniresxx.data.guard import MODES, Guard, lines_of_report, stored_report
+from uniresxx.data.readers.files import record_opened
+from uniresxx.data.store.folder import is_store
+from uniresxx.data.store.preparation import Preparation
+from uniresxx.data.store.read import Store
+from uniresxx.data.store.shards import SHARD_BYTES
+from uniresxx.data.store.write import write_store
+from uniresxx.errors import InputError
+from uniresxx.types import ImageRecord
+
+PREPARE = """read NAME (all its splits) or NAME/SPLIT from its native layout and write a store
+
+Photos stay where they are, or are packed into tar shards in the store (--pack-images). Splits of NAME that are
+not there are named and left out. The guard removes training images that belong to a val or test split of RefCOCO,
+RefCOCO+, RefCOCOg (umd), gRefCOCO or RefCOCOm, as far as their annotations lie under --data; `strict` requires
+all of them, `published_data` keeps everything and the store says so.
+The same command continues after an interruption. STORE appears once it is complete; until then the work lies in
+STORE.partial.
+Exit codes: 0 done; 1 the disk failed; 2 wrong input; 75 stopped."""
+STOPPED = 75
+MAX_SHARD_MB = 1_000_000
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Command line to (name, data, out, guard, pack_images, shard_mb, fresh)."""
+    parser = parser_of("prepare", PREPARE)
+    parser.add_argument("name", metavar="NAME[/SPLIT]")
+    add_data_folder(parser)
+    parser.add_argument("--out", type=Path, required=True, metavar="STORE", help="folder of the store")
+    parser.add_argument("--guard", choices=MODES, default="on", help="the leak guard (default: on)")
+    parser.add_argument(
+        "--pack-images",
+        action="store_true",
+        help="copy the photos into the store, as tar shards with an index",
+    )
+    parser.add_argument(
+        "--shard-mb",
+        type=int,
+        default=SHARD_BYTES // 10**6,
+        metavar="MB",
+        help="size of a shard (default: 1000)",
+    )
+    parser.add_argument(
+        "--fresh",
+        action="store_true",
+        help="start over; a finished store stays until the new one is complete",
+    )
+    words = parser.parse_args(argv)
+    if not 1 <= words.shard_mb <= MAX_SHARD_MB:
+        raise InputError(f"--shard-mb {words.shard_mb} must be 1 to {MAX_SHARD_MB}")
+    return words
+
+
+def main(argv: Sequence[str]) -> int:
+    """`uniresxx data prepare NAME --data DIR --out STORE`; returns the exit code."""
+    words = parse(argv)
+    try:
+        with _stoppable():
+            work = preparation(words.name, words.data, words.guard)
+            if words.pack_images:
+                work = replace(work, shard_bytes=words.shard_mb * 10**6)
+            for line in lines_of_report({**work.about["guard"], "removed": {}}):
+                print(line, file=sys.stderr)
+            store = write_store(words.out, work, words.fresh, show_progress)
+    except KeyboardInterrupt:
+        print(f"uniresxx data: stopped; {_next_step(words.out, words.fresh)}", file=sys.stderr)
+        return STOPPED
+    print("\n".join(lines_of_store(store)))
+    return 0
+
+
+def preparation(name: str, root: Path | None, mode: str) -> Preparation:
+    """What `prepare` will write; reads the id lists of the guard, but no record yet."""
+    dataset, _, split = name.partition("/")
+    drawn = dataset in SCENES
+    if not drawn and (root is None or not root.is_dir()):
+        raise InputError(f"{root or name}: no such folder; --data DIR must be the root of the native layout")
+    splits = [split] if split else splits_of(dataset, root)
+    if not splits:
+        raise InputError(f"{root}: holds no split of {dataset}; --data must name the folder above it")
+    with record_opened() as opened:
+        guard = None if drawn else Guard.of(mode, root)
+
+    def loader(item: str) -> Callable[[], tuple[Sequence[ImageRecord], Mapping[str, Any]]]:
+        def load() -> tuple[Sequence[ImageRecord], Mapping[str, Any]]:
+            records = load_benchmark(f"{dataset}/{item}", root)
+            return (records, {}) if guard is None else guard.apply(item, records)
+
+        return load
+
+    return Preparation(
+        name,
+        {item: loader(item) for item in splits},
+        image_root=None if drawn else root,
+        inputs={"guard": mode},
+        files=opened,
+        about={"guard": {"mode": "drawn"} if guard is None else guard.report()},
+    )
+
+
+def _next_step(out: Path, fresh: bool) -> str:
+    """What to do after an interruption; `--fresh` starts over every time."""
+    if not fresh:
+        return "the same command continues"
+    return "the same command starts over" + ("" if is_store(out) else ", without --fresh it continues")
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """SIGTERM stops like Ctrl-C, so that schedulers can stop long work."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def lines_of_store(store: Store) -> list[str]:
+    """A store in a few lines: name, fingerprint, counts, guard."""
+    lines = [f"{store.path}: {store.name}, {len(store)} rows, fingerprint {store.fingerprint[:16]}"]
+    for split, entry in store.meta["splits"].items():
+        counts = ", ".join(f"{count} {what}" for what, count in entry["counts"].items() if count)
+        lines.append(f"  {split}: {counts or 'nothing'}")
+    lines += [f"  {split}: not there ({why})" for split, why in store.meta.get("missing", {}).items()]
+    packed = store.meta.get("photos")
+    if packed is not None:
+        size = f"{packed['bytes'] / 10**6:,.1f} MB"
+        lines.append(f"photos: {packed['photos']} packed, {size}, {len(packed['shards'])} tar shards")
+    return lines + lines_of_report(stored_report(store.meta))

@@ -1,0 +1,37 @@
+"""`uniresxx data verify`: check every photo and mask of a store."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from uniresxx.cli.data import add_photo_folder, parser_of
+from uniresxx.cli.data.progress import show_progress
+from uniresxx.data.store.read import Store
+from uniresxx.data.store.verify import check_store
+
+VERIFY = """check every photo (is there, decodes, has its size) and every mask of a store, and list what is wrong
+
+Exit codes: 0 all well; 1 something is wrong; 2 no store."""
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Command line to (store, images)."""
+    parser = parser_of("verify", VERIFY)
+    parser.add_argument("store", type=Path, metavar="STORE")
+    add_photo_folder(parser)
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str]) -> int:
+    """`uniresxx data verify STORE`; returns the exit code."""
+    words = parse(argv)
+    store, wrong = Store.open(words.store, words.images), 0
+    for done, lines in check_store(store):
+        for line in lines:
+            print(line)
+        wrong += len(lines)
+        show_progress("verify", done, len(store))
+    print(f"{store.path}: {len(store)} rows checked, {wrong or 'nothing'} wrong")
+    return 1 if wrong else 0
