@@ -398,10 +398,12 @@ def test_the_repeated_cache_stays_within_its_budget(
     prefix = model.prefill(encode_images(model))
     budget = 5 * prefix.row_bytes(max(map(len, branches)) + 3) + 17
     sizes, rows = [], []
-    step, repeat = MLLM._step, PrefixCache.repeat
+    extend, repeat = MLLM._extend, PrefixCache.repeat
 
-    def watched(self: MLLM, ids: torch.Tensor, position: torch.Tensor, valid: torch.Tensor, cache: object):
-        out = step(self, ids, position, valid, cache)
+    def measured(
+        self: MLLM, hidden: torch.Tensor, position: torch.Tensor, valid: torch.Tensor, cache: object
+    ):
+        out = extend(self, hidden, position, valid, cache)
         sizes.append(sum(x.nbytes for layer in cache.layers for x in (layer.keys, layer.values)))
         return out
 
@@ -409,7 +411,7 @@ def test_the_repeated_cache_stays_within_its_budget(
         rows.append(len(image_of_row))
         return repeat(self, image_of_row)
 
-    monkeypatch.setattr(MLLM, "_step", watched)
+    monkeypatch.setattr(MLLM, "_extend", measured)
     monkeypatch.setattr(PrefixCache, "repeat", counted)
     model.generate(prefix, branches, image_of_row, 3, budget)
     assert rows == [5] * 8
@@ -427,16 +429,17 @@ def test_no_pass_of_the_model_is_thrown_away(
         return F.one_hot(torch.full(states.shape[:-1], vocabulary.seg), 340).float()
 
     monkeypatch.setattr(model, "logits", never_ends)
-    widths, step = [], MLLM._step
+    prefix = model.prefill(encode_images(model))
+    widths, extend = [], MLLM._extend
 
-    def watched(self: MLLM, ids: torch.Tensor, *rest: object) -> torch.Tensor:
-        widths.append(ids.shape[1])
-        return step(self, ids, *rest)
+    def counted(self: MLLM, hidden: torch.Tensor, *rest: object) -> torch.Tensor:
+        widths.append(hidden.shape[1])
+        return extend(self, hidden, *rest)
 
-    monkeypatch.setattr(MLLM, "_step", watched)
+    monkeypatch.setattr(MLLM, "_extend", counted)
     branches, image_of_row = asked(vocabulary, 2), [0, 1]
-    spoken = model.generate(model.prefill(encode_images(model)), branches, image_of_row, 3)
-    assert [s.ids for s in spoken] == [[vocabulary.seg] * 3] * 2
+    answers = model.generate(prefix, branches, image_of_row, 3)
+    assert [answer.ids for answer in answers] == [[vocabulary.seg] * 3] * 2
     assert widths == [max(map(len, branches)), *[1] * (passes - 1)]
 
 
