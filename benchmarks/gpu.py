@@ -52,7 +52,7 @@ from uniresxx.model.config import (
     UniRESPlusPlusConfig,
     sam_huge,
 )
-from uniresxx.model.modeling import UniRESPlusPlus
+from uniresxx.model.modeling import UniRESPlusPlusModel
 from uniresxx.model.templates import TRAINING_TEMPLATES
 from uniresxx.model.tuning import cast_frozen
 from uniresxx.types import Batch, Decoding, Expression, Granularity, ImageRecord
@@ -124,11 +124,11 @@ def vocabulary_of(config: MLLMConfig) -> Vocabulary:
     return Vocabulary.train([SENTENCE, *TRAINING_TEMPLATES] * 5, min(config.vocabulary, 600))
 
 
-def build(recipe: Recipe, vocabulary: Vocabulary, device: torch.device) -> UniRESPlusPlus:
+def build(recipe: Recipe, vocabulary: Vocabulary, device: torch.device) -> UniRESPlusPlusModel:
     """Random weights, made where they are used; frozen ones in bf16."""
     torch.manual_seed(0)
     with device:
-        model = UniRESPlusPlus(recipe.model, vocabulary)
+        model = UniRESPlusPlusModel(recipe.model, vocabulary)
     cast_frozen(model, torch.bfloat16)
     return model
 
@@ -162,9 +162,9 @@ def batch_of(recipe: Recipe, vocabulary: Vocabulary, count: int) -> Batch:
     return collate(samples, config, vocabulary)
 
 
-def llm_flops(model: UniRESPlusPlus, prefix: int, branches: Sequence[int], labels: int) -> float:
+def llm_flops(model: UniRESPlusPlusModel, prefix: int, branches: Sequence[int], labels: int) -> float:
     """FLOPs of the LLM in one training step on one image: the formula above."""
-    m, llm = model.settings.mllm, model.mllm.llm
+    m, llm = model.config.mllm, model.mllm.llm
     tokens = prefix + sum(branches)
     frozen = trained = adapters = 0
     for name, parameter in llm.model.layers.named_parameters():
@@ -181,7 +181,7 @@ def llm_flops(model: UniRESPlusPlus, prefix: int, branches: Sequence[int], label
     return weights + 12 * m.llm_width * m.llm_layers * pairs + output
 
 
-def step_flops(engine: Engine, model: UniRESPlusPlus, batch: Batch) -> float:
+def step_flops(engine: Engine, model: UniRESPlusPlusModel, batch: Batch) -> float:
     """FLOPs of one training step on a micro-batch."""
     counter = FlopCounterMode(display=False)
     model.eval()
@@ -202,7 +202,7 @@ def step_flops(engine: Engine, model: UniRESPlusPlus, batch: Batch) -> float:
     rest = forward("Global") - llm - low - high - encoder
     total = float(low * grows(model.mllm.low) + high * grows(model.mllm.high) + encoder + 3 * rest)
     B = len(batch.token_ids_BT)
-    prefix = prefix_of(model.settings.mllm)
+    prefix = prefix_of(model.config.mllm)
     for b in range(B):
         row = batch.branch_BT[b]
         branches = [int((row == k).sum()) for k in range(int(row.max()) + 1)]

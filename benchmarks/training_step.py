@@ -51,7 +51,7 @@ from uniresxx.model.build import build_model
 from uniresxx.model.collate import collate, make_sample
 from uniresxx.model.config import PyramidHeadConfig, UniRESPlusPlusConfig
 from uniresxx.model.losses import photo_logits
-from uniresxx.model.modeling import UniRESPlusPlus
+from uniresxx.model.modeling import UniRESPlusPlusModel
 from uniresxx.model.regions.classical import random_boxes
 from uniresxx.types import Batch, Expression, Granularity, ImageRecord
 
@@ -109,7 +109,7 @@ class Text:
 class Case:
     """The same images and expressions for all arms."""
 
-    model: UniRESPlusPlus
+    model: UniRESPlusPlusModel
     batch: Batch
     per_expression: Text
     per_image: Text
@@ -247,10 +247,10 @@ def see(case: Case, text: Text) -> ImageFeatures:
     return replace(rows, stages=stages)
 
 
-def head_features(model: UniRESPlusPlus, sight: ImageFeatures, image_R: Tensor) -> Any:
+def head_features(model: UniRESPlusPlusModel, sight: ImageFeatures, image_R: Tensor) -> Any:
     """The mask head's maps, once per image: from its first row."""
     g, first = (
-        model.settings.mllm.low_grid,
+        model.config.mllm.low_grid,
         (image_R.diff(prepend=image_R.new_tensor([-1])) > 0).nonzero()[:, 0],
     )
     layout = sight.layout
@@ -274,7 +274,7 @@ def theirs(case: Case, text: Text) -> Result:
     features = head_features(model, sight, text.image_R)
     masks_Ehw = model.head(features, prompts_ED, batch.image_of_expr_E).masks_Ehw
     bce, dice = photo_loss(masks_Ehw, case)
-    w, count = model.settings.loss, len(prompts_ED)
+    w, count = model.config.loss, len(prompts_ED)
     loss = w.text * said + (w.mask * bce + w.dice * dice) / count
     loss.backward()
     return Result(float(loss.detach()), float(said.detach()), prompts_ED.detach())
@@ -282,7 +282,7 @@ def theirs(case: Case, text: Text) -> Result:
 
 def photo_loss(masks_Ehw: Tensor, case: Case) -> tuple[Tensor, Tensor]:
     """(BCE, dice) summed over masks, at the photograph's size, image by image."""
-    box, side = case.letterbox, case.model.settings.mllm.high_size
+    box, side = case.letterbox, case.model.config.mllm.high_size
     bce, dice = masks_Ehw.new_zeros(()), masks_Ehw.new_zeros(())
     for image in case.batch.image_of_expr_E.unique().tolist():
         own = case.batch.image_of_expr_E == image
@@ -299,12 +299,12 @@ def photo_loss(masks_Ehw: Tensor, case: Case) -> tuple[Tensor, Tensor]:
 def ours_on_points(case: Case) -> Result:
     """`ours` with the mask loss of `uniresxx_7b_24gb`."""
     model = case.model
-    before = model.settings
-    model.config.settings = replace(before, loss=uniresxx_7b_24gb().model.loss)
+    before = model.config
+    model.config = replace(before, loss=uniresxx_7b_24gb().model.loss)
     try:
         return ours(case)
     finally:
-        model.config.settings = before
+        model.config = before
 
 
 def timed(case: Case, arm: Callable[[Case], Result]) -> tuple[float, float]:
@@ -337,7 +337,7 @@ def measure(sizes: Sizes) -> tuple[dict[str, float], dict[str, Any]]:
     times = interleaved({name: partial(timed, case, arm) for name, arm in arms.items()}, sizes.repeats)
     seconds = {name: median_of([wall for wall, _ in values]) for name, values in times.items()}
     busy = {name: median_of([processor for _, processor in values]) for name, values in times.items()}
-    length = case.model.settings.mllm.low_grid**2 + sizes.mllm.max_objects + sizes.mllm.max_parts + 3
+    length = case.model.config.mllm.low_grid**2 + sizes.mllm.max_objects + sizes.mllm.max_parts + 3
     headline = {
         "expressions_ratio": ratio(times["lisa"], times["ours"]),
         "expressions_ratio_gsva_packing": ratio(times["gsva"], times["ours"]),
@@ -356,7 +356,7 @@ def measure(sizes: Sizes) -> tuple[dict[str, float], dict[str, Any]]:
         "row_tokens_lisa": length + case.per_expression.ids_RT.shape[1],
         "row_tokens_gsva": length + case.per_image.ids_RT.shape[1],
         "max_abs_error": error,
-        "mask_loss_ours": case.model.settings.loss.resolution,
+        "mask_loss_ours": case.model.config.loss.resolution,
         "threads": torch.get_num_threads(),
         "load_average": [round(load, 2), round(os.getloadavg()[0], 2)],
         "gpu": "not measured",

@@ -28,7 +28,7 @@ from uniresxx.imaging.geometry import Letterbox, box_iou
 from uniresxx.model.build import attach_detector, build_model
 from uniresxx.model.collate import truth_boxes
 from uniresxx.model.config import BoxHeadConfig, UniRESPlusPlusConfig, WeightsConfig
-from uniresxx.model.modeling import UniRESPlusPlus
+from uniresxx.model.modeling import UniRESPlusPlusModel
 from uniresxx.model.processing import pixels
 from uniresxx.model.regions.classical import NMS_IOU as CLASSICAL_NMS
 from uniresxx.model.regions.classical import propose
@@ -55,7 +55,7 @@ def vocabulary() -> Vocabulary:
     return Vocabulary.train([*TRAINING_TEMPLATES, "the red square", "both squares"] * 3, 340)
 
 
-def new_model(vocabulary: Vocabulary, config: UniRESPlusPlusConfig = LEARNED) -> UniRESPlusPlus:
+def new_model(vocabulary: Vocabulary, config: UniRESPlusPlusConfig = LEARNED) -> UniRESPlusPlusModel:
     torch.manual_seed(0)
     return build_model(config, vocabulary).eval()
 
@@ -228,7 +228,7 @@ def test_a_level_that_is_not_marked_teaches_nothing(vocabulary: Vocabulary) -> N
         assert not grad[1].any() and bool(grad[0].any()) is bool(boxes)
 
 
-@pytest.mark.parametrize("boxes", ["learned", "segmenter"])
+@pytest.mark.parametrize("boxes", ["learned", "classical"])
 def test_the_time_of_proposals_is_told_apart(boxes: str, vocabulary: Vocabulary) -> None:
     model = new_model(vocabulary, replace(LEARNED, boxes=boxes))
     photos = [picture(0).pixels, picture(1).pixels]

@@ -428,7 +428,7 @@ def test_the_truth_cannot_reach_an_answer(tmp_path):
     assert plain.count(b'"rejected":false') == 9
 
 
-@pytest.mark.parametrize("boxes", ["segmenter", "truth"])
+@pytest.mark.parametrize("boxes", ["classical", "truth"])
 def test_the_truth_cannot_reach_an_answer_of_the_real_model(tmp_path, boxes):
     """Its ablation with truth boxes is the control: there the same scrambling must be seen."""
     import torch
@@ -451,7 +451,7 @@ def test_the_truth_cannot_reach_an_answer_of_the_real_model(tmp_path, boxes):
     model = build_model(config, vocabulary).eval()
     plain = answers_of(model, COLOURED, tmp_path / "a")
     same = plain == answers_of(model, [scrambled(r) for r in COLOURED], tmp_path / "b")
-    assert same == (boxes == "segmenter")
+    assert same == (boxes == "classical")
 
 
 # -------------------------------------------------------------------------------------- conversations

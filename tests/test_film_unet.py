@@ -17,11 +17,12 @@ from uniresxx.checkpoints.folders import CONFIG, save_pretrained
 from uniresxx.data.store.photos import photo_of
 from uniresxx.errors import InputError
 from uniresxx.imaging.masks import encode
+from uniresxx.model.build import build_model
 from uniresxx.model.collate import collate, make_sample
 from uniresxx.model.config import LossConfig, UniRESPlusPlusConfig
 from uniresxx.segmenters.base import Segmenter
 from uniresxx.segmenters.film_unet.config import FilmUNetConfig
-from uniresxx.segmenters.film_unet.modeling import FilmUNet, build_film_unet, parameter_ratio, questions_of
+from uniresxx.segmenters.film_unet.modeling import FilmUNet, questions_of
 from uniresxx.segmenters.load import load_segmenter
 from uniresxx.types import (
     Batch,
@@ -102,7 +103,7 @@ def decisions(batch: Batch) -> list[tuple[int, int]]:
 
 def make(vocabulary: Vocabulary, config: FilmUNetConfig = TOY) -> FilmUNet:
     torch.manual_seed(0)
-    return build_film_unet(config, vocabulary)
+    return FilmUNet(config, vocabulary)
 
 
 def test_forward_and_backward_reach_every_parameter(vocabulary: Vocabulary) -> None:
@@ -135,15 +136,15 @@ def test_a_batch_without_decisions_has_a_finite_loss(vocabulary: Vocabulary) -> 
 def test_questions_are_the_branch_up_to_the_decision(vocabulary: Vocabulary) -> None:
     """Against a loop that reads each row token by token."""
     batch = batch_of(RECORDS, vocabulary)
-    ids_ES, length_E = questions_of(batch, vocabulary.pad)
+    ids_EQ, length_E = questions_of(batch, vocabulary.pad)
     for e, (b, stop) in enumerate(decisions(batch)):
         said = [
             int(batch.token_ids_BT[b, t])
             for t in range(stop + 1)
             if batch.branch_BT[b, t] == batch.branch_BT[b, stop]
         ]
-        assert ids_ES[e, : length_E[e]].tolist() == said
-        assert (ids_ES[e, length_E[e] :] == vocabulary.pad).all()
+        assert ids_EQ[e, : length_E[e]].tolist() == said
+        assert (ids_EQ[e, length_E[e] :] == vocabulary.pad).all()
         assert said[0] == vocabulary.user
         assert int(batch.token_ids_BT[b, stop + 1]) in (vocabulary.seg, vocabulary.rej)
 
@@ -246,7 +247,9 @@ def test_the_recipe_has_the_parameters_of_the_compared_model(vocabulary: Vocabul
     film, compared = KNOWN["film_unet_scenes"](), KNOWN["scenes_hour"]()
     assert isinstance(film.model, FilmUNetConfig) and film.model.inputs == compared.model
     assert (film.data, film.optim, film.seed) == (compared.data, compared.optim, compared.seed)
-    ratio = parameter_ratio(film.model, vocabulary)
+    models = FilmUNet(film.model, vocabulary), build_model(compared.model, vocabulary)
+    own, other = (sum(p.numel() for p in model.parameters()) for model in models)
+    ratio = own / other
     assert abs(ratio - 1) <= 0.10, f"{ratio:.3f} of the compared parameters: change widths or text_width"
 
 

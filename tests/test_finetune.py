@@ -20,7 +20,7 @@ from uniresxx.errors import InputError
 from uniresxx.model.build import build_model
 from uniresxx.model.config import UniRESPlusPlusConfig
 from uniresxx.segmenters.film_unet.config import FilmUNetConfig
-from uniresxx.segmenters.film_unet.modeling import build_film_unet
+from uniresxx.segmenters.film_unet.modeling import FilmUNet
 from uniresxx.segmenters.load import load_segmenter
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "train.md"
@@ -111,7 +111,7 @@ def test_what_does_not_fit_is_one_line(
     monkeypatch.chdir(place)
     if not (place / "film").exists():
         config = FilmUNetConfig(inputs=UniRESPlusPlusConfig(mllm=SMALL))
-        save_pretrained(place / "film", build_film_unet(config, Vocabulary.train([], SMALL.vocabulary)))
+        save_pretrained(place / "film", FilmUNet(config, Vocabulary.train([], SMALL.vocabulary)))
     assert main(["finetune", *line.split()]) == 2
     err = capsys.readouterr().err
     assert told in err and err.count("\n") == 1

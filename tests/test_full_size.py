@@ -30,7 +30,7 @@ from uniresxx.model.config import (
     sam_large,
 )
 from uniresxx.model.heads.sam import Sam2Head, SamHead, _sam2_config
-from uniresxx.model.modeling import UniRESPlusPlus
+from uniresxx.model.modeling import UniRESPlusPlusModel
 from uniresxx.model.templates import TRAINING_TEMPLATES
 from uniresxx.model.tuning import format_table, parameter_table
 from uniresxx.segmenters.load import load_segmenter
@@ -57,7 +57,7 @@ def count(module: nn.Module) -> int:
 
 
 @cache
-def on_meta(recipe: str) -> UniRESPlusPlus:
+def on_meta(recipe: str) -> UniRESPlusPlusModel:
     with torch.device("meta"):
         return build_model(KNOWN[recipe]().model, vocabulary())
 
@@ -73,7 +73,7 @@ def test_a_tiny_checkpoint_of_before_still_loads(tmp_path: Path) -> None:
     save_pretrained(tmp_path, model)
     (tmp_path / "config.json").write_text(json.dumps(GOLDEN["config"]))
     loaded = load_segmenter(tmp_path)
-    assert isinstance(loaded, UniRESPlusPlus)
+    assert isinstance(loaded, UniRESPlusPlusModel)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), loaded.parameters(), strict=True))
 
 

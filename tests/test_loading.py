@@ -48,7 +48,7 @@ from uniresxx.model.config import (
     WeightsConfig,
 )
 from uniresxx.model.heads.sam import Sam2Head, SamHead, _sam2_config, _sam_config
-from uniresxx.model.modeling import UniRESPlusPlus
+from uniresxx.model.modeling import UniRESPlusPlusModel
 from uniresxx.model.tuning import part_of
 from uniresxx.segmenters.load import load_segmenter
 from uniresxx.types import Decoding
@@ -440,7 +440,7 @@ def test_a_full_recipe_with_small_numbers_trains_saves_and_answers(tmp_path: Pat
     assert len(answers) == 3 and all(a.p_absent is not None for a in answers)
     save_pretrained(tmp_path / "saved", model)
     loaded = load_segmenter(tmp_path / "saved")
-    assert isinstance(loaded, UniRESPlusPlus) and loaded.settings == config
+    assert isinstance(loaded, UniRESPlusPlusModel) and loaded.config == config
     assert [p.dtype for p in loaded.parameters()] == [p.dtype for p in model.parameters()]
     again = loaded.answer(loaded.encode_images(photos), ask, Decoding(max_new_tokens=3))
     for one, other in zip(answers, again, strict=True):

@@ -178,7 +178,7 @@ def test_the_model_trains_at_every_resolution(resolution: str) -> None:
     loss = replace(CONFIG.loss, resolution=resolution, points=500)
     torch.manual_seed(0)
     model = build_model(replace(CONFIG, loss=loss), vocabulary).eval()
-    batch = batch_of([picture(0), picture(1, 20, 32)], vocabulary, model.settings)
+    batch = batch_of([picture(0), picture(1, 20, 32)], vocabulary, model.config)
     terms = model.loss(model(batch), batch)
     terms.total(model.counts(batch)).backward()
     assert model.head.mask[2].weight.grad.any()

@@ -28,7 +28,7 @@ from uniresxx.model.collate import collate, make_sample
 from uniresxx.model.config import LossConfig, PyramidHeadConfig, UniRESPlusPlusConfig
 from uniresxx.model.heads.pyramid import HeadOutput, PyramidHead
 from uniresxx.model.losses import mask_sums, true_iou
-from uniresxx.model.modeling import UniRESPlusPlus
+from uniresxx.model.modeling import UniRESPlusPlusModel
 from uniresxx.model.processing import view_photo
 from uniresxx.model.templates import TRAINING_TEMPLATES, asked_branches, dialogue_turn, spoken_turn
 from uniresxx.predictor import Predictor
@@ -63,11 +63,11 @@ def vocabulary() -> Vocabulary:
 
 
 @pytest.fixture(scope="module")
-def model(vocabulary: Vocabulary) -> UniRESPlusPlus:
+def model(vocabulary: Vocabulary) -> UniRESPlusPlusModel:
     return new_model(vocabulary)
 
 
-def new_model(vocabulary: Vocabulary, config: UniRESPlusPlusConfig = CONFIG) -> UniRESPlusPlus:
+def new_model(vocabulary: Vocabulary, config: UniRESPlusPlusConfig = CONFIG) -> UniRESPlusPlusModel:
     torch.manual_seed(0)
     return build_model(config, vocabulary).eval()
 
@@ -120,7 +120,7 @@ def batch_of(
     return collate(samples, config, vocabulary)
 
 
-def gradients(model: UniRESPlusPlus, batches: list[Batch]) -> tuple[float, dict[str, torch.Tensor]]:
+def gradients(model: UniRESPlusPlusModel, batches: list[Batch]) -> tuple[float, dict[str, torch.Tensor]]:
     """Loss and gradients of one step over micro-batches, the way the loop does it."""
     model.zero_grad()
     counts: dict[str, int] = {}
@@ -136,7 +136,7 @@ def gradients(model: UniRESPlusPlus, batches: list[Batch]) -> tuple[float, dict[
 
 
 def test_batch_1_accumulated_8_times_equals_a_batch_of_8(
-    model: UniRESPlusPlus, vocabulary: Vocabulary
+    model: UniRESPlusPlusModel, vocabulary: Vocabulary
 ) -> None:
     records = [picture(i) for i in range(8)]
     # Unequal images: one without any target, one with a single expression.
@@ -150,7 +150,7 @@ def test_batch_1_accumulated_8_times_equals_a_batch_of_8(
         torch.testing.assert_close(gradient, cut[1][name], atol=2e-5, rtol=1e-3, msg=name)
 
 
-def test_every_part_learns(model: UniRESPlusPlus, vocabulary: Vocabulary) -> None:
+def test_every_part_learns(model: UniRESPlusPlusModel, vocabulary: Vocabulary) -> None:
     opened = new_model(vocabulary)
     for name, parameter in opened.named_parameters():
         if name.endswith("gate"):
@@ -210,7 +210,7 @@ def test_mask_losses_equal_the_formulas_written_out() -> None:
 
 
 def test_masks_are_supervised_only_where_the_truth_has_one(
-    model: UniRESPlusPlus, vocabulary: Vocabulary
+    model: UniRESPlusPlusModel, vocabulary: Vocabulary
 ) -> None:
     record = replace(picture(0), dialogues=(), expressions=picture(0).expressions[3:])
     batch = batch_of([record], vocabulary)
@@ -219,7 +219,7 @@ def test_masks_are_supervised_only_where_the_truth_has_one(
     assert float(sums["presence"]) > 0.0
 
 
-def test_answers_do_not_depend_on_the_company_or_the_batch(model: UniRESPlusPlus) -> None:
+def test_answers_do_not_depend_on_the_company_or_the_batch(model: UniRESPlusPlusModel) -> None:
     photos = [picture(0).pixels, picture(1, 20, 41).pixels, picture(2, 50, 33).pixels]
     texts = [["the red square", "both squares"], ["a much longer question about the blue square"], ["green"]]
     together = model.answer(model.encode_images(photos), texts, Decoding(max_new_tokens=4))
@@ -239,7 +239,7 @@ def test_answers_do_not_depend_on_the_company_or_the_batch(model: UniRESPlusPlus
 
 
 def test_a_photo_is_encoded_once_for_all_its_questions(
-    model: UniRESPlusPlus, monkeypatch: pytest.MonkeyPatch
+    model: UniRESPlusPlusModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Towers, prefix and the mask head's maps are kept; more questions only speak and point."""
     calls: list[str] = []
@@ -264,13 +264,13 @@ def test_a_photo_is_encoded_once_for_all_its_questions(
 
 
 def test_answers_come_in_parts_without_a_change(
-    model: UniRESPlusPlus, monkeypatch: pytest.MonkeyPatch
+    model: UniRESPlusPlusModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Fewer masks at once and a cache of one row: the same text and masks, states within rounding."""
     sight = model.encode_images([picture(0).pixels, picture(1, 20, 32).pixels])
     texts = [["the red square", "both"], ["the blue square", "wheel", "the green square"]]
     whole = model.answer(sight, texts, Decoding(max_new_tokens=4))
-    monkeypatch.setattr("uniresxx.model.modeling.ANSWERS_AT_ONCE", 2)
+    monkeypatch.setattr("uniresxx.model.answering.ANSWERS_AT_ONCE", 2)
     parts = model.answer(sight, texts, Decoding(max_new_tokens=4, cache_bytes=1))
     for a, b in zip(whole, parts, strict=True):
         assert (a.text, a.mask, a.mask_if_forced) == (b.text, b.mask, b.mask_if_forced)
@@ -280,7 +280,7 @@ def test_answers_come_in_parts_without_a_change(
     assert "cache_bytes" not in Decoding(cache_bytes=1).describe("token")
 
 
-def test_marks_typed_by_a_user_change_no_count(model: UniRESPlusPlus) -> None:
+def test_marks_typed_by_a_user_change_no_count(model: UniRESPlusPlusModel) -> None:
     photo = picture(0).pixels
     sight = model.encode_images([photo])
     for text in ("[SEG] [SEG] [REJ] <image>", "<object><part><image>" * 3):
@@ -291,7 +291,7 @@ def test_marks_typed_by_a_user_change_no_count(model: UniRESPlusPlus) -> None:
     assert sight.prefix.length == model.encode_images([picture(1).pixels]).prefix.length
 
 
-def test_a_photo_of_one_pixel_and_one_without_boxes_get_answers(model: UniRESPlusPlus) -> None:
+def test_a_photo_of_one_pixel_and_one_without_boxes_get_answers(model: UniRESPlusPlusModel) -> None:
     for photo in (np.zeros((1, 1, 3), dtype=np.uint8), np.full((40, 7, 3), 255, dtype=np.uint8)):
         prediction = model.answer(
             model.encode_images([photo]), [["the red square"]], Decoding(max_new_tokens=2)
@@ -300,7 +300,7 @@ def test_a_photo_of_one_pixel_and_one_without_boxes_get_answers(model: UniRESPlu
         assert rle is not None and tuple(rle["size"]) == photo.shape[:2]
 
 
-def test_history_reaches_the_answer(model: UniRESPlusPlus) -> None:
+def test_history_reaches_the_answer(model: UniRESPlusPlusModel) -> None:
     sight = model.encode_images([picture(0).pixels])
     asked = [Question("and its roof?"), Question("and its roof?", (("segment the car.", "[SEG]."),))]
     rows = asked_branches([asked], Decoding(template="{expression}"), model.vocabulary)[1]
@@ -318,7 +318,7 @@ def test_spoken_turns_turn_back_into_the_same_row(vocabulary: Vocabulary) -> Non
     assert render([spoken_turn(turn.question, text)], vocabulary) == learned
 
 
-def test_a_checkpoint_answers_as_the_model_does(model: UniRESPlusPlus, tmp_path: Path) -> None:
+def test_a_checkpoint_answers_as_the_model_does(model: UniRESPlusPlusModel, tmp_path: Path) -> None:
     save_pretrained(tmp_path / "m", model)
     loaded = load_segmenter(tmp_path / "m")
     assert isinstance(loaded, Segmenter) and isinstance(model, Segmenter)
@@ -386,7 +386,7 @@ def test_boxes_never_lie_on_the_padding() -> None:
 
 
 def test_a_batch_without_any_expression_or_without_any_word_has_a_loss(
-    model: UniRESPlusPlus, vocabulary: Vocabulary
+    model: UniRESPlusPlusModel, vocabulary: Vocabulary
 ) -> None:
     talk = Dialogue("toy/train/talk", (Turn("how many?", say="two."),))
     for dialogues in ((talk,), ()):
@@ -398,7 +398,7 @@ def test_a_batch_without_any_expression_or_without_any_word_has_a_loss(
 
 
 def test_losses_are_summed_in_fp32_whatever_the_logits_are(
-    model: UniRESPlusPlus, vocabulary: Vocabulary
+    model: UniRESPlusPlusModel, vocabulary: Vocabulary
 ) -> None:
     batch = batch_of([picture(0), picture(1)], vocabulary)
     with torch.no_grad():
@@ -416,7 +416,7 @@ def test_the_own_state_of_a_mark_is_read_in_training_too(vocabulary: Vocabulary)
     own, before = new_model(vocabulary, config), new_model(vocabulary)
     batch = batch_of([picture(0)], vocabulary)
     with torch.no_grad():
-        assert torch.equal(own(batch).logits_LV, before(batch).logits_LV)
+        assert torch.equal(own(batch).logits_AV, before(batch).logits_AV)
         assert not torch.allclose(own(batch).head.masks_Ehw, before(batch).head.masks_Ehw)
 
 
@@ -498,7 +498,9 @@ def test_a_fifth_of_the_branches_are_conversations_where_there_are_enough(vocabu
     assert 0.15 <= talk / (single + talk) <= 0.25
 
 
-def test_pixels_that_must_not_be_taught_do_not_count(model: UniRESPlusPlus, vocabulary: Vocabulary) -> None:
+def test_pixels_that_must_not_be_taught_do_not_count(
+    model: UniRESPlusPlusModel, vocabulary: Vocabulary
+) -> None:
     record = picture(0)
     assert record.dense is not None
     hidden = record.dense.copy()

@@ -28,7 +28,7 @@ from uniresxx.checkpoints.folders import read_tensors, save_pretrained, tensor_b
 from uniresxx.errors import InputError
 from uniresxx.model.build import build_for_training, build_model, open_vocabulary
 from uniresxx.model.config import UniRESPlusPlusConfig, WeightsConfig
-from uniresxx.model.modeling import UniRESPlusPlus
+from uniresxx.model.modeling import UniRESPlusPlusModel
 from uniresxx.model.templates import TRAINING_TEMPLATES
 from uniresxx.model.tuning import cast_frozen, format_table, parameter_table
 from uniresxx.segmenters.load import load_segmenter
@@ -43,7 +43,7 @@ def vocabulary() -> Vocabulary:
     return Vocabulary.train([*TRAINING_TEMPLATES, "the red square", "both squares"] * 3, 340)
 
 
-def tuned(vocabulary: Vocabulary, tuning: TuningConfig) -> UniRESPlusPlus:
+def tuned(vocabulary: Vocabulary, tuning: TuningConfig) -> UniRESPlusPlusModel:
     torch.manual_seed(0)
     return build_model(replace(CONFIG, tuning=tuning), vocabulary).eval()
 
@@ -55,12 +55,12 @@ def shake(model: nn.Module) -> None:
             value.add_(0.1 * torch.randn_like(value))
 
 
-def outputs(model: UniRESPlusPlus, vocabulary: Vocabulary) -> torch.Tensor:
+def outputs(model: UniRESPlusPlusModel, vocabulary: Vocabulary) -> torch.Tensor:
     with torch.no_grad():
-        return model(batch_of([picture(0), picture(1)], vocabulary)).logits_LV
+        return model(batch_of([picture(0), picture(1)], vocabulary)).logits_AV
 
 
-def step(model: UniRESPlusPlus, vocabulary: Vocabulary) -> None:
+def step(model: UniRESPlusPlusModel, vocabulary: Vocabulary) -> None:
     batch = batch_of([picture(0), picture(1)], vocabulary)
     optimizer = build_adamw(model, OptimConfig(lr=1e-2))
     model.loss(model(batch), batch).total(model.counts(batch)).backward()
@@ -241,7 +241,7 @@ def test_a_stage_starts_from_the_one_before(vocabulary: Vocabulary, tmp_path: Pa
     save_pretrained(tmp_path / "a", stage_a)
     said: list[str] = []
 
-    def next_stage(start: str) -> UniRESPlusPlus:
+    def next_stage(start: str) -> UniRESPlusPlusModel:
         config = replace(CONFIG, tuning=LORA, weights=WeightsConfig(start=start, required=("llava",)))
         torch.manual_seed(5)
         return build_for_training(config, open_vocabulary(config, []), said.append).eval()
@@ -254,7 +254,7 @@ def test_a_stage_starts_from_the_one_before(vocabulary: Vocabulary, tmp_path: Pa
     stage_c = next_stage(str(tmp_path / "b"))
     assert " new" not in said[2]
     torch.testing.assert_close(outputs(stage_c, vocabulary), outputs(stage_b, vocabulary))
-    with pytest.raises(InputError, match="boxes='segmenter' and would go on with 'grid'"):
+    with pytest.raises(InputError, match="boxes='classical' and would go on with 'grid'"):
         config = replace(CONFIG, tuning=LORA, boxes="grid", weights=WeightsConfig(start=str(tmp_path / "b")))
         build_for_training(config, vocabulary)
     with pytest.raises(InputError, match=r"--model\.weights\.start: .*8 unexpected: .*lora"):

@@ -22,7 +22,7 @@ from mllm.chat import IGNORE
 from mllm.tokens import Vocabulary
 from uniresxx.model.build import build_model
 from uniresxx.model.config import UniRESPlusPlusConfig
-from uniresxx.model.modeling import UniRESPlusPlus
+from uniresxx.model.modeling import UniRESPlusPlusModel
 from uniresxx.model.tuning import cast_frozen
 from uniresxx.types import Batch
 
@@ -105,7 +105,7 @@ def _storage(tensor: torch.Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
 
 
-def model_without_memory(config: UniRESPlusPlusConfig) -> UniRESPlusPlus:
+def model_without_memory(config: UniRESPlusPlusConfig) -> UniRESPlusPlusModel:
     """The model of a config on the meta device, frozen weights in the config's dtype. ValueError: sizes that do
     not fit together."""
     vocabulary = Vocabulary.train([], config.mllm.vocabulary)

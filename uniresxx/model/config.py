@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
@@ -10,11 +11,14 @@ from uniresxx.errors import InputError
 from uniresxx.types import DecisionRule
 
 MODEL_TYPE = "uniresxx"
-BoxSource = Literal["segmenter", "learned", "owlv2", "grid", "truth", "shuffled", "random"]
+BoxSource = Literal["classical", "learned", "owlv2", "grid", "truth", "shuffled", "random"]
 HeadKind = Literal["pyramid", "sam", "sam2"]
 MaskResolution = Literal["full", "low", "points", "photo"]
 Source = Literal["llava", "clip", "convnext", "sam"]
 NORM_GROUPS = 8
+FORMER_VALUES = {
+    ("boxes", "segmenter"): "classical"
+}  # (field, value in files of earlier versions) -> value now
 BOOKKEEPING = ("architectures", "transformers_version", "dtype")  # what transformers may add to a config.json
 
 
@@ -146,7 +150,7 @@ class UniRESPlusPlusConfig:
     mllm: MLLMConfig = field(default_factory=MLLMConfig)
     head: PyramidHeadConfig = field(default_factory=PyramidHeadConfig)
     loss: LossConfig = field(default_factory=LossConfig)
-    boxes: BoxSource = "segmenter"
+    boxes: BoxSource = "classical"
     decision_rule: DecisionRule = "token_and_presence"
     dense_classes: tuple[int, int, int] = (
         0,
@@ -191,7 +195,7 @@ class UniRESPlusPlusConfig:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> UniRESPlusPlusConfig:
         """Inverse of `to_dict`; unknown or missing keys and another model type raise InputError."""
-        values = {key: value for key, value in values.items() if key not in BOOKKEEPING}
+        values = with_current_values({k: v for k, v in values.items() if k not in BOOKKEEPING})
         kind = values.pop("model_type", None)
         if kind != MODEL_TYPE:
             raise InputError(
@@ -203,11 +207,22 @@ class UniRESPlusPlusConfig:
                 "head": PyramidHeadConfig(**values.pop("head")),
                 "loss": LossConfig(**values.pop("loss")),
             }
-            for name, kind in _LATER.items():  # absent from checkpoints of before: their defaults
+            for name, kind in _LATER.items():  # absent from checkpoints of earlier versions: defaults
                 parts[name] = kind(**_tuples(values.pop(name, {})))
             return cls(**parts, **_tuples(values))
         except (TypeError, KeyError, AttributeError, ValueError) as error:
             raise InputError(f"config.json does not fit this version: {error}") from error
+
+
+def with_current_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of a config.json or recipe.json with `FORMER_VALUES` replaced, at any depth."""
+    current = dict(values)
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            current[name] = with_current_values(value)
+        elif isinstance(value, str):
+            current[name] = FORMER_VALUES.get((name, value), value)
+    return current
 
 
 _LATER: dict[str, type] = {

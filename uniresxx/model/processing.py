@@ -6,7 +6,7 @@ Shapes: B images, y x pixels of the photo, h w low frame, H W high frame, S mask
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 
 import numpy as np
@@ -72,7 +72,7 @@ def _boxes_of(
     if config.boxes == "truth":
         if truth is None or not {"object", "part"} <= truth.boxes.keys():
             raise InputError(
-                "boxes='truth' is an ablation on data with truth boxes; use boxes='segmenter' here"
+                "boxes='truth' is an ablation on data with truth boxes; use boxes='classical' here"
             )
         return Proposals(
             letterbox.boxes(truth.boxes["object"])[: m.max_objects],
@@ -89,6 +89,16 @@ def _boxes_of(
         return Proposals(
             random_boxes(side, len(found.objects), seed), random_boxes(side, len(found.parts), seed + 1)
         )
+    return found
+
+
+def with_boxes(views: Sequence[View], boxes: Boxes) -> list[View]:
+    """The views of B photos with boxes that the model found on its own input."""
+    found = []
+    for b, view in enumerate(views):
+        objects = boxes.objects_BO4[b][boxes.object_valid_BO[b]].float().cpu().numpy()
+        parts = boxes.parts_BP4[b][boxes.part_valid_BP[b]].float().cpu().numpy()
+        found.append(replace(view, boxes=Proposals(objects, parts)))
     return found
 
 

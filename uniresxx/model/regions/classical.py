@@ -1,4 +1,4 @@
-"""`segmenter`: a classical, pixels-only region proposer (the default for the scenes; sees no annotation).
+"""`classical`: a pixels-only region proposer, the default for the scenes; reads no annotation.
 
 Part candidates are connected regions of one colour. Object candidates are foreground islands, regions of one hue and
 touching pairs of those. Everything is deterministic. Shapes: S side of the square photo, N boxes, K colour clusters,
