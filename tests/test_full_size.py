@@ -62,7 +62,7 @@ def on_meta(recipe: str) -> UniRESPlusPlusModel:
         return build_model(KNOWN[recipe]().model, vocabulary())
 
 
-def test_a_tiny_checkpoint_of_before_still_loads(tmp_path: Path) -> None:
+def test_a_checkpoint_of_an_earlier_version_still_loads(tmp_path: Path) -> None:
     config = UniRESPlusPlusConfig.from_dict(GOLDEN["config"])
     assert config == KNOWN["tiny_scenes"]().model
     torch.manual_seed(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -13,6 +14,7 @@ from transformers.utils import is_flash_attn_2_available
 
 from mllm.chat import IGNORE, ChatTurn, Mark, Row, render
 from mllm.config import MLLMConfig
+from mllm.language import cache_argument, enable_activation_checkpointing
 from mllm.modeling import MLLM, Boxes
 from mllm.prefix import PrefixCache, packed_blocks, packed_mask
 from mllm.tokens import SPECIAL_TOKENS, Vocabulary
@@ -441,6 +443,67 @@ def test_no_pass_of_the_model_is_thrown_away(
     answers = model.generate(prefix, branches, image_of_row, 3)
     assert [answer.ids for answer in answers] == [[vocabulary.seg] * 3] * 2
     assert widths == [max(map(len, branches)), *[1] * (passes - 1)]
+
+
+def test_generation_and_checkpointing_warn_of_nothing(vocabulary: Vocabulary) -> None:
+    """transformers 5.24 warns of names that it will remove; the user would see it at every start."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        model = make(vocabulary, activation_checkpointing=True)
+        prefix = model.prefill(encode_images(model))
+        model.generate(prefix, asked(vocabulary, 2), [0, 1], 3)
+    layers = model.llm.model.layers
+    assert (
+        all(layer.gradient_checkpointing for layer in layers)
+        and prefix.layers[0][0].shape[2] == prefix.length
+    )
+
+
+@pytest.mark.parametrize("name", ["cache", "past_key_values"])
+def test_keys_and_values_go_to_the_argument_that_the_language_model_has(
+    vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """One release of transformers calls it `past_key_values`, a later one `cache`, none takes both."""
+    model = make(vocabulary)
+    plain, forward, given = model.cache_argument, model.llm.model.forward, []
+
+    def former(*, inputs_embeds, attention_mask, position_ids, past_key_values, use_cache):
+        given.append(past_key_values)
+        rest = {plain: past_key_values, "use_cache": use_cache}
+        return forward(
+            inputs_embeds=inputs_embeds, attention_mask=attention_mask, position_ids=position_ids, **rest
+        )
+
+    def latter(*, cache, **rest):
+        return former(past_key_values=cache, **rest)
+
+    def answers() -> list[list[int]]:
+        prefix = model.prefill(encode_images(model))
+        return [answer.ids for answer in model.generate(prefix, asked(vocabulary, 2), [0, 1], 3)]
+
+    expected = answers()
+    fake = latter if name == "cache" else former
+    assert cache_argument(fake) == name
+    monkeypatch.setattr(model.llm.model, "forward", fake)
+    monkeypatch.setattr(model, "cache_argument", cache_argument(fake))
+    assert answers() == expected
+    assert len(given) > 2 and all(len(cache.layers) == 2 for cache in given)
+
+
+def test_checkpointing_is_enabled_under_either_name() -> None:
+    class Former:
+        def gradient_checkpointing_enable(self, options: dict[str, bool]) -> None:
+            self.options = options
+
+    class Current(Former):
+        def activation_checkpointing_enable(self, options: dict[str, bool]) -> None:
+            self.new_options = options
+
+    former, current = Former(), Current()
+    for llm in (former, current):
+        enable_activation_checkpointing(llm)
+    assert former.options == current.new_options == {"use_reentrant": False}
+    assert not hasattr(current, "options")
 
 
 def test_flash_attention_that_is_not_there_gets_a_line(vocabulary: Vocabulary) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from uniresxx.imaging import masks
 from uniresxx.imaging.geometry import Letterbox
 from uniresxx.model.build import build_model
 from uniresxx.model.collate import collate, make_sample
-from uniresxx.model.config import LossConfig, PyramidHeadConfig, UniRESPlusPlusConfig
+from uniresxx.model.config import LossConfig, PyramidHeadConfig, UniRESPlusPlusConfig, with_current_values
 from uniresxx.model.heads.pyramid import HeadOutput, PyramidHead
 from uniresxx.model.losses import mask_sums, true_iou
 from uniresxx.model.modeling import UniRESPlusPlusModel
@@ -337,6 +338,20 @@ def test_config_round_trip_and_refusals() -> None:
         UniRESPlusPlusConfig.from_dict(CONFIG.to_dict() | {"unknown_field": 1})
 
 
+def test_former_values_in_saved_files_are_read_as_the_current_ones() -> None:
+    written = CONFIG.to_dict()
+    assert written["boxes"] == "classical"
+    assert UniRESPlusPlusConfig.from_dict(written | {"boxes": "segmenter"}) == CONFIG
+    for recipe in (
+        {"model": {"boxes": "segmenter"}},
+        {"model": {"inputs": {"boxes": "segmenter"}, "widths": [16]}},
+    ):
+        current = json.dumps(with_current_values(recipe))
+        assert current == json.dumps(recipe).replace("segmenter", "classical")
+    with pytest.raises(InputError, match="boxes='segments'"):
+        UniRESPlusPlusConfig.from_dict(written | {"boxes": "segments"})
+
+
 def test_truth_boxes_are_refused_without_truth() -> None:
     """Also where only one level is known, as of a data set that marks no parts."""
     objects = replace(picture(0), boxes={"object": np.array([[0.0, 0.0, 4.0, 4.0]])})
@@ -416,7 +431,7 @@ def test_the_own_state_of_a_mark_is_read_in_training_too(vocabulary: Vocabulary)
     own, before = new_model(vocabulary, config), new_model(vocabulary)
     batch = batch_of([picture(0)], vocabulary)
     with torch.no_grad():
-        assert torch.equal(own(batch).logits_AV, before(batch).logits_AV)
+        assert torch.equal(own(batch).logits_YV, before(batch).logits_YV)
         assert not torch.allclose(own(batch).head.masks_Ehw, before(batch).head.masks_Ehw)
 
 

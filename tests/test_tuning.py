@@ -57,7 +57,7 @@ def shake(model: nn.Module) -> None:
 
 def outputs(model: UniRESPlusPlusModel, vocabulary: Vocabulary) -> torch.Tensor:
     with torch.no_grad():
-        return model(batch_of([picture(0), picture(1)], vocabulary)).logits_AV
+        return model(batch_of([picture(0), picture(1)], vocabulary)).logits_YV
 
 
 def step(model: UniRESPlusPlusModel, vocabulary: Vocabulary) -> None:

@@ -30,7 +30,7 @@ class EncodedPhotos:
     views: list[View]
     prefix: PrefixCache
     features: Any  # of the mask head
-    proposal_seconds: float  # that finding the boxes of all photos took
+    proposal_seconds: float  # time to find the boxes of all photos
 
 
 def regions_of(views: Sequence[View]) -> list[dict[str, np.ndarray]]:

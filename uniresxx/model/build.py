@@ -43,7 +43,7 @@ def build_model(config: UniRESPlusPlusConfig, vocabulary: Vocabulary) -> UniRESP
 
 
 def check_sources(config: UniRESPlusPlusConfig) -> None:
-    """InputError that names the options of required pretrained parts that were not named."""
+    """InputError where required pretrained parts are not named, with the options that name them."""
     w = config.weights
     given = {"llava": w.llava, "clip": w.clip or w.llava, "convnext": w.convnext, "sam": w.sam}
     required = [*w.required]
@@ -53,7 +53,7 @@ def check_sources(config: UniRESPlusPlusConfig) -> None:
     if missing:
         options = " ".join(f"--model.weights.{name} FOLDER_OR_HUB_ID" for name in missing)
         raise InputError(
-            f"this recipe starts from pretrained weights, and nothing is downloaded unasked: give {options}"
+            f"this recipe starts from pretrained weights and downloads only what you name: give {options}"
         )
     if w.sam is not None and config.mask_head == "pyramid":
         raise InputError("--model.weights.sam is for --model.mask_head sam or sam2")
@@ -131,7 +131,7 @@ def load_sources(model: UniRESPlusPlusModel, log: Log) -> None:
 
 
 def attach_detector(model: UniRESPlusPlusModel) -> None:
-    """Open the detector of boxes "owlv2"; it is no part of the model and of no checkpoint."""
+    """Open the detector of boxes "owlv2"; it belongs neither to the model nor to its checkpoints."""
     check_sources(model.config)
     c = model.config
     source = str(c.weights.owlv2)
@@ -167,7 +167,7 @@ def load_with(
     read_config: Callable[[dict[str, Any]], Config],
     build: Callable[[Config, Vocabulary], Model],
 ) -> Model:
-    """The model of a `from_pretrained` folder, in evaluation mode; InputError says what does not fit."""
+    """The model of a `from_pretrained` folder, in evaluation mode; InputError where files do not fit."""
     config = read_config(read_json(folder / CONFIG))
     vocabulary = load_vocabulary(folder)
     try:
@@ -179,7 +179,7 @@ def load_with(
 
 
 def _uninitialised(config: UniRESPlusPlusConfig, vocabulary: Vocabulary) -> UniRESPlusPlusModel:
-    """A model whose weights come next, all of them: writing random ones first takes minutes at 7B."""
+    """A model without initial weights, because all of them are loaded next."""
     model = UniRESPlusPlusModel(config, vocabulary, skip_llm_init=True)
     if config.tuning.frozen_dtype == "bf16":
         cast_frozen(model, torch.bfloat16)
@@ -187,9 +187,16 @@ def _uninitialised(config: UniRESPlusPlusConfig, vocabulary: Vocabulary) -> UniR
 
 
 def load_model(folder: Path, attention: str | None = None) -> UniRESPlusPlusModel:
-    """`load_with` for UniRES++; `attention` instead of that of the config.
+    """The UniRES++ of a `from_pretrained` folder, in evaluation mode.
 
-    Frozen weights that were kept in bf16 stay so: answers are those of the training's own evaluations.
+    Frozen weights that were trained in bf16 stay in it: answers equal those of the evaluations during training.
+
+    Args:
+        folder: config.json, weights and tokenizer.json.
+        attention: backend to use instead of that of the config.
+
+    Raises:
+        InputError: files are missing or do not fit together.
     """
 
     def read(values: dict[str, Any]) -> UniRESPlusPlusConfig:

@@ -96,12 +96,12 @@ def _pad_truth(samples: Sequence[Sample]) -> tuple[torch.Tensor | None, torch.Te
     if not known:
         return None, None
     M = max(len(boxes) for pair in known for boxes in pair)
-    boxes_BGM4 = np.zeros((len(known), 2, M, 4), dtype=np.float32)
-    valid_BGM = np.zeros((len(known), 2, M), dtype=bool)
+    boxes_B2M4 = np.zeros((len(known), 2, M, 4), dtype=np.float32)
+    valid_B2M = np.zeros((len(known), 2, M), dtype=bool)
     for b, pair in enumerate(known):
         for g, boxes in enumerate(pair):
-            boxes_BGM4[b, g, : len(boxes)], valid_BGM[b, g, : len(boxes)] = boxes, True
-    return torch.from_numpy(boxes_BGM4), torch.from_numpy(valid_BGM)
+            boxes_B2M4[b, g, : len(boxes)], valid_B2M[b, g, : len(boxes)] = boxes, True
+    return torch.from_numpy(boxes_B2M4), torch.from_numpy(valid_B2M)
 
 
 def _dense(record: ImageRecord, letterbox: Letterbox) -> np.ndarray | None:
@@ -139,8 +139,8 @@ def collate(samples: Sequence[Sample], config: UniRESPlusPlusConfig, vocabulary:
         pixels_low_B3hw=pixels([s.view.low_hw3 for s in samples], stats),
         pixels_high_B3HW=pixels([s.view.high_HW3 for s in samples], stats),
         pixels_mask_B3SS=mask_pixels([s.view for s in samples]),
-        truth_boxes_BGM4=truth[0],
-        truth_boxes_valid_BGM=truth[1],
+        truth_boxes_B2M4=truth[0],
+        truth_boxes_valid_B2M=truth[1],
         object_boxes_BO4=boxes.objects_BO4,
         object_valid_BO=boxes.object_valid_BO,
         part_boxes_BP4=boxes.parts_BP4,

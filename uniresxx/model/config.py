@@ -96,7 +96,7 @@ class BoxHeadConfig:
 class WeightsConfig:
     """Pretrained parts: a local folder or a hub id each, safetensors only; None: initialised at random.
 
-    `required` names those without which a recipe makes no sense: training stops and says which option names them.
+    `required` names the parts that a recipe cannot do without: training stops with the option that names each.
     """
 
     llava: str | None = None  # LLM, projector and, unless `clip` is named, the low tower
@@ -131,7 +131,7 @@ class LossConfig:
     dice_smooth: float = 1.0
 
     def __post_init__(self) -> None:
-        """Reject what names or samples nothing."""
+        """Reject unknown resolutions and numbers of points that sample nothing."""
         if self.resolution not in get_args(MaskResolution):
             raise ValueError(
                 f"loss.resolution={self.resolution!r}; known: {', '.join(get_args(MaskResolution))}"
@@ -145,7 +145,7 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class UniRESPlusPlusConfig:
-    """Everything needed to build the model; `boxes` is where region proposals come from, everywhere."""
+    """Everything needed to build the model; `boxes` is the source of region proposals in training and in use."""
 
     mllm: MLLMConfig = field(default_factory=MLLMConfig)
     head: PyramidHeadConfig = field(default_factory=PyramidHeadConfig)
@@ -165,7 +165,7 @@ class UniRESPlusPlusConfig:
     weights: WeightsConfig = field(default_factory=WeightsConfig)
 
     def __post_init__(self) -> None:
-        """Reject words that name nothing; a checkpoint's config may hold any text."""
+        """Reject unknown words, which a config file may hold, and parts that do not go together."""
         for name, value, known in (
             ("boxes", self.boxes, get_args(BoxSource)),
             ("decision_rule", self.decision_rule, get_args(DecisionRule)),
@@ -175,7 +175,7 @@ class UniRESPlusPlusConfig:
                 raise ValueError(f"{name}={value!r}; known: {', '.join(known)}")
         if self.boxes == "owlv2" and self.mllm.pixel_stats != "clip":
             raise ValueError(
-                "boxes='owlv2' reads the high tower's pixels: "
+                "boxes='owlv2' takes the high tower's pixels: "
                 f"mllm.pixel_stats={self.mllm.pixel_stats!r} must be 'clip'"
             )
         if self.mask_head != "pyramid" and any(self.dense_classes):
@@ -185,7 +185,7 @@ class UniRESPlusPlusConfig:
 
     @property
     def mask_size(self) -> int | None:
-        """Side of the frame that the mask head looks at itself; None: it reads the high tower."""
+        """Side of the frame that the mask head encodes itself; None: it uses the high tower."""
         return {"pyramid": None, "sam": self.sam.size, "sam2": self.sam2.size}[self.mask_head]
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The training objective: denominators known before the forward pass, and loss sums of one micro-batch.
 
-Shapes: as in uniresxx.types.Batch; A label positions, V vocabulary, h w the mask head's grid.
+Shapes: as in uniresxx.types.Batch; Y label positions, V vocabulary, h w the mask head's grid.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ UNLABELLED = 255  # dense label of pixels that are not supervised
 class ModelOutput(NamedTuple):
     """What the loss needs: logits at label positions only, and the outputs of the heads."""
 
-    logits_AV: Tensor
-    labels_A: Tensor
+    logits_YV: Tensor
+    labels_Y: Tensor
     head: HeadOutput
     dense: tuple[Tensor, ...]  # kind, colour, part logits (B, classes, h, w); empty without a dense head
     boxes: BoxOutput | None = None  # of the learned box head
@@ -50,7 +50,7 @@ def mask_counts(batch: Batch) -> Counts:
 
 def all_counts(batch: Batch) -> Counts:
     """Denominators of all terms."""
-    boxes = batch.truth_boxes_valid_BGM
+    boxes = batch.truth_boxes_valid_B2M
     return {
         "text": int((batch.labels_BT != IGNORE).sum()),
         **mask_counts(batch),
@@ -74,11 +74,11 @@ def mask_terms(head: HeadOutput, batch: Batch, config: LossConfig) -> dict[str, 
 
 def loss_terms(output: ModelOutput, batch: Batch, config: LossConfig, box_head: BoxHead | None) -> LossTerms:
     """Sums of all terms over this micro-batch."""
-    sums = {"text": text_sum(output.logits_AV, output.labels_A), **mask_terms(output.head, batch, config)}
+    sums = {"text": text_sum(output.logits_YV, output.labels_Y), **mask_terms(output.head, batch, config)}
     if output.dense and batch.dense_BHW3 is not None:
         sums["dense"] = _dense_sum(output.dense, batch.dense_BHW3, batch.pixel_valid_BHW)
     if output.boxes is not None and box_head is not None:
-        truth, valid = batch.truth_boxes_BGM4, batch.truth_boxes_valid_BGM
+        truth, valid = batch.truth_boxes_B2M4, batch.truth_boxes_valid_B2M
         assert truth is not None and valid is not None
         sums["box"] = box_head.loss_sum(output.boxes, truth, valid, photo_extent(batch.pixel_valid_BHW))
     return weighted(sums, config)

@@ -1,6 +1,6 @@
 """Loss sums of METHOD section 4; divided by the counts of the whole global batch by the caller.
 
-Shapes: B images, E expressions, H W pixels of the high frame, h w the head's grid, K sampled points, A label
+Shapes: B images, E expressions, H W pixels of the high frame, h w the head's grid, K sampled points, Y label
 positions, V vocabulary, y x pixels of a photo.
 """
 
@@ -32,9 +32,9 @@ class LossTerms:
         return torch.stack([self.weights[k] * self.sums[k] / max(counts[k], 1) for k in self.sums]).sum()
 
 
-def text_sum(logits_AV: Tensor, labels_A: Tensor) -> Tensor:
+def text_sum(logits_YV: Tensor, labels_Y: Tensor) -> Tensor:
     """Cross entropy summed over label positions."""
-    return F.cross_entropy(logits_AV.float(), labels_A, reduction="sum")
+    return F.cross_entropy(logits_YV.float(), labels_Y, reduction="sum")
 
 
 def photo_extent(valid_BHW: Tensor) -> Tensor:
@@ -81,7 +81,7 @@ def photo_sums(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(BCE, dice, IoU of each) of every mask at the size of its photo; `masks_photo` as in Batch, E in its order.
 
-    A loop over images, because their sizes differ. Each map is kept for the backward pass at two sizes.
+    A loop over images, because their sizes differ. The backward pass keeps each map at two sizes.
     """
     sums, ious = [logits_Ehw.new_zeros(2)], [logits_Ehw.new_zeros(0)]
     for b, truth_Eyx in enumerate(masks_photo):
@@ -98,7 +98,7 @@ def cells(truth_EHW: Tensor, valid_EHW: Tensor, size: tuple[int, int]) -> tuple[
     """Truth as the covered share of each cell of a coarser grid, and the cells at least half on the photo.
 
     With it a loss on the head's own grid needs no upsampled logits: at 768 px and stride 4 a sixteenth of the
-    numbers per mask (about six float maps are kept for the backward pass of BCE and dice: 14 MB against 0.9 MB).
+    numbers per mask (the backward pass of BCE and dice keeps about six float maps: 14 MB against 0.9 MB).
     """
     if truth_EHW.shape[-2:] == size:
         return truth_EHW.float(), valid_EHW

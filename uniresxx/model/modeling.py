@@ -1,6 +1,6 @@
 """UniRES++: the multimodal LLM and the mask head; trains by `forward` and `loss`, answers as a `Segmenter`.
 
-Shapes: B images, E expressions, T tokens, A label positions, V vocabulary, D LLM width, O objects, P parts,
+Shapes: B images, E expressions, T tokens, Y label positions, V vocabulary, D LLM width, O objects, P parts,
 M region tokens, h w low frame or grid, H W high frame, S mask frame.
 """
 

@@ -1,6 +1,7 @@
 """Photos -> model inputs: two letterboxed views and region proposals. The same code trains, evaluates and chats.
 
-Shapes: B images, y x pixels of the photo, h w low frame, H W high frame, S mask frame, O object boxes, P part boxes.
+Shapes: B images, y x pixels of the photo, h w low frame, H W high frame, S mask frame, N boxes, O object boxes,
+P part boxes.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class View:
     high_HW3: np.ndarray
     boxes: Proposals
     mask_SS3: np.ndarray | None = None  # the mask head's own frame, where it has one
-    box_seconds: float = 0.0  # that finding the boxes took
+    box_seconds: float = 0.0  # time to find the boxes
 
 
 def view_photo(photo_yx3: np.ndarray, config: UniRESPlusPlusConfig, truth: ImageRecord | None = None) -> View:
@@ -62,7 +63,7 @@ def view_photo(photo_yx3: np.ndarray, config: UniRESPlusPlusConfig, truth: Image
 def _boxes_of(
     high_HW3: np.ndarray, letterbox: Letterbox, config: UniRESPlusPlusConfig, truth: ImageRecord | None
 ) -> Proposals:
-    """Boxes in the high frame from the configured source; the controls keep the proposer's counts."""
+    """Boxes in the high frame from the configured source; the controls have as many as the proposer finds."""
     m, side = config.mllm, config.mllm.high_size
     if config.boxes in FROM_FEATURES:
         none_N4 = np.zeros((0, 4), dtype=np.float32)
@@ -80,7 +81,7 @@ def _boxes_of(
         )
     found = propose(high_HW3, m.max_objects, m.max_parts)
     found = Proposals(_on_the_photo(found.objects, letterbox), _on_the_photo(found.parts, letterbox))
-    seed = int(high_HW3.sum())  # of the picture alone: no answer depends on its company
+    seed = int(high_HW3.sum())  # of this picture alone, whatever else is in the batch
     if config.boxes == "shuffled":
         return Proposals(
             shuffled_boxes(found.objects, side, seed), shuffled_boxes(found.parts, side, seed + 1)
@@ -117,8 +118,8 @@ def pixels(views: Sequence[np.ndarray], stats: PixelStats = "half") -> Tensor:
 
 
 def tensors_of(views: Sequence[View], config: UniRESPlusPlusConfig) -> dict[str, Tensor]:
-    """What the model takes of B photos; names as in uniresxx.types.Batch, `extent_B2` is each photo's (x, y) size
-    within the high frame."""
+    """The model's input tensors of B photos: names as in uniresxx.types.Batch, and `extent_B2`, each photo's (x, y)
+    size within the high frame."""
     stats, boxes = config.mllm.pixel_stats, pad_boxes(views, config)
     extent = [[view.letterbox.inner_width, view.letterbox.inner_height] for view in views]
     found = {

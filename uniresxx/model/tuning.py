@@ -1,4 +1,4 @@
-"""What of the model is trained: parts frozen by name, adapters, new token rows; and the table that says so."""
+"""Which parameters are trained: parts frozen by name, adapters, new token rows; and a table of them."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def format_table(rows: list[PartRow]) -> str:
 
 
 def cast_frozen(model: nn.Module, dtype: torch.dtype) -> None:
-    """Keep what is not trained in `dtype` (bf16 halves its memory); forward then needs autocast."""
+    """Convert frozen parameters to `dtype` (bf16 halves their memory); forward then needs autocast."""
     for parameter in model.parameters():
         if not parameter.requires_grad:
             parameter.data = parameter.data.to(dtype)

@@ -24,7 +24,7 @@ def _load_film_unet(folder: Path) -> Segmenter:
     return load_film_unet(folder)
 
 
-# Which class a folder holds is read from `model_type` of its config.
+# model_type of the config -> loader of the folder
 LOADERS: dict[str, Callable[[Path], Segmenter]] = {"uniresxx": _load_uniresxx, "film_unet": _load_film_unet}
 
 
@@ -43,7 +43,7 @@ def load_segmenter(path: str | os.PathLike[str], log: Log | None = None) -> Segm
             f"{folder / CONFIG} says model_type {kind!r}; known: {', '.join(sorted(LOADERS))}: "
             "give a checkpoint trained or converted by this project"
         )
-    weight_files(folder)  # says what is missing before anything is built
+    weight_files(folder)  # refuses an incomplete folder before anything is built
     return loader(folder)
 
 

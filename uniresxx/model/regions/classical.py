@@ -15,7 +15,7 @@ from scipy import ndimage
 from uniresxx.imaging.geometry import box_iou
 
 WORK_SIDE = 128  # larger squares are reduced by whole factors first: time, and speckle
-OBJECT_SIDE = 64  # object candidates are looked for at about this size: fill patterns melt
+OBJECT_SIDE = 64  # object candidates are found at about this size, where fill patterns blur
 CLUSTERS = 8
 MIN_SHARE = 1 / 680  # of the square's area: 6 pixels of 64 x 64
 BACKGROUND_SHARE = 0.12
@@ -153,15 +153,15 @@ def _best(boxes_N4: np.ndarray, scores_N: np.ndarray, limit: int) -> np.ndarray:
     order = order[scores_N[order] >= 0][: 4 * limit]
     boxes = boxes_N4[order]
     clash = np.triu(box_iou(boxes, boxes) > NMS_IOU, k=1)
-    keep: list[int] = []
+    chosen: list[int] = []
     dropped = np.zeros(len(boxes), dtype=bool)
     for index in range(len(boxes)):
         if not dropped[index]:
-            keep.append(index)
+            chosen.append(index)
             dropped |= clash[index]
-            if len(keep) == limit:
+            if len(chosen) == limit:
                 break
-    return boxes[keep].astype(np.float32).reshape(-1, 4)
+    return boxes[chosen].astype(np.float32).reshape(-1, 4)
 
 
 def grid_boxes(side: int, count: int) -> np.ndarray:

@@ -1,7 +1,7 @@
 """`owlv2`: object and part boxes of a pretrained open-vocabulary detector, used without any vocabulary.
 
-Boxes are ranked by OWLv2's class-agnostic objectness. Parts are small boxes inside a kept object box (our choice:
-the detector has no part level). Shapes: B images, L detector patches, N kept boxes. Boxes are xyxy, high frame.
+Boxes are ranked by OWLv2's class-agnostic objectness. Parts are small boxes inside a chosen object box (our choice:
+the detector has no part level). Shapes: B images, A detector patches, N object boxes. Boxes are xyxy, high frame.
 """
 
 from __future__ import annotations
@@ -47,15 +47,15 @@ class Owlv2Proposer:
         features, _ = model.image_embedder(pixel_values=resized)
         flat = features.flatten(1, 2)
         centre, size = model.box_predictor(flat, features).float().split(2, dim=-1)
-        boxes_BL4 = torch.cat((centre - size / 2, centre + size / 2), dim=-1) * side
-        score_BL = model.objectness_predictor(flat).float().sigmoid()
-        objects = best_boxes(boxes_BL4, score_BL, extent_B2, self.max_objects, CANDIDATES)
-        inside_BLN = containment(boxes_BL4, objects[0]) >= INSIDE
-        area_BL, area_BN = ((b[..., 2:] - b[..., :2]).prod(dim=-1) for b in (boxes_BL4, objects[0]))
-        part_BL = (
-            inside_BLN & (area_BL[:, :, None] <= SMALLER * area_BN[:, None]) & objects[1][:, None]
+        boxes_BA4 = torch.cat((centre - size / 2, centre + size / 2), dim=-1) * side
+        score_BA = model.objectness_predictor(flat).float().sigmoid()
+        objects = best_boxes(boxes_BA4, score_BA, extent_B2, self.max_objects, CANDIDATES)
+        inside_BAN = containment(boxes_BA4, objects[0]) >= INSIDE
+        area_BA, area_BN = ((b[..., 2:] - b[..., :2]).prod(dim=-1) for b in (boxes_BA4, objects[0]))
+        part_BA = (
+            inside_BAN & (area_BA[:, :, None] <= SMALLER * area_BN[:, None]) & objects[1][:, None]
         ).any(dim=2)
         parts = best_boxes(
-            boxes_BL4, torch.where(part_BL, score_BL, -1.0), extent_B2, self.max_parts, CANDIDATES
+            boxes_BA4, torch.where(part_BA, score_BA, -1.0), extent_B2, self.max_parts, CANDIDATES
         )
         return Boxes(*objects, *parts)
