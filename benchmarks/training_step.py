@@ -47,7 +47,6 @@ from train.recipes.uniresxx_7b_24gb import uniresxx_7b_24gb
 from uniresxx.data.store.photos import photo_of
 from uniresxx.imaging.geometry import Letterbox
 from uniresxx.imaging.masks import encode
-from uniresxx.model.build import build_model
 from uniresxx.model.collate import collate, make_sample
 from uniresxx.model.config import PyramidHeadConfig, UniRESPlusPlusConfig
 from uniresxx.model.losses import photo_logits
@@ -129,7 +128,7 @@ def make_case(sizes: Sizes) -> Case:
         tuning=TuningConfig(frozen=recipe.tuning.frozen, lora_rank=LORA, token_rows=recipe.tuning.token_rows),
     )
     vocabulary = Vocabulary.train(TEXTS, sizes.mllm.vocabulary)
-    model = build_model(config, vocabulary)
+    model = UniRESPlusPlusModel(config, vocabulary)
     records = [make_record(number, sizes.photo) for number in range(sizes.images)]
     samples = [
         make_sample(r, photo_of(r), r.expressions, [], range(EXPRESSIONS), config, vocabulary)

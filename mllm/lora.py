@@ -148,33 +148,20 @@ def load_adapter_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> Non
             value.copy_(tensors[name])
 
 
-def _layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
+def _adapted_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Layers with adapters by name; peft is imported only where there are any."""
+    if not any(".lora_A." in name for name, _ in model.named_parameters()):
+        return iter(())
     from peft.tuners.lora import LoraLayer
 
     return ((name, module) for name, module in model.named_modules() if isinstance(module, LoraLayer))
 
 
-def merge(model: nn.Module) -> None:
-    """Add the adapters to the weights they adapt; the output stays, `unmerge` undoes it (up to rounding).
-
-    In the weights' own type: bf16 rounds most of a small adapter away, so call `model.float()` first.
-    """
-    for _, layer in _layers(model):
-        layer.merge()
-
-
-def unmerge(model: nn.Module) -> None:
-    """Inverse of `merge`."""
-    for _, layer in _layers(model):
-        layer.unmerge()
-
-
 def subtract(model: nn.Module) -> None:
     """Subtract the adapters from weights into which they were merged; the model then computes what it did before."""
-    if _has(model):
-        for _, layer in _layers(model):
-            weight = layer.get_base_layer().weight
-            weight.data -= layer.get_delta_weight("default").to(weight.dtype)
+    for _, layer in _adapted_layers(model):
+        weight = layer.get_base_layer().weight
+        weight.data -= layer.get_delta_weight("default").to(weight.dtype)
 
 
 def merged_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -183,9 +170,7 @@ def merged_tensors(model: nn.Module) -> dict[str, Tensor]:
     The model itself is left as it was.
     """
     plain = {name: value for name, value in model.state_dict().items() if not is_adapter(name)}
-    deltas = (
-        {name: layer.get_delta_weight("default") for name, layer in _layers(model)} if _has(model) else {}
-    )
+    deltas = {name: layer.get_delta_weight("default") for name, layer in _adapted_layers(model)}
     state: dict[str, Tensor] = {}
     for name, value in plain.items():
         base = name.removesuffix(".base_layer.weight")
@@ -200,7 +185,3 @@ def merged_tensors(model: nn.Module) -> dict[str, Tensor]:
                 0, module.row_ids_R, module.rows_RD.detach().to(state[key].dtype)
             )
     return state
-
-
-def _has(model: nn.Module) -> bool:
-    return any(".lora_A." in name for name, _ in model.named_parameters())

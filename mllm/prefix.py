@@ -31,9 +31,7 @@ def packed_mask(prefix_valid_BL: Tensor, branch_BT: Tensor, dtype: torch.dtype) 
     visible = same & key_ok[:, None, :]
     visible &= torch.ones(visible.shape[-2:], dtype=torch.bool, device=visible.device).tril()
     visible |= torch.eye(visible.shape[-1], dtype=torch.bool, device=visible.device)
-    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(
-        ~visible, torch.finfo(dtype).min
-    )[:, None]
+    return _additive(visible, dtype)
 
 
 def packed_blocks(prefix_valid_BL: Tensor, branch_BT: Tensor) -> BlockMask:
@@ -109,6 +107,10 @@ def decoding_mask(key_valid_RS: Tensor, new: int, dtype: torch.dtype) -> Tensor:
     visible = causal & key_valid_RS[:, None, :]
     own = torch.eye(new, dtype=torch.bool, device=visible.device)
     visible[:, :, S - new :] |= own
-    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(
-        ~visible, torch.finfo(dtype).min
-    )[:, None]
+    return _additive(visible, dtype)
+
+
+def _additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
+    """0 where visible, else the smallest number, with an axis for the heads."""
+    mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
+    return mask.masked_fill_(~visible, torch.finfo(dtype).min)[:, None]

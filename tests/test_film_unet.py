@@ -17,9 +17,9 @@ from uniresxx.checkpoints.folders import CONFIG, save_pretrained
 from uniresxx.data.store.photos import photo_of
 from uniresxx.errors import InputError
 from uniresxx.imaging.masks import encode
-from uniresxx.model.build import build_model
 from uniresxx.model.collate import collate, make_sample
 from uniresxx.model.config import LossConfig, UniRESPlusPlusConfig
+from uniresxx.model.modeling import UniRESPlusPlusModel
 from uniresxx.segmenters.base import Segmenter
 from uniresxx.segmenters.film_unet.config import FilmUNetConfig
 from uniresxx.segmenters.film_unet.modeling import FilmUNet, questions_of
@@ -138,14 +138,14 @@ def test_questions_are_the_branch_up_to_the_decision(vocabulary: Vocabulary) -> 
     batch = batch_of(RECORDS, vocabulary)
     ids_EQ, length_E = questions_of(batch, vocabulary.pad)
     for e, (b, stop) in enumerate(decisions(batch)):
-        said = [
+        question = [
             int(batch.token_ids_BT[b, t])
             for t in range(stop + 1)
             if batch.branch_BT[b, t] == batch.branch_BT[b, stop]
         ]
-        assert ids_EQ[e, : length_E[e]].tolist() == said
+        assert ids_EQ[e, : length_E[e]].tolist() == question
         assert (ids_EQ[e, length_E[e] :] == vocabulary.pad).all()
-        assert said[0] == vocabulary.user
+        assert question[0] == vocabulary.user
         assert int(batch.token_ids_BT[b, stop + 1]) in (vocabulary.seg, vocabulary.rej)
 
 
@@ -208,15 +208,15 @@ def test_it_learns_and_a_saved_model_answers_the_same(vocabulary: Vocabulary, tm
     assert {a.text for a in answers} == {"[SEG].", "[REJ]."}
     asked_of = [record for record, row in zip(RECORDS, texts, strict=True) for _ in row]
     for answer, record in zip(answers, asked_of, strict=True):
-        kept = answer.mask_if_forced if answer.rejected else answer.mask
-        assert kept is not None and kept["size"] == [record.height, record.width]
+        mask = answer.mask_if_forced if answer.rejected else answer.mask
+        assert mask is not None and mask["size"] == [record.height, record.width]
         assert answer.rejected == (answer.text == "[REJ].") == (answer.mask is None)
         assert answer.p_absent is not None and answer.rejected == (answer.p_absent >= 0.5)
     truth = [e.rle is None for r in RECORDS[:2] for e in r.expressions]
-    assert sum(a.rejected == t for a, t in zip(answers, truth, strict=False)) >= 8  # of 10 learned by heart
+    assert sum(a.rejected == t for a, t in zip(answers, truth, strict=False)) >= 8  # of 10 memorised
 
 
-def test_answers_do_not_depend_on_the_company_or_the_rule(vocabulary: Vocabulary) -> None:
+def test_answers_do_not_depend_on_the_batch_or_the_rule(vocabulary: Vocabulary) -> None:
     model, photos = make(vocabulary).eval(), [r.pixels for r in RECORDS if r.pixels is not None]
     texts = [["red"], [], ["segment the left square", "blue"]]
     together = model.answer(model.encode_images(photos), texts, Decoding(rule="token"))
@@ -230,8 +230,8 @@ def test_answers_do_not_depend_on_the_company_or_the_rule(vocabulary: Vocabulary
     assert model.answer(model.encode_images(photos), [[], [], []], Decoding()) == []
 
 
-def test_training_and_answering_see_the_same(vocabulary: Vocabulary) -> None:
-    """One expression through the batch and through look/answer gives the same logits."""
+def test_training_and_answering_give_the_same_logits(vocabulary: Vocabulary) -> None:
+    """One expression through the batch and through encode_images and answer gives the same logits."""
     model, record = make(vocabulary).eval(), RECORDS[1]
     sample = make_sample(record, photo_of(record), record.expressions[:1], (), (0,), TOY.view, vocabulary)
     batch = collate([sample], TOY.view, vocabulary)
@@ -247,7 +247,7 @@ def test_the_recipe_has_the_parameters_of_the_compared_model(vocabulary: Vocabul
     film, compared = KNOWN["film_unet_scenes"](), KNOWN["scenes_hour"]()
     assert isinstance(film.model, FilmUNetConfig) and film.model.inputs == compared.model
     assert (film.data, film.optim, film.seed) == (compared.data, compared.optim, compared.seed)
-    models = FilmUNet(film.model, vocabulary), build_model(compared.model, vocabulary)
+    models = FilmUNet(film.model, vocabulary), UniRESPlusPlusModel(compared.model, vocabulary)
     own, other = (sum(p.numel() for p in model.parameters()) for model in models)
     ratio = own / other
     assert abs(ratio - 1) <= 0.10, f"{ratio:.3f} of the compared parameters: change widths or text_width"

@@ -17,8 +17,8 @@ from train.__main__ import main, parse_finetune
 from uniresxx.checkpoints.folders import save_pretrained
 from uniresxx.cli import _data_store as _store
 from uniresxx.errors import InputError
-from uniresxx.model.build import build_model
 from uniresxx.model.config import UniRESPlusPlusConfig
+from uniresxx.model.modeling import UniRESPlusPlusModel
 from uniresxx.segmenters.film_unet.config import FilmUNetConfig
 from uniresxx.segmenters.film_unet.modeling import FilmUNet
 from uniresxx.segmenters.load import load_segmenter
@@ -33,7 +33,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("own")
     vocabulary = Vocabulary.train(["the mug", "the blue mug"], SMALL.vocabulary)
     torch.manual_seed(0)
-    save_pretrained(folder / "model", build_model(UniRESPlusPlusConfig(mllm=SMALL), vocabulary))
+    save_pretrained(folder / "model", UniRESPlusPlusModel(UniRESPlusPlusConfig(mllm=SMALL), vocabulary))
     photos = folder / "mine" / "images" / "train2014"
     photos.mkdir(parents=True)
     picture = Image.new("RGB", (64, 64), "white")

@@ -37,7 +37,7 @@ from uniresxx.hub.classes import (
     UniRESPlusPlusProcessor,
     byte_size,
 )
-from uniresxx.model.build import build_model, load_model
+from uniresxx.model.build import load_model
 from uniresxx.model.config import UniRESPlusPlusConfig, WeightsConfig
 from uniresxx.model.modeling import UniRESPlusPlusModel
 from uniresxx.model.templates import TRAINING_TEMPLATES
@@ -62,13 +62,13 @@ def vocabulary() -> Vocabulary:
 @pytest.fixture(scope="module")
 def model(vocabulary: Vocabulary) -> UniRESPlusPlus:
     torch.manual_seed(0)
-    return UniRESPlusPlus(build_model(CONFIG, vocabulary)).eval()
+    return UniRESPlusPlus(UniRESPlusPlusModel(CONFIG, vocabulary)).eval()
 
 
 @pytest.fixture(scope="module")
 def adapted(vocabulary: Vocabulary) -> UniRESPlusPlusModel:
     torch.manual_seed(1)
-    model = build_model(replace(CONFIG, tuning=LORA), vocabulary).eval()
+    model = UniRESPlusPlusModel(replace(CONFIG, tuning=LORA), vocabulary).eval()
     shake(model)
     return model
 
@@ -270,7 +270,7 @@ def test_weights_of_two_saves_are_never_mixed(model: UniRESPlusPlus, tmp_path: P
 
 
 @pytest.mark.parametrize("harm", ["lost", "swapped", "outside", "no map"])
-def test_damaged_shards_get_one_line(model: UniRESPlusPlus, tmp_path: Path, harm: str) -> None:
+def test_damaged_shards_give_one_line(model: UniRESPlusPlus, tmp_path: Path, harm: str) -> None:
     model.save_pretrained(tmp_path, max_shard_size="100KB")
     index, files = tmp_path / "model.safetensors.index.json", sorted(tmp_path.glob("model-*"))
     if harm == "lost":
@@ -294,7 +294,7 @@ def test_sizes(text: str | int, bytes_: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "GB", "-1", "5TBB", "1.5GB", 0])
-def test_words_that_are_no_size(text: str | int) -> None:
+def test_wrong_sizes_are_refused(text: str | int) -> None:
     with pytest.raises(InputError, match="is no size"):
         byte_size(text)
 
@@ -302,7 +302,7 @@ def test_words_that_are_no_size(text: str | int) -> None:
 # ---- cards and pushing
 
 
-def test_the_card_says_what_the_run_recorded(model: UniRESPlusPlus, tmp_path: Path) -> None:
+def test_the_card_holds_what_the_run_recorded(model: UniRESPlusPlus, tmp_path: Path) -> None:
     run = a_run(tmp_path / "run", model)
     UniRESPlusPlus.from_pretrained(run).save_pretrained(tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
@@ -321,7 +321,7 @@ def test_the_card_says_what_the_run_recorded(model: UniRESPlusPlus, tmp_path: Pa
     UniRESPlusPlus.from_pretrained(tmp_path / "out").save_pretrained(tmp_path / "again")
     assert (
         tmp_path / "again" / "README.md"
-    ).read_text() == card  # kept: the folder has no recipe.json any more
+    ).read_text() == card  # unchanged: the folder has no recipe.json any more
 
 
 def test_a_card_shows_no_scores_of_other_weights(model: UniRESPlusPlus, tmp_path: Path) -> None:
@@ -476,7 +476,7 @@ def test_export_merges_saves_apart_and_unmerges(adapted: UniRESPlusPlusModel, tm
     assert f"adapters: rank {LORA.lora_rank}" in (Path(back) / "README.md").read_text()
 
 
-def test_wrong_exports_get_one_line(
+def test_wrong_exports_give_one_line(
     model: UniRESPlusPlus, adapted: UniRESPlusPlusModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folders = {name: str(tmp_path / name) for name in ("plain", "adapted", "apart", "out", "other")}
@@ -484,9 +484,9 @@ def test_wrong_exports_get_one_line(
     checkpoint.save_pretrained(Path(folders["adapted"]), adapted)
     assert command(["export", folders["adapted"], folders["apart"], "--adapter"]) == 0
     other = replace(CONFIG, decision_rule="token")
-    checkpoint.save_pretrained(Path(folders["other"]), build_model(other, model.model.vocabulary))
+    checkpoint.save_pretrained(Path(folders["other"]), UniRESPlusPlusModel(other, model.model.vocabulary))
     capsys.readouterr()
-    for words, says in (
+    for words, message in (
         (["plain", "out", "--merge"], "no adapters"),
         (["plain", "out", "--adapter"], "no adapters"),
         (["other", "out", "--unmerge", folders["apart"]], "their configs differ"),
@@ -499,7 +499,7 @@ def test_wrong_exports_get_one_line(
         known = [folders.get(word, word) for word in words]
         assert command(["export", *known]) == 2
         err = capsys.readouterr().err
-        assert says in err and err.count("\n") == 1, err
+        assert message in err and err.count("\n") == 1, err
     assert TuningConfig() == model.config.tuning
 
 
@@ -522,14 +522,14 @@ def test_an_export_never_hides_the_checkpoints_of_a_run(
     run = a_run(tmp_path / "run", model)
     before = sorted(tmp_path.rglob("*"))
     model.save_pretrained(tmp_path / "plain")
-    for source, out, says in (
+    for source, out, message in (
         (run, run, "is a run folder"),
         (tmp_path / "plain", run, "is a run folder"),
         (tmp_path / "plain", checkpoint.step_folder(run, 150), "is a checkpoint of a run"),
     ):
         assert command(["export", str(source), str(out)]) == 2
         err = capsys.readouterr().err
-        assert says in err and err.count("\n") == 1, err
+        assert message in err and err.count("\n") == 1, err
     assert sorted(run.rglob("*")) == [path for path in before if path.is_relative_to(run) and path != run]
     assert command(["export", str(run), str(run), "--mask-head", "torch"]) == 0  # hides nothing
     assert checkpoint.resolve(run, print) == checkpoint.step_folder(run, 150)

@@ -22,7 +22,6 @@ from uniresxx.cli import main as command
 from uniresxx.errors import InputError
 from uniresxx.hub import head_program as portable
 from uniresxx.hub.head_program import NEEDS_ONNX, Form, export_mask_head, programs_of
-from uniresxx.model.build import build_model
 from uniresxx.model.modeling import UniRESPlusPlusModel
 from uniresxx.model.templates import TRAINING_TEMPLATES
 from uniresxx.types import Decoding
@@ -32,7 +31,7 @@ def made(head: str) -> UniRESPlusPlusModel:
     vocabulary = Vocabulary.train([*TRAINING_TEMPLATES, "the red square"] * 3, 340)
     config = replace(CONFIG, mask_head=head, sam=SAM, sam2=SAM2, dense_classes=(0, 0, 0))
     torch.manual_seed(0)
-    model = build_model(config, vocabulary).eval()
+    model = UniRESPlusPlusModel(config, vocabulary).eval()
     with torch.no_grad():  # some of SAM's weights start at zero, which would hide mistakes
         for parameter in model.head.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))

@@ -20,7 +20,6 @@ from torch.utils._pytree import tree_iter
 
 from mllm.chat import IGNORE
 from mllm.tokens import Vocabulary
-from uniresxx.model.build import build_model
 from uniresxx.model.config import UniRESPlusPlusConfig
 from uniresxx.model.modeling import UniRESPlusPlusModel
 from uniresxx.model.tuning import cast_frozen
@@ -110,7 +109,7 @@ def model_without_memory(config: UniRESPlusPlusConfig) -> UniRESPlusPlusModel:
     not fit together."""
     vocabulary = Vocabulary.train([], config.mllm.vocabulary)
     with torch.device("meta"):
-        model = build_model(config, vocabulary)
+        model = UniRESPlusPlusModel(config, vocabulary)
     if config.tuning.frozen_dtype == "bf16":
         cast_frozen(model, torch.bfloat16)
     return model

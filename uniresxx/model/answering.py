@@ -33,17 +33,6 @@ class EncodedPhotos:
     proposal_seconds: float  # time to find the boxes of all photos
 
 
-def regions_of(views: Sequence[View]) -> list[dict[str, np.ndarray]]:
-    """The region proposals of each photo: xyxy (N, 4) in the image frame by "object" and "part"."""
-    return [
-        {
-            "object": view.letterbox.unboxes(view.boxes.objects),
-            "part": view.letterbox.unboxes(view.boxes.parts),
-        }
-        for view in views
-    ]
-
-
 def answer_texts(
     mllm: MLLM,
     head: MaskHead,

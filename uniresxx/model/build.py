@@ -37,11 +37,6 @@ Model = TypeVar("Model", bound=nn.Module)
 Log = Callable[[str], None]
 
 
-def build_model(config: UniRESPlusPlusConfig, vocabulary: Vocabulary) -> UniRESPlusPlusModel:
-    """A freshly initialised model; the caller seeds torch."""
-    return UniRESPlusPlusModel(config, vocabulary)
-
-
 def check_sources(config: UniRESPlusPlusConfig) -> None:
     """InputError where required pretrained parts are not named, with the options that name them."""
     w = config.weights

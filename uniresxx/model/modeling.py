@@ -6,7 +6,7 @@ M region tokens, h w low frame or grid, H W high frame, S mask frame.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from time import perf_counter
@@ -20,7 +20,7 @@ from mllm.chat import IGNORE
 from mllm.modeling import MLLM, Boxes, ImageFeatures
 from mllm.tokens import Vocabulary
 from uniresxx.errors import InputError
-from uniresxx.model.answering import EncodedPhotos, answer_texts, regions_of
+from uniresxx.model.answering import EncodedPhotos, answer_texts
 from uniresxx.model.config import UniRESPlusPlusConfig
 from uniresxx.model.criterion import ModelOutput, all_counts, loss_terms
 from uniresxx.model.heads.base import MaskHead
@@ -28,7 +28,6 @@ from uniresxx.model.heads.pyramid import PyramidHead
 from uniresxx.model.heads.sam import Sam2Head, SamHead
 from uniresxx.model.losses import Counts, LossTerms, photo_extent
 from uniresxx.model.processing import FROM_FEATURES, View, tensors_of, view_photo, with_boxes
-from uniresxx.model.regions.detector import Detector
 from uniresxx.model.regions.learned import BoxHead, BoxOutput
 from uniresxx.model.tuning import apply_tuning
 from uniresxx.types import Batch, DecisionRule, Decoding, ImageRecord, Prediction, Question
@@ -68,7 +67,8 @@ class UniRESPlusPlusModel(nn.Module):
         self.dense = nn.Conv2d(config.head.width, classes, 1) if classes else None
         learned = config.boxes == "learned"
         self.box_head = BoxHead(config.box_head, m.high_widths, m.high_patch) if learned else None
-        self.detector: Detector | None = None  # of boxes "owlv2": not a submodule, never saved
+        # of boxes "owlv2", pixels and extent -> boxes; not a submodule, never saved
+        self.detector: Callable[[Tensor, Tensor], Boxes] | None = None
         apply_tuning(self, self.mllm, config.tuning)
 
     def forward(self, batch: Batch) -> ModelOutput:
@@ -146,7 +146,14 @@ class UniRESPlusPlusModel(nn.Module):
 
     def regions(self, encoded: EncodedPhotos) -> list[dict[str, np.ndarray]]:
         """The region proposals of each photo: xyxy (N, 4) in the image frame by "object" and "part"."""
-        return regions_of(encoded.views)
+        regions = []
+        for view in encoded.views:
+            objects, parts = (
+                view.letterbox.unboxes(view.boxes.objects),
+                view.letterbox.unboxes(view.boxes.parts),
+            )
+            regions.append({"object": objects, "part": parts})
+        return regions
 
     def proposal_seconds(self, encoded: EncodedPhotos) -> float:
         """What finding the boxes of all photos took, without the high tower, which is needed anyway."""

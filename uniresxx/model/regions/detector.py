@@ -6,8 +6,6 @@ the detector has no part level). Shapes: B images, A detector patches, N object 
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -22,12 +20,6 @@ INSIDE = 0.9  # share of a part that lies inside its object
 SMALLER = 0.5  # a part has at most this share of its object's area
 
 
-class Detector(Protocol):
-    """Finds boxes on the high tower's normalised pixels; `extent` is the photo's (x, y) size in that frame."""
-
-    def __call__(self, pixels_B3HW: Tensor, extent_B2: Tensor) -> Boxes: ...
-
-
 class Owlv2Proposer:
     """OWLv2 (Minderer et al. 2023) from a folder or hub id; CLIP-normalised pixels are what it expects."""
 
@@ -40,7 +32,7 @@ class Owlv2Proposer:
 
     @torch.no_grad()
     def __call__(self, pixels_B3HW: Tensor, extent_B2: Tensor) -> Boxes:
-        """Boxes of B images, best first."""
+        """Boxes of B images, best first; `extent_B2` is each photo's (x, y) size in the frame of the pixels."""
         model = self.model.to(pixels_B3HW.device)
         side, own = pixels_B3HW.shape[-1], model.config.vision_config.image_size
         resized = F.interpolate(pixels_B3HW.float(), size=(own, own), mode="bilinear", antialias=True)
