@@ -112,13 +112,13 @@ def test_every_truth_box_has_a_responsible_location_on_one_stage() -> None:
         high = np.minimum(corner + size, 128)
         truth = torch.tensor([*corner, *high], dtype=torch.float32).expand(1, 2, 1, 4)
         valid = torch.tensor([[[True], [False]]])
-        found = assign(out.points_L2, out.stride_L, truth, valid)
-        strides = out.stride_L[found[0, 0] == 0].unique()
+        found = assign(out.points_A2, out.stride_A, truth, valid)
+        strides = out.stride_A[found[0, 0] == 0].unique()
         assert len(strides) == 1 and 1 <= int((found[0, 0] == 0).sum()) <= 9
         assert (found[0, 1] == -1).all()
     small_wins = torch.tensor([[0.0, 0, 30, 30], [10, 10, 20, 20]]).expand(1, 2, 2, 4)
-    found = assign(out.points_L2, out.stride_L, small_wins, torch.ones(1, 2, 2, dtype=torch.bool))
-    centre = ((out.points_L2 - 15).abs() < 3).all(dim=1) & (out.stride_L == 4)
+    found = assign(out.points_A2, out.stride_A, small_wins, torch.ones(1, 2, 2, dtype=torch.bool))
+    centre = ((out.points_A2 - 15).abs() < 3).all(dim=1) & (out.stride_A == 4)
     assert (found[0, 0][centre] == 1).all()
 
 
