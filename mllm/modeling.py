@@ -45,11 +45,10 @@ class Boxes:
 
     def without(self, objects: bool, parts: bool) -> Boxes:
         """The same counts with no box at all in the named streams."""
-        o, p = float(not objects), float(not parts)
         return Boxes(
-            self.objects_BO4 * o,
+            self.objects_BO4 * (not objects),
             self.object_valid_BO & (not objects),
-            self.parts_BP4 * p,
+            self.parts_BP4 * (not parts),
             self.part_valid_BP & (not parts),
         )
 
@@ -231,12 +230,10 @@ class MLLM(nn.Module):
     ) -> list[GeneratedAnswer]:
         """One chunk: every row has its own copy of its image's prefix in the cache."""
         v, device = self.vocabulary, prefix.valid_BL.device
-        R, L = len(branches), prefix.length
-        lengths_R = torch.tensor([len(b) for b in branches], device=device)
-        T = int(lengths_R.max())
-        ids_RT = torch.full((R, T), v.pad, device=device)
-        for row, branch in enumerate(branches):
-            ids_RT[row, : len(branch)] = torch.tensor(branch, device=device)
+        rows = [torch.tensor(branch, device=device) for branch in branches]
+        ids_RT = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=v.pad)
+        lengths_R = torch.tensor([len(branch) for branch in branches], device=device)
+        (R, T), L = ids_RT.shape, prefix.length
         cache, valid_RS = prefix.repeat(torch.tensor(image_of_row, device=device))
         step_RT = torch.arange(T, device=device).expand(R, -1)
         valid_RS = torch.cat((valid_RS, step_RT < lengths_R[:, None]), dim=1)
@@ -247,9 +244,8 @@ class MLLM(nn.Module):
         states: list[Tensor] = []
         p_seg: list[Tensor] = []
         done_R = torch.zeros(R, dtype=torch.bool, device=device)
-        last_step = max_new - (
-            self.config.prompt_state != "own"
-        )  # "own" needs the state after the last token
+        # the state after the last token is a prompt only where `prompt_state` is "own"
+        last_step = max_new if self.config.prompt_state == "own" else max_new - 1
         for step in range(max_new):
             logits_RV = self.logits(state_RD)
             token_R = torch.where(done_R, v.end, logits_RV.argmax(dim=-1))

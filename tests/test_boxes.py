@@ -318,7 +318,7 @@ def test_the_learned_head_finds_about_what_the_classical_proposer_finds_on_scene
             for g, boxes in enumerate(pair):
                 truth[b, g, : len(boxes)], valid[b, g, : len(boxes)] = torch.from_numpy(boxes), True
         photos = [photo_of(record) for record in records]
-        return photos, pixels(photos), truth, valid
+        return photos, pixels(photos, "half"), truth, valid
 
     for step in range(500):
         _, photos, truth, valid = pictures("train", 12 * step, 12)

@@ -230,11 +230,14 @@ def test_answers_do_not_depend_on_the_batch_or_the_rule(vocabulary: Vocabulary) 
     assert model.answer(model.encode_images(photos), [[], [], []], Decoding()) == []
 
 
-def test_training_and_answering_give_the_same_logits(vocabulary: Vocabulary) -> None:
-    """One expression through the batch and through encode_images and answer gives the same logits."""
-    model, record = make(vocabulary).eval(), RECORDS[1]
-    sample = make_sample(record, photo_of(record), record.expressions[:1], (), (0,), TOY.view, vocabulary)
-    batch = collate([sample], TOY.view, vocabulary)
+@pytest.mark.parametrize("stats", ["half", "clip"])
+def test_training_and_answering_give_the_same_logits(vocabulary: Vocabulary, stats: str) -> None:
+    """One expression through the batch and through encode_images and answer, whatever normalises the pixels."""
+    mllm = replace(TOY.inputs.mllm, pixel_stats=stats)
+    config = replace(TOY, inputs=replace(TOY.inputs, mllm=mllm))
+    model, record = make(vocabulary, config).eval(), RECORDS[1]
+    sample = make_sample(record, photo_of(record), record.expressions[:1], (), (0,), config.view, vocabulary)
+    batch = collate([sample], config.view, vocabulary)
     with torch.no_grad():
         output = model(batch)
     assert record.pixels is not None

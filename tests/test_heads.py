@@ -17,7 +17,7 @@ from uniresxx.imaging import masks
 from uniresxx.model.config import Sam2HeadConfig, SamHeadConfig
 from uniresxx.model.heads.sam import Sam2Head, SamHead
 from uniresxx.model.modeling import UniRESPlusPlusModel
-from uniresxx.model.processing import mask_pixels, pixels, view_photo
+from uniresxx.model.processing import pixels, tensors_of, view_photo
 from uniresxx.model.templates import TRAINING_TEMPLATES
 from uniresxx.model.tuning import cast_frozen
 from uniresxx.types import Decoding
@@ -201,11 +201,10 @@ def test_the_mask_frame_is_that_of_sams_own_processor() -> None:
         coarse = rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)
         photo = np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
         config = replace(CONFIG, mask_head="sam", sam=replace(SAM, size=128), dense_classes=(0, 0, 0))
-        view = view_photo(photo, replace(config, loss=replace(CONFIG.loss, dense=0.0)))
-        ours = mask_pixels([view])
+        ours = tensors_of([view_photo(photo, config)], config)["pixels_mask_B3SS"]
         processor = SamImageProcessorPil(size={"longest_edge": 128}, pad_size={"height": 128, "width": 128})
         theirs = processor(Image.fromarray(photo), return_tensors="pt")["pixel_values"]
-        assert ours is not None and ours.shape == theirs.shape
+        assert ours.shape == theirs.shape
         assert (ours - theirs).abs().max() < 0.05, (height, width)
 
 

@@ -23,7 +23,6 @@ from uniresxx.model.losses import (
     photo_extent,
     photo_sums,
     resized,
-    text_sum,
     true_iou,
 )
 from uniresxx.model.regions.learned import BoxHead, BoxOutput
@@ -74,7 +73,8 @@ def mask_terms(head: HeadOutput, batch: Batch, config: LossConfig) -> dict[str, 
 
 def loss_terms(output: ModelOutput, batch: Batch, config: LossConfig, box_head: BoxHead | None) -> LossTerms:
     """Sums of all terms over this micro-batch."""
-    sums = {"text": text_sum(output.logits_YV, output.labels_Y), **mask_terms(output.head, batch, config)}
+    text = F.cross_entropy(output.logits_YV.float(), output.labels_Y, reduction="sum")
+    sums = {"text": text, **mask_terms(output.head, batch, config)}
     if output.dense and batch.dense_BHW3 is not None:
         sums["dense"] = _dense_sum(output.dense, batch.dense_BHW3, batch.pixel_valid_BHW)
     if output.boxes is not None and box_head is not None:

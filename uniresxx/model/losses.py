@@ -1,7 +1,7 @@
 """Loss sums of METHOD section 4; divided by the counts of the whole global batch by the caller.
 
-Shapes: B images, E expressions, H W pixels of the high frame, h w the head's grid, K sampled points, Y label
-positions, V vocabulary, y x pixels of a photo.
+Shapes: B images, E expressions, H W pixels of the high frame, h w the head's grid, K sampled points, y x pixels
+of a photo.
 """
 
 from __future__ import annotations
@@ -30,11 +30,6 @@ class LossTerms:
     def total(self, counts: Counts) -> Tensor:
         """Sum over terms of weight * sum / count, counts being those of the global batch."""
         return torch.stack([self.weights[k] * self.sums[k] / max(counts[k], 1) for k in self.sums]).sum()
-
-
-def text_sum(logits_YV: Tensor, labels_Y: Tensor) -> Tensor:
-    """Cross entropy summed over label positions."""
-    return F.cross_entropy(logits_YV.float(), labels_Y, reduction="sum")
 
 
 def photo_extent(valid_BHW: Tensor) -> Tensor:

@@ -111,7 +111,7 @@ def _on_the_photo(boxes_N4: np.ndarray, letterbox: Letterbox) -> np.ndarray:
     return cut[left > 0.5 * whole]
 
 
-def pixels(views: Sequence[np.ndarray], stats: PixelStats = "half") -> Tensor:
+def pixels(views: Sequence[np.ndarray], stats: PixelStats) -> Tensor:
     """uint8 (H, W, 3) views -> normalised float (B, 3, H, W)."""
     mean, std = (torch.tensor(values)[:, None, None] for values in PIXEL_STATS[stats])
     return (torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2).float() - mean) / std
@@ -119,37 +119,26 @@ def pixels(views: Sequence[np.ndarray], stats: PixelStats = "half") -> Tensor:
 
 def tensors_of(views: Sequence[View], config: UniRESPlusPlusConfig) -> dict[str, Tensor]:
     """The model's input tensors of B photos: names as in uniresxx.types.Batch, and `extent_B2`, each photo's (x, y)
-    size within the high frame."""
-    stats, boxes = config.mllm.pixel_stats, pad_boxes(views, config)
+    size within the high frame. `pixels_mask_B3SS` only for a mask head with a frame of its own."""
+    m = config.mllm
     extent = [[view.letterbox.inner_width, view.letterbox.inner_height] for view in views]
-    found = {
-        "pixels_low_B3hw": pixels([view.low_hw3 for view in views], stats),
-        "pixels_high_B3HW": pixels([view.high_HW3 for view in views], stats),
+    object_boxes, object_valid = _pad([view.boxes.objects for view in views], m.max_objects)
+    part_boxes, part_valid = _pad([view.boxes.parts for view in views], m.max_parts)
+    tensors = {
+        "pixels_low_B3hw": pixels([view.low_hw3 for view in views], m.pixel_stats),
+        "pixels_high_B3HW": pixels([view.high_HW3 for view in views], m.pixel_stats),
         "extent_B2": torch.tensor(extent, dtype=torch.float32),
-        "object_boxes_BO4": boxes.objects_BO4,
-        "object_valid_BO": boxes.object_valid_BO,
-        "part_boxes_BP4": boxes.parts_BP4,
-        "part_valid_BP": boxes.part_valid_BP,
+        "object_boxes_BO4": object_boxes,
+        "object_valid_BO": object_valid,
+        "part_boxes_BP4": part_boxes,
+        "part_valid_BP": part_valid,
     }
-    own = mask_pixels(views)
-    return found if own is None else found | {"pixels_mask_B3SS": own}
-
-
-def mask_pixels(views: Sequence[View]) -> Tensor | None:
-    """The mask head's own frame of B photos (SAM's normalisation), None for a head without one."""
-    frames = [view.mask_SS3 for view in views if view.mask_SS3 is not None]
-    return pixels(frames, "imagenet") if frames else None
-
-
-def pad_boxes(views: Sequence[View], config: UniRESPlusPlusConfig) -> Boxes:
-    """Boxes of B images padded to the configured counts, with their validity."""
-    rows = [view.boxes for view in views]
-    objects, object_valid = _pad([r.objects for r in rows], config.mllm.max_objects)
-    parts, part_valid = _pad([r.parts for r in rows], config.mllm.max_parts)
-    return Boxes(objects, object_valid, parts, part_valid)
+    mask_frames = [view.mask_SS3 for view in views if view.mask_SS3 is not None]
+    return tensors | ({"pixels_mask_B3SS": pixels(mask_frames, "imagenet")} if mask_frames else {})
 
 
 def _pad(boxes: Sequence[np.ndarray], count: int) -> tuple[Tensor, Tensor]:
+    """Boxes of B images padded to `count`, and which of them are real."""
     padded = np.zeros((len(boxes), count, 4), dtype=np.float32)
     valid = np.zeros((len(boxes), count), dtype=bool)
     for row, box_N4 in enumerate(boxes):

@@ -213,8 +213,8 @@ class FilmUNet(nn.Module):
     def encode_images(self, photos: Sequence[np.ndarray]) -> EncodedPhotos:
         """Encode photos once."""
         views = [view_photo(photo, self.config.view) for photo in photos]
-        device = self.text.embed.weight.device
-        return EncodedPhotos(views, self.encoder(pixels([v.high_HW3 for v in views]).to(device)))
+        inputs = pixels([view.high_HW3 for view in views], self.config.inputs.mllm.pixel_stats)
+        return EncodedPhotos(views, self.encoder(inputs.to(self.text.embed.weight.device)))
 
     @torch.no_grad()
     def answer(
