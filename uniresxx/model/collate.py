@@ -50,9 +50,19 @@ def make_sample(
     config: UniRESPlusPlusConfig,
     vocabulary: Vocabulary,
 ) -> Sample:
-    """Render expressions (with template `choices[i]`) and dialogues of one image into one row.
+    """Render expressions and dialogues of one image into one row.
 
-    `photo`: the record's pixels, uint8 (y, x, 3). Raises InputError for a mask of another size.
+    Args:
+        record: the image and its truth.
+        photo: the record's pixels, uint8 (y, x, 3).
+        expressions: of the record, in the order of the row.
+        dialogues: of the record, after the expressions.
+        choices: index of the question template of each expression.
+        config: sizes and box source.
+        vocabulary: tokenizer.
+
+    Raises:
+        InputError: a mask has another size than its photo.
     """
     row = Row()
     masks: list[RLE | None] = []

@@ -46,7 +46,7 @@ class FoundBoxes:
 
 
 class UniRESPlusPlusModel(nn.Module):
-    """The full method; the tiny model is this class with small numbers."""
+    """The full method; the tiny model is this class with small numbers. `hub.classes.UniRESPlusPlus` wraps it."""
 
     def __init__(
         self, config: UniRESPlusPlusConfig, vocabulary: Vocabulary, skip_llm_init: bool = False
@@ -148,15 +148,12 @@ class UniRESPlusPlusModel(nn.Module):
         """The region proposals of each photo: xyxy (N, 4) in the image frame by "object" and "part"."""
         regions = []
         for view in encoded.views:
-            objects, parts = (
-                view.letterbox.unboxes(view.boxes.objects),
-                view.letterbox.unboxes(view.boxes.parts),
-            )
-            regions.append({"object": objects, "part": parts})
+            to_image, boxes = view.letterbox.unboxes, view.boxes
+            regions.append({"object": to_image(boxes.objects), "part": to_image(boxes.parts)})
         return regions
 
     def proposal_seconds(self, encoded: EncodedPhotos) -> float:
-        """What finding the boxes of all photos took, without the high tower, which is needed anyway."""
+        """Time to find the boxes of all photos, without the high tower, which is needed anyway."""
         return encoded.proposal_seconds
 
     @torch.no_grad()
