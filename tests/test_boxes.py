@@ -128,20 +128,20 @@ def test_the_head_learns_to_find_what_masks_show(vocabulary: Vocabulary) -> None
     head = BoxHead(HEAD, CONFIG.mllm.high_widths, CONFIG.mllm.high_patch)
     model = new_model(vocabulary)
     batch = batch_of([picture(0), picture(1)], vocabulary, LEARNED)
-    assert batch.truth_boxes_B2M4 is not None and batch.truth_boxes_valid_B2M is not None
+    assert batch.truth_boxes_BGM4 is not None and batch.truth_boxes_valid_BGM is not None
     extent = torch.full((2, 2), 32.0)
     with torch.no_grad():
         stages = model.mllm.high(batch.pixels_high_B3HW)
     optimizer = torch.optim.Adam(head.parameters(), lr=1e-2)
     for _ in range(150):
-        loss = head.loss_sum(head(stages), batch.truth_boxes_B2M4, batch.truth_boxes_valid_B2M, extent)
+        loss = head.loss_sum(head(stages), batch.truth_boxes_BGM4, batch.truth_boxes_valid_BGM, extent)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     found = head.propose(head(stages), extent, 3, 4)
     for g, boxes in enumerate((found.objects_BO4, found.parts_BP4)):
         for b in range(2):
-            truth = batch.truth_boxes_B2M4[b, g][batch.truth_boxes_valid_B2M[b, g]]
+            truth = batch.truth_boxes_BGM4[b, g][batch.truth_boxes_valid_BGM[b, g]]
             assert len(truth) == 1
             assert pairwise_iou(truth[None], boxes[b : b + 1]).max() > 0.5
 
@@ -207,7 +207,7 @@ def test_what_is_not_asked_for_is_still_an_object(vocabulary: Vocabulary) -> Non
         for slot in range(6):
             batch = Batches(source, LEARNED, vocabulary, 3, 1, 1, 1, 0.0)(slot, 0)
             assert len(batch.expression_ids) == 1
-            assert batch.truth_boxes_B2M4[0, :, 0].tolist() == [
+            assert batch.truth_boxes_BGM4[0, :, 0].tolist() == [
                 known[k][0].tolist() for k in ("object", "part")
             ]
     assert {e.granularity for e in groups.record(0).expressions} == {"multi"}

@@ -258,6 +258,9 @@ def test_the_recipe_has_the_parameters_of_the_compared_model(vocabulary: Vocabul
 
 def test_config_round_trip_and_refusals(vocabulary: Vocabulary, tmp_path: Path) -> None:
     assert FilmUNetConfig.from_dict(json.loads(json.dumps(TOY.to_dict()))) == TOY
+    former = TOY.to_dict()
+    former["inputs"]["boxes"] = "segmenter"
+    assert FilmUNetConfig.from_dict(former).inputs.boxes == "classical"
     with pytest.raises(InputError, match="model_type"):
         FilmUNetConfig.from_dict(TOY.inputs.to_dict())
     with pytest.raises(InputError, match="does not fit"):

@@ -41,7 +41,6 @@ from uniresxx.checkpoints import folders as checkpoint
 from uniresxx.data.mixture.ledger import DATA, QUARANTINE, DataError, Ledger, StepData
 from uniresxx.errors import InputError
 from uniresxx.files import png_bytes, write_atomic
-from uniresxx.model.config import with_current_values
 
 DONE, STOPPED = 0, 75  # exit codes
 GIVE_UP_AFTER = 10  # steps in a row whose loss or gradient is not finite
@@ -574,7 +573,7 @@ def _tidy(out: Path, state: State) -> None:
 
 def _decisive(about: Mapping[str, Any]) -> dict[str, Any]:
     """What may not change in a run. How a step is cut into micro-batches may: its images are the same."""
-    saved = with_current_values(about.get("recipe", {}))
+    saved = dict(about.get("recipe", {}))
     data = dict(saved.get("data", {}))
     if {"batch_images", "accumulate"} <= data.keys():
         data["batch_images * accumulate"] = data.pop("batch_images") * data.pop("accumulate")

@@ -69,7 +69,7 @@ class Work:
 
 
 def work_counter(model: nn.Module, config: UniRESPlusPlusConfig) -> Callable[[Batch], Work]:
-    """Counts the work of micro-batches for a UniRESPlusPlusModel; parameters are counted now, once."""
+    """Counts the work of micro-batches for a UniRESPlusPlus; parameters are counted now, once."""
     m = config.mllm
     visual = m.low_grid**2 + m.max_objects + m.max_parts + 3 + (m.bos is not None)
     llm = _cost(model, "mllm.llm.model.layers.")

@@ -1,4 +1,4 @@
-"""A Segmenter for tests: finds pure colours by their names, without weights and torch."""
+"""A Segmenter for tests: finds pure colours by their names, needs no weights and no torch."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 
 
 class ColourSegmenter:
-    """A text with "red" means every pure red pixel; without a colour of the photo the answer is a rejection.
+    """A text with "red" means every pure red pixel; one without a colour of the photo is not there.
 
-    Several colours in one text are answered phrase by phrase. "it" means the colour of the turn before,
-    "what" gets plain words. `encodings` and `asked` record the calls.
+    Several colours in one text are answered phrase by phrase. "it" means the colour of the previous turn,
+    "what" gets plain words. `encoded` and `asked` record the calls.
     """
 
     decision_rule: DecisionRule = "token"
 
     def __init__(self) -> None:
-        self.encodings = 0
+        self.encoded = 0
         self.asked: list[tuple[str, tuple[tuple[str, str], ...], str]] = []
 
     def encode_images(self, photos: Sequence[np.ndarray]) -> Any:
-        """The photos themselves are the encoding."""
+        """The photos themselves."""
         assert all(photo.dtype == np.uint8 and photo.shape[2:] == (3,) for photo in photos)
-        self.encodings += 1
+        self.encoded += 1
         return list(photos)
 
     def answer(

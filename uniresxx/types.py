@@ -199,8 +199,8 @@ class Batch:
     pixel_valid_BHW: torch.Tensor  # bool: false on padding of the high frame
     dense_BHW3: torch.Tensor | None = None
     pixels_mask_B3SS: torch.Tensor | None = None  # for mask heads with a frame of their own (SAM)
-    truth_boxes_B2M4: torch.Tensor | None = None  # boxes of all masks, by object and part; high frame
-    truth_boxes_valid_B2M: torch.Tensor | None = None
+    truth_boxes_BGM4: torch.Tensor | None = None  # boxes of all masks, by object and part; high frame
+    truth_boxes_valid_BGM: torch.Tensor | None = None
     # by image: bool (targets, y, x) at the photo's size, where the loss is taken there
     masks_photo: list[torch.Tensor] = field(default_factory=list)
     expression_ids: list[str] = field(default_factory=list)

@@ -106,12 +106,12 @@ def _pad_truth(samples: Sequence[Sample]) -> tuple[torch.Tensor | None, torch.Te
     if not known:
         return None, None
     M = max(len(boxes) for pair in known for boxes in pair)
-    boxes_B2M4 = np.zeros((len(known), 2, M, 4), dtype=np.float32)
-    valid_B2M = np.zeros((len(known), 2, M), dtype=bool)
+    boxes_BGM4 = np.zeros((len(known), 2, M, 4), dtype=np.float32)
+    valid_BGM = np.zeros((len(known), 2, M), dtype=bool)
     for b, pair in enumerate(known):
         for g, boxes in enumerate(pair):
-            boxes_B2M4[b, g, : len(boxes)], valid_B2M[b, g, : len(boxes)] = boxes, True
-    return torch.from_numpy(boxes_B2M4), torch.from_numpy(valid_B2M)
+            boxes_BGM4[b, g, : len(boxes)], valid_BGM[b, g, : len(boxes)] = boxes, True
+    return torch.from_numpy(boxes_BGM4), torch.from_numpy(valid_BGM)
 
 
 def _dense(record: ImageRecord, letterbox: Letterbox) -> np.ndarray | None:
@@ -148,8 +148,8 @@ def collate(samples: Sequence[Sample], config: UniRESPlusPlusConfig, vocabulary:
     known = [d for d in dense if d is not None]
     return Batch(
         **inputs,
-        truth_boxes_B2M4=truth[0],
-        truth_boxes_valid_B2M=truth[1],
+        truth_boxes_BGM4=truth[0],
+        truth_boxes_valid_BGM=truth[1],
         token_ids_BT=rows("ids_T", vocabulary.pad),
         labels_BT=rows("labels_T", IGNORE),
         branch_BT=rows("branch_T", -1),

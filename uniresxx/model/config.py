@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
@@ -195,7 +194,11 @@ class UniRESPlusPlusConfig:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> UniRESPlusPlusConfig:
         """Inverse of `to_dict`; unknown or missing keys and another model type raise InputError."""
-        values = with_current_values({k: v for k, v in values.items() if k not in BOOKKEEPING})
+        values = {
+            name: FORMER_VALUES.get((name, value), value) if isinstance(value, str) else value
+            for name, value in values.items()
+            if name not in BOOKKEEPING
+        }
         kind = values.pop("model_type", None)
         if kind != MODEL_TYPE:
             raise InputError(
@@ -212,17 +215,6 @@ class UniRESPlusPlusConfig:
             return cls(**parts, **_tuples(values))
         except (TypeError, KeyError, AttributeError, ValueError) as error:
             raise InputError(f"config.json does not fit this version: {error}") from error
-
-
-def with_current_values(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of a config.json or recipe.json with `FORMER_VALUES` replaced, at any depth."""
-    current = dict(values)
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            current[name] = with_current_values(value)
-        elif isinstance(value, str):
-            current[name] = FORMER_VALUES.get((name, value), value)
-    return current
 
 
 _LATER: dict[str, type] = {

@@ -49,7 +49,7 @@ def mask_counts(batch: Batch) -> Counts:
 
 def all_counts(batch: Batch) -> Counts:
     """Denominators of all terms."""
-    boxes = batch.truth_boxes_valid_B2M
+    boxes = batch.truth_boxes_valid_BGM
     return {
         "text": int((batch.labels_BT != IGNORE).sum()),
         **mask_counts(batch),
@@ -78,7 +78,7 @@ def loss_terms(output: ModelOutput, batch: Batch, config: LossConfig, box_head: 
     if output.dense and batch.dense_BHW3 is not None:
         sums["dense"] = _dense_sum(output.dense, batch.dense_BHW3, batch.pixel_valid_BHW)
     if output.boxes is not None and box_head is not None:
-        truth, valid = batch.truth_boxes_B2M4, batch.truth_boxes_valid_B2M
+        truth, valid = batch.truth_boxes_BGM4, batch.truth_boxes_valid_BGM
         assert truth is not None and valid is not None
         sums["box"] = box_head.loss_sum(output.boxes, truth, valid, photo_extent(batch.pixel_valid_BHW))
     return weighted(sums, config)

@@ -1,10 +1,10 @@
 """The `learned` proposer: a class-agnostic detector with an object and a part level on the high tower's stages.
 
-One location per cell of each stage predicts, for each of the two granularities, objectness, centre-ness and the
+One location per cell of each stage predicts, for each of the two levels, objectness, centre-ness and the
 distances to the four sides: FCOS (Tian et al. 2019) without classes. Trained on the boxes of all masks in the
 mixture, whatever their expressions are.
 
-Shapes: B images, 2 granularities (object, part), A locations of all stages, M truth boxes, N chosen boxes,
+Shapes: B images, G levels of boxes (object, part), A locations of all stages, M truth boxes, N chosen boxes,
 K candidates, C width, h w a stage map. Boxes are xyxy in the high frame.
 """
 
@@ -32,9 +32,9 @@ PRIOR = -4.6  # logit of 0.01: nearly all locations are empty (Lin et al. 2017)
 class BoxOutput(NamedTuple):
     """Predictions of each location; a box's score is the root of objectness times centre-ness."""
 
-    objectness_B2A: Tensor
-    centre_B2A: Tensor
-    boxes_B2A4: Tensor
+    objectness_BGA: Tensor
+    centre_BGA: Tensor
+    boxes_BGA4: Tensor
     points_A2: Tensor
     stride_A: Tensor
 
@@ -71,41 +71,41 @@ class BoxHead(nn.Module):
             raw.append(torch.cat((x[:, :, :2], size), dim=2).flatten(3))
             points.append(_centres(map_BChw, stride))
             strides.append(points[-1].new_full((len(points[-1]),), float(stride)))
-        x_B26A, points_A2 = torch.cat(raw, dim=-1), torch.cat(points)
-        left, top, right, bottom = x_B26A[:, :, 2:].unbind(2)
+        x_BG6A, points_A2 = torch.cat(raw, dim=-1), torch.cat(points)
+        left, top, right, bottom = x_BG6A[:, :, 2:].unbind(2)
         px, py = points_A2.unbind(-1)
         boxes = torch.stack((px - left, py - top, px + right, py + bottom), dim=-1)
-        return BoxOutput(x_B26A[:, :, 0], x_B26A[:, :, 1], boxes, points_A2, torch.cat(strides))
+        return BoxOutput(x_BG6A[:, :, 0], x_BG6A[:, :, 1], boxes, points_A2, torch.cat(strides))
 
     @torch.no_grad()
     def propose(self, output: BoxOutput, extent_B2: Tensor, max_objects: int, max_parts: int) -> Boxes:
         """The best boxes of both levels after NMS, cut to the photo, whose (x, y) size is `extent`."""
-        score = (output.objectness_B2A.float().sigmoid() * output.centre_B2A.float().sigmoid()).sqrt()
+        score = (output.objectness_BGA.float().sigmoid() * output.centre_BGA.float().sigmoid()).sqrt()
         found: list[Tensor] = []
         for g, count in enumerate((max_objects, max_parts)):
             found += best_boxes(
-                output.boxes_B2A4[:, g].float(), score[:, g], extent_B2, count, self.config.candidates
+                output.boxes_BGA4[:, g].float(), score[:, g], extent_B2, count, self.config.candidates
             )
         return Boxes(*found)
 
-    def loss_sum(self, output: BoxOutput, truth_B2M4: Tensor, valid_B2M: Tensor, extent_B2: Tensor) -> Tensor:
+    def loss_sum(self, output: BoxOutput, truth_BGM4: Tensor, valid_BGM: Tensor, extent_B2: Tensor) -> Tensor:
         """Focal loss on objectness, 1 - GIoU and centre-ness on responsible locations; divide by the truth boxes.
 
         FCOS divides by the number of responsible locations; `POSITIVES` per box stands in for it, so that the
         denominator is known before the forward pass (our choice). A level without any truth box adds nothing:
         most data sets mark either objects or parts, and an unmarked box may still be there (our choice).
         """
-        chosen_B2A = assign(output.points_A2, output.stride_A, truth_B2M4, valid_B2M)
-        positive = chosen_B2A >= 0
+        chosen_BGA = assign(output.points_A2, output.stride_A, truth_BGM4, valid_BGM)
+        positive = chosen_BGA >= 0
         on_photo_BA = (output.points_A2 < extent_B2[:, None]).all(dim=-1)
-        logits = output.objectness_B2A.float()
-        counted_B2A = on_photo_BA[:, None] & valid_B2M.any(dim=2)[..., None]
-        focal = _focal(logits, positive.float()) * counted_B2A
-        index = chosen_B2A.clamp(min=0)[..., None].expand(-1, -1, -1, 4)
-        target = truth_B2M4.gather(2, index) if truth_B2M4.shape[2] else output.boxes_B2A4.detach()
-        giou = pairwise_giou(output.boxes_B2A4.float(), target)
+        logits = output.objectness_BGA.float()
+        counted_BGA = on_photo_BA[:, None] & valid_BGM.any(dim=2)[..., None]
+        focal = _focal(logits, positive.float()) * counted_BGA
+        index = chosen_BGA.clamp(min=0)[..., None].expand(-1, -1, -1, 4)
+        target = truth_BGM4.gather(2, index) if truth_BGM4.shape[2] else output.boxes_BGA4.detach()
+        giou = pairwise_giou(output.boxes_BGA4.float(), target)
         centre = F.binary_cross_entropy_with_logits(
-            output.centre_B2A.float(), centreness(output.points_A2, target), reduction="none"
+            output.centre_BGA.float(), centreness(output.points_A2, target), reduction="none"
         )
         return (focal.sum() + ((1 - giou + centre) * positive).sum()) / POSITIVES
 
@@ -159,35 +159,35 @@ def pairwise_giou(a: Tensor, b: Tensor) -> Tensor:
     return shared / union - (hull - union) / hull
 
 
-def centreness(points_A2: Tensor, boxes_B2A4: Tensor) -> Tensor:
+def centreness(points_A2: Tensor, boxes_BGA4: Tensor) -> Tensor:
     """FCOS's target sqrt(min(l, r) / max(l, r) * min(t, b) / max(t, b)), 0..1; 0 outside the box."""
-    before = (points_A2 - boxes_B2A4[..., :2]).clamp(min=0)
-    after = (boxes_B2A4[..., 2:] - points_A2).clamp(min=0)
+    before = (points_A2 - boxes_BGA4[..., :2]).clamp(min=0)
+    after = (boxes_BGA4[..., 2:] - points_A2).clamp(min=0)
     ratio = torch.minimum(before, after) / torch.maximum(before, after).clamp(min=1e-6)
     return ratio.prod(dim=-1).sqrt()
 
 
 @torch.no_grad()
-def assign(points_A2: Tensor, stride_A: Tensor, truth_B2M4: Tensor, valid_B2M: Tensor) -> Tensor:
-    """The smallest truth box that each location is responsible for, -1 for none -> (B, 2, A).
+def assign(points_A2: Tensor, stride_A: Tensor, truth_BGM4: Tensor, valid_BGM: Tensor) -> Tensor:
+    """The smallest truth box that each location is responsible for, -1 for none -> (B, G, A).
 
     Responsible: within `RADIUS` strides of the centre and inside the box, or the nearest cell (small boxes may hold
     no cell's centre), on the stage whose reach fits the box's longer side.
     """
-    B, levels, M, _ = truth_B2M4.shape
+    B, G, M, _ = truth_BGM4.shape
     if not M:
-        return torch.full((B, levels, len(points_A2)), -1, device=points_A2.device)
-    low, high = truth_B2M4[..., None, :2], truth_B2M4[..., None, 2:]
+        return torch.full((B, G, len(points_A2)), -1, device=points_A2.device)
+    low, high = truth_BGM4[..., None, :2], truth_BGM4[..., None, 2:]
     away = ((low + high) / 2 - points_A2).abs().amax(dim=-1)
     inside = ((points_A2 >= low) & (points_A2 <= high)).all(dim=-1)
     near = ((away <= RADIUS * stride_A) & inside) | (away <= 0.5 * stride_A)
-    longest = (truth_B2M4[..., 2:] - truth_B2M4[..., :2]).amax(dim=-1)[..., None]
+    longest = (truth_BGM4[..., 2:] - truth_BGM4[..., :2]).amax(dim=-1)[..., None]
     first, last = stride_A.min(), stride_A.max()
     fits = (longest <= REACH * stride_A) | (stride_A == last)
     fits &= (longest > REACH * stride_A / 2) | (stride_A == first)
     area = (high - low).clamp(min=0).prod(dim=-1)[..., 0]
-    cost_B2MA = torch.where(near & fits & valid_B2M[..., None], area[..., None], torch.inf)
-    best = cost_B2MA.min(dim=2)
+    cost_BGMA = torch.where(near & fits & valid_BGM[..., None], area[..., None], torch.inf)
+    best = cost_BGMA.min(dim=2)
     return torch.where(best.values.isfinite(), best.indices, -1)
 
 
