@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -142,7 +143,7 @@ def collate(samples: Sequence[Sample], config: UniRESPlusPlusConfig, vocabulary:
     truth = _pad_truth(samples)
     nothing = np.zeros((side, side), dtype=bool)
     masks = [nothing if mask is None else mask for s in samples for mask in s.masks]
-    inputs = tensors_of([s.view for s in samples], config)
+    inputs: dict[str, Any] = tensors_of([s.view for s in samples], config)
     del inputs["extent_B2"]  # follows from pixel_valid_BHW
     dense = [s.dense_HW3 for s in samples]
     known = [d for d in dense if d is not None]
