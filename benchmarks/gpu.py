@@ -52,7 +52,7 @@ from uniresxx.model.config import (
     UniRESPlusPlusConfig,
     sam_huge,
 )
-from uniresxx.model.modeling import UniRESPlusPlus
+from uniresxx.model.modeling import UniRESPlusPlusModel
 from uniresxx.model.templates import TRAINING_TEMPLATES
 from uniresxx.model.tuning import cast_frozen
 from uniresxx.types import Batch, Decoding, Expression, Granularity, ImageRecord
@@ -117,11 +117,11 @@ def vocabulary_of(config: MLLMConfig) -> Vocabulary:
     return Vocabulary.train([SENTENCE, *TRAINING_TEMPLATES] * 5, min(config.vocabulary, 600))
 
 
-def build(recipe: Recipe, vocabulary: Vocabulary, device: torch.device) -> UniRESPlusPlus:
+def build(recipe: Recipe, vocabulary: Vocabulary, device: torch.device) -> UniRESPlusPlusModel:
     """Random weights, made where they are used; frozen ones in bf16."""
     torch.manual_seed(0)
     with device:
-        model = UniRESPlusPlus(recipe.model, vocabulary)
+        model = UniRESPlusPlusModel(recipe.model, vocabulary)
     cast_frozen(model, torch.bfloat16)
     return model
 
@@ -155,7 +155,7 @@ def batch_of(recipe: Recipe, vocabulary: Vocabulary, count: int) -> Batch:
     return collate(samples, config, vocabulary)
 
 
-def llm_flops(model: UniRESPlusPlus, prefix: int, branches: Sequence[int], labels: int) -> float:
+def llm_flops(model: UniRESPlusPlusModel, prefix: int, branches: Sequence[int], labels: int) -> float:
     """FLOPs of the LLM in one training step on one image: the formula above."""
     m, llm = model.mllm.config, model.mllm.llm
     tokens = prefix + sum(branches)
@@ -174,7 +174,7 @@ def llm_flops(model: UniRESPlusPlus, prefix: int, branches: Sequence[int], label
     return weights + 12 * m.llm_width * m.llm_layers * pairs + output
 
 
-def step_flops(engine: Engine, model: UniRESPlusPlus, batch: Batch) -> float:
+def step_flops(engine: Engine, model: UniRESPlusPlusModel, batch: Batch) -> float:
     """FLOPs of one training step on a micro-batch."""
     counter = FlopCounterMode(display=False)
     model.eval()

@@ -126,17 +126,17 @@ def generate_shared(case: Case, steps: int = STEPS) -> Tensor:
 def generate_rows(case: Case, steps: int = STEPS) -> Tensor:
     """Greedy tokens (K, steps) of one batch of K whole rows with a KV cache."""
     K, T = case.ids_KT.shape
-    cache, L = DynamicCache(), case.prefix_1LD.shape[1]
+    L, cached = case.prefix_1LD.shape[1], {case.model.cache_argument: DynamicCache()}
     hidden = torch.cat((case.prefix_1LD.expand(K, -1, -1), case.model.embed(case.ids_KT)), dim=1)
-    output = case.model.llm.model(inputs_embeds=hidden, past_key_values=cache, use_cache=True)
+    output = case.model.llm.model(inputs_embeds=hidden, use_cache=True, **cached)
     tokens: list[Tensor] = []
     for step in range(steps):
         tokens.append(case.model.logits(output.last_hidden_state[:, -1]).argmax(dim=-1))
         output = case.model.llm.model(
             inputs_embeds=case.model.embed(tokens[-1])[:, None],
             position_ids=torch.full((K, 1), L + T + step),
-            past_key_values=cache,
             use_cache=True,
+            **cached,
         )
     return torch.stack(tokens, dim=1)
 

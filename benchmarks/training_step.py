@@ -42,11 +42,10 @@ from train.recipes.uniresxx_7b import uniresxx_7b
 from uniresxx.data.store.photos import photo_of
 from uniresxx.imaging.geometry import Letterbox
 from uniresxx.imaging.masks import encode
-from uniresxx.model.build import build_model
 from uniresxx.model.collate import collate, make_sample
 from uniresxx.model.config import PyramidHeadConfig, UniRESPlusPlusConfig
 from uniresxx.model.losses import photo_logits
-from uniresxx.model.modeling import UniRESPlusPlus
+from uniresxx.model.modeling import UniRESPlusPlusModel
 from uniresxx.model.regions.classical import random_boxes
 from uniresxx.types import Batch, Expression, Granularity, ImageRecord
 
@@ -104,7 +103,7 @@ class Case:
     """The same images and expressions for all arms."""
 
     config: UniRESPlusPlusConfig
-    model: UniRESPlusPlus
+    model: UniRESPlusPlusModel
     batch: Batch
     per_expression: Text
     per_image: Text
@@ -124,7 +123,7 @@ def make_case(sizes: Sizes) -> Case:
         tuning=TuningConfig(frozen=recipe.tuning.frozen, lora_rank=LORA, token_rows=recipe.tuning.token_rows),
     )
     vocabulary = Vocabulary.train(TEXTS, sizes.mllm.vocabulary)
-    model = build_model(config, vocabulary)
+    model = UniRESPlusPlusModel(config, vocabulary)
     records = [make_record(number, sizes.photo) for number in range(sizes.images)]
     samples = [
         make_sample(r, photo_of(r), r.expressions, [], range(EXPRESSIONS), config, vocabulary)

@@ -1,1 +1,1 @@
-"""The multimodal LLM: sees a picture at three granularities and speaks. Imports nothing of uniresxx."""
+"""The multimodal LLM: encodes a picture at three granularities and generates text. Imports nothing of uniresxx."""

@@ -1,8 +1,8 @@
 """Pretrained weights into our names: LLaVA-1.5, CLIP ViT, CLIP ConvNeXt, SAM, SAM 2. Safetensors only, strict.
 
 A source is a local folder, or the id of a hub repository (`owner/name`, `owner/name@revision`), which is downloaded
-only because it was named. Raises ValueError that says what does not fit; nothing of a named part stays random
-without being listed.
+only because it was named. ValueError names what does not fit; a report lists every
+tensor of a named part that stays random.
 """
 
 from __future__ import annotations
@@ -90,12 +90,12 @@ FIRST_ROWS = {USER: "USER:", ASSISTANT: "ASSISTANT:", END: "</s>", PAD: "<unk>"}
 
 @dataclass(slots=True)
 class Report:
-    """What was loaded into one part, and which of its tensors are new on purpose."""
+    """The tensors loaded into one part, and those that are new on purpose."""
 
     source: str
     loaded: list[str] = field(default_factory=list)
     new: list[str] = field(default_factory=list)
-    ignored: list[str] = field(default_factory=list)  # known names of the source that this part does not want
+    ignored: list[str] = field(default_factory=list)  # known names of the source that this part does not use
 
     def line(self, part: str) -> str:
         """One printed line."""
@@ -136,7 +136,7 @@ def weight_files(folder: Path) -> dict[str, Path]:
             raise ValueError(f"{index} is not an index of weights ({error})") from error
         missing = sorted({name for name in listed.values() if not (folder / name).is_file()})
         if missing:
-            raise ValueError(f"{folder} lacks {_few(missing)}, which {index.name} names: copy all shards")
+            raise ValueError(f"{index} names {_few(missing)}, missing in {folder}: copy all shards")
         return {tensor: folder / name for tensor, name in listed.items()}
     files = sorted(folder.glob("*.safetensors"))
     preferred = [f for f in files if f.name in ("model.safetensors", "open_clip_model.safetensors")]
@@ -240,7 +240,7 @@ def _few(names: Sequence[str]) -> str:
 def load_llava(model: MLLM, source: str, with_tower: bool) -> list[Report]:
     """LLM, projector and, with `with_tower`, the low tower, of LLaVA-1.5 in any of its published layouts.
 
-    Rows of the vocabulary that the source lacks, and those of our special tokens, start from `first_rows`.
+    Rows of the vocabulary that the source does not have, and those of our special tokens, start from `first_rows`.
     """
     if model.config.projector != "mlp2x_gelu":
         raise ValueError(f"projector={model.config.projector!r}: LLaVA-1.5 has mllm.projector 'mlp2x_gelu'")

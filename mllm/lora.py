@@ -23,7 +23,7 @@ class RowEmbedding(nn.Embedding):
     """An embedding whose `weight` is frozen but for some rows, which are a parameter of their own.
 
     peft's trainable_token_indices writes the rows into a copy of the whole matrix at every call and gets a gradient
-    of its size back; here neither is ever made. Same values: checked against it in the tests.
+    of its size back; this class makes neither. The tests compare the values with those of peft.
     """
 
     rows_RD: nn.Parameter
@@ -63,7 +63,7 @@ class RowLinear(nn.Linear):
 
 
 def _own_rows(module: RowEmbedding | RowLinear, rows: Sequence[int]) -> None:
-    """Give a matrix module its trained rows and the two index tables (not saved)."""
+    """Add the trained rows and two index tables, which are not saved, to a matrix module."""
     weight = module.weight
     ids = torch.tensor(sorted(rows), device=weight.device)
     place = torch.full((len(weight),), -1, device=weight.device)
@@ -74,17 +74,25 @@ def _own_rows(module: RowEmbedding | RowLinear, rows: Sequence[int]) -> None:
 
 
 def refresh_rows(module: nn.Module) -> None:
-    """Start the trained rows from `weight` again, after that was loaded."""
+    """Copy the trained rows from `weight` again, after that was loaded."""
     if isinstance(module, RowEmbedding | RowLinear):
         with torch.no_grad():
             module.rows_RD.copy_(module.weight[module.row_ids_R])
 
 
 def adapt(llm: Any, tuning: TuningConfig, new_tokens: Sequence[int]) -> None:
-    """Freeze, adapt and open what `tuning` says, in place; `llm` is a LlamaForCausalLM.
+    """Freeze, adapt and open weights of a LlamaForCausalLM in place.
+
+    Args:
+        llm: the language model.
+        tuning: ranks, targets and token rows.
+        new_tokens: ids of the rows that `token_rows="new"` trains.
 
     With adapters the parameter of a target becomes `<target>.base_layer.weight`, its adapters
-    `<target>.lora_A.default.weight` and `lora_B`. Raises ValueError for a target that names no projection.
+    `<target>.lora_A.default.weight` and `lora_B`.
+
+    Raises:
+        ValueError: a target names no projection, or peft is not installed.
     """
     if tuning.lora_rank:
         _inject(llm, tuning)
@@ -128,7 +136,7 @@ def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def load_adapter_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Put back what `adapter_tensors` gave; every name and shape must match (ValueError)."""
+    """Load the tensors of `adapter_tensors`; ValueError where a name or a shape does not match."""
     own = adapter_tensors(model)
     wrong = sorted(own.keys() ^ tensors.keys()) + sorted(
         name for name in own.keys() & tensors.keys() if own[name].shape != tensors[name].shape
@@ -140,33 +148,20 @@ def load_adapter_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> Non
             value.copy_(tensors[name])
 
 
-def _layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
+def _adapted_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Layers with adapters by name; peft is imported only where there are any."""
+    if not any(".lora_A." in name for name, _ in model.named_parameters()):
+        return iter(())
     from peft.tuners.lora import LoraLayer
 
     return ((name, module) for name, module in model.named_modules() if isinstance(module, LoraLayer))
 
 
-def merge(model: nn.Module) -> None:
-    """Add the adapters into the weights they adapt; the output stays, `unmerge` undoes it (up to rounding).
-
-    In the weights' own type: bf16 rounds most of a small adapter away, so call `model.float()` first.
-    """
-    for _, layer in _layers(model):
-        layer.merge()
-
-
-def unmerge(model: nn.Module) -> None:
-    """Inverse of `merge`."""
-    for _, layer in _layers(model):
-        layer.unmerge()
-
-
 def subtract(model: nn.Module) -> None:
-    """Take what the adapters add out of weights that hold it already; the output becomes that of before the merge."""
-    if _has(model):
-        for _, layer in _layers(model):
-            weight = layer.get_base_layer().weight
-            weight.data -= layer.get_delta_weight("default").to(weight.dtype)
+    """Subtract the adapters from weights into which they were merged; the model then computes what it did before."""
+    for _, layer in _adapted_layers(model):
+        weight = layer.get_base_layer().weight
+        weight.data -= layer.get_delta_weight("default").to(weight.dtype)
 
 
 def merged_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -175,9 +170,7 @@ def merged_tensors(model: nn.Module) -> dict[str, Tensor]:
     The model itself is left as it was.
     """
     plain = {name: value for name, value in model.state_dict().items() if not is_adapter(name)}
-    deltas = (
-        {name: layer.get_delta_weight("default") for name, layer in _layers(model)} if _has(model) else {}
-    )
+    deltas = {name: layer.get_delta_weight("default") for name, layer in _adapted_layers(model)}
     state: dict[str, Tensor] = {}
     for name, value in plain.items():
         base = name.removesuffix(".base_layer.weight")
@@ -192,7 +185,3 @@ def merged_tensors(model: nn.Module) -> dict[str, Tensor]:
                 0, module.row_ids_R, module.rows_RD.detach().to(state[key].dtype)
             )
     return state
-
-
-def _has(model: nn.Module) -> bool:
-    return any(".lora_A." in name for name, _ in model.named_parameters())

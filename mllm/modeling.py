@@ -1,7 +1,8 @@
-"""The multimodal LLM and its four doors: see, read, prefill, speak.
+"""The multimodal LLM: `encode_image`, `forward` (training), `prefill` and `generate` (answers).
 
-Shapes: B images, R rows to generate, T text tokens, L prefix length, N image tokens, O objects, P parts, D width,
-C channels of a tower, V vocabulary. Boxes are xyxy in the high frame.
+Shapes: B images, R rows to generate, T text tokens, L prefix length, S keys (prefix and text), N image tokens,
+O objects, P parts, K decisions of one answer, D width, C channels of a tower, V vocabulary, h w pixels of the low
+frame, H W of the high frame. Boxes are xyxy in the high frame.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import DynamicCache
 
 from mllm.config import MLLMConfig
 from mllm.exploitation import FeatureExploitation
+from mllm.language import build_llama, cache_argument
 from mllm.prefix import (
     CACHE_BYTES,
     PrefixCache,
@@ -43,18 +45,17 @@ class Boxes:
 
     def without(self, objects: bool, parts: bool) -> Boxes:
         """The same counts with no box at all in the named streams."""
-        o, p = float(not objects), float(not parts)
         return Boxes(
-            self.objects_BO4 * o,
+            self.objects_BO4 * (not objects),
             self.object_valid_BO & (not objects),
-            self.parts_BP4 * p,
+            self.parts_BP4 * (not parts),
             self.part_valid_BP & (not parts),
         )
 
 
 @dataclass(frozen=True, slots=True)
 class ImageFeatures:
-    """Everything seen of B images: the LLM's prefix, the refined region tokens, the high tower's stage maps."""
+    """B images encoded: the LLM's prefix, the refined region tokens, the high tower's stage maps."""
 
     prefix_BLD: Tensor
     valid_BL: Tensor
@@ -78,34 +79,6 @@ class GeneratedAnswer:
     p_seg_K: Tensor
 
 
-def _llama(config: MLLMConfig, vocabulary: Vocabulary, later: bool) -> LlamaForCausalLM:
-    """The LLM; with `later` it is made without writing to its memory, which takes minutes at 7B."""
-    sizes = LlamaConfig(
-        vocab_size=config.vocabulary,
-        hidden_size=config.llm_width,
-        intermediate_size=config.llm_mlp,
-        num_hidden_layers=config.llm_layers,
-        num_attention_heads=config.llm_heads,
-        num_key_value_heads=config.llm_heads,
-        max_position_embeddings=config.llm_context,
-        rms_norm_eps=config.llm_eps,
-        rope_parameters={"rope_type": "default", "rope_theta": config.llm_rope_theta},
-        initializer_range=config.init_std,
-        attn_implementation=config.attention,
-        pad_token_id=vocabulary.pad,
-        eos_token_id=vocabulary.end,
-        bos_token_id=None,
-        tie_word_embeddings=False,
-    )
-    if not later:
-        return LlamaForCausalLM(sizes)
-    with torch.device("meta"):
-        llm = LlamaForCausalLM(sizes)
-    llm.to_empty(device="cpu")
-    llm.model.rotary_emb = type(llm.model.rotary_emb)(sizes)  # its buffers are computed, never loaded
-    return llm
-
-
 class MLLM(nn.Module):
     """LLaVA-style: visual prefix from MGVF and MGFE, then branches of text."""
 
@@ -124,11 +97,10 @@ class MLLM(nn.Module):
         self.object_tokens = RegionTokens(config, config.max_objects, config.use_objects)
         self.part_tokens = RegionTokens(config, config.max_parts, config.use_parts)
         self.exploitation = FeatureExploitation(config)
-        self.llm = _llama(config, vocabulary, skip_llm_init)
+        self.llm = build_llama(config, vocabulary, skip_llm_init)
+        self.cache_argument = cache_argument(self.llm.model.forward)
         if not skip_llm_init:
             nn.init.normal_(self.embed.weight, std=config.embedding_std)
-        if config.activation_checkpointing:
-            self.llm.activation_checkpointing_enable({"use_reentrant": False})
 
     @property
     def embed(self) -> nn.Embedding:
@@ -142,9 +114,13 @@ class MLLM(nn.Module):
         boxes: Boxes,
         stages: list[Tensor] | None = None,
     ) -> ImageFeatures:
-        """Look at B images once. The image-blind control sees neither pixels nor where regions were proposed.
+        """Encode B images once. With `blind_to_image`, pixels and boxes are replaced by zeros.
 
-        `stages`: `self.high(pixels_high)`, where the caller has computed it already.
+        Args:
+            pixels_low_B3hw: normalised pixels of the low frame.
+            pixels_high_B3HW: normalised pixels of the high frame.
+            boxes: region proposals in the high frame.
+            stages: `self.high(pixels_high_B3HW)`, where the caller has computed it already.
         """
         boxes = boxes.without(objects=not self.config.use_objects, parts=not self.config.use_parts)
         if self.config.blind_to_image:
@@ -170,12 +146,12 @@ class MLLM(nn.Module):
         return ImageFeatures(prefix, valid, layout, stages, objects, parts, boxes)
 
     def _embed_text(self, ids_BT: Tensor) -> Tensor:
-        """Token embeddings; a text-blind control sees only the marks, so words carry nothing."""
+        """Token embeddings; with `blind_to_text`, words are replaced by padding and only turn marks stay."""
         if self.config.blind_to_text:
             v = self.vocabulary
-            keep = torch.zeros(self.config.vocabulary, dtype=torch.bool, device=ids_BT.device)
-            keep[[v.user, v.assistant, v.seg, v.rej, v.end]] = True
-            ids_BT = torch.where(keep[ids_BT], ids_BT, v.pad)
+            is_mark_V = torch.zeros(self.config.vocabulary, dtype=torch.bool, device=ids_BT.device)
+            is_mark_V[[v.user, v.assistant, v.seg, v.rej, v.end]] = True
+            ids_BT = torch.where(is_mark_V[ids_BT], ids_BT, v.pad)
         return self.embed(ids_BT)
 
     def forward(
@@ -183,7 +159,14 @@ class MLLM(nn.Module):
     ) -> Tensor:
         """Teacher-forced states (B, T, D) of packed branches after the prefix (training).
 
-        ValueError for an attention backend that cannot pack branches.
+        Args:
+            features: of B images, from `encode_image`.
+            ids_BT: tokens of each image's branches, one after another.
+            branch_BT: branch of each token, -1 on padding.
+            position_BT: place of each token in its branch.
+
+        Raises:
+            ValueError: the attention backend cannot pack branches.
         """
         check_packed(self.config.attention)
         hidden = torch.cat((features.prefix_BLD, self._embed_text(ids_BT)), dim=1)
@@ -206,16 +189,10 @@ class MLLM(nn.Module):
     def prefill(self, features: ImageFeatures) -> PrefixCache:
         """Encode the visual prefix of B images once for generation."""
         B, L = features.valid_BL.shape
-        mask = self._causal(features.valid_BL, L, features.prefix_BLD.dtype)
-        with self._dense():
-            output = self.llm.model(
-                inputs_embeds=features.prefix_BLD,
-                attention_mask=mask,
-                position_ids=torch.arange(L, device=mask.device).expand(B, -1),
-                use_cache=True,
-            )
-        layers = tuple((layer.keys, layer.values) for layer in output.past_key_values.layers)
-        return PrefixCache(layers, features.valid_BL)
+        position_BL = torch.arange(L, device=features.valid_BL.device).expand(B, -1)
+        cache = DynamicCache()
+        self._extend(features.prefix_BLD, position_BL, features.valid_BL, cache)
+        return PrefixCache(tuple((layer.keys, layer.values) for layer in cache.layers), features.valid_BL)
 
     @torch.no_grad()
     def generate(
@@ -226,10 +203,15 @@ class MLLM(nn.Module):
         max_new: int,
         cache_bytes: int = CACHE_BYTES,
     ) -> list[GeneratedAnswer]:
-        """Greedy answers to R branches (token ids that end with <assistant>), decoded together in chunks.
+        """Greedy answers to R branches, decoded together in chunks of rows.
 
-        A chunk holds as many rows as keep the repeated cache of keys and values within `cache_bytes` (at least
-        one row; appending to the cache needs one layer of it twice for a moment). Answers do not depend on it.
+        Args:
+            prefix: of B images, from `prefill`.
+            branches: token ids of each row, ending with <assistant>.
+            image_of_row: the image of each row.
+            max_new: tokens of an answer at most.
+            cache_bytes: a chunk holds as many rows as keep its keys and values within this, at least one;
+                appending needs one layer twice for a moment. Answers do not depend on it.
         """
         longest = max((len(branch) for branch in branches), default=0)
         rows = max(1, cache_bytes // prefix.row_bytes(longest + max_new))
@@ -248,23 +230,22 @@ class MLLM(nn.Module):
     ) -> list[GeneratedAnswer]:
         """One chunk: every row has its own copy of its image's prefix in the cache."""
         v, device = self.vocabulary, prefix.valid_BL.device
-        R, L = len(branches), prefix.length
-        lengths_R = torch.tensor([len(b) for b in branches], device=device)
-        T = int(lengths_R.max())
-        ids_RT = torch.full((R, T), v.pad, device=device)
-        for row, branch in enumerate(branches):
-            ids_RT[row, : len(branch)] = torch.tensor(branch, device=device)
+        rows = [torch.tensor(branch, device=device) for branch in branches]
+        ids_RT = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=v.pad)
+        lengths_R = torch.tensor([len(branch) for branch in branches], device=device)
+        (R, T), L = ids_RT.shape, prefix.length
         cache, valid_RS = prefix.repeat(torch.tensor(image_of_row, device=device))
         step_RT = torch.arange(T, device=device).expand(R, -1)
         valid_RS = torch.cat((valid_RS, step_RT < lengths_R[:, None]), dim=1)
-        states_RTD = self._step(ids_RT, step_RT + L, valid_RS, cache)
+        states_RTD = self._extend(self._embed_text(ids_RT), step_RT + L, valid_RS, cache)
         state_RD = states_RTD[torch.arange(R, device=device), lengths_R - 1]
 
         tokens: list[Tensor] = []
         states: list[Tensor] = []
         p_seg: list[Tensor] = []
         done_R = torch.zeros(R, dtype=torch.bool, device=device)
-        enough = max_new - (self.config.prompt_state != "own")  # steps whose state after the token is used
+        # the state after the last token is a prompt only where `prompt_state` is "own"
+        last_step = max_new if self.config.prompt_state == "own" else max_new - 1
         for step in range(max_new):
             logits_RV = self.logits(state_RD)
             token_R = torch.where(done_R, v.end, logits_RV.argmax(dim=-1))
@@ -273,23 +254,25 @@ class MLLM(nn.Module):
             states.append(state_RD)
             p_seg.append(pair_R2[:, 0])
             done_R = done_R | (token_R == v.end)
-            if bool(done_R.all()) or step >= enough:
+            if bool(done_R.all()) or step >= last_step:
                 break
             valid_RS = torch.cat((valid_RS, ~done_R[:, None]), dim=1)
-            position = (L + lengths_R + step)[:, None]
-            state_RD = self._step(token_R[:, None], position, valid_RS, cache)[:, 0]
+            position_R1 = (L + lengths_R + step)[:, None]
+            state_RD = self._extend(self._embed_text(token_R[:, None]), position_R1, valid_RS, cache)[:, 0]
         return self._collect(torch.stack(tokens, 1), torch.stack(states, 1), torch.stack(p_seg, 1), state_RD)
 
-    def _step(self, ids_RT: Tensor, position_RT: Tensor, valid_RS: Tensor, cache: object) -> Tensor:
-        hidden = self._embed_text(ids_RT)
-        mask = self._causal(valid_RS, ids_RT.shape[1], hidden.dtype)
-        with self._dense():
+    def _extend(
+        self, hidden_RTD: Tensor, position_RT: Tensor, valid_RS: Tensor, cache: DynamicCache
+    ) -> Tensor:
+        """States (R, T, D) of the T newest of S tokens; their keys and values are appended to `cache`."""
+        mask = self._causal(valid_RS, hidden_RTD.shape[1], hidden_RTD.dtype)
+        with self._sdpa_instead_of_flex():
             output = self.llm.model(
-                inputs_embeds=hidden,
+                inputs_embeds=hidden_RTD,
                 attention_mask=mask,
                 position_ids=position_RT,
-                past_key_values=cache,
                 use_cache=True,
+                **{self.cache_argument: cache},
             )
         return output.last_hidden_state
 
@@ -303,8 +286,8 @@ class MLLM(nn.Module):
         return decoding_mask(valid_RS, new, dtype)
 
     @contextmanager
-    def _dense(self) -> Iterator[None]:
-        """SDPA while generating: FlexAttention would be compiled anew for every length of the cache."""
+    def _sdpa_instead_of_flex(self) -> Iterator[None]:
+        """Generate with SDPA: FlexAttention would be compiled anew for every length of the cache."""
         if self.config.attention != "flex_attention":
             yield
             return
@@ -317,6 +300,7 @@ class MLLM(nn.Module):
     def _collect(
         self, ids_RT: Tensor, states_RTD: Tensor, p_seg_RT: Tensor, last_RD: Tensor
     ) -> list[GeneratedAnswer]:
+        """Answers of R rows from the tokens of all steps and the states that predict them."""
         v, answers = self.vocabulary, []
         own = self.config.prompt_state == "own"
         after_RTD = torch.cat((states_RTD[:, 1:], last_RD[:, None]), dim=1)

@@ -1,6 +1,7 @@
 """One visual prefix, many branches: the attention layout of training and the KV reuse of generation.
 
-Shapes: B images, R rows (branches to generate), L prefix, T text tokens of a row, S keys, G heads, d head width.
+Shapes: B images, R rows (branches to generate), L prefix tokens, T text tokens of a row, S keys (prefix and text),
+G heads, d head width.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from transformers.utils import is_flash_attn_2_available
 
 from mllm.config import Attention
 
-CACHE_BYTES = 4 * 2**30  # our choice: 11 rows of the 7B model in bf16, thousands of the tiny one
+CACHE_BYTES = 4 * 2**30  # 11 rows of the 7B model in bf16, thousands of the tiny one (our choice)
 
 
 def packed_mask(prefix_valid_BL: Tensor, branch_BT: Tensor, dtype: torch.dtype) -> Tensor:
@@ -27,30 +28,28 @@ def packed_mask(prefix_valid_BL: Tensor, branch_BT: Tensor, dtype: torch.dtype) 
     branch = torch.cat((branch_BT.new_full((B, L), -2), branch_BT), dim=1)
     key_ok = torch.cat((prefix_valid_BL, branch_BT >= 0), dim=1)
     same = (branch[:, None, :] == branch[:, :, None]) | (branch[:, None, :] == -2)
-    seen = same & key_ok[:, None, :]
-    seen &= torch.ones(seen.shape[-2:], dtype=torch.bool, device=seen.device).tril()
-    seen |= torch.eye(seen.shape[-1], dtype=torch.bool, device=seen.device)
-    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(
-        ~seen, torch.finfo(dtype).min
-    )[:, None]
+    visible = same & key_ok[:, None, :]
+    visible &= torch.ones(visible.shape[-2:], dtype=torch.bool, device=visible.device).tril()
+    visible |= torch.eye(visible.shape[-1], dtype=torch.bool, device=visible.device)
+    return _additive(visible, dtype)
 
 
 def packed_blocks(prefix_valid_BL: Tensor, branch_BT: Tensor) -> BlockMask:
-    """The rule of `packed_mask` for FlexAttention: blocks that nobody sees are never computed."""
+    """The rule of `packed_mask` for FlexAttention: fully masked blocks are never computed."""
     B, L = prefix_valid_BL.shape
     branch_BS = torch.cat((branch_BT.new_full((B, L), -2), branch_BT), dim=1)
     key_ok_BS = torch.cat((prefix_valid_BL, branch_BT >= 0), dim=1)
 
-    def seen(b: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+    def visible(b: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         same = (branch_BS[b, key] == branch_BS[b, query]) | (branch_BS[b, key] == -2)
         return ((key <= query) & same & key_ok_BS[b, key]) | (key == query)
 
     S = branch_BS.shape[1]
-    return create_block_mask(seen, B, None, S, S, device=str(branch_BS.device))
+    return create_block_mask(visible, B, None, S, S, device=str(branch_BS.device))
 
 
 def check_attention(name: Attention) -> None:
-    """ValueError for a backend that is not there."""
+    """ValueError for a backend that is not installed."""
     if name == "flash_attention_2" and not is_flash_attn_2_available():
         raise ValueError(
             "attention='flash_attention_2' needs the package flash-attn and a CUDA GPU, and here one of them is "
@@ -105,9 +104,13 @@ def decoding_mask(key_valid_RS: Tensor, new: int, dtype: torch.dtype) -> Tensor:
     """Additive mask (R, 1, new, S) for the last `new` of S keys: causal among them, all valid keys before."""
     S = key_valid_RS.shape[1]
     causal = torch.ones(new, S, dtype=torch.bool, device=key_valid_RS.device).tril(S - new)
-    seen = causal & key_valid_RS[:, None, :]
-    own = torch.eye(new, dtype=torch.bool, device=seen.device)
-    seen[:, :, S - new :] |= own
-    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(
-        ~seen, torch.finfo(dtype).min
-    )[:, None]
+    visible = causal & key_valid_RS[:, None, :]
+    own = torch.eye(new, dtype=torch.bool, device=visible.device)
+    visible[:, :, S - new :] |= own
+    return _additive(visible, dtype)
+
+
+def _additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
+    """0 where visible, else the smallest number, with an axis for the heads."""
+    mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
+    return mask.masked_fill_(~visible, torch.finfo(dtype).min)[:, None]

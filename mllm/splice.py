@@ -1,4 +1,4 @@
-"""The visual prefix: three token streams, each introduced by its own special token; says where everything went.
+"""The visual prefix: three token streams, each after a special token of its own, and their places in the row.
 
 Shapes: B images, N image tokens, O objects, P parts, L prefix length, D width.
 """
@@ -30,9 +30,16 @@ def splice(
     part_valid_BP: Tensor,
     bos_D: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Layout]:
-    """`marks` are the embeddings of <image>, <object>, <part> -> prefix (B, L, D), valid (B, L), layout.
+    """Join the streams -> prefix (B, L, D), valid (B, L), layout.
 
-    `bos` is the embedding of the token that a pretrained LLM expects first, where there is one.
+    Args:
+        marks_3D: embeddings of <image>, <object>, <part>.
+        image_BND: image tokens.
+        object_BOD: object tokens.
+        part_BPD: part tokens.
+        object_valid_BO: which objects are real.
+        part_valid_BP: which parts are real.
+        bos_D: embedding of the token that a pretrained LLM expects first, where there is one.
     """
     B, N, _ = image_BND.shape
     O, P = object_BOD.shape[1], part_BPD.shape[1]

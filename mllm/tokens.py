@@ -22,9 +22,9 @@ class Vocabulary:
         known = tokenizer.get_vocab(with_added_tokens=True)
         missing = [token for token in SPECIAL_TOKENS if token not in known]
         if missing:
-            raise ValueError(f"the tokenizer lacks {missing}; build it with Vocabulary.train")
+            raise ValueError(f"the tokenizer has no {', '.join(missing)}: add them with Vocabulary.extend")
         self.tokenizer = tokenizer
-        self.tokenizer.encode_special_tokens = True  # do not look for special tokens inside text
+        self.tokenizer.encode_special_tokens = True  # special tokens spelled in text stay plain text
         ids = {token: known[token] for token in SPECIAL_TOKENS}
         self.pad, self.end, self.user, self.assistant = ids[PAD], ids[END], ids[USER], ids[ASSISTANT]
         self.image, self.object, self.part = ids[IMAGE], ids[OBJECT], ids[PART]
@@ -33,7 +33,7 @@ class Vocabulary:
 
     @classmethod
     def train(cls, corpus: Iterable[str], size: int) -> Vocabulary:
-        """Byte-level BPE of at most `size` tokens, lower-cased (our choice for the tiny model)."""
+        """Byte-level BPE of at most `size` tokens, lower-cased, for the tiny model."""
         tokenizer = Tokenizer(models.BPE())
         tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
@@ -49,7 +49,7 @@ class Vocabulary:
 
     @classmethod
     def extend(cls, tokenizer: Tokenizer) -> Vocabulary:
-        """A pretrained tokenizer with the project's special tokens added where it lacks them."""
+        """A pretrained tokenizer with the project's special tokens added where they are missing."""
         tokenizer.add_special_tokens([AddedToken(name, normalized=False) for name in SPECIAL_TOKENS])
         return cls(tokenizer)
 

@@ -1,4 +1,4 @@
-"""The two eyes: a low-resolution ViT and a high-resolution ConvNeXt, both from transformers.
+"""The two image encoders: a low-resolution ViT and a high-resolution ConvNeXt, both from transformers.
 
 Shapes: B images, N low-tower tokens, D width, C channels, h w grid.
 """

@@ -38,7 +38,7 @@ def roi_align_mean(map_BChw: Tensor, boxes_BO4: Tensor, side: float, bins: int) 
 
 
 def box_embedding(boxes_BO4: Tensor, side: float, width: int) -> Tensor:
-    """Sine-cosine code of (cx, cy, w, h) relative to the frame -> (B, O, width); our choice of frequencies."""
+    """Sine-cosine code of (cx, cy, w, h) relative to the frame, over six octaves (our choice) -> (B, O, width)."""
     x0, y0, x1, y1 = (boxes_BO4 / side).unbind(-1)
     values = torch.stack(((x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0), dim=-1)
     octaves = torch.arange(width // 8, device=boxes_BO4.device, dtype=boxes_BO4.dtype)

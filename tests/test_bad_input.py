@@ -99,14 +99,14 @@ def model_folder(tmp_path_factory):
     from mllm.config import MLLMConfig
     from mllm.tokens import Vocabulary
     from uniresxx.checkpoints.folders import save_pretrained
-    from uniresxx.model.build import build_model
     from uniresxx.model.config import UniRESPlusPlusConfig
+    from uniresxx.model.modeling import UniRESPlusPlusModel
 
     torch.manual_seed(0)
     vocabulary = Vocabulary.train(["the red wheel of the car"] * 4, 300)
     small = MLLMConfig(vocabulary=len(vocabulary))
     folder = tmp_path_factory.mktemp("checkpoint")
-    save_pretrained(folder, build_model(UniRESPlusPlusConfig(mllm=small), vocabulary))
+    save_pretrained(folder, UniRESPlusPlusModel(UniRESPlusPlusConfig(mllm=small), vocabulary))
     return folder
 
 

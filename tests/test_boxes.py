@@ -25,10 +25,10 @@ from uniresxx.data.store.photos import photo_of
 from uniresxx.errors import InputError
 from uniresxx.imaging.boxes import boxes_of_masks
 from uniresxx.imaging.geometry import Letterbox, box_iou
-from uniresxx.model.build import attach_detector, build_model
+from uniresxx.model.build import attach_detector
 from uniresxx.model.collate import truth_boxes
 from uniresxx.model.config import BoxHeadConfig, UniRESPlusPlusConfig, WeightsConfig
-from uniresxx.model.modeling import UniRESPlusPlus
+from uniresxx.model.modeling import UniRESPlusPlusModel
 from uniresxx.model.processing import pixels
 from uniresxx.model.regions.classical import NMS_IOU as CLASSICAL_NMS
 from uniresxx.model.regions.classical import propose
@@ -55,18 +55,18 @@ def vocabulary() -> Vocabulary:
     return Vocabulary.train([*TRAINING_TEMPLATES, "the red square", "both squares"] * 3, 340)
 
 
-def new_model(vocabulary: Vocabulary, config: UniRESPlusPlusConfig = LEARNED) -> UniRESPlusPlus:
+def new_model(vocabulary: Vocabulary, config: UniRESPlusPlusConfig = LEARNED) -> UniRESPlusPlusModel:
     torch.manual_seed(0)
-    return build_model(config, vocabulary).eval()
+    return UniRESPlusPlusModel(config, vocabulary).eval()
 
 
 def greedy(boxes: np.ndarray, scores: np.ndarray, count: int) -> list[int]:
-    """NMS written out: best first, drop what overlaps a kept one."""
-    kept: list[int] = []
+    """NMS written out: best first, drop boxes that overlap a chosen one."""
+    chosen: list[int] = []
     for index in np.argsort(-scores, kind="stable"):
-        if scores[index] >= 0 and all(box_iou(boxes[[index]], boxes[[k]])[0, 0] <= NMS_IOU for k in kept):
-            kept.append(int(index))
-    return kept[:count]
+        if scores[index] >= 0 and all(box_iou(boxes[[index]], boxes[[k]])[0, 0] <= NMS_IOU for k in chosen):
+            chosen.append(int(index))
+    return chosen[:count]
 
 
 @given(st.integers(0, 10_000), st.integers(1, 12))
@@ -112,13 +112,13 @@ def test_every_truth_box_has_a_responsible_location_on_one_stage() -> None:
         high = np.minimum(corner + size, 128)
         truth = torch.tensor([*corner, *high], dtype=torch.float32).expand(1, 2, 1, 4)
         valid = torch.tensor([[[True], [False]]])
-        found = assign(out.points_L2, out.stride_L, truth, valid)
-        strides = out.stride_L[found[0, 0] == 0].unique()
+        found = assign(out.points_A2, out.stride_A, truth, valid)
+        strides = out.stride_A[found[0, 0] == 0].unique()
         assert len(strides) == 1 and 1 <= int((found[0, 0] == 0).sum()) <= 9
         assert (found[0, 1] == -1).all()
     small_wins = torch.tensor([[0.0, 0, 30, 30], [10, 10, 20, 20]]).expand(1, 2, 2, 4)
-    found = assign(out.points_L2, out.stride_L, small_wins, torch.ones(1, 2, 2, dtype=torch.bool))
-    centre = ((out.points_L2 - 15).abs() < 3).all(dim=1) & (out.stride_L == 4)
+    found = assign(out.points_A2, out.stride_A, small_wins, torch.ones(1, 2, 2, dtype=torch.bool))
+    centre = ((out.points_A2 - 15).abs() < 3).all(dim=1) & (out.stride_A == 4)
     assert (found[0, 0][centre] == 1).all()
 
 
@@ -161,8 +161,8 @@ def test_learned_boxes_are_the_same_in_training_and_answering(vocabulary: Vocabu
     records = [picture(0), picture(1)]
     batch = batch_of(records, vocabulary, LEARNED)
     found = model._find_boxes(batch.pixels_high_B3HW, None, torch.full((2, 2), 32.0)).boxes
-    sight = model.encode_images([r.pixels for r in records])
-    for b, regions in enumerate(model.regions(sight)):
+    encoded = model.encode_images([r.pixels for r in records])
+    for b, regions in enumerate(model.regions(encoded)):
         np.testing.assert_allclose(
             regions["object"], found.objects_BO4[b][found.object_valid_BO[b]].numpy(), atol=1e-3
         )
@@ -174,7 +174,7 @@ def test_learned_boxes_are_the_same_in_training_and_answering(vocabulary: Vocabu
     ask = [["the red square"], ["both squares"]]
     photos = [r.pixels for r in records]
     assert loaded.answer(loaded.encode_images(photos), ask, Decoding(max_new_tokens=3)) == model.answer(
-        sight, ask, Decoding(max_new_tokens=3)
+        encoded, ask, Decoding(max_new_tokens=3)
     )
 
 
@@ -213,7 +213,7 @@ def test_what_is_not_asked_for_is_still_an_object(vocabulary: Vocabulary) -> Non
     assert {e.granularity for e in groups.record(0).expressions} == {"multi"}
 
 
-def test_a_level_that_is_not_marked_teaches_nothing(vocabulary: Vocabulary) -> None:
+def test_a_level_without_truth_boxes_adds_no_loss(vocabulary: Vocabulary) -> None:
     model = new_model(vocabulary)
     only_object = replace(picture(0), expressions=picture(0).expressions[:1], dialogues=())
     only_none = replace(picture(0), expressions=picture(0).expressions[3:], dialogues=())
@@ -228,13 +228,13 @@ def test_a_level_that_is_not_marked_teaches_nothing(vocabulary: Vocabulary) -> N
         assert not grad[1].any() and bool(grad[0].any()) is bool(boxes)
 
 
-@pytest.mark.parametrize("boxes", ["learned", "segmenter"])
-def test_the_time_of_proposals_is_told_apart(boxes: str, vocabulary: Vocabulary) -> None:
+@pytest.mark.parametrize("boxes", ["learned", "classical"])
+def test_the_time_of_proposals_is_measured_alone(boxes: str, vocabulary: Vocabulary) -> None:
     model = new_model(vocabulary, replace(LEARNED, boxes=boxes))
     photos = [picture(0).pixels, picture(1).pixels]
     before = perf_counter()
-    told = model.proposal_seconds(model.encode_images(photos))
-    assert 0 < told < perf_counter() - before
+    seconds = model.proposal_seconds(model.encode_images(photos))
+    assert 0 < seconds < perf_counter() - before
 
 
 def owlv2(folder: Path) -> str:
@@ -264,8 +264,8 @@ def test_owlv2_boxes_are_those_of_its_own_forward(vocabulary: Vocabulary, tmp_pa
     with pytest.raises(InputError, match=r"--model\.weights\.owlv2"):
         model.encode_images([photo])
     attach_detector(model)
-    sight = model.encode_images([photo])
-    regions = model.regions(sight)[0]
+    encoded = model.encode_images([photo])
+    regions = model.regions(encoded)[0]
 
     theirs = Owlv2ForObjectDetection.from_pretrained(source).eval()
     batch = batch_of([picture(0)], vocabulary, config)
@@ -318,7 +318,7 @@ def test_the_learned_head_finds_about_what_the_classical_proposer_finds_on_scene
             for g, boxes in enumerate(pair):
                 truth[b, g, : len(boxes)], valid[b, g, : len(boxes)] = torch.from_numpy(boxes), True
         photos = [photo_of(record) for record in records]
-        return photos, pixels(photos), truth, valid
+        return photos, pixels(photos, "half"), truth, valid
 
     for step in range(500):
         _, photos, truth, valid = pictures("train", 12 * step, 12)
@@ -334,7 +334,7 @@ def test_the_learned_head_finds_about_what_the_classical_proposer_finds_on_scene
     classical = [propose(photo, 12, 24) for photo in photos]
     learned = (found.objects_BO4, found.parts_BP4)
     for g, name in enumerate(("objects", "parts")):
-        seen = pairwise_iou(truth[:, g], learned[g]).amax(dim=2)[valid[:, g]] > 0.5
+        found_by_learned = pairwise_iou(truth[:, g], learned[g]).amax(dim=2)[valid[:, g]] > 0.5
         other = [
             pairwise_iou(truth[b : b + 1, g], torch.from_numpy(getattr(boxes, name))[None]).amax(dim=2)[
                 valid[b : b + 1, g]
@@ -343,5 +343,5 @@ def test_the_learned_head_finds_about_what_the_classical_proposer_finds_on_scene
             for b, boxes in enumerate(classical)
             if len(getattr(boxes, name))
         ]
-        print(name, float(seen.float().mean()), float(torch.cat(other).float().mean()))
-        assert seen.float().mean() > {"objects": 0.95, "parts": 0.9}[name]
+        print(name, float(found_by_learned.float().mean()), float(torch.cat(other).float().mean()))
+        assert found_by_learned.float().mean() > {"objects": 0.95, "parts": 0.9}[name]

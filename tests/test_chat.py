@@ -148,7 +148,7 @@ def test_several_turns_on_one_look(tmp_path):
     code, said, segmenter = conversation(
         tmp_path, "the red block", "where is it?", "the blue cat", "what is this?", image=photo
     )
-    assert code == 0 and segmenter.looks == 1
+    assert code == 0 and segmenter.encoded == 1
     assert "the red block: mask 1 (50 pixels, score 0.88)." in said
     assert "it: mask 1 (50 pixels" in said
     assert "There is no blue cat in this picture." in said
@@ -163,7 +163,7 @@ def test_mistakes_are_one_line_and_the_chat_goes_on(tmp_path):
     (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff no")
     lines = ["red?", f":image {photo}", ":image gone.png", f":image {tmp_path}/broken.jpg", ":image", ":frob"]
     code, said, segmenter = conversation(tmp_path, *lines, "x" * 600, "", "red")
-    assert code == 0 and segmenter.looks == 1
+    assert code == 0 and segmenter.encoded == 1
     answers = [line for line in said.splitlines() if not line.startswith("> ")]
     assert len(answers) == 10, answers
     for line, word in zip(
@@ -184,7 +184,7 @@ def test_reset_and_a_new_picture_forget_the_turns(tmp_path):
         tmp_path, "red", ":reset", "green", f':image "{photo}"', "blue", image=photo
     )
     assert [history for _, history, _ in segmenter.asked] == [(), (), ()]
-    assert segmenter.looks == 2
+    assert segmenter.encoded == 2
 
 
 def test_saves_are_numbered_and_replace_nothing(tmp_path):

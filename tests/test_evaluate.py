@@ -500,15 +500,15 @@ def test_the_truth_cannot_reach_an_answer(tmp_path):
     assert plain.count(b'"rejected":false') == 9
 
 
-@pytest.mark.parametrize("boxes", ["segmenter", "truth"])
+@pytest.mark.parametrize("boxes", ["classical", "truth"])
 def test_the_truth_cannot_reach_an_answer_of_the_real_model(tmp_path, boxes):
     """Its ablation with truth boxes is the control: there the same scrambling must be seen."""
     import torch
 
     from mllm.config import MLLMConfig
     from mllm.tokens import Vocabulary
-    from uniresxx.model.build import build_model
     from uniresxx.model.config import PyramidHeadConfig, UniRESPlusPlusConfig
+    from uniresxx.model.modeling import UniRESPlusPlusModel
     from uniresxx.model.templates import TRAINING_TEMPLATES
 
     sizes = MLLMConfig(
@@ -520,10 +520,10 @@ def test_the_truth_cannot_reach_an_answer_of_the_real_model(tmp_path, boxes):
     texts = [e.text for r in COLOURED for e in r.expressions]
     vocabulary = Vocabulary.train([*TRAINING_TEMPLATES, *texts], 340)
     torch.manual_seed(0)
-    model = build_model(config, vocabulary).eval()
+    model = UniRESPlusPlusModel(config, vocabulary).eval()
     plain = answers_of(model, COLOURED, tmp_path / "a")
     same = plain == answers_of(model, [scrambled(r) for r in COLOURED], tmp_path / "b")
-    assert same == (boxes == "segmenter")
+    assert same == (boxes == "classical")
 
 
 # -------------------------------------------------------------------------------------- conversations

@@ -17,10 +17,10 @@ from train.__main__ import main, parse_finetune
 from uniresxx.checkpoints.folders import save_pretrained
 from uniresxx.cli.data import prepare
 from uniresxx.errors import InputError
-from uniresxx.model.build import build_model
 from uniresxx.model.config import UniRESPlusPlusConfig
+from uniresxx.model.modeling import UniRESPlusPlusModel
 from uniresxx.segmenters.film_unet.config import FilmUNetConfig
-from uniresxx.segmenters.film_unet.modeling import build_film_unet
+from uniresxx.segmenters.film_unet.modeling import FilmUNet
 from uniresxx.segmenters.load import load_segmenter
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "train.md"
@@ -33,7 +33,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("own")
     vocabulary = Vocabulary.train(["the mug", "the blue mug"], SMALL.vocabulary)
     torch.manual_seed(0)
-    save_pretrained(folder / "model", build_model(UniRESPlusPlusConfig(mllm=SMALL), vocabulary))
+    save_pretrained(folder / "model", UniRESPlusPlusModel(UniRESPlusPlusConfig(mllm=SMALL), vocabulary))
     photos = folder / "mine" / "images" / "train2014"
     photos.mkdir(parents=True)
     picture = Image.new("RGB", (64, 64), "white")
@@ -111,7 +111,7 @@ def test_what_does_not_fit_is_one_line(
     monkeypatch.chdir(place)
     if not (place / "film").exists():
         config = FilmUNetConfig(inputs=UniRESPlusPlusConfig(mllm=SMALL))
-        save_pretrained(place / "film", build_film_unet(config, Vocabulary.train([], SMALL.vocabulary)))
+        save_pretrained(place / "film", FilmUNet(config, Vocabulary.train([], SMALL.vocabulary)))
     assert main(["finetune", *line.split()]) == 2
     err = capsys.readouterr().err
     assert told in err and err.count("\n") == 1

@@ -21,7 +21,7 @@ from mllm.tokens import Vocabulary
 from train.recipes import KNOWN
 from uniresxx.checkpoints.folders import save_pretrained
 from uniresxx.errors import InputError
-from uniresxx.model.build import build_for_training, build_model
+from uniresxx.model.build import build_for_training
 from uniresxx.model.config import (
     Sam2HeadConfig,
     SamHeadConfig,
@@ -30,7 +30,7 @@ from uniresxx.model.config import (
     sam_large,
 )
 from uniresxx.model.heads.sam import Sam2Head, SamHead, _sam2_config
-from uniresxx.model.modeling import UniRESPlusPlus
+from uniresxx.model.modeling import UniRESPlusPlusModel
 from uniresxx.model.templates import TRAINING_TEMPLATES
 from uniresxx.model.tuning import format_table, parameter_table
 from uniresxx.segmenters.load import load_segmenter
@@ -57,23 +57,23 @@ def count(module: nn.Module) -> int:
 
 
 @cache
-def on_meta(recipe: str) -> UniRESPlusPlus:
+def on_meta(recipe: str) -> UniRESPlusPlusModel:
     with torch.device("meta"):
-        return build_model(KNOWN[recipe]().model, vocabulary())
+        return UniRESPlusPlusModel(KNOWN[recipe]().model, vocabulary())
 
 
-def test_a_tiny_checkpoint_of_before_still_loads(tmp_path: Path) -> None:
+def test_a_checkpoint_of_an_earlier_version_still_loads(tmp_path: Path) -> None:
     config = UniRESPlusPlusConfig.from_dict(GOLDEN["config"])
     assert config == KNOWN["tiny_scenes"]().model
     torch.manual_seed(0)
-    model = build_model(config, vocabulary())
+    model = UniRESPlusPlusModel(config, vocabulary())
     assert {name: list(value.shape) for name, value in model.state_dict().items()} == GOLDEN["shapes"]
     total = sum(float(value.double().abs().sum()) for value in model.state_dict().values())
     assert total == pytest.approx(GOLDEN["sum_of_absolute_weights_seed_0"], rel=1e-9)
     save_pretrained(tmp_path, model)
     (tmp_path / "config.json").write_text(json.dumps(GOLDEN["config"]))
     loaded = load_segmenter(tmp_path)
-    assert isinstance(loaded, UniRESPlusPlus)
+    assert isinstance(loaded, UniRESPlusPlusModel)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), loaded.parameters(), strict=True))
 
 
@@ -111,8 +111,8 @@ def test_sam_2_tiny_has_the_published_size_but_for_the_video_memory() -> None:
         )
     assert count(whole) == pytest.approx(38.9e6, rel=0.01)
     sizes = {name: value.shape for name, value in whole.state_dict().items()}
-    kept, ignored, unknown = translate(list(sizes), SAM_RULES)
-    assert {name: sizes[name] for name in kept} == {n: v.shape for n, v in ours.state_dict().items()}
+    taken, ignored, unknown = translate(list(sizes), SAM_RULES)
+    assert {name: sizes[name] for name in taken} == {n: v.shape for n, v in ours.state_dict().items()}
     memory = sum(sizes[name].numel() for name in ignored)
     assert unknown == [] and count(ours) + memory == count(whole)
     assert count(ours) == pytest.approx(31.4e6, rel=0.01)
@@ -149,7 +149,7 @@ def test_key_names_and_shapes_of_the_full_model() -> None:
     assert not any("mlp" in name and "lora" in name for name in shapes)
 
 
-def test_stages_train_what_they_say() -> None:
+def test_stages_train_the_parts_of_their_docstrings() -> None:
     def table(recipe: str) -> dict[str, Any]:
         return {row.part: row for row in parameter_table(on_meta(recipe))}
 
@@ -198,7 +198,7 @@ def test_the_full_model_takes_a_sam_head(head: str) -> None:
     config = replace(KNOWN["uniresxx_7b"]().model, mask_head=head)
     tuning = replace(config.tuning, frozen=("low", "high", "mask_encoder"))
     with torch.device("meta"):
-        model = build_model(replace(config, tuning=tuning), vocabulary())
+        model = UniRESPlusPlusModel(replace(config, tuning=tuning), vocabulary())
     rows = {row.part: row for row in parameter_table(model)}
     assert rows["mask_encoder"].trained == 0 < rows["mask_encoder"].frozen
     assert rows["head"].trained > 4e6  # the decoder and the prompt
@@ -246,8 +246,8 @@ def test_recipes_start_from_named_weights_only(capsys: pytest.CaptureFixture[str
 
 
 @pytest.mark.parametrize("installed", [False, True])
-def test_flash_attention_is_no_way_to_train(installed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Packed rows need branches that do not see each other; before any weight is made or read."""
+def test_flash_attention_is_refused_in_training(installed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Packed rows need branches that do not attend to each other; before any weight is made or read."""
     monkeypatch.setattr("mllm.prefix.is_flash_attn_2_available", lambda: installed)
     config = KNOWN["uniresxx_7b"]().model
     weights = replace(config.weights, llava="a", convnext="b")
@@ -267,7 +267,7 @@ def test_help_of_a_full_recipe_builds_nothing() -> None:
     assert "--model.weights.llava" in run.stdout and "not yet measured" in run.stdout
 
 
-def test_wrong_words_are_refused() -> None:
+def test_unknown_words_are_refused() -> None:
     with pytest.raises(ValueError, match="is unknown"):
         TuningConfig(frozen=("lmm",))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="lora_rank=-1"):

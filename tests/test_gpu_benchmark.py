@@ -13,10 +13,10 @@ from benchmarks import gpu
 from benchmarks._common import finish
 from mllm.lora import adapter_tensors
 from train.engines.base import Engine
-from uniresxx.model.modeling import UniRESPlusPlus
+from uniresxx.model.modeling import UniRESPlusPlusModel
 
 
-def small_model() -> tuple[UniRESPlusPlus, gpu.Recipe, gpu.Vocabulary]:
+def small_model() -> tuple[UniRESPlusPlusModel, gpu.Recipe, gpu.Vocabulary]:
     recipe = gpu.recipe_of(gpu.SMALL, "pyramid", 3)
     mllm = replace(recipe.model.mllm, attention="eager", activation_checkpointing=False)
     recipe = replace(recipe, model=replace(recipe.model, mllm=mllm))
@@ -101,10 +101,9 @@ def test_the_prefix_is_as_long_as_the_benchmark_says() -> None:
     model, recipe, vocabulary = small_model()
     batch = gpu.batch_of(recipe, vocabulary, 1)
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
-        sight = model._look(
-            [gpu.make_sample(_record(), gpu.photo_of(_record()), (), (), [], recipe.model, vocabulary).view]
-        )
-    assert sight.prefix.length == gpu.prefix_of(recipe.model.mllm)
+        view = gpu.make_sample(_record(), gpu.photo_of(_record()), (), (), [], recipe.model, vocabulary).view
+        encoded = model.encode_views([view])
+    assert encoded.prefix.length == gpu.prefix_of(recipe.model.mllm)
     assert gpu.prefix_of(gpu.uniresxx_7b().model.mllm) == 1 + 3 + 576 + 32 + 64
     assert (batch.branch_BT[0] >= 0).sum() == pytest.approx(25, abs=5)
 

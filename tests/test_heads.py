@@ -14,10 +14,10 @@ from mllm.config import TuningConfig
 from mllm.tokens import Vocabulary
 from tests.test_model import CONFIG, batch_of, picture
 from uniresxx.imaging import masks
-from uniresxx.model.build import build_model
 from uniresxx.model.config import Sam2HeadConfig, SamHeadConfig
 from uniresxx.model.heads.sam import Sam2Head, SamHead
-from uniresxx.model.processing import mask_pixels, pixels, view_photo
+from uniresxx.model.modeling import UniRESPlusPlusModel
+from uniresxx.model.processing import pixels, tensors_of, view_photo
 from uniresxx.model.templates import TRAINING_TEMPLATES
 from uniresxx.model.tuning import cast_frozen
 from uniresxx.types import Decoding
@@ -47,7 +47,7 @@ def head(kind: str) -> nn.Module:
     return made.eval()
 
 
-def see(made: nn.Module, pixels: Tensor) -> object:
+def encode(made: nn.Module, pixels: Tensor) -> object:
     return made.encode([], torch.empty(0), torch.empty(0), torch.empty(0), pixels)
 
 
@@ -59,7 +59,7 @@ def test_the_decoder_is_transformers_own_for_the_same_prompt(kind: str) -> None:
     pixels, states = torch.randn(2, 3, 64, 64), torch.randn(3, D)
     image_of = torch.tensor([0, 0, 0])
     with torch.no_grad():
-        got = made(see(made, pixels), states, image_of)
+        got = made(encode(made, pixels), states, image_of)
         embedded = sam.get_image_embeddings(pixels)
         extra = {}
         if kind == "sam2":
@@ -90,9 +90,9 @@ def test_heads_batched_over_images_and_expressions_equal_one_at_a_time(kind: str
     pixels, states = torch.randn(3, 3, 64, 64), torch.randn(5, D)
     image_of = torch.tensor([2, 0, 0, 1, 2])
     with torch.no_grad():
-        together = made(see(made, pixels), states, image_of)
+        together = made(encode(made, pixels), states, image_of)
         for e, b in enumerate(image_of.tolist()):
-            alone = made(see(made, pixels[b : b + 1]), states[e : e + 1], torch.zeros(1, dtype=torch.long))
+            alone = made(encode(made, pixels[b : b + 1]), states[e : e + 1], torch.zeros(1, dtype=torch.long))
             torch.testing.assert_close(alone.masks_Ehw[0], together.masks_Ehw[e], atol=1e-5, rtol=1e-5)
             torch.testing.assert_close(alone.quality_E[0], together.quality_E[e], atol=1e-5, rtol=1e-5)
             torch.testing.assert_close(alone.presence_E[0], together.presence_E[e], atol=1e-5, rtol=1e-5)
@@ -106,16 +106,16 @@ def test_early_fusion_starts_as_plain_sam_and_then_matters() -> None:
     assert not left.missing_keys and not left.unexpected_keys
     pixels, states, image_of = torch.randn(1, 3, 64, 64), torch.randn(2, D), torch.zeros(2, dtype=torch.long)
     with torch.no_grad():
-        a, b = (m(see(m, pixels), states, image_of).masks_Ehw for m in (fused, plain))
+        a, b = (m(encode(m, pixels), states, image_of).masks_Ehw for m in (fused, plain))
         assert torch.equal(a, b)
         fused.early[-1].weight.normal_()
-        assert not torch.allclose(fused(see(fused, pixels), states, image_of).masks_Ehw, b)
+        assert not torch.allclose(fused(encode(fused, pixels), states, image_of).masks_Ehw, b)
 
 
 @pytest.mark.parametrize("kind", ["sam+early", "sam2"])
 def test_every_trained_weight_of_a_head_gets_a_gradient(kind: str) -> None:
     made = head(kind)
-    output = made(see(made, torch.randn(2, 3, 64, 64)), torch.randn(3, D), torch.tensor([0, 1, 1]))
+    output = made(encode(made, torch.randn(2, 3, 64, 64)), torch.randn(3, D), torch.tensor([0, 1, 1]))
     (output.masks_Ehw.square().mean() + output.quality_E.sum() + output.presence_E.sum()).backward()
     silent = [
         n for n, p in made.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())
@@ -127,7 +127,7 @@ def test_every_trained_weight_of_a_head_gets_a_gradient(kind: str) -> None:
 def test_no_expression_gives_no_mask() -> None:
     for kind in ("sam", "sam2"):
         made = head(kind)
-        features = see(made, torch.randn(1, 3, 64, 64))
+        features = encode(made, torch.randn(1, 3, 64, 64))
         output = made(features, torch.zeros(0, D), torch.zeros(0, dtype=torch.long))
         assert output.masks_Ehw.shape == (0, 16, 16) and output.presence_E.shape == (0,)
 
@@ -145,7 +145,7 @@ def test_the_whole_model_trains_and_answers_with_a_sam_head(kind: str, words: Vo
         loss=replace(CONFIG.loss, dense=0.0),
     )  # fmt: skip
     torch.manual_seed(0)
-    model = build_model(config, words).eval()
+    model = UniRESPlusPlusModel(config, words).eval()
     records = [picture(0), picture(1, 20, 32)]
     batch = batch_of(records, words, config)
     assert batch.pixels_mask_B3SS is not None and batch.pixels_mask_B3SS.shape == (2, 3, 64, 64)
@@ -155,7 +155,7 @@ def test_the_whole_model_trains_and_answers_with_a_sam_head(kind: str, words: Vo
     assert model.head.sam.mask_decoder.iou_token.weight.grad.any() and model.head.prompt[0].weight.grad.any()
     assert model.mllm.llm.model.layers[0].self_attn.q_proj.weight.grad.any()
 
-    half = build_model(config, words).eval()
+    half = UniRESPlusPlusModel(config, words).eval()
     half.load_state_dict(model.state_dict())
     cast_frozen(half, torch.bfloat16)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -174,14 +174,14 @@ def test_the_whole_model_trains_and_answers_with_a_sam_head(kind: str, words: Vo
 
 
 @pytest.mark.parametrize("kind", ["sam", "sam2"])
-def test_an_image_blind_model_hides_the_frame_of_a_sam_head_too(kind: str, words: Vocabulary) -> None:
+def test_an_image_blind_model_zeroes_the_frame_of_a_sam_head_too(kind: str, words: Vocabulary) -> None:
     for blind in (True, False):
         config = replace(
             CONFIG, mask_head=kind, sam=SAM, sam2=SAM2, mllm=replace(CONFIG.mllm, blind_to_image=blind),
             dense_classes=(0, 0, 0), loss=replace(CONFIG.loss, dense=0.0),
         )  # fmt: skip
         torch.manual_seed(0)
-        model = build_model(config, words).eval()
+        model = UniRESPlusPlusModel(config, words).eval()
         with torch.no_grad():
             for parameter in model.head.parameters():  # transformers starts some at zero
                 parameter.add_(0.1 * torch.randn_like(parameter))
@@ -201,11 +201,10 @@ def test_the_mask_frame_is_that_of_sams_own_processor() -> None:
         coarse = rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)
         photo = np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
         config = replace(CONFIG, mask_head="sam", sam=replace(SAM, size=128), dense_classes=(0, 0, 0))
-        view = view_photo(photo, replace(config, loss=replace(CONFIG.loss, dense=0.0)))
-        ours = mask_pixels([view])
+        ours = tensors_of([view_photo(photo, config)], config)["pixels_mask_B3SS"]
         processor = SamImageProcessorPil(size={"longest_edge": 128}, pad_size={"height": 128, "width": 128})
         theirs = processor(Image.fromarray(photo), return_tensors="pt")["pixel_values"]
-        assert ours is not None and ours.shape == theirs.shape
+        assert ours.shape == theirs.shape
         assert (ours - theirs).abs().max() < 0.05, (height, width)
 
 

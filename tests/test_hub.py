@@ -31,10 +31,15 @@ from uniresxx.checkpoints import folders as checkpoint
 from uniresxx.cli import main as command
 from uniresxx.errors import InputError
 from uniresxx.hub.card import UNKNOWN, card_of
-from uniresxx.hub.classes import HubConfig, UniRESPlusPlusProcessor, byte_size
-from uniresxx.model.build import build_model, load_model
+from uniresxx.hub.classes import (
+    UniRESPlusPlus,
+    UniRESPlusPlusPreTrainedConfig,
+    UniRESPlusPlusProcessor,
+    byte_size,
+)
+from uniresxx.model.build import load_model
 from uniresxx.model.config import UniRESPlusPlusConfig, WeightsConfig
-from uniresxx.model.modeling import UniRESPlusPlus
+from uniresxx.model.modeling import UniRESPlusPlusModel
 from uniresxx.model.templates import TRAINING_TEMPLATES
 from uniresxx.segmenters import load
 from uniresxx.types import Decoding, Prediction
@@ -57,13 +62,13 @@ def vocabulary() -> Vocabulary:
 @pytest.fixture(scope="module")
 def model(vocabulary: Vocabulary) -> UniRESPlusPlus:
     torch.manual_seed(0)
-    return build_model(CONFIG, vocabulary).eval()
+    return UniRESPlusPlus(UniRESPlusPlusModel(CONFIG, vocabulary)).eval()
 
 
 @pytest.fixture(scope="module")
-def adapted(vocabulary: Vocabulary) -> UniRESPlusPlus:
+def adapted(vocabulary: Vocabulary) -> UniRESPlusPlusModel:
     torch.manual_seed(1)
-    model = build_model(replace(CONFIG, tuning=LORA), vocabulary).eval()
+    model = UniRESPlusPlusModel(replace(CONFIG, tuning=LORA), vocabulary).eval()
     shake(model)
     return model
 
@@ -72,12 +77,16 @@ def answers(model: Any) -> list[Prediction]:
     return model.answer(model.encode_images([PHOTO]), [ASK], SHORT)
 
 
-def same_weights(a: torch.nn.Module, b: torch.nn.Module) -> bool:
-    one, other = a.state_dict(), b.state_dict()
+def plain(model: UniRESPlusPlus | UniRESPlusPlusModel) -> UniRESPlusPlusModel:
+    return model.model if isinstance(model, UniRESPlusPlus) else model
+
+
+def same_weights(a: UniRESPlusPlus | UniRESPlusPlusModel, b: UniRESPlusPlus | UniRESPlusPlusModel) -> bool:
+    one, other = plain(a).state_dict(), plain(b).state_dict()
     return list(one) == list(other) and all(torch.equal(one[name], other[name]) for name in one)
 
 
-def a_run(folder: Path, model: UniRESPlusPlus) -> Path:
+def a_run(folder: Path, model: UniRESPlusPlus | UniRESPlusPlusModel) -> Path:
     """A run as training leaves it: one checkpoint, its recipe, and scores beside it."""
     about = {
         "recipe": {
@@ -87,7 +96,13 @@ def a_run(folder: Path, model: UniRESPlusPlus) -> Path:
         "training_data": [{"data": "scenes_easy/train", "share": 1.0, "guard": {"mode": "drawn"}}],
     }  # fmt: skip
     checkpoint.save(
-        folder, 150, model, {}, {"step": 150}, about, best={"step": 150, "metric": "gIoU", "value": 41.5}
+        folder,
+        150,
+        plain(model),
+        {},
+        {"step": 150},
+        about,
+        best={"step": 150, "metric": "gIoU", "value": 41.5},
     )
     overall = {"gIoU": 41.53, "cIoU": 40.0, "Pr@0.5": None, "N-acc": 90.0, "T-acc": 99.0}
     entry = {
@@ -103,10 +118,12 @@ def a_run(folder: Path, model: UniRESPlusPlus) -> Path:
 
 
 def test_the_classes_are_those_of_transformers(model: UniRESPlusPlus) -> None:
-    assert issubclass(UniRESPlusPlus, PreTrainedModel) and issubclass(HubConfig, PreTrainedConfig)
+    assert issubclass(UniRESPlusPlus, PreTrainedModel)
+    assert issubclass(UniRESPlusPlusPreTrainedConfig, PreTrainedConfig)
+    assert not issubclass(UniRESPlusPlusModel, PreTrainedModel)
     assert issubclass(UniRESPlusPlusProcessor, ProcessorMixin)
-    assert isinstance(model.config, HubConfig) and model.settings == CONFIG
-    assert model.config.mllm is model.settings.mllm and model.config.model_type == "uniresxx"
+    assert isinstance(model.config, UniRESPlusPlusPreTrainedConfig) and model.model.config == CONFIG
+    assert model.config.mllm is model.model.config.mllm and model.config.model_type == "uniresxx"
     with pytest.raises(AttributeError, match="nothing_such"):
         _ = model.config.nothing_such
 
@@ -118,7 +135,7 @@ def test_a_round_trip_through_a_folder_and_through_auto(
     expected, before = answers(model), {n: p.clone() for n, p in model.state_dict().items()}
     model.save_pretrained(tmp_path, max_shard_size=shard)
     assert (tmp_path / "model.safetensors.index.json").exists() is (shard is not None)
-    assert isinstance(AutoConfig.from_pretrained(tmp_path), HubConfig)
+    assert isinstance(AutoConfig.from_pretrained(tmp_path), UniRESPlusPlusPreTrainedConfig)
     assert AutoConfig.from_pretrained(tmp_path) == model.config
     again, auto = UniRESPlusPlus.from_pretrained(tmp_path), AutoModel.from_pretrained(tmp_path)
     processor = AutoProcessor.from_pretrained(tmp_path)
@@ -151,13 +168,13 @@ def test_config_files_of_either_kind_are_read_by_both(model: UniRESPlusPlus, tmp
     written = CONFIG.to_dict() | {"architectures": ["UniRESPlusPlus"], "transformers_version": "5.23.0"}
     assert UniRESPlusPlusConfig.from_dict(written) == CONFIG
     with pytest.raises(InputError, match="surprise"):
-        HubConfig.from_dict(CONFIG.to_dict() | {"surprise": 1})
+        UniRESPlusPlusPreTrainedConfig.from_dict(CONFIG.to_dict() | {"surprise": 1})
 
 
 def test_a_processor_alone_makes_a_round_trip(model: UniRESPlusPlus, tmp_path: Path) -> None:
-    UniRESPlusPlusProcessor(CONFIG, model.vocabulary).save_pretrained(tmp_path)
+    UniRESPlusPlusProcessor(CONFIG, model.model.vocabulary).save_pretrained(tmp_path)
     processor = AutoProcessor.from_pretrained(tmp_path)
-    assert processor.settings == CONFIG and processor.vocabulary.to_json() == model.vocabulary.to_json()
+    assert processor.config == CONFIG and processor.vocabulary.to_json() == model.model.vocabulary.to_json()
     inputs = processor(images=PHOTO, text="[SEG] <image> the red square", decoding=SHORT)
     assert len(model.predict(inputs)) == 1
     with pytest.raises(InputError, match="2 photos"):
@@ -190,7 +207,7 @@ def test_loading_is_strict_and_options_are_not_ignored(model: UniRESPlusPlus, tm
     half = UniRESPlusPlus.from_pretrained(tmp_path, dtype="bfloat16")
     assert all(p.dtype == torch.bfloat16 for p in half.parameters()) and len(answers(half)) == 3
     eager = UniRESPlusPlus.from_pretrained(tmp_path, attn_implementation="eager")
-    assert eager.settings.mllm.attention == "eager" and [a.text for a in answers(eager)] == [
+    assert eager.config.mllm.attention == "eager" and [a.text for a in answers(eager)] == [
         a.text for a in answers(model)
     ]
     for wrong in ("bogus", "nn", "float16", torch.int8):
@@ -237,7 +254,7 @@ def test_shards_hold_every_tensor_once_and_respect_the_limit(model: UniRESPlusPl
         assert not found.keys() & tensors.keys()
         assert len(tensors) == 1 or sum(t.nbytes for t in tensors.values()) <= 100_000
         found |= tensors
-    assert set(found) == set(model.state_dict()) == set(index["weight_map"])
+    assert set(found) == set(model.model.state_dict()) == set(index["weight_map"])
     assert index["metadata"]["total_size"] == sum(t.nbytes for t in found.values())
 
 
@@ -246,14 +263,14 @@ def test_weights_of_two_saves_are_never_mixed(model: UniRESPlusPlus, tmp_path: P
         model.save_pretrained(tmp_path, max_shard_size=size)
         assert same_weights(model, load_model(tmp_path))
         assert not list(tmp_path.glob(".writing*"))
-    checkpoint.save_pretrained(tmp_path / "one", model)
+    checkpoint.save_pretrained(tmp_path / "one", model.model)
     (tmp_path / "model.safetensors").write_bytes((tmp_path / "one" / "model.safetensors").read_bytes())
     with pytest.raises(InputError, match="has both"):
         load_model(tmp_path)
 
 
 @pytest.mark.parametrize("harm", ["lost", "swapped", "outside", "no map"])
-def test_damaged_shards_get_one_line(model: UniRESPlusPlus, tmp_path: Path, harm: str) -> None:
+def test_damaged_shards_give_one_line(model: UniRESPlusPlus, tmp_path: Path, harm: str) -> None:
     model.save_pretrained(tmp_path, max_shard_size="100KB")
     index, files = tmp_path / "model.safetensors.index.json", sorted(tmp_path.glob("model-*"))
     if harm == "lost":
@@ -277,7 +294,7 @@ def test_sizes(text: str | int, bytes_: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "GB", "-1", "5TBB", "1.5GB", 0])
-def test_words_that_are_no_size(text: str | int) -> None:
+def test_wrong_sizes_are_refused(text: str | int) -> None:
     with pytest.raises(InputError, match="is no size"):
         byte_size(text)
 
@@ -285,7 +302,7 @@ def test_words_that_are_no_size(text: str | int) -> None:
 # ---- cards and pushing
 
 
-def test_the_card_says_what_the_run_recorded(model: UniRESPlusPlus, tmp_path: Path) -> None:
+def test_the_card_holds_what_the_run_recorded(model: UniRESPlusPlus, tmp_path: Path) -> None:
     run = a_run(tmp_path / "run", model)
     UniRESPlusPlus.from_pretrained(run).save_pretrained(tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
@@ -296,7 +313,7 @@ def test_the_card_says_what_the_run_recorded(model: UniRESPlusPlus, tmp_path: Pa
         "| scenes_easy/train | 100% |  | guard: not needed, the pictures are drawn |",
         "| scenes_easy/val | strict | 80 | 41.5 | 40.0 | - | 90.0 | 99.0 |",
         "Best of its run by gIoU: 41.5.",
-        "mask head: pyramid; boxes: segmenter",
+        "mask head: pyramid; boxes: classical",
         "are Apache-2.0 too",
     ):
         assert line in card, line
@@ -304,7 +321,7 @@ def test_the_card_says_what_the_run_recorded(model: UniRESPlusPlus, tmp_path: Pa
     UniRESPlusPlus.from_pretrained(tmp_path / "out").save_pretrained(tmp_path / "again")
     assert (
         tmp_path / "again" / "README.md"
-    ).read_text() == card  # kept: the folder has no recipe.json any more
+    ).read_text() == card  # unchanged: the folder has no recipe.json any more
 
 
 def test_a_card_shows_no_scores_of_other_weights(model: UniRESPlusPlus, tmp_path: Path) -> None:
@@ -402,7 +419,7 @@ def test_a_hub_id_is_looked_for_only_where_it_is_named(
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
     assert same_weights(model, UniRESPlusPlus.from_pretrained("someone/mine", revision="v1"))
-    assert Predictor.from_pretrained("hub:someone/mine@v2").segmenter.settings == CONFIG
+    assert Predictor.from_pretrained("hub:someone/mine@v2").segmenter.config == CONFIG
     assert asked == [("someone/mine", "v1"), ("someone/mine", "v2")]
     with pytest.raises(InputError, match="does not exist"):
         Predictor.from_pretrained("runs/mistyped")
@@ -430,7 +447,7 @@ def test_an_evaluation_takes_a_hub_id_and_weights_in_shards(
 # ---- adapters and the command
 
 
-def test_export_merges_saves_apart_and_unmerges(adapted: UniRESPlusPlus, tmp_path: Path) -> None:
+def test_export_merges_saves_apart_and_unmerges(adapted: UniRESPlusPlusModel, tmp_path: Path) -> None:
     run = str(a_run(tmp_path / "run", adapted))
     merged, apart, back = (str(tmp_path / name) for name in ("merged", "apart", "back"))
     assert command(["export", run, merged, "--merge"]) == 0
@@ -441,17 +458,17 @@ def test_export_merges_saves_apart_and_unmerges(adapted: UniRESPlusPlus, tmp_pat
         "adapter.safetensors",
         "tokenizer.json",
     ]
-    plain, again = load_model(Path(merged)), load_model(Path(back))
-    assert not adapter_tensors(plain) and plain.settings.tuning == replace(
+    merged_model, again = load_model(Path(merged)), load_model(Path(back))
+    assert not adapter_tensors(merged_model) and merged_model.config.tuning == replace(
         LORA, lora_rank=0, token_rows="all", frozen_dtype="fp32"
     )
-    assert again.settings == adapted.settings
+    assert again.config == adapted.config
     for name, value in adapted.state_dict().items():
         if name in ("mllm.llm.model.embed_tokens.weight", "mllm.llm.lm_head.weight"):
             continue  # below the trained rows lies what the merge put there; it is never read
         torch.testing.assert_close(again.state_dict()[name], value, atol=1e-6, rtol=0)
     expected = answers(adapted)
-    for other in (plain, again):
+    for other in (merged_model, again):
         for a, b in zip(answers(other), expected, strict=True):
             assert (a.text, a.rejected, a.mask) == (b.text, b.rejected, b.mask)
             assert a.p_absent == pytest.approx(b.p_absent, abs=1e-4)
@@ -459,17 +476,17 @@ def test_export_merges_saves_apart_and_unmerges(adapted: UniRESPlusPlus, tmp_pat
     assert f"adapters: rank {LORA.lora_rank}" in (Path(back) / "README.md").read_text()
 
 
-def test_wrong_exports_get_one_line(
-    model: UniRESPlusPlus, adapted: UniRESPlusPlus, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_wrong_exports_give_one_line(
+    model: UniRESPlusPlus, adapted: UniRESPlusPlusModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folders = {name: str(tmp_path / name) for name in ("plain", "adapted", "apart", "out", "other")}
     model.save_pretrained(folders["plain"])
-    adapted.save_pretrained(folders["adapted"])
+    checkpoint.save_pretrained(Path(folders["adapted"]), adapted)
     assert command(["export", folders["adapted"], folders["apart"], "--adapter"]) == 0
     other = replace(CONFIG, decision_rule="token")
-    build_model(other, model.vocabulary).save_pretrained(folders["other"])
+    checkpoint.save_pretrained(Path(folders["other"]), UniRESPlusPlusModel(other, model.model.vocabulary))
     capsys.readouterr()
-    for words, says in (
+    for words, message in (
         (["plain", "out", "--merge"], "no adapters"),
         (["plain", "out", "--adapter"], "no adapters"),
         (["other", "out", "--unmerge", folders["apart"]], "their configs differ"),
@@ -482,8 +499,8 @@ def test_wrong_exports_get_one_line(
         known = [folders.get(word, word) for word in words]
         assert command(["export", *known]) == 2
         err = capsys.readouterr().err
-        assert says in err and err.count("\n") == 1, err
-    assert TuningConfig() == model.settings.tuning
+        assert message in err and err.count("\n") == 1, err
+    assert TuningConfig() == model.config.tuning
 
 
 def test_a_plain_export_copies_and_writes_the_card(model: UniRESPlusPlus, tmp_path: Path) -> None:
@@ -505,14 +522,14 @@ def test_an_export_never_hides_the_checkpoints_of_a_run(
     run = a_run(tmp_path / "run", model)
     before = sorted(tmp_path.rglob("*"))
     model.save_pretrained(tmp_path / "plain")
-    for source, out, says in (
+    for source, out, message in (
         (run, run, "is a run folder"),
         (tmp_path / "plain", run, "is a run folder"),
         (tmp_path / "plain", checkpoint.step_folder(run, 150), "is a checkpoint of a run"),
     ):
         assert command(["export", str(source), str(out)]) == 2
         err = capsys.readouterr().err
-        assert says in err and err.count("\n") == 1, err
+        assert message in err and err.count("\n") == 1, err
     assert sorted(run.rglob("*")) == [path for path in before if path.is_relative_to(run) and path != run]
     assert command(["export", str(run), str(run), "--mask-head", "torch"]) == 0  # hides nothing
     assert checkpoint.resolve(run, print) == checkpoint.step_folder(run, 150)

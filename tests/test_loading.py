@@ -32,7 +32,7 @@ from mllm.config import MLLMConfig, TuningConfig
 from mllm.loading import folder_of, load_clip, load_convnext, load_llava, load_sam, weight_files
 from mllm.modeling import MLLM
 from mllm.tokens import SPECIAL_TOKENS, Vocabulary
-from tests.test_heads import SAM, SAM2, see
+from tests.test_heads import SAM, SAM2, encode
 from tests.test_model import batch_of, picture
 from train.engines.base import Engine
 from train.loop import do_step
@@ -48,7 +48,7 @@ from uniresxx.model.config import (
     WeightsConfig,
 )
 from uniresxx.model.heads.sam import Sam2Head, SamHead, _sam2_config, _sam_config
-from uniresxx.model.modeling import UniRESPlusPlus
+from uniresxx.model.modeling import UniRESPlusPlusModel
 from uniresxx.model.tuning import part_of
 from uniresxx.segmenters.load import load_segmenter
 from uniresxx.types import Decoding
@@ -271,7 +271,7 @@ def test_sam_2_gives_its_own_masks_for_the_same_prompt(tmp_path: Path, video: bo
     )
     pixels, states = torch.randn(1, 3, 64, 64), torch.randn(3, 24)
     with torch.no_grad():
-        got = made(see(made, pixels), states, torch.zeros(3, dtype=torch.long))
+        got = made(encode(made, pixels), states, torch.zeros(3, dtype=torch.long))
         *fine, image = maps_of(theirs, pixels)
         masks, iou, *_, presence = theirs.mask_decoder(
             image_embeddings=image,
@@ -335,7 +335,7 @@ def test_what_does_not_fit_is_named(model: MLLM, tmp_path: Path) -> None:
     assert missing_first == []
 
 
-def test_sources_that_cannot_be_read_say_why(model: MLLM, tmp_path: Path) -> None:
+def test_errors_of_unreadable_sources_give_the_reason(model: MLLM, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="neither a folder nor a hub id"):
         load_clip(model, str(tmp_path / "nowhere"))
     (tmp_path / "pytorch_model.bin").write_bytes(b"\x80")
@@ -347,7 +347,7 @@ def test_sources_that_cannot_be_read_say_why(model: MLLM, tmp_path: Path) -> Non
     (tmp_path / "model.safetensors.index.json").write_text(
         json.dumps({"weight_map": {"a": "one.safetensors"}})
     )
-    with pytest.raises(ValueError, match=r"lacks one\.safetensors"):
+    with pytest.raises(ValueError, match=r"names one\.safetensors, missing in"):
         weight_files(tmp_path)
 
 
@@ -371,10 +371,10 @@ def test_a_model_for_training_is_built_from_named_folders(tmp_path: Path) -> Non
     tuning = TuningConfig(frozen=("low",), lora_rank=2, lora_alpha=4, token_rows="new", frozen_dtype="bf16")
     config = whole(tmp_path, tuning=tuning)
     vocabulary = open_vocabulary(config, [])
-    said: list[str] = []
-    model = build_for_training(config, vocabulary, said.append)
-    assert [line.partition(":")[0] for line in said[:4]] == ["LLM", "projector", "low tower", "high tower"]
-    assert "adapters" in said[4] and "lora" in said[0]
+    lines: list[str] = []
+    model = build_for_training(config, vocabulary, lines.append)
+    assert [line.partition(":")[0] for line in lines[:4]] == ["LLM", "projector", "low tower", "high tower"]
+    assert "adapters" in lines[4] and "lora" in lines[0]
     embed = model.mllm.embed
     torch.testing.assert_close(embed.rows_RD, embed.weight[embed.row_ids_R].float(), atol=1e-2, rtol=1e-2)
     kinds = {p.requires_grad: set() for p in model.parameters()}
@@ -440,7 +440,7 @@ def test_a_full_recipe_with_small_numbers_trains_saves_and_answers(tmp_path: Pat
     assert len(answers) == 3 and all(a.p_absent is not None for a in answers)
     save_pretrained(tmp_path / "saved", model)
     loaded = load_segmenter(tmp_path / "saved")
-    assert isinstance(loaded, UniRESPlusPlus) and loaded.settings == config
+    assert isinstance(loaded, UniRESPlusPlusModel) and loaded.config == config
     assert [p.dtype for p in loaded.parameters()] == [p.dtype for p in model.parameters()]
     again = loaded.answer(loaded.encode_images(photos), ask, Decoding(max_new_tokens=3))
     for one, other in zip(answers, again, strict=True):

@@ -12,7 +12,6 @@ from mllm.tokens import Vocabulary
 from tests.test_model import CONFIG, batch_of, picture
 from uniresxx.errors import InputError
 from uniresxx.imaging.geometry import Letterbox
-from uniresxx.model.build import build_model
 from uniresxx.model.config import LossConfig, UniRESPlusPlusConfig
 from uniresxx.model.losses import (
     at_points,
@@ -23,6 +22,7 @@ from uniresxx.model.losses import (
     photo_sums,
     true_iou,
 )
+from uniresxx.model.modeling import UniRESPlusPlusModel
 from uniresxx.model.templates import TRAINING_TEMPLATES
 
 
@@ -47,19 +47,19 @@ def upsampled(logits: torch.Tensor, side: int) -> torch.Tensor:
 def test_low_resolution_equals_full_where_the_grids_agree() -> None:
     logits, truth, valid = some()
     full = upsampled(logits, 64)
-    covered, seen = cells(truth, valid, (64, 64))
-    for a, b in zip(mask_sums(full, truth, valid), mask_sums(full, covered, seen), strict=True):
+    covered, on_photo = cells(truth, valid, (64, 64))
+    for a, b in zip(mask_sums(full, truth, valid), mask_sums(full, covered, on_photo), strict=True):
         assert float(a) == pytest.approx(float(b), rel=1e-6)
 
 
 def test_low_resolution_bce_is_that_of_blockwise_constant_logits() -> None:
     """BCE is linear in the truth: the covered share of a cell gives what its pixels would give."""
     logits, truth, valid = some()
-    covered, seen = cells(truth, valid, (16, 16))
-    low = mask_sums(logits, covered * seen, seen)[0]
+    covered, on_photo = cells(truth, valid, (16, 16))
+    low = mask_sums(logits, covered * on_photo, on_photo)[0]
     blocks = logits.repeat_interleave(4, dim=1).repeat_interleave(4, dim=2)
     assert float(low) == pytest.approx(float(mask_sums(blocks, truth, valid)[0]), rel=1e-5)
-    assert seen.sum() == 6 * 12 * 16
+    assert on_photo.sum() == 6 * 12 * 16
 
 
 def test_uniform_points_estimate_the_full_loss() -> None:
@@ -177,12 +177,12 @@ def test_the_model_trains_at_every_resolution(resolution: str) -> None:
     vocabulary = Vocabulary.train([*TRAINING_TEMPLATES, "the red square", "both squares"] * 3, 340)
     loss = replace(CONFIG.loss, resolution=resolution, points=500)
     torch.manual_seed(0)
-    model = build_model(replace(CONFIG, loss=loss), vocabulary).eval()
-    batch = batch_of([picture(0), picture(1, 20, 32)], vocabulary, model.settings)
+    model = UniRESPlusPlusModel(replace(CONFIG, loss=loss), vocabulary).eval()
+    batch = batch_of([picture(0), picture(1, 20, 32)], vocabulary, model.config)
     terms = model.loss(model(batch), batch)
     terms.total(model.counts(batch)).backward()
     assert model.head.mask[2].weight.grad.any()
-    plain = build_model(replace(CONFIG, loss=LossConfig(dense=0.5)), vocabulary).eval()
+    plain = UniRESPlusPlusModel(replace(CONFIG, loss=LossConfig(dense=0.5)), vocabulary).eval()
     plain.load_state_dict(model.state_dict())
     full = plain.loss(plain(batch), batch).sums
     for name in ("mask", "dice"):
@@ -190,7 +190,7 @@ def test_the_model_trains_at_every_resolution(resolution: str) -> None:
         assert float(terms.sums[name].detach()) == pytest.approx(float(full[name].detach()), rel=close)
 
 
-def test_words_and_numbers_that_mean_nothing_are_refused() -> None:
+def test_unknown_words_and_useless_numbers_are_refused() -> None:
     values = UniRESPlusPlusConfig().to_dict()
     for wrong in ({"resolution": "half"}, {"points": 0}, {"uncertain": 1.5}):
         with pytest.raises(InputError, match="loss"):

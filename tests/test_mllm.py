@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -13,6 +14,7 @@ from transformers.utils import is_flash_attn_2_available
 
 from mllm.chat import IGNORE, ChatTurn, Mark, Row, render
 from mllm.config import MLLMConfig
+from mllm.language import cache_argument, enable_activation_checkpointing
 from mllm.modeling import MLLM, Boxes
 from mllm.prefix import PrefixCache, packed_blocks, packed_mask
 from mllm.tokens import SPECIAL_TOKENS, Vocabulary
@@ -76,7 +78,7 @@ def test_typed_text_never_becomes_a_special_token(before: str, token: str, after
     assert [i for i in row.ids_T if i in special] == [vocabulary.user, vocabulary.assistant]
 
 
-def test_a_row_marks_answers_only_and_says_where_decisions_are(vocabulary: Vocabulary) -> None:
+def test_a_row_labels_answers_only_and_lists_the_decisions(vocabulary: Vocabulary) -> None:
     row = Row()
     render([ChatTurn("segment the car.", (Mark.SEG, "."))], vocabulary, row)
     render(
@@ -160,7 +162,7 @@ def test_prefix_mask_is_the_rule_written_out() -> None:
 
 def test_branches_equal_separate_rows(vocabulary: Vocabulary) -> None:
     model = make(vocabulary)
-    sight = encode_images(model, images=1)
+    features = encode_images(model, images=1)
     texts = ["segment the car.", "find all the houses", "where is the left wheel of the red car?"]
     turns = [[ChatTurn(text, (Mark.SEG, "."))] for text in texts]
     packed = Row()
@@ -168,7 +170,7 @@ def test_branches_equal_separate_rows(vocabulary: Vocabulary) -> None:
         render(turn, vocabulary, packed)
 
     def states(row: Row) -> torch.Tensor:
-        return model(sight, *(torch.tensor([v]) for v in (row.ids_T, row.branch_T, row.position_T)))[0]
+        return model(features, *(torch.tensor([v]) for v in (row.ids_T, row.branch_T, row.position_T)))[0]
 
     together = states(packed)
     apart = torch.cat([states(render(turn, vocabulary)) for turn in turns])
@@ -177,17 +179,17 @@ def test_branches_equal_separate_rows(vocabulary: Vocabulary) -> None:
 
 def test_generation_with_the_shared_prefix_equals_teacher_forcing(vocabulary: Vocabulary) -> None:
     model = make(vocabulary)
-    sight = encode_images(model)
+    features = encode_images(model)
     questions = ["segment the car.", "find all the houses of the left", "roof"]
     branches = [render([ChatTurn(q)], vocabulary).ids_T for q in questions]
     image_of_row = [1, 0, 1]
-    spoken = model.generate(model.prefill(sight), branches, image_of_row, max_new=5)
-    for branch, image, got in zip(branches, image_of_row, spoken, strict=True):
+    answers = model.generate(model.prefill(features), branches, image_of_row, max_new=5)
+    for branch, image, got in zip(branches, image_of_row, answers, strict=True):
         ids = list(branch)
         for token in got.ids:
-            B, T = sight.prefix_BLD.shape[0], len(ids)
+            B, T = features.prefix_BLD.shape[0], len(ids)
             states = model(
-                sight,
+                features,
                 torch.tensor([ids] * B),
                 torch.zeros(B, T, dtype=torch.long),
                 torch.arange(T).expand(B, -1),
@@ -196,15 +198,15 @@ def test_generation_with_the_shared_prefix_equals_teacher_forcing(vocabulary: Vo
             ids.append(token)
 
 
-def test_answers_do_not_depend_on_the_company(vocabulary: Vocabulary) -> None:
+def test_answers_do_not_depend_on_other_rows(vocabulary: Vocabulary) -> None:
     model = make(vocabulary)
-    sight = encode_images(model)
+    features = encode_images(model)
     branches = [
         render([ChatTurn(q)], vocabulary).ids_T for q in ("roof", "segment the left wheel of the red car.")
     ]
-    both = model.generate(model.prefill(sight), branches, [0, 1], max_new=4)
+    both = model.generate(model.prefill(features), branches, [0, 1], max_new=4)
     for index, branch in enumerate(branches):
-        alone = model.generate(model.prefill(sight), [branch], [index], max_new=4)[0]
+        alone = model.generate(model.prefill(features), [branch], [index], max_new=4)[0]
         assert alone.ids == both[index].ids
         torch.testing.assert_close(alone.prompts_KD, both[index].prompts_KD, atol=1e-5, rtol=1e-5)
 
@@ -229,7 +231,7 @@ def test_an_image_without_boxes_works_and_padding_boxes_do_not_matter(vocabulary
      {"parts_see_objects": False}, {"parts_see_image": False}, {"image_sees_regions": False},
      {"blind_to_image": True}, {"blind_to_text": True}],
 )  # fmt: skip
-def test_every_switch_changes_what_is_seen_or_read(vocabulary: Vocabulary, switch: dict[str, bool]) -> None:
+def test_every_switch_changes_the_states(vocabulary: Vocabulary, switch: dict[str, bool]) -> None:
     plain, switched = make(vocabulary), make(vocabulary, **switch)
     shared = {k: v for k, v in plain.state_dict().items() if k in switched.state_dict()}
     switched.load_state_dict(shared, strict=False)
@@ -250,22 +252,24 @@ def test_containment_bias_reaches_the_parts_unless_switched_off(vocabulary: Voca
         assert bool((encode_images(model).part_BPD - before).abs().max() > 1e-4) is on
 
 
-def test_a_text_blind_model_reads_every_question_of_a_length_alike(vocabulary: Vocabulary) -> None:
+def test_a_text_blind_model_treats_questions_of_one_length_alike(vocabulary: Vocabulary) -> None:
     model = make(vocabulary, blind_to_text=True)
-    sight = encode_images(model, images=1)
+    features = encode_images(model, images=1)
     a, b = (render([ChatTurn(q)], vocabulary) for q in ("the left", "the roof"))
     assert len(a.ids_T) == len(b.ids_T)
-    states = [model(sight, *(torch.tensor([v]) for v in (r.ids_T, r.branch_T, r.position_T))) for r in (a, b)]
+    states = [
+        model(features, *(torch.tensor([v]) for v in (r.ids_T, r.branch_T, r.position_T))) for r in (a, b)
+    ]
     torch.testing.assert_close(states[0], states[1])
 
 
-def test_an_image_blind_model_sees_every_picture_and_every_box_alike(vocabulary: Vocabulary) -> None:
+def test_an_image_blind_model_treats_all_pictures_and_boxes_alike(vocabulary: Vocabulary) -> None:
     model = make(vocabulary, blind_to_image=True)
     boxes = some_boxes(2)
     boxes.object_valid_BO[0, 0] = False
-    sight = model.encode_image(torch.randn(2, 3, 32, 32), torch.randn(2, 3, 32, 32), boxes)
-    assert torch.equal(sight.prefix_BLD[0], sight.prefix_BLD[1])
-    assert torch.equal(sight.valid_BL[0], sight.valid_BL[1])
+    features = model.encode_image(torch.randn(2, 3, 32, 32), torch.randn(2, 3, 32, 32), boxes)
+    assert torch.equal(features.prefix_BLD[0], features.prefix_BLD[1])
+    assert torch.equal(features.valid_BL[0], features.valid_BL[1])
 
 
 @pytest.mark.parametrize("stream", ["objects", "parts"])
@@ -284,7 +288,7 @@ def test_a_stream_switched_off_hides_where_its_boxes_are(vocabulary: Vocabulary,
     assert torch.equal(a.prefix_BLD, b.prefix_BLD)
 
 
-def test_an_image_without_any_region_is_as_if_nothing_looked_back(vocabulary: Vocabulary) -> None:
+def test_without_any_region_the_image_attends_to_nothing(vocabulary: Vocabulary) -> None:
     plain, deaf = make(vocabulary), make(vocabulary, image_sees_regions=False)
     deaf.load_state_dict(plain.state_dict())
     a, b = encode_images(plain, valid=False), encode_images(deaf, valid=False)
@@ -301,9 +305,9 @@ def test_sizes_that_cannot_fit_are_refused() -> None:
 def test_prompt_states_of_both_kinds_come_from_the_right_position(vocabulary: Vocabulary) -> None:
     for kind, shift in (("predict", 0), ("own", 1)):
         model = make(vocabulary, prompt_state=kind)
-        with torch.no_grad():  # it always says [SEG] <end>: logits read from the last token's identity
+        with torch.no_grad():  # it always generates [SEG] <end>: logits read from the last token's identity
             model.llm.lm_head.weight.zero_()
-        sight = encode_images(model, images=1)
+        features = encode_images(model, images=1)
         branch = render([ChatTurn("the car")], vocabulary).ids_T
         script = iter([vocabulary.seg, vocabulary.end])
         model.logits = (
@@ -311,17 +315,17 @@ def test_prompt_states_of_both_kinds_come_from_the_right_position(vocabulary: Vo
                 F.one_hot(torch.full(states.shape[:-1], next(script)), 340).float()
             )
         )
-        spoken = model.generate(model.prefill(sight), [branch], [0], max_new=4)[0]
-        assert spoken.ids == [vocabulary.seg]
+        answers = model.generate(model.prefill(features), [branch], [0], max_new=4)[0]
+        assert answers.ids == [vocabulary.seg]
         ids = [*branch, vocabulary.seg]
         states = model(
-            sight,
+            features,
             torch.tensor([ids]),
             torch.zeros(1, len(ids), dtype=torch.long),
             torch.arange(len(ids))[None],
         )[0]
         torch.testing.assert_close(
-            spoken.prompts_KD[0], states[len(branch) - 1 + shift], atol=1e-5, rtol=1e-5
+            answers.prompts_KD[0], states[len(branch) - 1 + shift], atol=1e-5, rtol=1e-5
         )
 
 
@@ -338,7 +342,7 @@ def test_block_mask_of_flex_attention_is_the_same_rule() -> None:
 
 
 @pytest.mark.slow  # the kernel is compiled: half a minute on a CPU
-def test_flex_attention_reads_and_speaks_as_sdpa_does(vocabulary: Vocabulary) -> None:
+def test_flex_attention_trains_and_generates_as_sdpa_does(vocabulary: Vocabulary) -> None:
     plain, flex = make(vocabulary), make(vocabulary, attention="flex_attention")
     row = Row()
     for text in ("segment the car.", "find all the houses"):
@@ -348,8 +352,8 @@ def test_flex_attention_reads_and_speaks_as_sdpa_does(vocabulary: Vocabulary) ->
         a, b = (m(encode_images(m), *args) for m in (plain, flex))
     torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
     branch = [render([ChatTurn("the car")], vocabulary).ids_T]
-    spoken = [m.generate(m.prefill(encode_images(m)), branch, [0], max_new=3)[0].ids for m in (plain, flex)]
-    assert spoken[0] == spoken[1]
+    answers = [m.generate(m.prefill(encode_images(m)), branch, [0], max_new=3)[0].ids for m in (plain, flex)]
+    assert answers[0] == answers[1]
 
 
 def asked(vocabulary: Vocabulary, count: int) -> list[list[int]]:
@@ -368,7 +372,7 @@ def two_images(model: MLLM) -> object:
 
 
 def test_answers_are_those_of_one_expression_at_a_time_whatever_the_chunk(vocabulary: Vocabulary) -> None:
-    """All at once, in chunks, with less than a row's budget, and each alone on a sight of its own image."""
+    """All at once, in chunks, with less than a row's budget, and each alone on its own image."""
     model = make(vocabulary)
     branches, image_of_row = asked(vocabulary, 7), [0, 0, 0, 1, 1, 1, 1]
     assert len({len(b) for b in branches}) > 2
@@ -398,10 +402,12 @@ def test_the_repeated_cache_stays_within_its_budget(
     prefix = model.prefill(encode_images(model))
     budget = 5 * prefix.row_bytes(max(map(len, branches)) + 3) + 17
     sizes, rows = [], []
-    step, repeat = MLLM._step, PrefixCache.repeat
+    extend, repeat = MLLM._extend, PrefixCache.repeat
 
-    def watched(self: MLLM, ids: torch.Tensor, position: torch.Tensor, valid: torch.Tensor, cache: object):
-        out = step(self, ids, position, valid, cache)
+    def measured(
+        self: MLLM, hidden: torch.Tensor, position: torch.Tensor, valid: torch.Tensor, cache: object
+    ):
+        out = extend(self, hidden, position, valid, cache)
         sizes.append(sum(x.nbytes for layer in cache.layers for x in (layer.keys, layer.values)))
         return out
 
@@ -409,7 +415,7 @@ def test_the_repeated_cache_stays_within_its_budget(
         rows.append(len(image_of_row))
         return repeat(self, image_of_row)
 
-    monkeypatch.setattr(MLLM, "_step", watched)
+    monkeypatch.setattr(MLLM, "_extend", measured)
     monkeypatch.setattr(PrefixCache, "repeat", counted)
     model.generate(prefix, branches, image_of_row, 3, budget)
     assert rows == [5] * 8
@@ -427,34 +433,96 @@ def test_no_pass_of_the_model_is_thrown_away(
         return F.one_hot(torch.full(states.shape[:-1], vocabulary.seg), 340).float()
 
     monkeypatch.setattr(model, "logits", never_ends)
-    widths, step = [], MLLM._step
+    prefix = model.prefill(encode_images(model))
+    widths, extend = [], MLLM._extend
 
-    def watched(self: MLLM, ids: torch.Tensor, *rest: object) -> torch.Tensor:
-        widths.append(ids.shape[1])
-        return step(self, ids, *rest)
+    def counted(self: MLLM, hidden: torch.Tensor, *rest: object) -> torch.Tensor:
+        widths.append(hidden.shape[1])
+        return extend(self, hidden, *rest)
 
-    monkeypatch.setattr(MLLM, "_step", watched)
+    monkeypatch.setattr(MLLM, "_extend", counted)
     branches, image_of_row = asked(vocabulary, 2), [0, 1]
-    spoken = model.generate(model.prefill(encode_images(model)), branches, image_of_row, 3)
-    assert [s.ids for s in spoken] == [[vocabulary.seg] * 3] * 2
+    answers = model.generate(prefix, branches, image_of_row, 3)
+    assert [answer.ids for answer in answers] == [[vocabulary.seg] * 3] * 2
     assert widths == [max(map(len, branches)), *[1] * (passes - 1)]
 
 
-def test_flash_attention_that_is_not_there_gets_a_line(vocabulary: Vocabulary) -> None:
+def test_generation_and_checkpointing_warn_of_nothing(vocabulary: Vocabulary) -> None:
+    """transformers 5.24 warns of names that it will remove; a user would get it at every start."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        model = make(vocabulary, activation_checkpointing=True)
+        prefix = model.prefill(encode_images(model))
+        model.generate(prefix, asked(vocabulary, 2), [0, 1], 3)
+    layers = model.llm.model.layers
+    assert (
+        all(layer.gradient_checkpointing for layer in layers)
+        and prefix.layers[0][0].shape[2] == prefix.length
+    )
+
+
+@pytest.mark.parametrize("name", ["cache", "past_key_values"])
+def test_keys_and_values_go_to_the_argument_that_the_language_model_has(
+    vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """One release of transformers calls it `past_key_values`, a later one `cache`, none takes both."""
+    model = make(vocabulary)
+    plain, forward, given = model.cache_argument, model.llm.model.forward, []
+
+    def former(*, inputs_embeds, attention_mask, position_ids, past_key_values, use_cache):
+        given.append(past_key_values)
+        rest = {plain: past_key_values, "use_cache": use_cache}
+        return forward(
+            inputs_embeds=inputs_embeds, attention_mask=attention_mask, position_ids=position_ids, **rest
+        )
+
+    def latter(*, cache, **rest):
+        return former(past_key_values=cache, **rest)
+
+    def answers() -> list[list[int]]:
+        prefix = model.prefill(encode_images(model))
+        return [answer.ids for answer in model.generate(prefix, asked(vocabulary, 2), [0, 1], 3)]
+
+    expected = answers()
+    fake = latter if name == "cache" else former
+    assert cache_argument(fake) == name
+    monkeypatch.setattr(model.llm.model, "forward", fake)
+    monkeypatch.setattr(model, "cache_argument", cache_argument(fake))
+    assert answers() == expected
+    assert len(given) > 2 and all(len(cache.layers) == 2 for cache in given)
+
+
+def test_checkpointing_is_enabled_under_either_name() -> None:
+    class Former:
+        def gradient_checkpointing_enable(self, options: dict[str, bool]) -> None:
+            self.options = options
+
+    class Current(Former):
+        def activation_checkpointing_enable(self, options: dict[str, bool]) -> None:
+            self.new_options = options
+
+    former, current = Former(), Current()
+    for llm in (former, current):
+        enable_activation_checkpointing(llm)
+    assert former.options == current.new_options == {"use_reentrant": False}
+    assert not hasattr(current, "options")
+
+
+def test_flash_attention_that_is_not_installed_is_refused(vocabulary: Vocabulary) -> None:
     if is_flash_attn_2_available():
         pytest.skip("flash-attn is installed here")
     with pytest.raises(ValueError, match=r"needs the package flash-attn.*'flex_attention'.*'sdpa'"):
         make(vocabulary, attention="flash_attention_2")
 
 
-def test_flash_attention_reads_the_same_masks_and_stops_at_packed_rows(
+def test_flash_attention_gets_the_same_masks_and_refuses_packed_rows(
     vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What flash is given is the validity of keys alone; here SDPA answers for it with the same mask."""
     model = make(vocabulary)
     branches, image_of_row = asked(vocabulary, 5), [0, 1, 1, 0, 1]
-    sight = two_images(model)
-    expected = model.generate(model.prefill(sight), branches, image_of_row, 5)
+    features = two_images(model)
+    expected = model.generate(model.prefill(features), branches, image_of_row, 5)
     config = replace(model.config)
     object.__setattr__(config, "attention", "flash_attention_2")
     model.config = config
@@ -467,14 +535,14 @@ def test_flash_attention_reads_the_same_masks_and_stops_at_packed_rows(
         return mask
 
     monkeypatch.setattr(MLLM, "_causal", watched)
-    got = model.generate(model.prefill(sight), branches, image_of_row, 5)
+    got = model.generate(model.prefill(features), branches, image_of_row, 5)
     assert all(len(shape) == 2 for shape in given)
     for a, b in zip(got, expected, strict=True):
         assert a.ids == b.ids
         torch.testing.assert_close(a.prompts_KD, b.prompts_KD, atol=1e-5, rtol=1e-5)
     row = render([ChatTurn("the car", (Mark.SEG,))], vocabulary)
     with pytest.raises(ValueError, match="flex_attention"):
-        model(sight, *(torch.tensor([v, v]) for v in (row.ids_T, row.branch_T, row.position_T)))
+        model(features, *(torch.tensor([v, v]) for v in (row.ids_T, row.branch_T, row.position_T)))
 
 
 def test_narrow_exploitation_adds_nothing_at_first_and_then_matters(vocabulary: Vocabulary) -> None:
@@ -482,16 +550,16 @@ def test_narrow_exploitation_adds_nothing_at_first_and_then_matters(vocabulary: 
     model = MLLM(MLLMConfig(**{**TINY, "mgfe_width": 16}), vocabulary).eval()
     wide = make(vocabulary)
     assert model.exploitation.blocks[0].image.q.weight.shape == (16, 16)
-    sight = encode_images(model)
+    features = encode_images(model)
     torch.manual_seed(3)
     stages = model.high(torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(2)))
     objects = model.object_tokens(stages, some_boxes(2).objects_BO4)
-    torch.testing.assert_close(sight.object_BOD, objects)
+    torch.testing.assert_close(features.object_BOD, objects)
     for name, parameter in model.named_parameters():
         if name.endswith("gate"):
             torch.nn.init.constant_(parameter, 0.7)
     assert (encode_images(model).object_BOD - objects).abs().max() > 1e-3
-    assert encode_images(wide).object_BOD.shape == sight.object_BOD.shape
+    assert encode_images(wide).object_BOD.shape == features.object_BOD.shape
 
 
 def test_a_first_token_comes_before_the_visual_prefix(vocabulary: Vocabulary) -> None:

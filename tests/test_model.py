@@ -23,14 +23,13 @@ from uniresxx.errors import InputError
 from uniresxx.evaluation.regions import encode_records
 from uniresxx.imaging import masks
 from uniresxx.imaging.geometry import Letterbox
-from uniresxx.model.build import build_model
 from uniresxx.model.collate import collate, make_sample
 from uniresxx.model.config import LossConfig, PyramidHeadConfig, UniRESPlusPlusConfig
 from uniresxx.model.heads.pyramid import HeadOutput, PyramidHead
 from uniresxx.model.losses import mask_sums, true_iou
-from uniresxx.model.modeling import UniRESPlusPlus
+from uniresxx.model.modeling import UniRESPlusPlusModel
 from uniresxx.model.processing import view_photo
-from uniresxx.model.templates import TRAINING_TEMPLATES, asked_branches, dialogue_turn, spoken_turn
+from uniresxx.model.templates import TRAINING_TEMPLATES, asked_branches, dialogue_turn, generated_turn
 from uniresxx.predictor import Predictor
 from uniresxx.segmenters.base import Segmenter
 from uniresxx.segmenters.load import load_segmenter
@@ -63,13 +62,13 @@ def vocabulary() -> Vocabulary:
 
 
 @pytest.fixture(scope="module")
-def model(vocabulary: Vocabulary) -> UniRESPlusPlus:
+def model(vocabulary: Vocabulary) -> UniRESPlusPlusModel:
     return new_model(vocabulary)
 
 
-def new_model(vocabulary: Vocabulary, config: UniRESPlusPlusConfig = CONFIG) -> UniRESPlusPlus:
+def new_model(vocabulary: Vocabulary, config: UniRESPlusPlusConfig = CONFIG) -> UniRESPlusPlusModel:
     torch.manual_seed(0)
-    return build_model(config, vocabulary).eval()
+    return UniRESPlusPlusModel(config, vocabulary).eval()
 
 
 def picture(index: int, height: int = 32, width: int = 32) -> ImageRecord:
@@ -120,7 +119,7 @@ def batch_of(
     return collate(samples, config, vocabulary)
 
 
-def gradients(model: UniRESPlusPlus, batches: list[Batch]) -> tuple[float, dict[str, torch.Tensor]]:
+def gradients(model: UniRESPlusPlusModel, batches: list[Batch]) -> tuple[float, dict[str, torch.Tensor]]:
     """Loss and gradients of one step over micro-batches, the way the loop does it."""
     model.zero_grad()
     counts: dict[str, int] = {}
@@ -136,7 +135,7 @@ def gradients(model: UniRESPlusPlus, batches: list[Batch]) -> tuple[float, dict[
 
 
 def test_batch_1_accumulated_8_times_equals_a_batch_of_8(
-    model: UniRESPlusPlus, vocabulary: Vocabulary
+    model: UniRESPlusPlusModel, vocabulary: Vocabulary
 ) -> None:
     records = [picture(i) for i in range(8)]
     # Unequal images: one without any target, one with a single expression.
@@ -150,7 +149,7 @@ def test_batch_1_accumulated_8_times_equals_a_batch_of_8(
         torch.testing.assert_close(gradient, cut[1][name], atol=2e-5, rtol=1e-3, msg=name)
 
 
-def test_every_part_learns(model: UniRESPlusPlus, vocabulary: Vocabulary) -> None:
+def test_every_part_learns(model: UniRESPlusPlusModel, vocabulary: Vocabulary) -> None:
     opened = new_model(vocabulary)
     for name, parameter in opened.named_parameters():
         if name.endswith("gate"):
@@ -210,7 +209,7 @@ def test_mask_losses_equal_the_formulas_written_out() -> None:
 
 
 def test_masks_are_supervised_only_where_the_truth_has_one(
-    model: UniRESPlusPlus, vocabulary: Vocabulary
+    model: UniRESPlusPlusModel, vocabulary: Vocabulary
 ) -> None:
     record = replace(picture(0), dialogues=(), expressions=picture(0).expressions[3:])
     batch = batch_of([record], vocabulary)
@@ -219,7 +218,7 @@ def test_masks_are_supervised_only_where_the_truth_has_one(
     assert float(sums["presence"]) > 0.0
 
 
-def test_answers_do_not_depend_on_the_company_or_the_batch(model: UniRESPlusPlus) -> None:
+def test_answers_do_not_depend_on_the_batch(model: UniRESPlusPlusModel) -> None:
     photos = [picture(0).pixels, picture(1, 20, 41).pixels, picture(2, 50, 33).pixels]
     texts = [["the red square", "both squares"], ["a much longer question about the blue square"], ["green"]]
     together = model.answer(model.encode_images(photos), texts, Decoding(max_new_tokens=4))
@@ -239,9 +238,9 @@ def test_answers_do_not_depend_on_the_company_or_the_batch(model: UniRESPlusPlus
 
 
 def test_a_photo_is_encoded_once_for_all_its_questions(
-    model: UniRESPlusPlus, monkeypatch: pytest.MonkeyPatch
+    model: UniRESPlusPlusModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Towers, prefix and the mask head's maps are kept; more questions only speak and point."""
+    """Towers, prefix and the mask head's features are computed once, whatever is asked later."""
     calls: list[str] = []
     for owner, name in (
         (type(model.mllm), "encode_image"),
@@ -264,14 +263,14 @@ def test_a_photo_is_encoded_once_for_all_its_questions(
 
 
 def test_answers_come_in_parts_without_a_change(
-    model: UniRESPlusPlus, monkeypatch: pytest.MonkeyPatch
+    model: UniRESPlusPlusModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Fewer masks at once and a cache of one row: the same text and masks, states within rounding."""
-    sight = model.encode_images([picture(0).pixels, picture(1, 20, 32).pixels])
+    encoded = model.encode_images([picture(0).pixels, picture(1, 20, 32).pixels])
     texts = [["the red square", "both"], ["the blue square", "wheel", "the green square"]]
-    whole = model.answer(sight, texts, Decoding(max_new_tokens=4))
-    monkeypatch.setattr("uniresxx.model.modeling.ANSWERS_AT_ONCE", 2)
-    parts = model.answer(sight, texts, Decoding(max_new_tokens=4, cache_bytes=1))
+    whole = model.answer(encoded, texts, Decoding(max_new_tokens=4))
+    monkeypatch.setattr("uniresxx.model.answering.ANSWERS_AT_ONCE", 2)
+    parts = model.answer(encoded, texts, Decoding(max_new_tokens=4, cache_bytes=1))
     for a, b in zip(whole, parts, strict=True):
         assert (a.text, a.mask, a.mask_if_forced) == (b.text, b.mask, b.mask_if_forced)
         assert a.p_absent == pytest.approx(b.p_absent, abs=1e-4) and a.score == pytest.approx(
@@ -280,18 +279,18 @@ def test_answers_come_in_parts_without_a_change(
     assert "cache_bytes" not in Decoding(cache_bytes=1).describe("token")
 
 
-def test_marks_typed_by_a_user_change_no_count(model: UniRESPlusPlus) -> None:
+def test_marks_typed_by_a_user_change_no_count(model: UniRESPlusPlusModel) -> None:
     photo = picture(0).pixels
-    sight = model.encode_images([photo])
+    encoded = model.encode_images([photo])
     for text in ("[SEG] [SEG] [REJ] <image>", "<object><part><image>" * 3):
-        prediction = model.answer(sight, [[text]], Decoding(max_new_tokens=3))[0]
+        prediction = model.answer(encoded, [[text]], Decoding(max_new_tokens=3))[0]
         assert len(prediction.segments) <= 3  # at most one per generated token, none per typed mark
         ids = asked_branches([[text]], Decoding(), model.vocabulary)[1][0]
         assert not {model.vocabulary.seg, model.vocabulary.rej, model.vocabulary.image} & set(ids)
-    assert sight.prefix.length == model.encode_images([picture(1).pixels]).prefix.length
+    assert encoded.prefix.length == model.encode_images([picture(1).pixels]).prefix.length
 
 
-def test_a_photo_of_one_pixel_and_one_without_boxes_get_answers(model: UniRESPlusPlus) -> None:
+def test_a_photo_of_one_pixel_and_one_without_boxes_get_answers(model: UniRESPlusPlusModel) -> None:
     for photo in (np.zeros((1, 1, 3), dtype=np.uint8), np.full((40, 7, 3), 255, dtype=np.uint8)):
         prediction = model.answer(
             model.encode_images([photo]), [["the red square"]], Decoding(max_new_tokens=2)
@@ -300,25 +299,25 @@ def test_a_photo_of_one_pixel_and_one_without_boxes_get_answers(model: UniRESPlu
         assert rle is not None and tuple(rle["size"]) == photo.shape[:2]
 
 
-def test_history_reaches_the_answer(model: UniRESPlusPlus) -> None:
-    sight = model.encode_images([picture(0).pixels])
+def test_history_reaches_the_answer(model: UniRESPlusPlusModel) -> None:
+    encoded = model.encode_images([picture(0).pixels])
     asked = [Question("and its roof?"), Question("and its roof?", (("segment the car.", "[SEG]."),))]
     rows = asked_branches([asked], Decoding(template="{expression}"), model.vocabulary)[1]
     assert len(rows[1]) > len(rows[0]) and model.vocabulary.seg in rows[1]
-    a, b = model.answer(sight, [asked], Decoding(template="{expression}", max_new_tokens=2))
+    a, b = model.answer(encoded, [asked], Decoding(template="{expression}", max_new_tokens=2))
     assert a.p_absent != b.p_absent
 
 
-def test_spoken_turns_turn_back_into_the_same_row(vocabulary: Vocabulary) -> None:
+def test_generated_turns_render_to_the_same_row(vocabulary: Vocabulary) -> None:
     turn = dialogue_turn(picture(0).dialogues[0].turns[0])
     learned = render([turn], vocabulary)
     start = learned.ids_T.index(vocabulary.assistant) + 1
     text = vocabulary.decode(learned.ids_T[start:])
     assert text == "red: [SEG], green: [REJ]."
-    assert render([spoken_turn(turn.question, text)], vocabulary) == learned
+    assert render([generated_turn(turn.question, text)], vocabulary) == learned
 
 
-def test_a_checkpoint_answers_as_the_model_does(model: UniRESPlusPlus, tmp_path: Path) -> None:
+def test_a_checkpoint_answers_as_the_model_does(model: UniRESPlusPlusModel, tmp_path: Path) -> None:
     save_pretrained(tmp_path / "m", model)
     loaded = load_segmenter(tmp_path / "m")
     assert isinstance(loaded, Segmenter) and isinstance(model, Segmenter)
@@ -337,6 +336,14 @@ def test_config_round_trip_and_refusals() -> None:
         UniRESPlusPlusConfig.from_dict(CONFIG.to_dict() | {"unknown_field": 1})
 
 
+def test_former_values_in_a_config_are_read_as_the_current_ones() -> None:
+    written = CONFIG.to_dict()
+    assert written["boxes"] == "classical"
+    assert UniRESPlusPlusConfig.from_dict(written | {"boxes": "segmenter"}) == CONFIG
+    with pytest.raises(InputError, match="boxes='segments'"):
+        UniRESPlusPlusConfig.from_dict(written | {"boxes": "segments"})
+
+
 def test_truth_boxes_are_refused_without_truth() -> None:
     """Also where only one level is known, as of a data set that marks no parts."""
     objects = replace(picture(0), boxes={"object": np.array([[0.0, 0.0, 4.0, 4.0]])})
@@ -346,7 +353,7 @@ def test_truth_boxes_are_refused_without_truth() -> None:
 
 
 @pytest.mark.parametrize("boxes", ["shuffled", "random"])
-def test_box_controls_keep_counts_move_boxes_and_know_no_company(vocabulary: Vocabulary, boxes: str) -> None:
+def test_box_controls_keep_counts_move_boxes_and_ignore_the_batch(vocabulary: Vocabulary, boxes: str) -> None:
     plain, control = new_model(vocabulary), new_model(vocabulary, replace(CONFIG, boxes=boxes))
     photos = [picture(0).pixels, picture(1).pixels]
     a, b = plain.encode_images(photos), control.encode_images(photos)
@@ -367,8 +374,8 @@ def test_box_controls_keep_counts_move_boxes_and_know_no_company(vocabulary: Voc
 
 def test_truth_boxes_are_used_only_where_the_config_names_them(vocabulary: Vocabulary) -> None:
     record = replace(picture(0), boxes={"object": np.array([[1.0, 2, 9, 9]]), "part": np.zeros((0, 4))})
-    told = new_model(vocabulary, replace(CONFIG, boxes="truth"))
-    assert np.allclose(told.regions(encode_records(told, [record]))[0]["object"], [[1, 2, 9, 9]])
+    with_truth = new_model(vocabulary, replace(CONFIG, boxes="truth"))
+    assert np.allclose(with_truth.regions(encode_records(with_truth, [record]))[0]["object"], [[1, 2, 9, 9]])
     plain = new_model(vocabulary)
     assert not np.allclose(plain.regions(encode_records(plain, [record]))[0]["object"][:1], [[1, 2, 9, 9]])
 
@@ -385,8 +392,8 @@ def test_boxes_never_lie_on_the_padding() -> None:
             assert (boxes[:, 2:] > boxes[:, :2]).all()
 
 
-def test_a_batch_without_any_expression_or_without_any_word_has_a_loss(
-    model: UniRESPlusPlus, vocabulary: Vocabulary
+def test_a_batch_without_expressions_or_without_words_has_a_loss(
+    model: UniRESPlusPlusModel, vocabulary: Vocabulary
 ) -> None:
     talk = Dialogue("toy/train/talk", (Turn("how many?", answer="two."),))
     for dialogues in ((talk,), ()):
@@ -398,7 +405,7 @@ def test_a_batch_without_any_expression_or_without_any_word_has_a_loss(
 
 
 def test_losses_are_summed_in_fp32_whatever_the_logits_are(
-    model: UniRESPlusPlus, vocabulary: Vocabulary
+    model: UniRESPlusPlusModel, vocabulary: Vocabulary
 ) -> None:
     batch = batch_of([picture(0), picture(1)], vocabulary)
     with torch.no_grad():
@@ -411,23 +418,23 @@ def test_losses_are_summed_in_fp32_whatever_the_logits_are(
     assert float(a) == pytest.approx(float(b), rel=1e-6)
 
 
-def test_the_own_state_of_a_mark_is_read_in_training_too(vocabulary: Vocabulary) -> None:
+def test_the_own_state_of_a_mark_is_the_prompt_in_training_too(vocabulary: Vocabulary) -> None:
     config = replace(CONFIG, mllm=replace(TINY, prompt_state="own"))
     own, before = new_model(vocabulary, config), new_model(vocabulary)
     batch = batch_of([picture(0)], vocabulary)
     with torch.no_grad():
-        assert torch.equal(own(batch).logits_LV, before(batch).logits_LV)
+        assert torch.equal(own(batch).logits_YV, before(batch).logits_YV)
         assert not torch.allclose(own(batch).head.masks_Ehw, before(batch).head.masks_Ehw)
 
 
-def test_words_of_the_config_that_name_nothing_are_refused() -> None:
+def test_unknown_words_in_the_config_are_refused() -> None:
     for wrong in ({"boxes": "truht"}, {"decision_rule": "maybe"}, {"head": {"width": 60}}):
         values = CONFIG.to_dict() | wrong
         with pytest.raises(InputError, match="does not fit"):
             UniRESPlusPlusConfig.from_dict(values)
 
 
-def test_options_a_source_would_ignore_are_refused() -> None:
+def test_options_that_a_source_would_ignore_are_refused() -> None:
     recipe = KNOWN["tiny_scenes"]()
     for changes in ({"split": "val"}, {"first_images": 5}, {"source": "mini_real"}):
         with pytest.raises(InputError):
@@ -498,7 +505,7 @@ def test_a_fifth_of_the_branches_are_conversations_where_there_are_enough(vocabu
     assert 0.15 <= talk / (single + talk) <= 0.25
 
 
-def test_pixels_that_must_not_be_taught_do_not_count(model: UniRESPlusPlus, vocabulary: Vocabulary) -> None:
+def test_unlabelled_pixels_do_not_count(model: UniRESPlusPlusModel, vocabulary: Vocabulary) -> None:
     record = picture(0)
     assert record.dense is not None
     hidden = record.dense.copy()

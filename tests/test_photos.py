@@ -21,7 +21,7 @@ from uniresxx.evaluation.metrics_file import score_file
 from uniresxx.evaluation.run import evaluate
 from uniresxx.imaging import masks
 from uniresxx.imaging.overlay import Layer, draw_overlay
-from uniresxx.model.build import build_model
+from uniresxx.model.modeling import UniRESPlusPlusModel
 from uniresxx.model.templates import TRAINING_TEMPLATES
 from uniresxx.predictor import Predictor, mask_of
 from uniresxx.types import Decoding, Granularity, Prediction
@@ -181,7 +181,7 @@ def test_a_photo_that_its_exif_turns_gives_the_same_pixels(tmp_path):
 def test_the_predictor_answers_at_the_size_of_the_photo(split):
     vocabulary = Vocabulary.train([*TRAINING_TEMPLATES, "the red cup of coffee"] * 3, 340)
     torch.manual_seed(0)
-    predictor = Predictor(build_model(CONFIG, vocabulary).eval(), Decoding(max_new_tokens=4))
+    predictor = Predictor(UniRESPlusPlusModel(CONFIG, vocabulary).eval(), Decoding(max_new_tokens=4))
     for record in records_of(split):
         predictor.set_image(record.path)
         texts = [e.text for e in record.expressions]

@@ -24,8 +24,8 @@ from train.recipe import DataConfig, EngineConfig, Recipe, share_of
 from train.recipes import KNOWN
 from train.recipes.uniresxx_7b import BENCHMARKS
 from uniresxx.data.mixture.batches import Batches, SceneSource
-from uniresxx.model.build import build_model
 from uniresxx.model.config import LossConfig, PyramidHeadConfig, UniRESPlusPlusConfig
+from uniresxx.model.modeling import UniRESPlusPlusModel
 from uniresxx.types import Batch
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -52,7 +52,7 @@ def real(config: UniRESPlusPlusConfig, images: int, expressions: int) -> tuple[n
     """A model with memory and a drawn batch."""
     vocabulary = Vocabulary.train(["the red star on the left"], config.mllm.vocabulary)
     torch.manual_seed(0)
-    model = build_model(config, vocabulary)
+    model = UniRESPlusPlusModel(config, vocabulary)
     source = SceneSource("scenes_easy", 0)
     return model, Batches(source, config, vocabulary, 0, images, 1, expressions)(0, 0)
 

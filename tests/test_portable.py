@@ -17,21 +17,21 @@ from torch import Tensor
 from mllm.tokens import Vocabulary
 from tests.test_heads import SAM, SAM2
 from tests.test_model import CONFIG
+from uniresxx.checkpoints.folders import save_pretrained
 from uniresxx.cli import main as command
 from uniresxx.errors import InputError
 from uniresxx.hub import head_program as portable
 from uniresxx.hub.head_program import NEEDS_ONNX, Form, export_mask_head, programs_of
-from uniresxx.model.build import build_model
-from uniresxx.model.modeling import UniRESPlusPlus
+from uniresxx.model.modeling import UniRESPlusPlusModel
 from uniresxx.model.templates import TRAINING_TEMPLATES
 from uniresxx.types import Decoding
 
 
-def made(head: str) -> UniRESPlusPlus:
+def made(head: str) -> UniRESPlusPlusModel:
     vocabulary = Vocabulary.train([*TRAINING_TEMPLATES, "the red square"] * 3, 340)
     config = replace(CONFIG, mask_head=head, sam=SAM, sam2=SAM2, dense_classes=(0, 0, 0))
     torch.manual_seed(0)
-    model = build_model(config, vocabulary).eval()
+    model = UniRESPlusPlusModel(config, vocabulary).eval()
     with torch.no_grad():  # some of SAM's weights start at zero, which would hide mistakes
         for parameter in model.head.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -125,7 +125,7 @@ RUN_ALONE: dict[Form, str] = {
 def test_the_program_runs_without_this_package(form: Form, tmp_path: Path) -> None:
     runnable(form)
     model = made("pyramid")
-    model.save_pretrained(tmp_path / "model")
+    save_pretrained(tmp_path / "model", model)
     out = tmp_path / "out"
     assert command(["export", str(tmp_path / "model"), str(out), "--mask-head", form]) == 0
     inputs = programs_of(model)[1].others

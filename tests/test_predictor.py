@@ -46,7 +46,7 @@ def test_one_look_for_many_questions():
     for _ in range(3):
         predictor.segment(["red", "green"])
     predictor.segment("red")
-    assert predictor.segmenter.looks == 1
+    assert predictor.segmenter.encoded == 1
 
 
 def test_path_picture_and_array_agree(tmp_path):

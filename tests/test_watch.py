@@ -36,8 +36,8 @@ from uniresxx.data.catalog import open_benchmark
 from uniresxx.errors import InputError
 from uniresxx.evaluation.metrics_file import score_file
 from uniresxx.evaluation.run import evaluate
-from uniresxx.model.build import build_model
 from uniresxx.model.config import PyramidHeadConfig, UniRESPlusPlusConfig
+from uniresxx.model.modeling import UniRESPlusPlusModel
 from uniresxx.segmenters.load import load_segmenter
 from uniresxx.types import Decoding
 
@@ -139,7 +139,7 @@ def test_counted_work_is_what_torch_counts(lora, frozen):
     m = MLLMConfig(llm_layers=2, vocabulary=300)
     tuning = TuningConfig(lora_rank=lora, frozen=frozen)
     config = UniRESPlusPlusConfig(mllm=m, boxes="grid", tuning=tuning)
-    model = build_model(config, Vocabulary.train(["segment the red car"], 300))
+    model = UniRESPlusPlusModel(config, Vocabulary.train(["segment the red car"], 300))
     B, T, visual = 2, 9, 64 + m.max_objects + m.max_parts + 3
     branch = torch.tensor([[0] * 5 + [1] * 4, [0] * 6 + [-1] * 3])
     position = torch.tensor([[0, 1, 2, 3, 4, 0, 1, 2, 3], [0, 1, 2, 3, 4, 5, 0, 0, 0]])

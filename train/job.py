@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -37,7 +36,7 @@ from uniresxx.model.config import UniRESPlusPlusConfig
 from uniresxx.model.templates import TRAINING_TEMPLATES
 from uniresxx.segmenters.base import Segmenter
 from uniresxx.segmenters.film_unet.config import FilmUNetConfig
-from uniresxx.segmenters.film_unet.modeling import build_film_unet
+from uniresxx.segmenters.film_unet.modeling import FilmUNet
 from uniresxx.types import EVALUATION_TEMPLATE, Decoding, ImageRecord
 
 CORPUS_LINES = 4_000
@@ -46,8 +45,8 @@ SHOWN = 3  # pictures in an overlay
 
 # What `recipe.model` may be, and who builds it from a vocabulary.
 BUILDERS: dict[type, Callable[[Any, Vocabulary], Any]] = {
-    UniRESPlusPlusConfig: partial(build_for_training, say=print),
-    FilmUNetConfig: build_film_unet,
+    UniRESPlusPlusConfig: build_for_training,
+    FilmUNetConfig: FilmUNet,
 }
 
 

@@ -20,9 +20,8 @@ from torch.utils._pytree import tree_iter
 
 from mllm.chat import IGNORE
 from mllm.tokens import Vocabulary
-from uniresxx.model.build import build_model
 from uniresxx.model.config import UniRESPlusPlusConfig
-from uniresxx.model.modeling import UniRESPlusPlus
+from uniresxx.model.modeling import UniRESPlusPlusModel
 from uniresxx.model.tuning import cast_frozen
 from uniresxx.types import Batch
 
@@ -105,12 +104,12 @@ def _storage(tensor: torch.Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
 
 
-def model_without_memory(config: UniRESPlusPlusConfig) -> UniRESPlusPlus:
+def model_without_memory(config: UniRESPlusPlusConfig) -> UniRESPlusPlusModel:
     """The model of a config on the meta device, frozen weights in the config's dtype. ValueError: sizes that do
     not fit together."""
     vocabulary = Vocabulary.train([], config.mllm.vocabulary)
     with torch.device("meta"):
-        model = build_model(config, vocabulary)
+        model = UniRESPlusPlusModel(config, vocabulary)
     if config.tuning.frozen_dtype == "bf16":
         cast_frozen(model, torch.bfloat16)
     return model

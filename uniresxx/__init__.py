@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from uniresxx.errors import InputError
-    from uniresxx.hub.classes import UniRESPlusPlusProcessor
+    from uniresxx.hub.classes import UniRESPlusPlus, UniRESPlusPlusProcessor
     from uniresxx.model.config import UniRESPlusPlusConfig
-    from uniresxx.model.modeling import UniRESPlusPlus
     from uniresxx.predictor import Predictor
     from uniresxx.segmenters.base import Segmenter
     from uniresxx.segmenters.load import load_segmenter
@@ -49,11 +48,9 @@ def _home_of(name: str) -> str | None:
             return "uniresxx.errors"
         case "Predictor":
             return "uniresxx.predictor"
-        case "UniRESPlusPlus":
-            return "uniresxx.model.modeling"
         case "UniRESPlusPlusConfig":
             return "uniresxx.model.config"
-        case "UniRESPlusPlusProcessor":
+        case "UniRESPlusPlus" | "UniRESPlusPlusProcessor":
             return "uniresxx.hub.classes"
         case "load_segmenter":
             return "uniresxx.segmenters.load"

@@ -25,7 +25,7 @@ from uniresxx.errors import InputError
 from uniresxx.files import write_atomic
 from uniresxx.model.build import load_vocabulary
 from uniresxx.model.config import UniRESPlusPlusConfig
-from uniresxx.model.modeling import UniRESPlusPlus
+from uniresxx.model.modeling import UniRESPlusPlusModel
 
 ADAPTER, ADAPTER_CONFIG = "adapter.safetensors", "adapter.json"
 
@@ -39,7 +39,7 @@ def plain(config: UniRESPlusPlusConfig) -> UniRESPlusPlusConfig:
     return replace(config, tuning=tuning)
 
 
-def merged(model: UniRESPlusPlus) -> Snapshot:
+def merged(model: UniRESPlusPlusModel) -> Snapshot:
     """The model with its adapters added into the weights and its token rows put in place; `model` stays as it is.
 
     InputError where it has neither. Weights that are in bf16 are rounded: call `model.float()` first.
@@ -48,10 +48,10 @@ def merged(model: UniRESPlusPlus) -> Snapshot:
         raise InputError(
             "the model has no adapters and no token rows of its own: it is what --merge would give"
         )
-    return Snapshot(plain(model.settings), model.tokenizer, merged_tensors(model))
+    return Snapshot(plain(model.config), model.tokenizer, merged_tensors(model))
 
 
-def save_adapter(model: UniRESPlusPlus, out: Path) -> list[str]:
+def save_adapter(model: UniRESPlusPlusModel, out: Path) -> list[str]:
     """Adapters and token rows alone, with the configuration and the vocabulary they belong to; names of the files."""
     tensors = adapter_tensors(model)
     if not tensors:
@@ -60,14 +60,14 @@ def save_adapter(model: UniRESPlusPlus, out: Path) -> list[str]:
     files = {
         ADAPTER: tensor_bytes(tensors),
         TOKENIZER: model.tokenizer.to_json().encode(),
-        ADAPTER_CONFIG: to_json(model.settings.to_dict()),
+        ADAPTER_CONFIG: to_json(model.config.to_dict()),
     }
     for name, data in files.items():
         write_atomic(out / name, data)
     return list(files)
 
 
-def unmerged(source: Path, adapter: Path) -> UniRESPlusPlus:
+def unmerged(source: Path, adapter: Path) -> UniRESPlusPlusModel:
     """The model of a merged folder with its adapter apart again: up to rounding, the weights of before.
 
     InputError where the adapter is not of this model.
@@ -83,7 +83,7 @@ def unmerged(source: Path, adapter: Path) -> UniRESPlusPlus:
         raise InputError(
             f"{adapter} and {source} have different vocabularies: the adapter is of another model"
         )
-    model = UniRESPlusPlus(config, vocabulary, skip_llm_init=True)
+    model = UniRESPlusPlusModel(config, vocabulary, skip_llm_init=True)
     weight_files(source)
     try:
         load_part(model, str(source), OWN_RULES)
@@ -95,6 +95,6 @@ def unmerged(source: Path, adapter: Path) -> UniRESPlusPlus:
     return model.eval()
 
 
-def export_merged(model: UniRESPlusPlus, out: Path, shard_bytes: int | None) -> list[str]:
+def export_merged(model: UniRESPlusPlusModel, out: Path, shard_bytes: int | None) -> list[str]:
     """Write `merged` as a plain folder; names of the files."""
     return save_pretrained(out, merged(model), shard_bytes)

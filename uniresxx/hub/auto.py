@@ -11,13 +11,16 @@ from __future__ import annotations
 
 from transformers import AutoConfig, AutoModel, AutoProcessor
 
-from uniresxx.hub.classes import HubConfig, UniRESPlusPlusProcessor
+from uniresxx.hub.classes import (
+    UniRESPlusPlus,
+    UniRESPlusPlusPreTrainedConfig,
+    UniRESPlusPlusProcessor,
+)
 from uniresxx.model.config import MODEL_TYPE
-from uniresxx.model.modeling import UniRESPlusPlus
 
 
 def register_auto_classes() -> None:
     """Make AutoConfig, AutoModel and AutoProcessor know UniRES++; calling it again changes nothing."""
-    AutoConfig.register(MODEL_TYPE, HubConfig, exist_ok=True)
-    AutoModel.register(HubConfig, UniRESPlusPlus, exist_ok=True)
-    AutoProcessor.register(HubConfig, UniRESPlusPlusProcessor, exist_ok=True)
+    AutoConfig.register(MODEL_TYPE, UniRESPlusPlusPreTrainedConfig, exist_ok=True)
+    AutoModel.register(UniRESPlusPlusPreTrainedConfig, UniRESPlusPlus, exist_ok=True)
+    AutoProcessor.register(UniRESPlusPlusPreTrainedConfig, UniRESPlusPlusProcessor, exist_ok=True)

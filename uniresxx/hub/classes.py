@@ -1,60 +1,66 @@
-"""UniRES++ as transformers knows models: a config, a base class of the model and a processor, without remote code.
+"""UniRES++ as transformers knows models: a config, a model and a processor, without remote code.
 
-The dataclass `UniRESPlusPlusConfig` stays the source of truth: `HubConfig` holds one, and a config.json written by
-either is read by both. Weights go through our own strict loader (safetensors only, every name and shape checked):
-transformers' `from_pretrained` builds on the meta device and initialises what it does not find, which would leave a
-missing tensor random. `uniresxx.register_auto_classes` registers the three.
-
-Shapes: B photos, R rows (texts of all photos), E expressions; pixels and boxes as in uniresxx.types.Batch.
+`UniRESPlusPlus` wraps a `UniRESPlusPlusModel`, and `UniRESPlusPlusPreTrainedConfig` its dataclass; files on disk hold
+the tensors and the config of what is wrapped. Weights go through our own strict loader (safetensors only, every name
+and shape checked): transformers' `from_pretrained` builds on the meta device and initialises what it does not find,
+which would leave a missing tensor random. `uniresxx.register_auto_classes` registers the three.
 """
 
 from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import torch
 from transformers import BatchFeature, PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
+from mllm.loading import folder_of
 from mllm.tokens import Vocabulary
 from uniresxx.checkpoints import folders as checkpoint
 from uniresxx.errors import InputError
+from uniresxx.hub.card import card_of
 from uniresxx.imaging.inputs import Photo, checked, photo_pixels
+from uniresxx.model.answering import EncodedPhotos
+from uniresxx.model.build import load_model, load_vocabulary
 from uniresxx.model.config import MODEL_TYPE, UniRESPlusPlusConfig
+from uniresxx.model.criterion import ModelOutput
+from uniresxx.model.modeling import UniRESPlusPlusModel
 from uniresxx.model.processing import tensors_of, view_photo
-from uniresxx.types import Decoding, Question
+from uniresxx.types import Batch, DecisionRule, Decoding, Prediction, Question
 
 Text = str | Question
 SHARD_SIZE = "5GB"
-_FROM_AUTO = (  # what the Auto classes add; nothing of it is needed
+_AUTO_OPTIONS = (  # what the Auto classes add; none of it is needed
     "config", "trust_remote_code", "name_or_path", "adapter_kwargs", "_from_auto", "_commit_hash",
 )  # fmt: skip
-_OF_HUB = ("revision", "token", "cache_dir", "local_files_only", "force_download")
+_HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download")
 
 
-class HubConfig(PreTrainedConfig):
-    """`UniRESPlusPlusConfig` in transformers' clothes; its sections are attributes here too."""
+class UniRESPlusPlusPreTrainedConfig(PreTrainedConfig):
+    """The dataclass `UniRESPlusPlusConfig` as a config of transformers; its fields are attributes here too."""
 
     model_type = MODEL_TYPE
 
-    def __init__(self, settings: UniRESPlusPlusConfig | None = None) -> None:
+    def __init__(self, config: UniRESPlusPlusConfig | None = None) -> None:
         super().__init__()
-        self.settings = settings or UniRESPlusPlusConfig()
+        self.config = config or UniRESPlusPlusConfig()
 
     def __getattr__(self, name: str) -> Any:
-        settings = self.__dict__.get("settings")
-        if settings is None or name not in settings.__dataclass_fields__:
+        config = self.__dict__.get("config")
+        if config is None or name not in config.__dataclass_fields__:
             raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
-        return getattr(settings, name)
+        return getattr(config, name)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, HubConfig) and self.settings == other.settings
+        return isinstance(other, UniRESPlusPlusPreTrainedConfig) and self.config == other.config
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """As of transformers; keys that are not ours raise InputError instead of being kept."""
+        """The config of a config.json; InputError for keys that it does not know, which transformers would keep."""
         unused = kwargs.pop("return_unused_kwargs", False)
         values = {key: value for key, value in config_dict.items() if not key.startswith("_")}
         config = cls(UniRESPlusPlusConfig.from_dict(values))
@@ -62,29 +68,68 @@ class HubConfig(PreTrainedConfig):
 
     def to_dict(self) -> dict[str, Any]:
         """The dict of the dataclass, `model_type` included."""
-        return self.settings.to_dict()
+        return self.config.to_dict()
 
     def to_diff_dict(self) -> dict[str, Any]:
         """All of it: defaults may change in a later version, a saved model must not."""
         return self.to_dict()
 
 
-class HubModel(PreTrainedModel):
-    """What `UniRESPlusPlus` is on the Hub: saving with a model card, strict loading, pushing."""
+class UniRESPlusPlus(PreTrainedModel):
+    """UniRES++ for users of transformers: loading, saving with a model card, pushing, and answering.
 
-    config_class = HubConfig
+        model = UniRESPlusPlus.from_pretrained("runs/export")
+        processor = UniRESPlusPlusProcessor.from_pretrained("runs/export")
+        predictions = model.predict(processor(images="photo.jpg", text=["the left wheel of the red car"]))
+
+    `model` is the plain module inside, which training and evaluation use.
+    """
+
+    config_class = UniRESPlusPlusPreTrainedConfig
     main_input_name = "pixels_high_B3HW"
     _supports_sdpa = True
-    source: Path | None = None  # the folder it was loaded from: its card tells what was recorded there
 
-    def __init__(self, settings: UniRESPlusPlusConfig) -> None:
-        super().__init__(HubConfig(settings))
+    def __init__(self, model: UniRESPlusPlusModel, source: Path | None = None) -> None:
+        """Wrap a model.
+
+        Args:
+            model: the model; a configuration alone holds no vocabulary.
+            source: the folder it was loaded from, whose records go into the model card.
+
+        Raises:
+            InputError: `model` is a configuration.
+        """
+        if not isinstance(model, UniRESPlusPlusModel):
+            raise InputError(
+                "a new model needs its vocabulary: UniRESPlusPlus(UniRESPlusPlusModel(config, vocabulary)); "
+                "load a saved one by UniRESPlusPlus.from_pretrained(folder)"
+            )
+        super().__init__(UniRESPlusPlusPreTrainedConfig(model.config))
+        self.model, self.source = model, source
+
+    def forward(self, batch: Batch) -> ModelOutput:
+        """One pass over packed rows, see `UniRESPlusPlusModel.forward`."""
+        return self.model(batch)
 
     @property
-    def settings(self) -> UniRESPlusPlusConfig:
-        """The typed configuration."""
-        config: HubConfig = self.config
-        return config.settings
+    def decision_rule(self) -> DecisionRule:
+        """The rule of the config."""
+        return self.model.decision_rule
+
+    def encode_images(self, photos: Sequence[np.ndarray]) -> EncodedPhotos:
+        """Encode photos (uint8 (y, x, 3) RGB) once, for any number of calls of `answer`."""
+        return self.model.encode_images(photos)
+
+    def answer(
+        self, encoded: EncodedPhotos, texts: Sequence[Sequence[Text]], decoding: Decoding
+    ) -> list[Prediction]:
+        """Answer the texts of each photo; flat, photo by photo."""
+        return self.model.answer(encoded, texts, decoding)
+
+    def predict(self, inputs: Mapping[str, Any]) -> list[Prediction]:
+        """Answer what `UniRESPlusPlusProcessor` prepared; flat, photo by photo."""
+        encoded = self.model.encode_views(inputs["views"], inputs)
+        return self.model.answer(encoded, inputs["texts"], inputs["decoding"])
 
     @classmethod
     def from_pretrained(
@@ -95,22 +140,25 @@ class HubModel(PreTrainedModel):
         attn_implementation: str | None = None,
         **options: Any,
     ) -> Self:
-        """A run folder, a `from_pretrained` folder, or a Hub id, which is downloaded because it was named.
+        """Load a model in evaluation mode, on the CPU.
 
-        `dtype`: of all weights; where it is not given ("auto" is that) fp32, and bf16 for frozen weights that
-        were trained so. `attn_implementation` as in `mllm.attention`. In evaluation mode, on the CPU. InputError
-        for an option that would be ignored, and for whatever is no complete checkpoint.
+        Args:
+            source: a run folder, a `from_pretrained` folder, or a Hub id, which is downloaded.
+            model_args: none.
+            dtype: of all weights; None and "auto": fp32, and bf16 for frozen weights that were trained so.
+            attn_implementation: as in `mllm.attention`.
+            options: of the download: revision, token, cache_dir, local_files_only, force_download.
+
+        Raises:
+            InputError: `source` is no complete checkpoint, or an option would be ignored.
         """
-        from uniresxx.model.build import load_model
-
         kind = _weight_type(dtype)
-        folder = folder_named(source, options)
-        wrong = [
-            name for name in options if name not in (*_FROM_AUTO, *_OF_HUB) and options[name] is not None
-        ]
-        if model_args or wrong:
-            raise InputError(f"from_pretrained does not know {', '.join(wrong) or model_args}")
-        model = load_model(folder, attn_implementation)
+        folder = checkpoint_folder(source, options)
+        known = (*_AUTO_OPTIONS, *_HUB_OPTIONS)
+        unknown = [name for name, value in options.items() if name not in known and value is not None]
+        if model_args or unknown:
+            raise InputError(f"from_pretrained does not know {', '.join(unknown) or model_args}")
+        model = cls(load_model(folder, attn_implementation), folder).eval()
         return model if kind is None else model.to(kind)
 
     def save_pretrained(
@@ -119,19 +167,22 @@ class HubModel(PreTrainedModel):
         max_shard_size: int | str | None = SHARD_SIZE,
         card: str | None = None,
     ) -> None:
-        """config.json, weights (sharded above `max_shard_size` bytes or "5GB"), tokenizer.json, README.md.
+        """Write config.json, weights, tokenizer.json and the model card README.md.
 
-        README.md is the model card, made of what is recorded in the folder the model was loaded from, or `card`.
+        Args:
+            save_directory: made where it is missing.
+            max_shard_size: larger weights are cut into files of at most this size (bytes, "500MB", "5GB").
+            card: text of the model card; None: from the records of the folder the model was loaded from.
+
+        Raises:
+            InputError: `save_directory` is a file, or `max_shard_size` is no size.
         """
-        from uniresxx.hub.card import card_of
-
         folder = Path(save_directory)
         if folder.exists() and not folder.is_dir():
             raise InputError(f"{folder} is a file: name a folder")
-        text = card if card is not None else card_of(self.settings, self.source)
-        checkpoint.save_pretrained(
-            folder, self, None if max_shard_size is None else byte_size(max_shard_size)
-        )
+        text = card if card is not None else card_of(self.model.config, self.source)
+        shard_bytes = None if max_shard_size is None else byte_size(max_shard_size)
+        checkpoint.save_pretrained(folder, self.model, shard_bytes)
         checkpoint.write_atomic(folder / checkpoint.CARD, text.encode())
 
     def push_to_hub(
@@ -146,7 +197,18 @@ class HubModel(PreTrainedModel):
         max_shard_size: int | str | None = SHARD_SIZE,
         card: str | None = None,
     ) -> str:
-        """Upload what `save_pretrained` writes; returns the address of the commit. The repository is made if new."""
+        """Upload what `save_pretrained` writes; returns the address of the commit.
+
+        Args:
+            repo_id: `OWNER/NAME`, or `NAME` of the token's owner; made where it is missing.
+            private: whether a new repository is private; None: the owner's default.
+            token: of the Hub; None: the one that is logged in.
+            revision: branch to upload to.
+            create_pr: open a pull request instead of a commit on the branch.
+            commit_message: of the commit.
+            max_shard_size: as in `save_pretrained`.
+            card: as in `save_pretrained`.
+        """
         from huggingface_hub import HfApi
 
         api = HfApi(token=token)
@@ -169,9 +231,9 @@ class UniRESPlusPlusProcessor(ProcessorMixin):
     Text is plain text: `[SEG]` or `<image>` typed in it mean nothing.
     """
 
-    def __init__(self, settings: UniRESPlusPlusConfig, vocabulary: Vocabulary) -> None:
+    def __init__(self, config: UniRESPlusPlusConfig, vocabulary: Vocabulary) -> None:
         super().__init__()
-        self.settings, self.vocabulary = settings, vocabulary
+        self.config, self.vocabulary = config, vocabulary
 
     def __call__(
         self,
@@ -179,10 +241,15 @@ class UniRESPlusPlusProcessor(ProcessorMixin):
         text: Text | list[Text] | list[list[Text]],
         decoding: Decoding | None = None,
     ) -> BatchFeature:
-        """One photo and its text or texts, or B photos and a list of texts for each.
+        """Prepare photos and texts; `to(device)` of the result moves its tensors.
 
-        A photo is a path, a PIL picture or an array (uint8 (y, x, 3)). Raises InputError as `Predictor` does.
-        Of the result, `to(device)` moves the tensors.
+        Args:
+            images: one photo or a list of them, each a path, a PIL picture or an array (uint8 (y, x, 3)).
+            text: of one photo its text or texts; of a list of photos a list of texts for each.
+            decoding: how answers are generated.
+
+        Raises:
+            InputError: as `Predictor` does, and where photos and lists of texts differ in number.
         """
         photos = images if isinstance(images, list) else [images]
         given = text if isinstance(images, list) else [text]
@@ -192,48 +259,44 @@ class UniRESPlusPlusProcessor(ProcessorMixin):
                 f"{len(photos)} photos and texts for {len(rows)}: give a list of texts for each photo"
             )
         texts = [[checked(one) for one in row] for row in rows]  # type: ignore[arg-type]
-        views = [view_photo(photo_pixels(photo), self.settings) for photo in photos]
+        views = [view_photo(photo_pixels(photo), self.config) for photo in photos]
         rest = {"views": views, "texts": texts, "decoding": decoding or Decoding()}
-        return BatchFeature(tensors_of(views, self.settings) | rest)
+        return BatchFeature(tensors_of(views, self.config) | rest)
 
     @classmethod
     def from_pretrained(cls, source: str | os.PathLike[str], **options: Any) -> Self:
-        """From the folders and ids that the model takes."""
-        from uniresxx.model.build import load_vocabulary
-
-        folder = folder_named(source, options)
+        """Load from the folders and Hub ids that `UniRESPlusPlus.from_pretrained` takes."""
+        folder = checkpoint_folder(source, options)
         values = checkpoint.read_json(folder / checkpoint.CONFIG)
         return cls(UniRESPlusPlusConfig.from_dict(values), load_vocabulary(folder))
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **options: Any) -> None:
-        """config.json and tokenizer.json, which a saved model has already."""
+        """Write config.json and tokenizer.json, which a saved model has already."""
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
-        values = checkpoint.to_json(self.settings.to_dict())
+        values = checkpoint.to_json(self.config.to_dict())
         checkpoint.write_atomic(folder / checkpoint.CONFIG, values)
         checkpoint.write_atomic(folder / checkpoint.TOKENIZER, self.vocabulary.to_json().encode())
 
     def to_dict(self) -> dict[str, Any]:
-        """What it shows of itself."""
-        return {"processor_class": type(self).__name__} | self.settings.to_dict()
+        """The config with the name of this class."""
+        return {"processor_class": type(self).__name__} | self.config.to_dict()
 
 
-def folder_named(source: str | os.PathLike[str], options: dict[str, Any]) -> Path:
-    """The folder with the weights of a run, of a plain folder, or of a Hub id, which was named to be downloaded."""
+def checkpoint_folder(source: str | os.PathLike[str], options: Mapping[str, Any]) -> Path:
+    """The folder with the weights: of a run, a plain folder, or a Hub id, which is downloaded with `options`."""
     name = os.fspath(source).removeprefix(checkpoint.HUB)
-    if not Path(name).exists():
-        from mllm.loading import folder_of
-
-        try:
-            wanted = {key: options[key] for key in _OF_HUB if options.get(key) is not None}
-            return folder_of(name, **wanted)
-        except ValueError as error:
-            raise InputError(str(error)) from error
-    return checkpoint.resolve(Path(name), print)
+    if Path(name).exists():
+        return checkpoint.resolve(Path(name), print)
+    wanted = {key: options[key] for key in _HUB_OPTIONS if options.get(key) is not None}
+    try:
+        return folder_of(name, **wanted)
+    except ValueError as error:
+        raise InputError(str(error)) from error
 
 
 def _weight_type(dtype: str | torch.dtype | None) -> torch.dtype | None:
-    """The type that is asked for; None: as saved. InputError for all that the model does not run in."""
+    """The dtype of `from_pretrained`; None: as saved. InputError for a type that the model does not run in."""
     if dtype is None or dtype == "auto":
         return None
     kind = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype

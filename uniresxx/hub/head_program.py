@@ -25,7 +25,7 @@ from uniresxx.errors import InputError
 from uniresxx.files import write_atomic
 from uniresxx.model.heads.pyramid import MaskFeatures, PyramidHead
 from uniresxx.model.heads.sam import Sam2Head, SamFeatures, SamHead
-from uniresxx.model.modeling import UniRESPlusPlus
+from uniresxx.model.modeling import UniRESPlusPlusModel
 
 Form = Literal["torch", "onnx"]
 TOLERANCE = 1e-4  # largest difference from eager, in logits
@@ -82,9 +82,9 @@ class Program:
     dynamic: bool
 
 
-def programs_of(model: UniRESPlusPlus) -> list[Program]:
+def programs_of(model: UniRESPlusPlusModel) -> list[Program]:
     """`see` and `answer` of a model's mask head, in fp32 on the CPU."""
-    m, head = model.settings.mllm, model.head
+    m, head = model.config.mllm, model.head
     generator = torch.Generator().manual_seed(0)
 
     def draw(*size: int) -> Tensor:
@@ -109,7 +109,7 @@ def programs_of(model: UniRESPlusPlus) -> list[Program]:
             )
             features: tuple[str, ...] = ("fine_BChw", "memory_BMC", "memory_bias_BM")
         else:
-            side = model.settings.mask_size or 0
+            side = model.config.mask_size or 0
             given, other = (draw(1, 3, side, side),), (draw(1, 3, side, side),)
             names = ("pixels_B3SS",)
             features = ("image_BChw", "fine_0", "fine_1")
@@ -163,7 +163,7 @@ def check_form(form: Form) -> None:
         )
 
 
-def export_mask_head(model: UniRESPlusPlus, out: Path, form: Form) -> dict[str, float]:
+def export_mask_head(model: UniRESPlusPlusModel, out: Path, form: Form) -> dict[str, float]:
     """Write mask_head_see and mask_head_answer (.pt2 or .onnx) and mask_head.json; returns their errors.
 
     Raises InputError where a package lacks, RuntimeError where a written program differs from eager.
@@ -172,7 +172,7 @@ def export_mask_head(model: UniRESPlusPlus, out: Path, form: Form) -> dict[str, 
     out.mkdir(parents=True, exist_ok=True)
     model = model.eval()
     errors: dict[str, float] = {}
-    about: dict[str, Any] = {"form": form, "mask_head": model.settings.mask_head, "tolerance": TOLERANCE}
+    about: dict[str, Any] = {"form": form, "mask_head": model.config.mask_head, "tolerance": TOLERANCE}
     for program in programs_of(model):
         path = out / f"mask_head_{program.name}.{'pt2' if form == 'torch' else 'onnx'}"
         exported = traced(program)

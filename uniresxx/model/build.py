@@ -4,12 +4,14 @@ folder."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
+from mllm.config import TuningConfig
 from mllm.loading import (
     OWN_RULES,
     Report,
@@ -26,7 +28,7 @@ from uniresxx.checkpoints.folders import CONFIG, TOKENIZER, load_weights, read_j
 from uniresxx.errors import InputError
 from uniresxx.model.config import UniRESPlusPlusConfig
 from uniresxx.model.heads.pyramid import PyramidHead
-from uniresxx.model.modeling import UniRESPlusPlus
+from uniresxx.model.modeling import UniRESPlusPlusModel
 from uniresxx.model.regions.detector import Owlv2Proposer
 from uniresxx.model.tuning import cast_frozen, format_table, parameter_table
 
@@ -35,13 +37,8 @@ Model = TypeVar("Model", bound=nn.Module)
 Log = Callable[[str], None]
 
 
-def build_model(config: UniRESPlusPlusConfig, vocabulary: Vocabulary) -> UniRESPlusPlus:
-    """A freshly initialised model; the caller seeds torch."""
-    return UniRESPlusPlus(config, vocabulary)
-
-
 def check_sources(config: UniRESPlusPlusConfig) -> None:
-    """InputError that names the options of required pretrained parts that were not named."""
+    """InputError where required pretrained parts are not named, with the options that name them."""
     w = config.weights
     given = {"llava": w.llava, "clip": w.clip or w.llava, "convnext": w.convnext, "sam": w.sam}
     required = [*w.required]
@@ -51,7 +48,7 @@ def check_sources(config: UniRESPlusPlusConfig) -> None:
     if missing:
         options = " ".join(f"--model.weights.{name} FOLDER_OR_HUB_ID" for name in missing)
         raise InputError(
-            f"this recipe starts from pretrained weights, and nothing is downloaded unasked: give {options}"
+            f"this recipe starts from pretrained weights and downloads only what you name: give {options}"
         )
     if w.sam is not None and config.mask_head == "pyramid":
         raise InputError("--model.weights.sam is for --model.mask_head sam or sam2")
@@ -70,63 +67,68 @@ def open_vocabulary(config: UniRESPlusPlusConfig, corpus: Sequence[str]) -> Voca
 
 
 def build_for_training(
-    config: UniRESPlusPlusConfig, vocabulary: Vocabulary, say: Log | None = None
-) -> UniRESPlusPlus:
-    """A model with the named pretrained parts loaded; `say` gets a line per part and the table of what is trained.
+    config: UniRESPlusPlusConfig, vocabulary: Vocabulary, log: Log = print
+) -> UniRESPlusPlusModel:
+    """A model with the named pretrained parts loaded.
 
-    Raises InputError where a required part is not named or a folder does not fit.
+    Args:
+        config: `weights` names the pretrained parts, `tuning` what is trained.
+        vocabulary: as of `open_vocabulary`.
+        log: gets a line per loaded part, and the table of what is trained where `tuning` is not the default.
+
+    Raises:
+        InputError: a required part is not named, or a folder does not fit.
     """
     check_sources(config)
     _as_input(lambda: check_packed(config.mllm.attention), "--model.mllm.attention")
     w = config.weights
-    model = UniRESPlusPlus(config, vocabulary, skip_llm_init=w.llava is not None or w.start is not None)
+    all_loaded = w.llava is not None or w.start is not None
+    model = UniRESPlusPlusModel(config, vocabulary, skip_llm_init=all_loaded)
     if config.tuning.frozen_dtype == "bf16":  # before loading: half the memory is never needed
         cast_frozen(model, torch.bfloat16)
-    for part, report in load_sources(model):
-        if say is not None:
-            say(report.line(part))
+    load_sources(model, log)
     if config.boxes == "owlv2":
         attach_detector(model)
-    if say is not None and config.tuning != type(config.tuning)():
-        say(format_table(parameter_table(model)))
+    if config.tuning != TuningConfig():
+        log(format_table(parameter_table(model)))
     return model
 
 
-def load_sources(model: UniRESPlusPlus) -> list[tuple[str, Report]]:
-    """Load every source that the config names, in a fixed order; a checkpoint of ours (`start`) comes alone."""
-    w, m = model.settings.weights, model.mllm
+def load_sources(model: UniRESPlusPlusModel, log: Log) -> None:
+    """Load the pretrained parts that the config names; with `start`, a checkpoint of this project, no other."""
+    w, mllm, head = model.config.weights, model.mllm, model.head
+
+    def load(option: str, parts: Sequence[str], reports: Callable[[], Report | list[Report]]) -> None:
+        found = _as_input(reports, f"--model.weights.{option}")
+        for part, report in zip(parts, found if isinstance(found, list) else [found], strict=False):
+            log(report.line(part))
+
     if w.start is not None:
-        folder = resolve(Path(w.start), print)
-        before, start = read_json(folder / CONFIG).get("boxes"), str(folder)
-        if before != model.settings.boxes:
+        folder = resolve(Path(w.start), log)
+        boxes = UniRESPlusPlusConfig.from_dict(read_json(folder / CONFIG)).boxes
+        if boxes != model.config.boxes:
             raise InputError(
-                f"{folder} was trained with boxes={before!r} and would go on with {model.settings.boxes!r}: "
+                f"{folder} was trained with boxes={boxes!r} and would go on with {model.config.boxes!r}: "
                 "region tokens mean what their boxes are; give the same --model.boxes"
             )
-        report = _as_input(lambda: load_part(model, start, OWN_RULES), "--model.weights.start")
-        return [("model", report)]
-    found: list[tuple[str, Report]] = []
+        load("start", ["model"], partial(load_part, model, str(folder), OWN_RULES))
+        return
     if w.llava is not None:
-        llava = str(w.llava)
-        reports = _as_input(lambda: load_llava(m, llava, w.clip is None), "--model.weights.llava")
-        found += list(zip(("LLM", "projector", "low tower"), reports, strict=False))
+        parts = ["LLM", "projector", "low tower"]
+        load("llava", parts, partial(load_llava, mllm, w.llava, w.clip is None))
     if w.clip is not None:
-        clip = str(w.clip)
-        found.append(("low tower", _as_input(lambda: load_clip(m, clip), "--model.weights.clip")))
+        load("clip", ["low tower"], partial(load_clip, mllm, w.clip))
     if w.convnext is not None:
-        trunk = str(w.convnext)
-        found.append(("high tower", _as_input(lambda: load_convnext(m, trunk), "--model.weights.convnext")))
+        load("convnext", ["high tower"], partial(load_convnext, mllm, w.convnext))
     if w.sam is not None:
-        sam, head = str(w.sam), model.head
         assert not isinstance(head, PyramidHead)  # check_sources
-        found.append(("mask head", _as_input(lambda: load_sam(head.sam, sam), "--model.weights.sam")))
-    return found
+        load("sam", ["mask head"], partial(load_sam, head.sam, w.sam))
 
 
-def attach_detector(model: UniRESPlusPlus) -> None:
-    """Open the detector of boxes "owlv2"; it is no part of the model and of no checkpoint."""
-    check_sources(model.settings)
-    c = model.settings
+def attach_detector(model: UniRESPlusPlusModel) -> None:
+    """Open the detector of boxes "owlv2"; it belongs neither to the model nor to its checkpoints."""
+    check_sources(model.config)
+    c = model.config
     source = str(c.weights.owlv2)
     model.detector = _as_input(
         lambda: Owlv2Proposer(source, c.mllm.max_objects, c.mllm.max_parts), "--model.weights.owlv2"
@@ -160,7 +162,7 @@ def load_with(
     read_config: Callable[[dict[str, Any]], Config],
     build: Callable[[Config, Vocabulary], Model],
 ) -> Model:
-    """The model of a `from_pretrained` folder, in evaluation mode; InputError says what does not fit."""
+    """The model of a `from_pretrained` folder, in evaluation mode; InputError where files do not fit."""
     config = read_config(read_json(folder / CONFIG))
     vocabulary = load_vocabulary(folder)
     try:
@@ -171,18 +173,25 @@ def load_with(
     return model.eval()
 
 
-def _to_load(config: UniRESPlusPlusConfig, vocabulary: Vocabulary) -> UniRESPlusPlus:
-    """A model whose weights come next, all of them: writing random ones first takes minutes at 7B."""
-    model = UniRESPlusPlus(config, vocabulary, skip_llm_init=True)
+def _uninitialised(config: UniRESPlusPlusConfig, vocabulary: Vocabulary) -> UniRESPlusPlusModel:
+    """A model without initial weights, because all of them are loaded next."""
+    model = UniRESPlusPlusModel(config, vocabulary, skip_llm_init=True)
     if config.tuning.frozen_dtype == "bf16":
         cast_frozen(model, torch.bfloat16)
     return model
 
 
-def load_model(folder: Path, attention: str | None = None) -> UniRESPlusPlus:
-    """`load_with` for UniRES++; `attention` instead of that of the config.
+def load_model(folder: Path, attention: str | None = None) -> UniRESPlusPlusModel:
+    """The UniRES++ of a `from_pretrained` folder, in evaluation mode.
 
-    Frozen weights that were kept in bf16 stay so: answers are those of the training's own evaluations.
+    Frozen weights that were trained in bf16 stay in it: answers equal those of the evaluations during training.
+
+    Args:
+        folder: config.json, weights and tokenizer.json.
+        attention: backend to use instead of that of the config.
+
+    Raises:
+        InputError: files are missing or do not fit together.
     """
 
     def read(values: dict[str, Any]) -> UniRESPlusPlusConfig:
@@ -190,8 +199,7 @@ def load_model(folder: Path, attention: str | None = None) -> UniRESPlusPlus:
             values = values | {"mllm": values["mllm"] | {"attention": attention}}
         return UniRESPlusPlusConfig.from_dict(values)
 
-    model = load_with(folder, read, _to_load)
-    model.source = folder
-    if model.settings.boxes == "owlv2":
+    model = load_with(folder, read, _uninitialised)
+    if model.config.boxes == "owlv2":
         attach_detector(model)
     return model

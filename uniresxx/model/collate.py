@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from uniresxx.imaging.boxes import boxes_of_masks
 from uniresxx.imaging.geometry import Letterbox
 from uniresxx.imaging.masks import decode
 from uniresxx.model.config import UniRESPlusPlusConfig
-from uniresxx.model.processing import View, mask_pixels, pad_boxes, pixels, view_photo
+from uniresxx.model.processing import View, tensors_of, view_photo
 from uniresxx.model.templates import dialogue_turn, expression_turn
 from uniresxx.types import RLE, BadSample, Batch, Dialogue, Expression, Granularity, ImageRecord
 
@@ -50,9 +51,19 @@ def make_sample(
     config: UniRESPlusPlusConfig,
     vocabulary: Vocabulary,
 ) -> Sample:
-    """Render expressions (with template `choices[i]`) and dialogues of one image into one row.
+    """Render expressions and dialogues of one image into one row.
 
-    `photo`: the record's pixels, uint8 (y, x, 3). Raises InputError for a mask of another size.
+    Args:
+        record: the image and its truth.
+        photo: the record's pixels, uint8 (y, x, 3).
+        expressions: of the record, in the order of the row.
+        dialogues: of the record, after the expressions.
+        choices: index of the question template of each expression.
+        config: sizes and box source.
+        vocabulary: tokenizer.
+
+    Raises:
+        InputError: a mask has another size than its photo.
     """
     row = Row()
     masks: list[RLE | None] = []
@@ -128,23 +139,18 @@ def collate(samples: Sequence[Sample], config: UniRESPlusPlusConfig, vocabulary:
             [(row := getattr(s.row, name)) + [fill] * (T - len(row)) for s in samples], dtype=torch.long
         )
 
-    side, stats = config.mllm.high_size, config.mllm.pixel_stats
+    side = config.mllm.high_size
     truth = _pad_truth(samples)
     nothing = np.zeros((side, side), dtype=bool)
     masks = [nothing if mask is None else mask for s in samples for mask in s.masks]
-    boxes = pad_boxes([s.view for s in samples], config)
+    inputs: dict[str, Any] = tensors_of([s.view for s in samples], config)
+    del inputs["extent_B2"]  # follows from pixel_valid_BHW
     dense = [s.dense_HW3 for s in samples]
     known = [d for d in dense if d is not None]
     return Batch(
-        pixels_low_B3hw=pixels([s.view.low_hw3 for s in samples], stats),
-        pixels_high_B3HW=pixels([s.view.high_HW3 for s in samples], stats),
-        pixels_mask_B3SS=mask_pixels([s.view for s in samples]),
+        **inputs,
         truth_boxes_BGM4=truth[0],
         truth_boxes_valid_BGM=truth[1],
-        object_boxes_BO4=boxes.objects_BO4,
-        object_valid_BO=boxes.object_valid_BO,
-        part_boxes_BP4=boxes.parts_BP4,
-        part_valid_BP=boxes.part_valid_BP,
         token_ids_BT=rows("ids_T", vocabulary.pad),
         labels_BT=rows("labels_T", IGNORE),
         branch_BT=rows("branch_T", -1),

@@ -10,11 +10,14 @@ from uniresxx.errors import InputError
 from uniresxx.types import DecisionRule
 
 MODEL_TYPE = "uniresxx"
-BoxSource = Literal["segmenter", "learned", "owlv2", "grid", "truth", "shuffled", "random"]
+BoxSource = Literal["classical", "learned", "owlv2", "grid", "truth", "shuffled", "random"]
 HeadKind = Literal["pyramid", "sam", "sam2"]
 MaskResolution = Literal["full", "low", "points", "photo"]
 Source = Literal["llava", "clip", "convnext", "sam"]
 NORM_GROUPS = 8
+FORMER_VALUES = {
+    ("boxes", "segmenter"): "classical"
+}  # (field, value in files of earlier versions) -> value now
 BOOKKEEPING = ("architectures", "transformers_version", "dtype")  # what transformers may add to a config.json
 
 
@@ -92,7 +95,7 @@ class BoxHeadConfig:
 class WeightsConfig:
     """Pretrained parts: a local folder or a hub id each, safetensors only; None: initialised at random.
 
-    `required` names those without which a recipe makes no sense: training stops and says which option names them.
+    `required` names the parts that a recipe cannot do without: training stops with the option that names each.
     """
 
     llava: str | None = None  # LLM, projector and, unless `clip` is named, the low tower
@@ -127,7 +130,7 @@ class LossConfig:
     dice_smooth: float = 1.0
 
     def __post_init__(self) -> None:
-        """Reject what names or samples nothing."""
+        """Reject unknown resolutions and numbers of points that sample nothing."""
         if self.resolution not in get_args(MaskResolution):
             raise ValueError(
                 f"loss.resolution={self.resolution!r}; known: {', '.join(get_args(MaskResolution))}"
@@ -141,12 +144,12 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class UniRESPlusPlusConfig:
-    """Everything needed to build the model; `boxes` is where region proposals come from, everywhere."""
+    """Everything needed to build the model; `boxes` is the source of region proposals in training and in use."""
 
     mllm: MLLMConfig = field(default_factory=MLLMConfig)
     head: PyramidHeadConfig = field(default_factory=PyramidHeadConfig)
     loss: LossConfig = field(default_factory=LossConfig)
-    boxes: BoxSource = "segmenter"
+    boxes: BoxSource = "classical"
     decision_rule: DecisionRule = "token_and_presence"
     dense_classes: tuple[int, int, int] = (
         0,
@@ -161,7 +164,7 @@ class UniRESPlusPlusConfig:
     weights: WeightsConfig = field(default_factory=WeightsConfig)
 
     def __post_init__(self) -> None:
-        """Reject words that name nothing; a checkpoint's config may hold any text."""
+        """Reject unknown words, which a config file may hold, and parts that do not go together."""
         for name, value, known in (
             ("boxes", self.boxes, get_args(BoxSource)),
             ("decision_rule", self.decision_rule, get_args(DecisionRule)),
@@ -171,7 +174,7 @@ class UniRESPlusPlusConfig:
                 raise ValueError(f"{name}={value!r}; known: {', '.join(known)}")
         if self.boxes == "owlv2" and self.mllm.pixel_stats != "clip":
             raise ValueError(
-                "boxes='owlv2' reads the high tower's pixels: "
+                "boxes='owlv2' takes the high tower's pixels: "
                 f"mllm.pixel_stats={self.mllm.pixel_stats!r} must be 'clip'"
             )
         if self.mask_head != "pyramid" and any(self.dense_classes):
@@ -181,7 +184,7 @@ class UniRESPlusPlusConfig:
 
     @property
     def mask_size(self) -> int | None:
-        """Side of the frame that the mask head looks at itself; None: it reads the high tower."""
+        """Side of the frame that the mask head encodes itself; None: it uses the high tower."""
         return {"pyramid": None, "sam": self.sam.size, "sam2": self.sam2.size}[self.mask_head]
 
     def to_dict(self) -> dict[str, Any]:
@@ -191,7 +194,11 @@ class UniRESPlusPlusConfig:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> UniRESPlusPlusConfig:
         """Inverse of `to_dict`; unknown or missing keys and another model type raise InputError."""
-        values = {key: value for key, value in values.items() if key not in BOOKKEEPING}
+        values = {
+            name: FORMER_VALUES.get((name, value), value) if isinstance(value, str) else value
+            for name, value in values.items()
+            if name not in BOOKKEEPING
+        }
         kind = values.pop("model_type", None)
         if kind != MODEL_TYPE:
             raise InputError(
@@ -203,7 +210,7 @@ class UniRESPlusPlusConfig:
                 "head": PyramidHeadConfig(**values.pop("head")),
                 "loss": LossConfig(**values.pop("loss")),
             }
-            for name, kind in _LATER.items():  # absent from checkpoints of before: their defaults
+            for name, kind in _LATER.items():  # absent from checkpoints of earlier versions: defaults
                 parts[name] = kind(**_tuples(values.pop(name, {})))
             return cls(**parts, **_tuples(values))
         except (TypeError, KeyError, AttributeError, ValueError) as error:

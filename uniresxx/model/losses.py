@@ -1,31 +1,23 @@
 """Loss sums of METHOD section 4; divided by the counts of the whole global batch by the caller.
 
-Shapes: E expressions, H W pixels of the high frame, h w the head's grid, K sampled points, L label positions,
-V vocabulary, B images, y x pixels of a photo.
+Shapes: B images, E expressions, H W pixels of the high frame, h w the head's grid, K sampled points, y x pixels
+of a photo.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from uniresxx.model.config import LossConfig
+
 Counts = dict[str, int]
-
-
-class PointSampling(Protocol):
-    """The fields of LossConfig that choose points."""
-
-    @property
-    def points(self) -> int: ...
-    @property
-    def oversample(self) -> int: ...
-    @property
-    def uncertain(self) -> float: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +32,9 @@ class LossTerms:
         return torch.stack([self.weights[k] * self.sums[k] / max(counts[k], 1) for k in self.sums]).sum()
 
 
-def text_sum(logits_LV: Tensor, labels_L: Tensor) -> Tensor:
-    """Cross entropy summed over label positions."""
-    return F.cross_entropy(logits_LV.float(), labels_L, reduction="sum")
+def photo_extent(valid_BHW: Tensor) -> Tensor:
+    """(x, y) size in pixels of the part of each square that shows the photo -> (B, 2) float."""
+    return torch.stack((valid_BHW.any(dim=1).sum(dim=1), valid_BHW.any(dim=2).sum(dim=1)), dim=1).float()
 
 
 def mask_sums(
@@ -84,7 +76,7 @@ def photo_sums(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(BCE, dice, IoU of each) of every mask at the size of its photo; `masks_photo` as in Batch, E in its order.
 
-    A loop over images, because their sizes differ. Each map is kept for the backward pass at two sizes.
+    A loop over images, because their sizes differ. The backward pass keeps each map at two sizes.
     """
     sums, ious = [logits_Ehw.new_zeros(2)], [logits_Ehw.new_zeros(0)]
     for b, truth_Eyx in enumerate(masks_photo):
@@ -101,7 +93,7 @@ def cells(truth_EHW: Tensor, valid_EHW: Tensor, size: tuple[int, int]) -> tuple[
     """Truth as the covered share of each cell of a coarser grid, and the cells at least half on the photo.
 
     With it a loss on the head's own grid needs no upsampled logits: at 768 px and stride 4 a sixteenth of the
-    numbers per mask (about six float maps are kept for the backward pass of BCE and dice: 14 MB against 0.9 MB).
+    numbers per mask (the backward pass of BCE and dice keeps about six float maps: 14 MB against 0.9 MB).
     """
     if truth_EHW.shape[-2:] == size:
         return truth_EHW.float(), valid_EHW
@@ -136,16 +128,14 @@ def choose_points(
 
 
 def mask_point_sums(
-    logits_Ehw: Tensor, truth_EHW: Tensor, valid_EHW: Tensor, config: PointSampling, smooth: float
+    logits_Ehw: Tensor, truth_EHW: Tensor, valid_EHW: Tensor, config: LossConfig, smooth: float
 ) -> tuple[Tensor, Tensor]:
     """(BCE, dice) on sampled points: with `uncertain` 0 an unbiased estimate of the full-resolution BCE.
 
     The backward pass keeps K numbers per map instead of H * W: 12544 against 589824 at 768 px. Dice is a ratio of
     sums over the same points (as Mask2Former, Cheng et al. 2022); `smooth` is in points.
     """
-    rows, columns = valid_EHW.any(dim=2).sum(dim=1), valid_EHW.any(dim=1).sum(dim=1)
-    side = torch.tensor(valid_EHW.shape[:0:-1], device=valid_EHW.device)
-    extent_E2 = torch.stack((columns, rows), dim=1) / side
+    extent_E2 = photo_extent(valid_EHW) / torch.tensor(valid_EHW.shape[:0:-1], device=valid_EHW.device)
     points = choose_points(logits_Ehw, extent_E2, config.points, config.oversample, config.uncertain)
     logits_EK = at_points(logits_Ehw, points)
     truth_EK = at_points(truth_EHW.float(), points)

@@ -1,12 +1,13 @@
 """Photos -> model inputs: two letterboxed views and region proposals. The same code trains, evaluates and chats.
 
-Shapes: B images, y x pixels of the photo, h w low frame, H W high frame, S mask frame, O object boxes, P part boxes.
+Shapes: B images, y x pixels of the photo, h w low frame, H W high frame, S mask frame, N boxes, O object boxes,
+P part boxes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 
 import numpy as np
@@ -40,7 +41,7 @@ class View:
     high_HW3: np.ndarray
     boxes: Proposals
     mask_SS3: np.ndarray | None = None  # the mask head's own frame, where it has one
-    box_seconds: float = 0.0  # that finding the boxes took
+    box_seconds: float = 0.0  # time to find the boxes
 
 
 def view_photo(photo_yx3: np.ndarray, config: UniRESPlusPlusConfig, truth: ImageRecord | None = None) -> View:
@@ -62,7 +63,7 @@ def view_photo(photo_yx3: np.ndarray, config: UniRESPlusPlusConfig, truth: Image
 def _boxes_of(
     high_HW3: np.ndarray, letterbox: Letterbox, config: UniRESPlusPlusConfig, truth: ImageRecord | None
 ) -> Proposals:
-    """Boxes in the high frame from the configured source; the controls keep the proposer's counts."""
+    """Boxes in the high frame from the configured source; the controls have as many as the proposer finds."""
     m, side = config.mllm, config.mllm.high_size
     if config.boxes in FROM_FEATURES:
         none_N4 = np.zeros((0, 4), dtype=np.float32)
@@ -72,7 +73,7 @@ def _boxes_of(
     if config.boxes == "truth":
         if truth is None or not {"object", "part"} <= truth.boxes.keys():
             raise InputError(
-                "boxes='truth' is an ablation on data with truth boxes; use boxes='segmenter' here"
+                "boxes='truth' is an ablation on data with truth boxes; use boxes='classical' here"
             )
         return Proposals(
             letterbox.boxes(truth.boxes["object"])[: m.max_objects],
@@ -80,7 +81,7 @@ def _boxes_of(
         )
     found = propose(high_HW3, m.max_objects, m.max_parts)
     found = Proposals(_on_the_photo(found.objects, letterbox), _on_the_photo(found.parts, letterbox))
-    seed = int(high_HW3.sum())  # of the picture alone: no answer depends on its company
+    seed = int(high_HW3.sum())  # of this picture alone, whatever else is in the batch
     if config.boxes == "shuffled":
         return Proposals(
             shuffled_boxes(found.objects, side, seed), shuffled_boxes(found.parts, side, seed + 1)
@@ -92,6 +93,16 @@ def _boxes_of(
     return found
 
 
+def with_boxes(views: Sequence[View], boxes: Boxes) -> list[View]:
+    """The views of B photos with boxes that the model found on its own input."""
+    found = []
+    for b, view in enumerate(views):
+        objects = boxes.objects_BO4[b][boxes.object_valid_BO[b]].float().cpu().numpy()
+        parts = boxes.parts_BP4[b][boxes.part_valid_BP[b]].float().cpu().numpy()
+        found.append(replace(view, boxes=Proposals(objects, parts)))
+    return found
+
+
 def _on_the_photo(boxes_N4: np.ndarray, letterbox: Letterbox) -> np.ndarray:
     """Boxes cut to the photo; those that lie mostly on the padding are left out."""
     edge = np.array([letterbox.inner_width, letterbox.inner_height] * 2, dtype=np.float32)
@@ -100,45 +111,34 @@ def _on_the_photo(boxes_N4: np.ndarray, letterbox: Letterbox) -> np.ndarray:
     return cut[left > 0.5 * whole]
 
 
-def pixels(views: Sequence[np.ndarray], stats: PixelStats = "half") -> Tensor:
+def pixels(views: Sequence[np.ndarray], stats: PixelStats) -> Tensor:
     """uint8 (H, W, 3) views -> normalised float (B, 3, H, W)."""
     mean, std = (torch.tensor(values)[:, None, None] for values in PIXEL_STATS[stats])
     return (torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2).float() - mean) / std
 
 
 def tensors_of(views: Sequence[View], config: UniRESPlusPlusConfig) -> dict[str, Tensor]:
-    """What the model takes of B photos; names as in uniresxx.types.Batch, `extent_B2` is each photo's (x, y) size
-    within the high frame."""
-    stats, boxes = config.mllm.pixel_stats, pad_boxes(views, config)
+    """The model's input tensors of B photos: names as in uniresxx.types.Batch, and `extent_B2`, each photo's (x, y)
+    size within the high frame. `pixels_mask_B3SS` only for a mask head with a frame of its own."""
+    m = config.mllm
     extent = [[view.letterbox.inner_width, view.letterbox.inner_height] for view in views]
-    found = {
-        "pixels_low_B3hw": pixels([view.low_hw3 for view in views], stats),
-        "pixels_high_B3HW": pixels([view.high_HW3 for view in views], stats),
+    object_boxes, object_valid = _pad([view.boxes.objects for view in views], m.max_objects)
+    part_boxes, part_valid = _pad([view.boxes.parts for view in views], m.max_parts)
+    tensors = {
+        "pixels_low_B3hw": pixels([view.low_hw3 for view in views], m.pixel_stats),
+        "pixels_high_B3HW": pixels([view.high_HW3 for view in views], m.pixel_stats),
         "extent_B2": torch.tensor(extent, dtype=torch.float32),
-        "object_boxes_BO4": boxes.objects_BO4,
-        "object_valid_BO": boxes.object_valid_BO,
-        "part_boxes_BP4": boxes.parts_BP4,
-        "part_valid_BP": boxes.part_valid_BP,
+        "object_boxes_BO4": object_boxes,
+        "object_valid_BO": object_valid,
+        "part_boxes_BP4": part_boxes,
+        "part_valid_BP": part_valid,
     }
-    own = mask_pixels(views)
-    return found if own is None else found | {"pixels_mask_B3SS": own}
-
-
-def mask_pixels(views: Sequence[View]) -> Tensor | None:
-    """The mask head's own frame of B photos (SAM's normalisation), None for a head without one."""
-    frames = [view.mask_SS3 for view in views if view.mask_SS3 is not None]
-    return pixels(frames, "imagenet") if frames else None
-
-
-def pad_boxes(views: Sequence[View], config: UniRESPlusPlusConfig) -> Boxes:
-    """Boxes of B images padded to the configured counts, with their validity."""
-    rows = [view.boxes for view in views]
-    objects, object_valid = _pad([r.objects for r in rows], config.mllm.max_objects)
-    parts, part_valid = _pad([r.parts for r in rows], config.mllm.max_parts)
-    return Boxes(objects, object_valid, parts, part_valid)
+    mask_frames = [view.mask_SS3 for view in views if view.mask_SS3 is not None]
+    return tensors | ({"pixels_mask_B3SS": pixels(mask_frames, "imagenet")} if mask_frames else {})
 
 
 def _pad(boxes: Sequence[np.ndarray], count: int) -> tuple[Tensor, Tensor]:
+    """Boxes of B images padded to `count`, and which of them are real."""
     padded = np.zeros((len(boxes), count, 4), dtype=np.float32)
     valid = np.zeros((len(boxes), count), dtype=bool)
     for row, box_N4 in enumerate(boxes):

@@ -1,4 +1,4 @@
-"""How expressions become questions and answers; the truth goes into training rows only, never into a prompt."""
+"""How expressions become questions and answers; the truth enters training rows only, never a prompt."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from mllm.chat import ChatTurn, Mark, render
 from mllm.tokens import Vocabulary
 from uniresxx.types import Decoding, Expression, Phrase, Question, Turn
 
-# METHOD section 3: at least ten question templates in training, one in evaluation (segmenter.EVALUATION_TEMPLATE).
+# METHOD section 3: at least ten question templates in training, one in evaluation (types.EVALUATION_TEMPLATE).
 TRAINING_TEMPLATES = (
     "Segment {expression}.",
-    "Segment {expression}.",  # twice: the evaluation form must be among the familiar ones
+    "Segment {expression}.",  # twice, because evaluation uses it
     "{expression}",
     "Find {expression}.",
     "Where is {expression}?",
@@ -48,8 +48,8 @@ def dialogue_turn(turn: Turn) -> ChatTurn:
     return ChatTurn(turn.question, tuple(pieces))
 
 
-def spoken_turn(asked: str, answer: str) -> ChatTurn:
-    """A past turn as it was generated: its [SEG] and [REJ] marks become marks again, all else is text."""
+def generated_turn(asked: str, answer: str) -> ChatTurn:
+    """A past turn as it was generated: [SEG] and [REJ] in it become marks, all else is text."""
     pieces: list[str | Mark] = []
     for part in answer.replace("[SEG]", "\0S\0").replace("[REJ]", "\0R\0").split("\0"):
         if part in ("S", "R"):
@@ -67,7 +67,7 @@ def asked_branches(
     for image, row in enumerate(texts):
         for text in row:
             question = text if isinstance(text, Question) else Question(text)
-            turns = [spoken_turn(asked, answer) for asked, answer in question.history]
+            turns = [generated_turn(asked, answer) for asked, answer in question.history]
             turns.append(ChatTurn(decoding.template.format(expression=question.text)))
             images.append(image)
             branches.append(render(turns, vocabulary).ids_T)

@@ -1,18 +1,15 @@
-"""What of the model is trained: parts frozen by name, adapters, new token rows; and the table that says so."""
+"""Which parameters are trained: parts frozen by name, adapters, new token rows; and a table of them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import nn
 
-from mllm.config import Part
+from mllm.config import Part, TuningConfig
 from mllm.lora import adapt, is_adapter
 from mllm.modeling import MLLM
-from uniresxx.model.config import UniRESPlusPlusConfig
 
 # Where the parameters of each part live; the longest match counts.
 PARTS: dict[Part, tuple[str, ...]] = {
@@ -28,29 +25,18 @@ PARTS: dict[Part, tuple[str, ...]] = {
 }
 
 
-class Tunable(Protocol):
-    """The model, as far as tuning knows it."""
+def apply_tuning(model: nn.Module, mllm: MLLM, tuning: TuningConfig) -> None:
+    """Freeze, adapt and open the parameters that `tuning` names; its defaults change nothing.
 
-    mllm: MLLM
-
-    @property
-    def settings(self) -> UniRESPlusPlusConfig:
-        """Its configuration."""
-        ...
-
-    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """As of nn.Module."""
-        ...
-
-
-def tune(model: Tunable) -> None:
-    """Apply `config.tuning`; the defaults change nothing."""
-    config, mllm = model.settings, model.mllm
-    frozen = set(config.tuning.frozen)
+    Args:
+        model: the whole model, whose parameter names start as in `PARTS`.
+        mllm: its multimodal LLM, which gets adapters and token rows.
+        tuning: what is trained.
+    """
     for name, parameter in model.named_parameters():
-        if part_of(name) in frozen:
+        if part_of(name) in tuning.frozen:
             parameter.requires_grad_(False)
-    adapt(mllm.llm, config.tuning, mllm.vocabulary.special)
+    adapt(mllm.llm, tuning, mllm.vocabulary.special)
 
 
 def part_of(name: str) -> Part:
@@ -107,7 +93,7 @@ def format_table(rows: list[PartRow]) -> str:
 
 
 def cast_frozen(model: nn.Module, dtype: torch.dtype) -> None:
-    """Keep what is not trained in `dtype` (bf16 halves its memory); forward then needs autocast."""
+    """Convert frozen parameters to `dtype` (bf16 halves their memory); forward then needs autocast."""
     for parameter in model.parameters():
         if not parameter.requires_grad:
             parameter.data = parameter.data.to(dtype)

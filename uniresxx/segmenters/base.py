@@ -1,4 +1,4 @@
-"""What predictor, evaluation, chat and server know of any model: encode photos, then answer texts."""
+"""The `Segmenter` protocol: what predictor, evaluation, chat and server know of any model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,14 @@ from uniresxx.types import DecisionRule, Decoding, Prediction, Question
 
 @runtime_checkable
 class Segmenter(Protocol):
-    """Any model that turns photos and texts into masks."""
+    """Any model that turns photos and texts into masks.
+
+        segmenter = load_segmenter("runs/demo")
+        encoded = segmenter.encode_images([photo])
+        predictions = segmenter.answer(encoded, [["the left wheel", "the blue cat"]], Decoding())
+
+    Photos are encoded once; any number of calls of `answer` may follow.
+    """
 
     @property
     def decision_rule(self) -> DecisionRule:
@@ -20,11 +27,21 @@ class Segmenter(Protocol):
         ...
 
     def encode_images(self, photos: Sequence[np.ndarray]) -> Any:
-        """Encode photos (uint8 (y, x, 3) RGB, any sizes) once; the result is opaque to the caller."""
+        """Encode photos; the result is opaque to the caller.
+
+        Args:
+            photos: uint8 (y, x, 3) RGB each, of any sizes.
+        """
         ...
 
     def answer(
-        self, sight: Any, texts: Sequence[Sequence[str | Question]], decoding: Decoding
+        self, encoded: Any, texts: Sequence[Sequence[str | Question]], decoding: Decoding
     ) -> list[Prediction]:
-        """Answer the texts of each photo (`texts[b]` belongs to photo b); flat, in order."""
+        """One prediction per text, photo by photo, in order.
+
+        Args:
+            encoded: result of `encode_images`.
+            texts: `texts[b]` belongs to photo b.
+            decoding: how answers are generated.
+        """
         ...

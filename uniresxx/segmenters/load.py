@@ -24,26 +24,30 @@ def _load_film_unet(folder: Path) -> Segmenter:
     return load_film_unet(folder)
 
 
-# Which class a folder holds is read from `model_type` of its config.
+# model_type of the config -> loader of the folder
 LOADERS: dict[str, Callable[[Path], Segmenter]] = {"uniresxx": _load_uniresxx, "film_unet": _load_film_unet}
 
 
 def load_segmenter(path: str | os.PathLike[str], log: Log | None = None) -> Segmenter:
-    """The model of a run folder (best, else newest verified checkpoint), of a `from_pretrained` folder, or of
-    `hub:OWNER/NAME`.
+    """Load the model of a checkpoint, in evaluation mode, on the CPU.
 
-    `log` gets a line for each damaged checkpoint passed over (default: a warning).
-    Raises InputError for anything that is not a complete checkpoint of a known kind.
+    Args:
+        path: a run folder (its best, else its newest verified checkpoint), a `from_pretrained` folder, or
+            `hub:OWNER/NAME`.
+        log: gets a line for each damaged checkpoint that is skipped; None: a warning each.
+
+    Raises:
+        InputError: `path` holds no complete checkpoint of a known kind.
     """
     folder = resolve(named_folder(path), log or _warn)
     kind = read_json(folder / CONFIG).get("model_type")
     loader = LOADERS.get(kind) if isinstance(kind, str) else None
     if loader is None:
         raise InputError(
-            f"{folder / CONFIG} says model_type {kind!r}; known: {', '.join(sorted(LOADERS))}: "
+            f"{folder / CONFIG} has model_type {kind!r}; known: {', '.join(sorted(LOADERS))}: "
             "give a checkpoint trained or converted by this project"
         )
-    weight_files(folder)  # says what is missing before anything is built
+    weight_files(folder)  # refuses an incomplete folder before anything is built
     return loader(folder)
 
 

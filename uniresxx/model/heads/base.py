@@ -1,4 +1,4 @@
-"""What a mask head is: it sees images once, then answers any number of prompts. No head loops over masks.
+"""The protocol of mask heads: encode images once, then decode any number of prompts. No head loops over masks.
 
 Shapes: B images, E expressions of all images, D LLM width, M region tokens, S side of the mask frame, h w grid.
 """
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 from torch import Tensor
 
 
-class HeadOutput(NamedTuple):  # a tuple: ZeRO-3 looks for the tensors in what modules give
+class HeadOutput(NamedTuple):  # ZeRO-3 finds tensors only in tuples, lists and dicts
     """Mask logits on the head's grid over the padded square, predicted-IoU and presence logits."""
 
     masks_Ehw: Tensor
@@ -19,7 +19,7 @@ class HeadOutput(NamedTuple):  # a tuple: ZeRO-3 looks for the tensors in what m
 
 
 class MaskHead(Protocol):
-    """`pyramid`, `sam` or `sam2`; what `see` returns is opaque to the caller."""
+    """`pyramid`, `sam` or `sam2`; the result of `encode` is opaque to the caller."""
 
     def encode(
         self,
@@ -29,9 +29,17 @@ class MaskHead(Protocol):
         region_valid_BM: Tensor,
         pixels_B3SS: Tensor | None = None,
     ) -> Any:
-        """Once per image, from the high tower's stages, the refined tokens and, for SAM, its own pixels."""
+        """Encode images, once for all expressions.
+
+        Args:
+            stages: stage maps of the high tower, finest first.
+            image_BDhw: image tokens after MGFE, as a map.
+            regions_BMD: object and part tokens after MGFE.
+            region_valid_BM: which of them are real.
+            pixels_B3SS: normalised pixels of the mask frame, for heads with an encoder of their own.
+        """
         ...
 
     def __call__(self, features: Any, prompts_ED: Tensor, image_of_expr_E: Tensor) -> HeadOutput:
-        """All expressions of all images at once."""
+        """Masks of all expressions of all images at once; `prompts_ED` are the states that predict [SEG]."""
         ...

@@ -1,7 +1,8 @@
 """The pyramid mask head: stage maps fused top-down, a two-way decoder, masks as dot products with the fine map.
 
-Shapes: B images, E expressions of all images, K tokens per expression (prompt, quality), M memory tokens,
-C head width, S stage channels, h w grid of the finest map, G heads, D LLM width.
+Shapes: B images, E expressions of all images, K tokens per expression (prompt, quality), M tokens that attention
+reads (regions; in the decoder, the coarse map as well), C head width, h w grid of the finest map, D LLM width, S side
+of a mask frame, which this head does not use.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from uniresxx.model.config import NORM_GROUPS, PyramidHeadConfig
 from uniresxx.model.heads.base import HeadOutput
 
 
-class MaskFeatures(NamedTuple):  # modules take and give tuples: ZeRO-3 looks for the tensors in them
-    """What the head keeps of B images: the fused fine map and the decoder's memory."""
+class MaskFeatures(NamedTuple):  # ZeRO-3 finds tensors only in tuples, lists and dicts
+    """B images encoded: the fused fine map and the decoder's memory."""
 
     fine_BChw: Tensor
     memory_BMC: Tensor
@@ -45,7 +46,7 @@ class Attention(nn.Module):
 
 
 class TwoWayBlock(nn.Module):
-    """Tokens look at each other, tokens look at the memory, MLP, the memory looks back (SAM's order, pre-norm)."""
+    """Tokens attend to each other and to the memory, MLP, the memory attends to tokens (SAM's order, pre-norm)."""
 
     def __init__(self, width: int, heads: int, last: bool) -> None:
         super().__init__()
@@ -57,7 +58,7 @@ class TwoWayBlock(nn.Module):
         self.norm_back = None if last else nn.LayerNorm(width)
 
     def forward(self, tokens_EKC: Tensor, memory_EMC: Tensor, bias_EM: Tensor) -> tuple[Tensor, Tensor]:
-        """Updated tokens and memory; the last block's memory is not read again and stays."""
+        """Updated tokens and memory; the last block leaves the memory as it is, because nothing uses it."""
         x = self.norm_own(tokens_EKC)
         tokens_EKC = tokens_EKC + self.own(x, x, x, None)
         memory = self.norm_memory(memory_EMC)
@@ -76,7 +77,7 @@ class PyramidHead(nn.Module):
         super().__init__()
         C, D = config.width, llm_width
         self.config = config
-        self.lateral = nn.ModuleList(nn.Conv2d(S, C, 1) for S in stage_widths)
+        self.lateral = nn.ModuleList(nn.Conv2d(width, C, 1) for width in stage_widths)
         self.smooth = nn.Sequential(
             nn.Conv2d(C, C, 3, padding=1),
             nn.GroupNorm(NORM_GROUPS, C),
@@ -84,9 +85,7 @@ class PyramidHead(nn.Module):
             nn.Conv2d(C, C, 3, padding=1),
             nn.GroupNorm(NORM_GROUPS, C),
         )
-        self.scene = nn.Conv2d(
-            D, C, 1
-        )  # the LLM-side image tokens (both towers, after MGFE) join the coarsest map
+        self.scene = nn.Conv2d(D, C, 1)  # image tokens after MGFE, for the coarsest map
         self.place = nn.Conv2d(2, C, 1)
         self.memory_map = nn.Conv2d(C, C, 1)
         self.memory_region = nn.Linear(D, C)

@@ -18,11 +18,11 @@ from transformers import Sam2Config, Sam2Model, SamConfig, SamModel
 from uniresxx.model.config import Sam2HeadConfig, SamHeadConfig
 from uniresxx.model.heads.base import HeadOutput
 
-IOU_EPS = 1e-4  # SAM 2 predicts IoU after a sigmoid; its logit is kept finite
+IOU_EPS = 1e-4  # SAM 2 predicts IoU after a sigmoid; this bounds its logit
 
 
 class SamFeatures(NamedTuple):
-    """What the head keeps of B images."""
+    """B images encoded."""
 
     image_BChw: Tensor
     fine: tuple[Tensor, ...]  # SAM 2: maps of strides 4 and 8, as its decoder takes them
@@ -89,7 +89,7 @@ class SamHead(nn.Module):
         region_valid_BM: Tensor,
         pixels_B3SS: Tensor | None = None,
     ) -> SamFeatures:
-        """The image embedding; with `fuse_early`, what the first global-attention layer saw is added.
+        """The image embedding; with `fuse_early`, the output of the first global-attention layer is added.
 
         After HQ-SAM (Ke et al. 2023), which feeds the same early layer to its mask features; here it joins the
         decoder's image embedding through two 1x1 convolutions (our choice).

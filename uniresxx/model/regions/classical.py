@@ -1,4 +1,4 @@
-"""`segmenter`: a classical, pixels-only region proposer (the default for the scenes; sees no annotation).
+"""`classical`: a pixels-only region proposer, the default for the scenes; reads no annotation.
 
 Part candidates are connected regions of one colour. Object candidates are foreground islands, regions of one hue and
 touching pairs of those. Everything is deterministic. Shapes: S side of the square photo, N boxes, K colour clusters,
@@ -15,7 +15,7 @@ from scipy import ndimage
 from uniresxx.imaging.geometry import box_iou
 
 WORK_SIDE = 128  # larger squares are reduced by whole factors first: time, and speckle
-OBJECT_SIDE = 64  # object candidates are looked for at about this size: fill patterns melt
+OBJECT_SIDE = 64  # object candidates are found at about this size, where fill patterns blur
 CLUSTERS = 8
 MIN_SHARE = 1 / 680  # of the square's area: 6 pixels of 64 x 64
 BACKGROUND_SHARE = 0.12
@@ -67,7 +67,8 @@ def _object_candidates(photo_SS3: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     for index in np.flatnonzero(ground):
         x0, y0, x1, y1 = boxes[index].astype(int)
         foreground[y0:y1, x0:x1] &= ~masks[index]
-    islands = _boxes_of(ndimage.binary_opening(foreground), int(4 * MIN_SHARE * pixels))
+    ground_or_island = np.where(ndimage.binary_opening(foreground), 0, -1)
+    islands, _, _ = _regions(ground_or_island, int(4 * MIN_SHARE * pixels))
     whole = boxes[~ground & (area >= 3 * MIN_SHARE * pixels)]
     pairs = _touching_pairs(whole)
     candidates = np.concatenate((islands, whole, pairs))
@@ -105,9 +106,9 @@ def _nearest(pixels_P3: np.ndarray, centre_K3: np.ndarray) -> np.ndarray:
 
 
 def _regions(label_SS: np.ndarray, min_area: int) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
-    """Connected regions of equal label: boxes (N, 4), areas (N,), and each region's mask inside its box."""
+    """Connected regions of equal label >= 0: boxes (N, 4), areas (N,), and each region's mask inside its box."""
     boxes, areas, masks = [], [], []
-    for cluster in range(CLUSTERS):
+    for cluster in range(label_SS.max() + 1):
         numbered, count = ndimage.label(label_SS == cluster)
         pixels = np.bincount(numbered.ravel(), minlength=count + 1)
         for index, (y, x) in enumerate(ndimage.find_objects(numbered), start=1):
@@ -116,17 +117,6 @@ def _regions(label_SS: np.ndarray, min_area: int) -> tuple[np.ndarray, np.ndarra
                 areas.append(pixels[index])
                 masks.append(numbered[y, x] == index)
     return np.array(boxes, dtype=np.float32).reshape(-1, 4), np.array(areas, dtype=np.float32), masks
-
-
-def _boxes_of(mask_SS: np.ndarray, min_area: int) -> np.ndarray:
-    parts, count = ndimage.label(mask_SS)
-    areas = np.bincount(parts.ravel(), minlength=count + 1)
-    rows = [
-        (x.start, y.start, x.stop, y.stop)
-        for index, (y, x) in enumerate(ndimage.find_objects(parts), start=1)
-        if areas[index] >= min_area
-    ]
-    return np.array(rows, dtype=np.float32).reshape(-1, 4)
 
 
 def _touching_pairs(boxes_N4: np.ndarray) -> np.ndarray:
@@ -153,15 +143,15 @@ def _best(boxes_N4: np.ndarray, scores_N: np.ndarray, limit: int) -> np.ndarray:
     order = order[scores_N[order] >= 0][: 4 * limit]
     boxes = boxes_N4[order]
     clash = np.triu(box_iou(boxes, boxes) > NMS_IOU, k=1)
-    keep: list[int] = []
+    chosen: list[int] = []
     dropped = np.zeros(len(boxes), dtype=bool)
     for index in range(len(boxes)):
         if not dropped[index]:
-            keep.append(index)
+            chosen.append(index)
             dropped |= clash[index]
-            if len(keep) == limit:
+            if len(chosen) == limit:
                 break
-    return boxes[keep].astype(np.float32).reshape(-1, 4)
+    return boxes[chosen].astype(np.float32).reshape(-1, 4)
 
 
 def grid_boxes(side: int, count: int) -> np.ndarray:

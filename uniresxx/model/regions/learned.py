@@ -1,11 +1,11 @@
 """The `learned` proposer: a class-agnostic detector with an object and a part level on the high tower's stages.
 
-One location per cell of each stage predicts, for each of the two granularities, objectness, centre-ness and the
+One location per cell of each stage predicts, for each of the two levels, objectness, centre-ness and the
 distances to the four sides: FCOS (Tian et al. 2019) without classes. Trained on the boxes of all masks in the
-mixture, whatever their words say.
+mixture, whatever their expressions are.
 
-Shapes: B images, G the two granularities (object, part), L locations of all stages, M truth boxes, N kept boxes,
-K candidates, C width. Boxes are xyxy in the high frame.
+Shapes: B images, G levels of boxes (object, part), A locations of all stages, M truth boxes, N chosen boxes,
+K candidates, C width, h w a stage map. Boxes are xyxy in the high frame.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ PRIOR = -4.6  # logit of 0.01: nearly all locations are empty (Lin et al. 2017)
 
 
 class BoxOutput(NamedTuple):
-    """What each location says; a box's score is the root of objectness times centre-ness."""
+    """Predictions of each location; a box's score is the root of objectness times centre-ness."""
 
-    objectness_BGL: Tensor
-    centre_BGL: Tensor
-    boxes_BGL4: Tensor
-    points_L2: Tensor
-    stride_L: Tensor
+    objectness_BGA: Tensor
+    centre_BGA: Tensor
+    boxes_BGA4: Tensor
+    points_A2: Tensor
+    stride_A: Tensor
 
 
 class BoxHead(nn.Module):
@@ -71,41 +71,41 @@ class BoxHead(nn.Module):
             raw.append(torch.cat((x[:, :, :2], size), dim=2).flatten(3))
             points.append(_centres(map_BChw, stride))
             strides.append(points[-1].new_full((len(points[-1]),), float(stride)))
-        x_BG6L, points_L2 = torch.cat(raw, dim=-1), torch.cat(points)
-        left, top, right, bottom = x_BG6L[:, :, 2:].unbind(2)
-        px, py = points_L2.unbind(-1)
+        x_BG6A, points_A2 = torch.cat(raw, dim=-1), torch.cat(points)
+        left, top, right, bottom = x_BG6A[:, :, 2:].unbind(2)
+        px, py = points_A2.unbind(-1)
         boxes = torch.stack((px - left, py - top, px + right, py + bottom), dim=-1)
-        return BoxOutput(x_BG6L[:, :, 0], x_BG6L[:, :, 1], boxes, points_L2, torch.cat(strides))
+        return BoxOutput(x_BG6A[:, :, 0], x_BG6A[:, :, 1], boxes, points_A2, torch.cat(strides))
 
     @torch.no_grad()
     def propose(self, output: BoxOutput, extent_B2: Tensor, max_objects: int, max_parts: int) -> Boxes:
         """The best boxes of both levels after NMS, cut to the photo, whose (x, y) size is `extent`."""
-        score = (output.objectness_BGL.float().sigmoid() * output.centre_BGL.float().sigmoid()).sqrt()
-        kept: list[Tensor] = []
+        score = (output.objectness_BGA.float().sigmoid() * output.centre_BGA.float().sigmoid()).sqrt()
+        found: list[Tensor] = []
         for g, count in enumerate((max_objects, max_parts)):
-            kept += best_boxes(
-                output.boxes_BGL4[:, g].float(), score[:, g], extent_B2, count, self.config.candidates
+            found += best_boxes(
+                output.boxes_BGA4[:, g].float(), score[:, g], extent_B2, count, self.config.candidates
             )
-        return Boxes(*kept)
+        return Boxes(*found)
 
     def loss_sum(self, output: BoxOutput, truth_BGM4: Tensor, valid_BGM: Tensor, extent_B2: Tensor) -> Tensor:
         """Focal loss on objectness, 1 - GIoU and centre-ness on responsible locations; divide by the truth boxes.
 
         FCOS divides by the number of responsible locations; `POSITIVES` per box stands in for it, so that the
-        denominator is known before the forward pass (our choice). A level without any truth box teaches nothing:
-        most data sets mark either objects or parts, and what is not marked is not absent (our choice).
+        denominator is known before the forward pass (our choice). A level without any truth box adds nothing:
+        most data sets mark either objects or parts, and an unmarked box may still be there (our choice).
         """
-        chosen_BGL = assign(output.points_L2, output.stride_L, truth_BGM4, valid_BGM)
-        positive = chosen_BGL >= 0
-        on_photo_BL = (output.points_L2 < extent_B2[:, None]).all(dim=-1)
-        logits = output.objectness_BGL.float()
-        taught_BGL = on_photo_BL[:, None] & valid_BGM.any(dim=2)[..., None]
-        focal = _focal(logits, positive.float()) * taught_BGL
-        index = chosen_BGL.clamp(min=0)[..., None].expand(-1, -1, -1, 4)
-        target = truth_BGM4.gather(2, index) if truth_BGM4.shape[2] else output.boxes_BGL4.detach()
-        giou = pairwise_giou(output.boxes_BGL4.float(), target)
+        chosen_BGA = assign(output.points_A2, output.stride_A, truth_BGM4, valid_BGM)
+        positive = chosen_BGA >= 0
+        on_photo_BA = (output.points_A2 < extent_B2[:, None]).all(dim=-1)
+        logits = output.objectness_BGA.float()
+        counted_BGA = on_photo_BA[:, None] & valid_BGM.any(dim=2)[..., None]
+        focal = _focal(logits, positive.float()) * counted_BGA
+        index = chosen_BGA.clamp(min=0)[..., None].expand(-1, -1, -1, 4)
+        target = truth_BGM4.gather(2, index) if truth_BGM4.shape[2] else output.boxes_BGA4.detach()
+        giou = pairwise_giou(output.boxes_BGA4.float(), target)
         centre = F.binary_cross_entropy_with_logits(
-            output.centre_BGL.float(), centreness(output.points_L2, target), reduction="none"
+            output.centre_BGA.float(), centreness(output.points_A2, target), reduction="none"
         )
         return (focal.sum() + ((1 - giou + centre) * positive).sum()) / POSITIVES
 
@@ -119,18 +119,18 @@ def _centres(map_BChw: Tensor, stride: int) -> Tensor:
 
 
 def best_boxes(
-    boxes_BL4: Tensor, score_BL: Tensor, extent_B2: Tensor, count: int, candidates: int
+    boxes_BA4: Tensor, score_BA: Tensor, extent_B2: Tensor, count: int, candidates: int
 ) -> tuple[Tensor, Tensor]:
     """Greedy NMS at 0.7 of each image's best candidates -> boxes (B, count, 4), valid (B, count), best first."""
     edge_B14 = extent_B2.repeat(1, 2)[:, None]
-    boxes_BL4 = torch.minimum(boxes_BL4.clamp(min=0), edge_B14)
-    real = ((boxes_BL4[..., 2:] - boxes_BL4[..., :2]) >= 1).all(dim=-1)
-    score_BL = torch.where(real, score_BL, -1.0)
-    score_BK, order = score_BL.topk(min(candidates, score_BL.shape[1]), dim=1)
-    boxes_BK4 = boxes_BL4.gather(1, order[..., None].expand(-1, -1, 4))
+    boxes_BA4 = torch.minimum(boxes_BA4.clamp(min=0), edge_B14)
+    real = ((boxes_BA4[..., 2:] - boxes_BA4[..., :2]) >= 1).all(dim=-1)
+    score_BA = torch.where(real, score_BA, -1.0)
+    score_BK, order = score_BA.topk(min(candidates, score_BA.shape[1]), dim=1)
+    boxes_BK4 = boxes_BA4.gather(1, order[..., None].expand(-1, -1, 4))
     clash_BKK = pairwise_iou(boxes_BK4, boxes_BK4) > NMS_IOU
     keep_BK = score_BK >= 0
-    for k in range(keep_BK.shape[1]):  # best first; each kept box removes the worse ones that it covers
+    for k in range(keep_BK.shape[1]):  # best first; each chosen box removes the worse ones that it covers
         keep_BK[:, k + 1 :] &= ~(clash_BKK[:, k, k + 1 :] & keep_BK[:, k, None])
     rank_BK = torch.where(keep_BK, score_BK, -1.0)
     found, place = rank_BK.topk(min(count, rank_BK.shape[1]), dim=1)
@@ -159,35 +159,35 @@ def pairwise_giou(a: Tensor, b: Tensor) -> Tensor:
     return shared / union - (hull - union) / hull
 
 
-def centreness(points_L2: Tensor, boxes_BGL4: Tensor) -> Tensor:
+def centreness(points_A2: Tensor, boxes_BGA4: Tensor) -> Tensor:
     """FCOS's target sqrt(min(l, r) / max(l, r) * min(t, b) / max(t, b)), 0..1; 0 outside the box."""
-    before = (points_L2 - boxes_BGL4[..., :2]).clamp(min=0)
-    after = (boxes_BGL4[..., 2:] - points_L2).clamp(min=0)
+    before = (points_A2 - boxes_BGA4[..., :2]).clamp(min=0)
+    after = (boxes_BGA4[..., 2:] - points_A2).clamp(min=0)
     ratio = torch.minimum(before, after) / torch.maximum(before, after).clamp(min=1e-6)
     return ratio.prod(dim=-1).sqrt()
 
 
 @torch.no_grad()
-def assign(points_L2: Tensor, stride_L: Tensor, truth_BGM4: Tensor, valid_BGM: Tensor) -> Tensor:
-    """The smallest truth box that each location is responsible for, -1 for none -> (B, G, L).
+def assign(points_A2: Tensor, stride_A: Tensor, truth_BGM4: Tensor, valid_BGM: Tensor) -> Tensor:
+    """The smallest truth box that each location is responsible for, -1 for none -> (B, G, A).
 
     Responsible: within `RADIUS` strides of the centre and inside the box, or the nearest cell (small boxes may hold
     no cell's centre), on the stage whose reach fits the box's longer side.
     """
     B, G, M, _ = truth_BGM4.shape
     if not M:
-        return torch.full((B, G, len(points_L2)), -1, device=points_L2.device)
+        return torch.full((B, G, len(points_A2)), -1, device=points_A2.device)
     low, high = truth_BGM4[..., None, :2], truth_BGM4[..., None, 2:]
-    away = ((low + high) / 2 - points_L2).abs().amax(dim=-1)
-    inside = ((points_L2 >= low) & (points_L2 <= high)).all(dim=-1)
-    near = ((away <= RADIUS * stride_L) & inside) | (away <= 0.5 * stride_L)
+    away = ((low + high) / 2 - points_A2).abs().amax(dim=-1)
+    inside = ((points_A2 >= low) & (points_A2 <= high)).all(dim=-1)
+    near = ((away <= RADIUS * stride_A) & inside) | (away <= 0.5 * stride_A)
     longest = (truth_BGM4[..., 2:] - truth_BGM4[..., :2]).amax(dim=-1)[..., None]
-    first, last = stride_L.min(), stride_L.max()
-    fits = (longest <= REACH * stride_L) | (stride_L == last)
-    fits &= (longest > REACH * stride_L / 2) | (stride_L == first)
+    first, last = stride_A.min(), stride_A.max()
+    fits = (longest <= REACH * stride_A) | (stride_A == last)
+    fits &= (longest > REACH * stride_A / 2) | (stride_A == first)
     area = (high - low).clamp(min=0).prod(dim=-1)[..., 0]
-    cost_BGML = torch.where(near & fits & valid_BGM[..., None], area[..., None], torch.inf)
-    best = cost_BGML.min(dim=2)
+    cost_BGMA = torch.where(near & fits & valid_BGM[..., None], area[..., None], torch.inf)
+    best = cost_BGMA.min(dim=2)
     return torch.where(best.values.isfinite(), best.indices, -1)
 
 

@@ -1,9 +1,8 @@
-"""FiLM-UNet: a convolutional encoder sees the picture once, and each question scales and shifts the
-channels of a small decoder (Perez et al. 2018, FiLM; Ronneberger et al. 2015, U-Net). No language model, no
-region proposals.
+"""FiLM-UNet: a convolutional encoder runs once per picture, and each question scales and shifts the channels of a
+small decoder (Perez et al. 2018, FiLM; Ronneberger et al. 2015, U-Net). No language model, no region proposals.
 
-Shapes: B images, E expressions (decisions), T tokens of a row, S tokens of the longest question, D text
-width, C channels, h w a feature map, N its h * w, H W high frame.
+Shapes: B images, E expressions (decisions), T tokens of a row, Q tokens of the longest question, D text width,
+C channels, h w a feature map, N its h * w, H W high frame.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,44 +17,38 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mllm.tokens import REJ, SEG, Vocabulary
-from uniresxx.imaging.masks import encode
-from uniresxx.model.build import build_model, load_with
-from uniresxx.model.losses import Counts, LossTerms, mask_sums, resized, true_iou
+from uniresxx.model.answering import prediction_of
+from uniresxx.model.build import load_with
+from uniresxx.model.criterion import mask_counts, mask_terms, weighted
+from uniresxx.model.heads.base import HeadOutput
+from uniresxx.model.losses import Counts, LossTerms
 from uniresxx.model.processing import View, photo_masks, pixels, view_photo
 from uniresxx.model.templates import asked_branches
 from uniresxx.segmenters.film_unet.config import GROUPS, FilmUNetConfig
-from uniresxx.types import Batch, DecisionRule, Decoding, Prediction, Question, Segment
-
-
-class ModelOutput(NamedTuple):
-    """Logits per expression: mask on half the high frame, predicted IoU, presence."""
-
-    masks_Ehw: Tensor
-    quality_E: Tensor
-    presence_E: Tensor
+from uniresxx.types import Batch, DecisionRule, Decoding, Prediction, Question
 
 
 @dataclass(frozen=True, slots=True)
 class EncodedPhotos:
-    """Photos encoded once: what enters the decoder at each stride, finest first."""
+    """Photos encoded once: the decoder's input at each stride, finest first."""
 
     views: list[View]
     maps: list[Tensor]
 
 
 class TextEncoder(nn.Module):
-    """Embedding and one GRU layer; a question is the last state."""
+    """Embedding and one GRU layer, whose last state stands for the question."""
 
     def __init__(self, vocabulary: int, width: int) -> None:
         super().__init__()
         self.embed = nn.Embedding(vocabulary, width)
         self.gru = nn.GRU(width, width, batch_first=True)
 
-    def forward(self, ids_ES: Tensor, length_E: Tensor) -> Tensor:
+    def forward(self, ids_EQ: Tensor, length_E: Tensor) -> Tensor:
         """Questions padded at the end -> (E, D); a question's vector does not depend on the padding."""
         lengths = length_E.cpu()  # packing wants them there
         packed = nn.utils.rnn.pack_padded_sequence(
-            self.embed(ids_ES), lengths, batch_first=True, enforce_sorted=False
+            self.embed(ids_EQ), lengths, batch_first=True, enforce_sorted=False
         )
         return self.gru(packed)[1][0]
 
@@ -95,7 +87,7 @@ def _conv(before: int, after: int, stride: int) -> nn.Sequential:
 
 
 class Encoder(nn.Module):
-    """Two convolutions per stride; what the decoder needs of each stride is projected here, once per image.
+    """Two convolutions per stride; the skip of each stride is projected here, once per image.
 
     The input has the coordinates -1..1 as two more channels, as in FiLM: "left" needs them.
     """
@@ -122,7 +114,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """What runs per expression: FiLM where the skips join and in 3x3 blocks, two in the bottleneck.
+    """Runs per expression: FiLM where the skips join and in 3x3 blocks, two in the bottleneck.
 
     The convolution over [upsampled, skip] of a U-Net is split into its two summands, so that the skip's share
     is computed per image; the other's is 1x1 and comes before the upsampling, with which it commutes. The
@@ -140,10 +132,11 @@ class Decoder(nn.Module):
         self.blocks = nn.ModuleList(FilmBlock(width, text_width) for width in finer[1:])
         self.join = nn.ModuleList(Film(width, text_width) for width in (*finer, bottom))
         self.mask = nn.Linear(finer[0], 1)
-        seen = 2 * bottom + text_width
-        self.decide = nn.Sequential(nn.Linear(seen, bottom), nn.GELU(), nn.Linear(bottom, 2))
+        self.decide = nn.Sequential(
+            nn.Linear(2 * bottom + text_width, bottom), nn.GELU(), nn.Linear(bottom, 2)
+        )
 
-    def forward(self, maps: list[Tensor], text_ED: Tensor, image_E: Tensor) -> ModelOutput:
+    def forward(self, maps: list[Tensor], text_ED: Tensor, image_E: Tensor) -> HeadOutput:
         """Answer each expression on its image's maps."""
         x = self.join[-1](maps[-1][image_E], text_ED)
         for block in self.bottleneck:
@@ -157,20 +150,20 @@ class Decoder(nn.Module):
         # a dot product per pixel; much faster on CPUs than a convolution to one channel
         masks_E1N = torch.bmm(self.mask.weight.expand(len(x), 1, -1), x.flatten(2)) + self.mask.bias
         masks_Ehw = masks_E1N.view(len(x), *x.shape[2:])
-        return ModelOutput(masks_Ehw, quality_E, presence_E)
+        return HeadOutput(masks_Ehw, quality_E, presence_E)
 
 
 def questions_of(batch: Batch, pad: int) -> tuple[Tensor, Tensor]:
-    """Token ids (E, S) and lengths (E,) of what was said before each decision: its branch up to the position
-    that predicts it. The answer itself, all after it and other branches stay outside."""
+    """Token ids (E, Q) and lengths (E,) of the text before each decision: its branch up to the position that
+    predicts it, without the answer itself, what follows it, and other branches."""
     stop_E = batch.seg_position_E
     length_E = batch.position_BT[batch.image_of_expr_E, stop_E] + 1
     longest = int(length_E.max()) if len(length_E) else 0
-    step_S = torch.arange(longest, device=stop_E.device)
-    asked_ES = step_S < length_E[:, None]
-    place_ES = (stop_E - length_E + 1)[:, None] + step_S * asked_ES
-    ids_ES = batch.token_ids_BT[batch.image_of_expr_E[:, None], place_ES]
-    return ids_ES.masked_fill(~asked_ES, pad), length_E
+    step_Q = torch.arange(longest, device=stop_E.device)
+    asked_EQ = step_Q < length_E[:, None]
+    place_EQ = (stop_E - length_E + 1)[:, None] + step_Q * asked_EQ
+    ids_EQ = batch.token_ids_BT[batch.image_of_expr_E[:, None], place_EQ]
+    return ids_EQ.masked_fill(~asked_EQ, pad), length_E
 
 
 class FilmUNet(nn.Module):
@@ -189,41 +182,22 @@ class FilmUNet(nn.Module):
         self.encoder = Encoder(config.widths)
         self.decoder = Decoder(config.widths, config.text_width)
 
-    # training --------------------------------------------------------------------------------
-
-    def forward(self, batch: Batch) -> ModelOutput:
+    def forward(self, batch: Batch) -> HeadOutput:
         """Every decision of the batch; a batch without any gives empty outputs."""
         maps = self.encoder(batch.pixels_high_B3HW)
         if not len(batch.image_of_expr_E):
             none_Ehw = maps[0][:0, 0]
-            return ModelOutput(none_Ehw, none_Ehw.new_zeros(0), none_Ehw.new_zeros(0))
+            return HeadOutput(none_Ehw, none_Ehw.new_zeros(0), none_Ehw.new_zeros(0))
         text_ED = self.text(*questions_of(batch, self.vocabulary.pad))
         return self.decoder(maps, text_ED, batch.image_of_expr_E)
 
     def counts(self, batch: Batch) -> Counts:
         """Denominators of the loss terms, known before the forward pass."""
-        masks = int(batch.present_E.sum())
-        return {"mask": masks, "dice": masks, "quality": masks, "presence": len(batch.present_E)}
+        return mask_counts(batch)
 
-    def loss(self, output: ModelOutput, batch: Batch) -> LossTerms:
+    def loss(self, output: HeadOutput, batch: Batch) -> LossTerms:
         """Sums over this micro-batch; masks are supervised only where the truth has one."""
-        w, present = self.config.loss, batch.present_E
-        truth_EHW = batch.masks_EHW[present]
-        valid_EHW = batch.pixel_valid_BHW[batch.image_of_expr_E[present]]
-        logits_EHW = resized(output.masks_Ehw[present], truth_EHW.shape[-2:])
-        bce, dice = mask_sums(logits_EHW, truth_EHW, valid_EHW, w.dice_smooth)
-        iou_E = true_iou(logits_EHW, truth_EHW, valid_EHW)
-        quality_E, presence_E = output.quality_E.float(), output.presence_E.float()
-        sums = {
-            "mask": bce,
-            "dice": dice,
-            "quality": F.binary_cross_entropy_with_logits(quality_E[present], iou_E, reduction="sum"),
-            "presence": F.binary_cross_entropy_with_logits(presence_E, present.float(), reduction="sum"),
-        }
-        weights = {"mask": w.mask, "dice": w.dice, "quality": w.quality, "presence": w.presence}
-        return LossTerms(sums, weights)
-
-    # answering -------------------------------------------------------------------------------
+        return weighted(mask_terms(output, batch, self.config.loss), self.config.loss)
 
     @property
     def tokenizer(self) -> Vocabulary:
@@ -239,12 +213,12 @@ class FilmUNet(nn.Module):
     def encode_images(self, photos: Sequence[np.ndarray]) -> EncodedPhotos:
         """Encode photos once."""
         views = [view_photo(photo, self.config.view) for photo in photos]
-        device = self.text.embed.weight.device
-        return EncodedPhotos(views, self.encoder(pixels([v.high_HW3 for v in views]).to(device)))
+        inputs = pixels([view.high_HW3 for view in views], self.config.inputs.mllm.pixel_stats)
+        return EncodedPhotos(views, self.encoder(inputs.to(self.text.embed.weight.device)))
 
     @torch.no_grad()
     def answer(
-        self, sight: EncodedPhotos, texts: Sequence[Sequence[str | Question]], decoding: Decoding
+        self, encoded: EncodedPhotos, texts: Sequence[Sequence[str | Question]], decoding: Decoding
     ) -> list[Prediction]:
         """Answer all texts of all photos together; flat, photo by photo."""
         image_of_row, branches = asked_branches(texts, decoding, self.vocabulary)
@@ -252,42 +226,17 @@ class FilmUNet(nn.Module):
             return []
         device = self.text.embed.weight.device
         asked = [torch.tensor(branch, device=device) for branch in branches]
-        ids_ES = nn.utils.rnn.pad_sequence(asked, batch_first=True, padding_value=self.vocabulary.pad)
-        text_ED = self.text(ids_ES, torch.tensor([len(ids) for ids in asked]))
-        image_E = torch.tensor(image_of_row, device=device)
-        output = self.decoder(sight.maps, text_ED, image_E)
-        masks = photo_masks(output.masks_Ehw, image_of_row, sight.views)
+        ids_EQ = nn.utils.rnn.pad_sequence(asked, batch_first=True, padding_value=self.vocabulary.pad)
+        text_ED = self.text(ids_EQ, torch.tensor([len(ids) for ids in asked]))
+        output = self.decoder(encoded.maps, text_ED, torch.tensor(image_of_row, device=device))
+        masks = photo_masks(output.masks_Ehw, image_of_row, encoded.views)
         presence, score = output.presence_E.sigmoid().tolist(), output.quality_E.sigmoid().tolist()
-        return [_prediction(*item) for item in zip(masks, presence, score, strict=True)]
-
-
-def _prediction(mask_yx: np.ndarray, presence: float, score: float) -> Prediction:
-    rle, there = encode(mask_yx), presence > 0.5
-    return Prediction(
-        rejected=not there,
-        mask=rle if there else None,
-        text=f"{SEG if there else REJ}.",
-        score=score,
-        p_absent=1 - presence,
-        mask_if_forced=None if there else rle,
-        segments=(Segment("", rle if there else None, score),),
-    )
-
-
-def build_film_unet(config: FilmUNetConfig, vocabulary: Vocabulary) -> FilmUNet:
-    """A freshly initialised model; the caller seeds torch."""
-    return FilmUNet(config, vocabulary)
+        return [
+            prediction_of(f"{SEG if p > 0.5 else REJ}.", [mask], [p > 0.5], [s], [1 - p])
+            for mask, p, s in zip(masks, presence, score, strict=True)
+        ]
 
 
 def load_film_unet(folder: Path) -> FilmUNet:
-    """`load_with` for the baseline."""
-    return load_with(folder, FilmUNetConfig.from_dict, build_film_unet)
-
-
-def parameter_ratio(config: FilmUNetConfig, vocabulary: Vocabulary) -> float:
-    """Parameters of this model over those of the compared one; a comparison wants 0.9 to 1.1."""
-    own, other = (
-        sum(p.numel() for p in model.parameters())
-        for model in (build_film_unet(config, vocabulary), build_model(config.inputs, vocabulary))
-    )
-    return own / other
+    """The baseline of a `from_pretrained` folder."""
+    return load_with(folder, FilmUNetConfig.from_dict, FilmUNet)

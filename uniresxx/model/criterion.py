@@ -1,0 +1,126 @@
+"""The training objective: denominators known before the forward pass, and loss sums of one micro-batch.
+
+Shapes: as in uniresxx.types.Batch; Y label positions, V vocabulary, h w the mask head's grid.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mllm.chat import IGNORE
+from uniresxx.model.config import LossConfig
+from uniresxx.model.heads.base import HeadOutput
+from uniresxx.model.losses import (
+    Counts,
+    LossTerms,
+    cells,
+    mask_point_sums,
+    mask_sums,
+    photo_extent,
+    photo_sums,
+    resized,
+    true_iou,
+)
+from uniresxx.model.regions.learned import BoxHead, BoxOutput
+from uniresxx.types import Batch
+
+UNLABELLED = 255  # dense label of pixels that are not supervised
+
+
+class ModelOutput(NamedTuple):
+    """What the loss needs: logits at label positions only, and the outputs of the heads."""
+
+    logits_YV: Tensor
+    labels_Y: Tensor
+    head: HeadOutput
+    dense: tuple[Tensor, ...]  # kind, colour, part logits (B, classes, h, w); empty without a dense head
+    boxes: BoxOutput | None = None  # of the learned box head
+
+
+def mask_counts(batch: Batch) -> Counts:
+    """Denominators of the terms of any mask head."""
+    masks = int(batch.present_E.sum())
+    return {"mask": masks, "dice": masks, "quality": masks, "presence": len(batch.present_E)}
+
+
+def all_counts(batch: Batch) -> Counts:
+    """Denominators of all terms."""
+    boxes = batch.truth_boxes_valid_BGM
+    return {
+        "text": int((batch.labels_BT != IGNORE).sum()),
+        **mask_counts(batch),
+        "dense": int(batch.pixel_valid_BHW.sum()) if batch.dense_BHW3 is not None else 0,
+        "box": int(boxes.sum()) if boxes is not None else 0,
+    }
+
+
+def mask_terms(head: HeadOutput, batch: Batch, config: LossConfig) -> dict[str, Tensor]:
+    """Sums of a mask head's terms; masks are supervised only where the truth has one."""
+    present = batch.present_E
+    bce, dice, iou_E = _masks_and_iou(head.masks_Ehw[present].float(), batch, config)
+    quality_E, presence_E = head.quality_E[present].float(), head.presence_E.float()
+    return {
+        "mask": bce,
+        "dice": dice,
+        "quality": F.binary_cross_entropy_with_logits(quality_E, iou_E, reduction="sum"),
+        "presence": F.binary_cross_entropy_with_logits(presence_E, present.float(), reduction="sum"),
+    }
+
+
+def loss_terms(output: ModelOutput, batch: Batch, config: LossConfig, box_head: BoxHead | None) -> LossTerms:
+    """Sums of all terms over this micro-batch."""
+    text = F.cross_entropy(output.logits_YV.float(), output.labels_Y, reduction="sum")
+    sums = {"text": text, **mask_terms(output.head, batch, config)}
+    if output.dense and batch.dense_BHW3 is not None:
+        sums["dense"] = _dense_sum(output.dense, batch.dense_BHW3, batch.pixel_valid_BHW)
+    if output.boxes is not None and box_head is not None:
+        truth, valid = batch.truth_boxes_BGM4, batch.truth_boxes_valid_BGM
+        assert truth is not None and valid is not None
+        sums["box"] = box_head.loss_sum(output.boxes, truth, valid, photo_extent(batch.pixel_valid_BHW))
+    return weighted(sums, config)
+
+
+def weighted(sums: dict[str, Tensor], config: LossConfig) -> LossTerms:
+    """The sums with the weights of the config, whose fields have the names of the terms."""
+    return LossTerms(sums, {name: getattr(config, name) for name in sums})
+
+
+def _masks_and_iou(logits_Ehw: Tensor, batch: Batch, config: LossConfig) -> tuple[Tensor, Tensor, Tensor]:
+    """BCE and dice sums at the configured resolution, and the true IoU of each mask.
+
+    With "low" and "points" the IoU is that on the head's grid, else where the loss is. Points are drawn from
+    torch's random numbers: a step that is cut differently draws others.
+    """
+    image_E, smooth = batch.image_of_expr_E[batch.present_E], config.dice_smooth
+    if config.resolution == "photo":
+        return photo_sums(logits_Ehw, image_E, batch.masks_photo, batch.pixel_valid_BHW, smooth)
+    truth_EHW, valid_EHW = batch.masks_EHW[batch.present_E], batch.pixel_valid_BHW[image_E]
+    if config.resolution == "full":
+        logits_EHW = resized(logits_Ehw, truth_EHW.shape[-2:])
+        bce, dice = mask_sums(logits_EHW, truth_EHW, valid_EHW, smooth)
+        return bce, dice, true_iou(logits_EHW, truth_EHW, valid_EHW)
+    h, w = logits_Ehw.shape[-2:]
+    covered_Ehw, valid_Ehw = cells(truth_EHW, valid_EHW, (h, w))
+    if config.resolution == "points":
+        bce, dice = mask_point_sums(logits_Ehw, truth_EHW, valid_EHW, config, smooth)
+    else:
+        bce, dice = mask_sums(logits_Ehw, covered_Ehw * valid_Ehw, valid_Ehw, smooth)
+    return bce, dice, true_iou(logits_Ehw, (covered_Ehw >= 0.5) & valid_Ehw, valid_Ehw)
+
+
+def _dense_sum(dense: tuple[Tensor, ...], labels_BHW3: Tensor, valid_BHW: Tensor) -> Tensor:
+    """Cross entropy at every stride-th pixel, scaled to the number of pixels."""
+    stride = labels_BHW3.shape[1] // dense[0].shape[-1]
+    sampled = slice(stride // 2, None, stride)
+    labels_Bhw3 = labels_BHW3[:, sampled, sampled].long()
+    labelled_Bhw3 = valid_BHW[:, sampled, sampled, None] & (labels_Bhw3 != UNLABELLED)
+    labels_Bhw3 = torch.where(labelled_Bhw3, labels_Bhw3, IGNORE)
+    losses = [
+        F.cross_entropy(logits.float(), labels_Bhw3[..., i], ignore_index=IGNORE, reduction="sum")
+        for i, logits in enumerate(dense)
+    ]
+    return torch.stack(losses).sum() * stride * stride
