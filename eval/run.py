@@ -43,15 +43,12 @@ def run(
     if len(set(names.values())) < len(names):
         raise InputError(f"{', '.join(names)}: two of them are the same benchmark; measure it once")
     # late: torch comes with the weights
+    from uniresxx.checkpoints.resolve import resolve
     from uniresxx.segmenters.load import load_segmenter
-
-    from uniresxx.checkpoints.folders import named_folder, resolve
 
     console = Console(stderr=True)
     # Once: a run that still trains may save, and thin out, between two looks.
-    folder = resolve(
-        named_folder(checkpoint), lambda line: console.print(line, markup=False, highlight=False)
-    )
+    folder = resolve(checkpoint, lambda line: console.print(line, markup=False, highlight=False))
     identity = checkpoint_identity(folder)
     loaded = {benchmark: load_records(benchmark, data, limit, images) for benchmark in names}
     segmenter = load_segmenter(folder)
@@ -123,7 +120,8 @@ def run_one(
 
 def trained_on(folder: Path) -> list[dict[str, Any]] | None:
     """What a checkpoint learned from and what the leak guard did, by data set; None where it does not say."""
-    from uniresxx.checkpoints.folders import RECIPE, read_json
+    from uniresxx.checkpoints.folders import RECIPE
+    from uniresxx.checkpoints.tensors import read_json
 
     about = read_json(folder / RECIPE) if (folder / RECIPE).is_file() else {}
     return about.get("training_data")

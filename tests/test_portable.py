@@ -66,9 +66,10 @@ def opened(folder: Path, about: dict[str, Any]) -> Callable[..., Sequence[Tensor
 def test_an_exported_head_answers_as_the_model_does(form: Form, head: str, tmp_path: Path) -> None:
     runnable(form)
     model = made(head)
-    errors = export_mask_head(model, tmp_path, form)
-    assert max(errors.values()) <= 1e-4
+    files = export_mask_head(model, tmp_path, form)
     about = json.loads((tmp_path / "mask_head.json").read_text())
+    assert sorted(files) == sorted([about["see"]["file"], about["answer"]["file"], "mask_head.json"])
+    assert max(about[name]["max_abs_error"] for name in ("see", "answer")) <= 1e-4
     assert about["answer"]["inputs"]["prompts_ED"] == ["E", 32]
     assert about["see"]["outputs"] == list(about["answer"]["inputs"])[1:]
     photo = torch.randint(0, 255, (32, 32, 3), dtype=torch.uint8).numpy()

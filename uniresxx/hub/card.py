@@ -13,15 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from uniresxx.checkpoints.folders import (
-    BEST,
-    CARD,
-    CHECKPOINTS,
-    RECIPE,
-    STATE,
-    checkpoint_identity,
-    read_json,
-)
+from uniresxx.checkpoints.folders import BEST, CARD, CHECKPOINTS, RECIPE, STATE, checkpoint_identity
+from uniresxx.checkpoints.tensors import read_json
 from uniresxx.data.guard import lines_of_report
 from uniresxx.model.config import UniRESPlusPlusConfig
 from uniresxx.scoring.tally import parts_scored

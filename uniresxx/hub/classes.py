@@ -20,6 +20,8 @@ from transformers import BatchFeature, PreTrainedConfig, PreTrainedModel, Proces
 
 from mllm.tokens import Vocabulary
 from uniresxx.checkpoints import folders as checkpoint
+from uniresxx.checkpoints.publish import MARKER, publish
+from uniresxx.checkpoints.resolve import HUB, resolve
 from uniresxx.errors import InputError
 from uniresxx.imaging.inputs import Photo, checked, photo_pixels
 from uniresxx.model.config import MODEL_TYPE, UniRESPlusPlusConfig
@@ -129,10 +131,8 @@ class HubModel(PreTrainedModel):
         if folder.exists() and not folder.is_dir():
             raise InputError(f"{folder} is a file: name a folder")
         text = card if card is not None else card_of(self.settings, self.source)
-        checkpoint.save_pretrained(
-            folder, self, None if max_shard_size is None else byte_size(max_shard_size)
-        )
-        checkpoint.write_atomic(folder / checkpoint.CARD, text.encode())
+        shard = None if max_shard_size is None else byte_size(max_shard_size)
+        checkpoint.save_pretrained(folder, self, shard, text)
 
     def push_to_hub(
         self,
@@ -156,6 +156,7 @@ class HubModel(PreTrainedModel):
             found = api.upload_folder(
                 repo_id=name,
                 folder_path=folder,
+                ignore_patterns=[MARKER],
                 revision=revision,
                 create_pr=create_pr,
                 commit_message=commit_message,
@@ -207,11 +208,9 @@ class UniRESPlusPlusProcessor(ProcessorMixin):
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **options: Any) -> None:
         """config.json and tokenizer.json, which a saved model has already."""
-        folder = Path(save_directory)
-        folder.mkdir(parents=True, exist_ok=True)
         values = checkpoint.to_json(self.settings.to_dict())
-        checkpoint.write_atomic(folder / checkpoint.CONFIG, values)
-        checkpoint.write_atomic(folder / checkpoint.TOKENIZER, self.vocabulary.to_json().encode())
+        words = self.vocabulary.to_json().encode()
+        publish(Path(save_directory), {checkpoint.TOKENIZER: words, checkpoint.CONFIG: values})
 
     def to_dict(self) -> dict[str, Any]:
         """What it shows of itself."""
@@ -220,7 +219,7 @@ class UniRESPlusPlusProcessor(ProcessorMixin):
 
 def folder_named(source: str | os.PathLike[str], options: dict[str, Any]) -> Path:
     """The folder with the weights of a run, of a plain folder, or of a Hub id, which was named to be downloaded."""
-    name = os.fspath(source).removeprefix(checkpoint.HUB)
+    name = os.fspath(source).removeprefix(HUB)
     if not Path(name).exists():
         from mllm.loading import folder_of
 
@@ -229,7 +228,7 @@ def folder_named(source: str | os.PathLike[str], options: dict[str, Any]) -> Pat
             return folder_of(name, **wanted)
         except ValueError as error:
             raise InputError(str(error)) from error
-    return checkpoint.resolve(Path(name), print)
+    return resolve(Path(name), print)
 
 
 def _weight_type(dtype: str | torch.dtype | None) -> torch.dtype | None:

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mllm.modeling import Boxes
-from uniresxx.checkpoints.folders import to_json
+from uniresxx.checkpoints.publish import Content, publish
 from uniresxx.errors import InputError
-from uniresxx.files import write_atomic
+from uniresxx.files import to_json
 from uniresxx.model.heads.pyramid import MaskFeatures, PyramidHead
 from uniresxx.model.heads.sam import Sam2Head, SamFeatures, SamHead
 from uniresxx.model.modeling import UniRESPlusPlus
@@ -163,31 +163,39 @@ def check_form(form: Form) -> None:
         )
 
 
-def export_mask_head(model: UniRESPlusPlus, out: Path, form: Form) -> dict[str, float]:
-    """Write mask_head_see and mask_head_answer (.pt2 or .onnx) and mask_head.json; returns their errors.
+def export_mask_head(model: UniRESPlusPlus, out: Path, form: Form) -> list[str]:
+    """Write mask_head_see and mask_head_answer (.pt2 or .onnx) and mask_head.json, which lists inputs, outputs and
+    the largest difference from eager; returns the names of the files.
 
-    Raises InputError where a package lacks, RuntimeError where a written program differs from eager.
+    Raises InputError where a package is missing or `out` holds such files of somebody else, RuntimeError where a
+    written program differs from eager.
     """
     check_form(form)
-    out.mkdir(parents=True, exist_ok=True)
-    model = model.eval()
-    errors: dict[str, float] = {}
     about: dict[str, Any] = {"form": form, "mask_head": model.settings.mask_head, "tolerance": TOLERANCE}
-    for program in programs_of(model):
-        path = out / f"mask_head_{program.name}.{'pt2' if form == 'torch' else 'onnx'}"
-        exported = traced(program)
-        run = _write_torch(exported, path) if form == "torch" else _write_onnx(exported, program, path)
-        errors[program.name] = largest_error(program, run)
-        if not errors[program.name] <= TOLERANCE:
-            raise RuntimeError(f"{path.name} differs from eager by {errors[program.name]:.2g}")
-        about[program.name] = {
-            "file": path.name,
-            "inputs": _shapes(program),
-            "outputs": list(program.outputs),
-            "max_abs_error": errors[program.name],
-        }
-    write_atomic(out / "mask_head.json", to_json(about))
-    return errors
+
+    def writer(program: Program) -> Content:
+        def write(path: Path) -> None:
+            exported = traced(program)
+            run = _write_torch(exported, path) if form == "torch" else _write_onnx(exported, program, path)
+            error = largest_error(program, run)
+            if not error <= TOLERANCE:
+                raise RuntimeError(f"{path.name} differs from eager by {error:.2g}")
+            about[program.name] = {
+                "file": path.name,
+                "inputs": _shapes(program),
+                "outputs": list(program.outputs),
+                "max_abs_error": error,
+            }
+
+        return write
+
+    suffix = "pt2" if form == "torch" else "onnx"
+    files = {f"mask_head_{program.name}.{suffix}": writer(program) for program in programs_of(model.eval())}
+    return publish(
+        out,
+        files | {"mask_head.json": lambda path: path.write_bytes(to_json(about))},
+        lambda name: name.startswith("mask_head"),
+    )
 
 
 def _shapes(program: Program) -> dict[str, list[int | str]]:
