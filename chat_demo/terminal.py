@@ -141,6 +141,8 @@ def talk(predictor: Predictor, image: str | None, folder: Path, source: TextIO, 
 
 def run(checkpoint: str, image: str | None, folder: Path) -> int:
     """Load the model and talk on the standard streams."""
+    if sys.stdin is None:
+        raise InputError("standard input is closed: type the questions, or pipe them in")
     predictor = Predictor.from_pretrained(checkpoint, state.CHAT_DECODING)
     if isinstance(sys.stdin, TextIOWrapper):
         sys.stdin.reconfigure(errors="replace")  # piped bytes that are no text must not end the chat
