@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
         (["zzz"], "unknown command 'zzz'; known: segment, "),
         (["segment", "a.png", "red", "--chekpoint", "c"], "'--chekpoint'; did you mean '--checkpoint'?"),
         (["export", "a", "b", "--mask-hed=torch"], "'--mask-hed'; did you mean '--mask-head'?"),
-        (["export", "a", "b", "--mask-head", "onxx"], "'onxx' is not one of torch, onnx; did you mean 'onnx'?"),
+        (["export", "a", "b", "--mask-head", "onxx"], "(choose from torch, onnx); did you mean 'onnx'?"),
         (["export", "a", "b", "--zzz"], "unknown option '--zzz'; see `uniresxx export --help`"),
         (["data", "inspct", "scenes"], "did you mean 'inspect'?"),
         (["doctor", "--jsn"], "did you mean '--json'?"),

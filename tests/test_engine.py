@@ -368,7 +368,7 @@ def test_export_writes_the_plain_folder_byte_by_byte(tmp_path, capsys):
     (tmp_path / "plain").mkdir()
     (tmp_path / "plain/notes.txt").write_text("mine")
     assert uniresxx(["export", str(tmp_path / "run"), str(tmp_path / "plain")]) == 0
-    assert {path.name for path in (tmp_path / "plain").iterdir()} == {
+    assert {path.name for path in (tmp_path / "plain").glob("[!.]*")} == {
         "config.json", "model.safetensors", "notes.txt", "tokenizer.json",
     }  # fmt: skip
     back = read_tensors(tmp_path / "plain/model.safetensors")

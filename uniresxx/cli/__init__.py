@@ -51,10 +51,9 @@ class OneLineParser(argparse.ArgumentParser):
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:
+            hint = did_you_mean(str(value), action.choices)
             choices = ", ".join(map(str, action.choices))
-            raise argparse.ArgumentError(
-                action, f"{value!r} is not one of {choices}{did_you_mean(str(value), action.choices)}"
-            )
+            raise argparse.ArgumentError(action, f"invalid choice: {value!r} (choose from {choices}){hint}")
 
 
 def parser_for(program: str, page: str | None) -> OneLineParser:
