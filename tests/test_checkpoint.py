@@ -46,7 +46,7 @@ class Tiny(nn.Module):
 
 
 @dataclass
-class Said:
+class Lines:
     lines: list[str] = field(default_factory=list)
 
     def __call__(self, line):
@@ -100,7 +100,7 @@ def test_keeps_the_last_and_the_best(tmp_path):
     assert resolve(tmp_path, print).name == "step_00000001"
 
 
-def test_a_save_after_a_walk_back_is_not_deleted_for_the_damaged_one(tmp_path):
+def test_a_save_after_a_resume_from_an_older_one_is_not_deleted_for_the_damaged_one(tmp_path):
     save(tmp_path, 5)
     flip(save(tmp_path, 10) / "model.safetensors")
     save(tmp_path, 7, keep_last=1)
@@ -114,7 +114,7 @@ def test_a_save_after_a_walk_back_is_not_deleted_for_the_damaged_one(tmp_path):
     "file", ["model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"]
 )
 @pytest.mark.parametrize("how", ["flip", "truncate", "empty", "remove"])
-def test_every_damage_is_found_and_walked_back(tmp_path, file, how):
+def test_every_damage_is_found_and_the_previous_checkpoint_used(tmp_path, file, how):
     save(tmp_path, 1)
     path = save(tmp_path, 2) / file
     match how:
@@ -126,9 +126,9 @@ def test_every_damage_is_found_and_walked_back(tmp_path, file, how):
             path.write_bytes(b"")
         case "remove":
             path.unlink()
-    said = Said()
-    assert checkpoint.newest_verified(tmp_path, said).name == "step_00000001"
-    assert len(said.lines) == 1 and "step_00000002 is damaged" in said.lines[0] and file in said.lines[0]
+    log = Lines()
+    assert checkpoint.newest_verified(tmp_path, log).name == "step_00000001"
+    assert len(log.lines) == 1 and "step_00000002 is damaged" in log.lines[0] and file in log.lines[0]
 
 
 @settings(max_examples=60, deadline=None)
@@ -150,11 +150,11 @@ def test_any_flipped_bit_of_a_manifest_is_found(tmp_path_factory, place, bit):
 def test_all_damaged_is_none_with_a_line_each(tmp_path):
     for step in (1, 2):
         flip(save(tmp_path, step) / "model.safetensors")
-    said = Said()
-    assert checkpoint.newest_verified(tmp_path, said) is None
-    assert len(said.lines) == 2
+    log = Lines()
+    assert checkpoint.newest_verified(tmp_path, log) is None
+    assert len(log.lines) == 2
     with pytest.raises(InputError, match="no undamaged checkpoint"):
-        resolve(tmp_path, said)
+        resolve(tmp_path, log)
 
 
 def test_a_renamed_folder_is_not_another_step(tmp_path):
@@ -225,9 +225,9 @@ def test_killed_at_every_operation_of_a_save(tmp_path, monkeypatch):
                 save(run, 2, keep_last=1)
             os._exit(0)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
-        said = Said()
-        assert checkpoint.newest_verified(run, said) is not None
-        assert said.lines == []  # nothing half under a final name
+        log = Lines()
+        assert checkpoint.newest_verified(run, log) is not None
+        assert log.lines == []  # nothing half under a final name
         save(run, 3, keep_last=1)
         assert names(run) == ["step_00000003"]
 
@@ -480,7 +480,7 @@ def test_killed_at_every_operation_of_a_plain_save(tmp_path, monkeypatch):
     assert number > 15
 
 
-def test_a_second_writer_is_told_who_is_first(tmp_path):
+def test_a_second_writer_is_refused_with_the_process_of_the_first(tmp_path):
     with (
         lock_file(tmp_path / ".uniresxx-writing" / "lock", "write"),
         pytest.raises(InputError, match=f"process {os.getpid()} .* works there"),

@@ -1,4 +1,4 @@
-"""`uniresxx segment`: what it writes, what it says, what it does when something is wrong."""
+"""`uniresxx segment`: the files it writes, the lines it prints, and its errors."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from uniresxx.testing import ColourSegmenter
 @pytest.fixture(autouse=True)
 def stub(monkeypatch):
     segmenter = ColourSegmenter()
-    door = classmethod(lambda cls, path, decoding=None: cls(segmenter))
-    monkeypatch.setattr(Predictor, "from_pretrained", door)
+    loader = classmethod(lambda cls, path, decoding=None: cls(segmenter))
+    monkeypatch.setattr(Predictor, "from_pretrained", loader)
     return segmenter
 
 
@@ -59,9 +59,9 @@ def test_one_photo_two_expressions(tmp_path, capsys):
     assert red["mask"]["size"] == [40, 60] and masks.area(red["mask"]) == 50 and red["mask_png"] == mask_name
     assert (cat["rejected"], cat["mask"], cat["mask_png"], cat["score"]) == (True, None, None, None)
     assert cat["p_absent"] == 0.97
-    said = capsys.readouterr().out
-    assert "the red block: 50 pixels, score 0.88" in said
-    assert "a blue cat: not there" in said
+    printed = capsys.readouterr().out
+    assert "the red block: 50 pixels, score 0.88" in printed
+    assert "a blue cat: not there" in printed
 
 
 def test_expression_options_may_stand_anywhere(tmp_path):
@@ -94,9 +94,9 @@ def test_one_bad_photo_does_not_cost_the_others_theirs(tmp_path, capsys):
     assert {"a.json", "b.json"} <= {path.name for path in (tmp_path / "out").iterdir()}
 
 
-def test_a_photo_is_looked_at_once(tmp_path, stub):
+def test_a_photo_is_encoded_once(tmp_path, stub):
     segment(tmp_path, photo_at(tmp_path / "a.png"), photo_at(tmp_path / "b.png"), "red", "green", "blue")
-    assert stub.looks == 2
+    assert stub.encoded == 2
 
 
 def test_several_phrases_in_one_expression(tmp_path):
@@ -222,8 +222,8 @@ def test_what_looks_like_a_path_is_refused_not_asked(tmp_path, monkeypatch, caps
     monkeypatch.chdir(tmp_path)
     words = ["the dog", word] if word == "c.jpg" else [word]  # the first ones are photos
     assert segment(tmp_path, "a.png", *words, *after) == 2
-    said = capsys.readouterr().err
-    assert word in said and "put -e before it" in said and said.count("\n") == 1
+    printed = capsys.readouterr().err
+    assert word in printed and "put -e before it" in printed and printed.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
 
@@ -251,8 +251,8 @@ def test_safe_name(text):
 
 def test_control_characters_do_not_reach_the_terminal(tmp_path, capsys):
     segment(tmp_path, photo_at(tmp_path / "a.png"), "red \x1b[31m\nsecond line")
-    said = capsys.readouterr().out
-    assert "\x1b" not in said and "second line: 50 pixels" in said
+    printed = capsys.readouterr().out
+    assert "\x1b" not in printed and "second line: 50 pixels" in printed
 
 
 @pytest.mark.parametrize(
@@ -267,8 +267,8 @@ def test_control_characters_do_not_reach_the_terminal(tmp_path, capsys):
 )
 def test_wrong_command_lines(tmp_path, capsys, words, says):
     assert segment(tmp_path, *words) == 2
-    said = capsys.readouterr()
-    assert says in said.err and said.err.count("\n") == 1 and not said.out
+    printed = capsys.readouterr()
+    assert says in printed.err and printed.err.count("\n") == 1 and not printed.out
     assert not (tmp_path / "out").exists()
 
 
@@ -313,8 +313,12 @@ def test_full_disk_is_one_line_exit_1_and_keeps_what_was_there(tmp_path, capsys)
     with files_no_longer_than(10):
         code = segment(tmp_path, photo, "red")
     assert code == 1
-    said = capsys.readouterr()
-    assert said.err.count("\n") == 1 and "File too large" in said.err and "a.mask_01_red.png" in said.err
+    printed = capsys.readouterr()
+    assert (
+        printed.err.count("\n") == 1
+        and "File too large" in printed.err
+        and "a.mask_01_red.png" in printed.err
+    )
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
 
 

@@ -17,28 +17,28 @@ COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 class ColourSegmenter:
     """A text with "red" means every pure red pixel; one without a colour of the photo is not there.
 
-    Several colours in one text are answered phrase by phrase. "it" means the colour of the turn before,
-    "what" gets plain words. `looks` and `asked` record the calls.
+    Several colours in one text are answered phrase by phrase. "it" means the colour of the previous turn,
+    "what" gets plain words. `encoded` and `asked` record the calls.
     """
 
     decision_rule: DecisionRule = "token"
 
     def __init__(self) -> None:
-        self.looks = 0
+        self.encoded = 0
         self.asked: list[tuple[str, tuple[tuple[str, str], ...], str]] = []
 
     def encode_images(self, photos: Sequence[np.ndarray]) -> Any:
-        """The sight is the photos themselves."""
+        """The photos themselves."""
         assert all(photo.dtype == np.uint8 and photo.shape[2:] == (3,) for photo in photos)
-        self.looks += 1
+        self.encoded += 1
         return list(photos)
 
     def answer(
-        self, sight: Any, texts: Sequence[Sequence[str | Question]], decoding: Decoding
+        self, encoded: Any, texts: Sequence[Sequence[str | Question]], decoding: Decoding
     ) -> list[Prediction]:
         """One prediction per text, flat."""
         found = []
-        for photo, asked in zip(sight, texts, strict=True):
+        for photo, asked in zip(encoded, texts, strict=True):
             for item in asked:
                 question = item if isinstance(item, Question) else Question(item)
                 self.asked.append((question.text, question.history, decoding.template))

@@ -183,12 +183,24 @@ def save(
     world_size: int = 1,
     best: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write the checkpoint of `step` (updates done) and remove all but the newest `keep_last` and the best.
+    """Write the checkpoint of a step and remove all but the newest `keep_last` and the best.
 
-    `best` is marked (see `mark_best`) as soon as the new folder is in place.
-    Nothing older is removed before the new one is in place under its final name and on the disk. A verified
-    checkpoint of the same step is kept as it is. Raises SaveError where the disk is full or refuses; the
-    half-written folder is removed then.
+    Nothing older is removed before the new folder has its final name and is on the disk. An undamaged checkpoint
+    of the same step stays as it is.
+
+    Args:
+        run: the run folder.
+        step: updates done.
+        model: config, weights and tokenizer.
+        optimizer: its tensors by name.
+        state: what the loop needs to continue.
+        recipe: the resolved recipe.
+        keep_last: how many of the newest checkpoints stay, this one included; at least 1.
+        world_size: processes of the run.
+        best: what `mark_best` gets once the new folder is in place.
+
+    Raises:
+        SaveError: the disk is full or refuses; the half-written folder is removed.
     """
     files = pretrained_files(model) | {
         OPTIMIZER: _tensors(optimizer),
@@ -233,7 +245,7 @@ def _write_folder(folder: Path, step: int, files: Mapping[str, Content], world_s
         manifest["digest"] = _digest(manifest)
         write_file(temporary / MANIFEST, to_json(manifest))
         sync_to_disk(temporary)
-        if folder.exists():  # damaged, as checked above: it must not stand in the way
+        if folder.exists():  # damaged, as checked above
             shutil.rmtree(folder)
         os.rename(temporary, folder)
         sync_to_disk(folder.parent)
@@ -256,7 +268,7 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def _prune(run: Path, newest: Path, keep_last: int) -> None:
-    """Delete older checkpoints beyond `keep_last`; newer steps, left behind by a walk back, stay."""
+    """Delete older checkpoints beyond `keep_last`; newer steps, which a resume from an older one leaves, stay."""
     best = best_step(run)
     older = [path for path in _steps(run) if _step_of(path) < _step_of(newest)]
     kept = max(keep_last, 1) - 1
@@ -310,18 +322,18 @@ def damage(folder: Path) -> str | None:
     return None
 
 
-def newest_verified(run: Path, say: Log) -> Path | None:
-    """The newest undamaged checkpoint of a run (None: there is none); says a line for each damaged one."""
+def newest_verified(run: Path, log: Log) -> Path | None:
+    """The newest undamaged checkpoint of a run (None: there is none); `log` gets a line for each damaged one."""
     for folder in reversed(_steps(run)):
         reason = damage(folder)
         if reason is None:
             return folder
-        say(f"checkpoint {folder} is damaged ({reason}): trying the one before")
+        log(f"checkpoint {folder} is damaged ({reason}): trying the previous one")
     return None
 
 
 def mark_best(run: Path, best: Mapping[str, Any]) -> None:
-    """Name the checkpoint `best["step"]` the best by `metric` with `value`; it is kept and preferred from now on."""
+    """Mark the checkpoint `best["step"]` as the best by `metric` with `value`: it stays, and is loaded first."""
     marked = {name: best[name] for name in ("step", "metric", "value")}
     write_atomic(run / CHECKPOINTS / BEST, to_json(marked))
 

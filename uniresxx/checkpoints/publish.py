@@ -37,8 +37,8 @@ def publish(
     Args:
         folder: made where it is missing.
         files: contents by name.
-        replaces: which names the new files stand for; what an earlier call wrote under such a name and this one
-            does not write is removed.
+        replaces: whether a name belongs to what the new files replace; a file of such a name that an earlier
+            call wrote and this one does not is removed.
 
     Returns:
         The names of the files.
@@ -96,7 +96,7 @@ def sha256_of(*paths: Path) -> str:
 
 
 def _checksums(folder: Path) -> Checksums:
-    """What this program wrote into the folder; nothing where it kept no list, or the list is broken."""
+    """What this program wrote into the folder; empty without a list, or where the list is broken."""
     try:
         found: Any = read_json(folder / MARKER).get("files")
     except InputError:

@@ -17,7 +17,7 @@ from uniresxx.checkpoints.folders import (
 from uniresxx.checkpoints.tensors import CONFIG, WEIGHTS
 from uniresxx.errors import InputError
 
-HUB = "hub:"  # before the id of a hub repository, so that a misspelt folder is never looked for there
+HUB = "hub:"  # before the id of a repository, so that a misspelt folder name causes no download
 
 
 def resolve(name: str | os.PathLike[str], log: Log) -> Path:

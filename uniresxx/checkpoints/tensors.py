@@ -91,14 +91,14 @@ def weight_files(folder: Path) -> dict[str, list[str] | None]:
             raise InputError(f"{folder / WEIGHTS} is missing: give a complete checkpoint folder")
         return {WEIGHTS: None}
     if (folder / WEIGHTS).is_file():
-        raise InputError(f"{folder} has both {WEIGHTS} and {INDEX}: remove the one that is not meant")
+        raise InputError(f"{folder} has both {WEIGHTS} and {INDEX}: remove the one that is not wanted")
     listed = read_json(index).get("weight_map")
     if not isinstance(listed, dict) or not all(isinstance(v, str) for v in listed.values()):
         raise InputError(f"{index} is not an index of weights: save the model again")
     files: dict[str, list[str] | None] = {}
     for name in sorted(set(listed.values())):
         if not SHARD.fullmatch(name) or not (folder / name).is_file():
-            raise InputError(f"{folder} lacks {name[:80]!r}, which {INDEX} names: copy all shards")
+            raise InputError(f"{folder / INDEX} names {name[:80]!r}, which is missing: copy all shards")
         files[name] = [tensor for tensor, file in listed.items() if file == name]
     if not files:
         raise InputError(f"{index} names no weights: save the model again")

@@ -19,7 +19,7 @@ from pycocotools import mask as coco
 from uniresxx.errors import InputError
 from uniresxx.types import RLE
 
-MAX_PIXELS = 50_000_000  # the same cap as for photos (images.py)
+MAX_PIXELS = 50_000_000  # the same cap as for photos (decode.py)
 MAX_CHARS_PER_RUN = 6  # 6 * 5 bits hold any signed run difference below MAX_PIXELS
 MAX_POLYGON_STEPS = 20_000_000  # pycocotools walks a polygon's outline in steps of a fifth of a pixel
 
@@ -45,7 +45,7 @@ class CheckedRLE(dict[str, Any]):
 
 
 def _proof(rle: Any) -> tuple[str, int, int, int]:
-    """(counts, height, width, foreground pixels) of an RLE, checked now unless it was before."""
+    """(counts, height, width, foreground pixels) of an RLE, checked now unless it already was."""
     known = rle.proof() if isinstance(rle, CheckedRLE) else None
     if known is not None:
         return known
@@ -81,11 +81,11 @@ def _parse(text: bytes) -> np.ndarray:
 
     The format (pycocotools, maskApi.c rleFrString): six bits per character from '0' on, five of value (low
     first) and one that says more follow; signed; from the fourth run on, the difference to the run two places
-    before.
+    earlier.
     """
     if not text:
         raise InputError("mask code is empty: expected COCO run lengths")
-    codes = np.frombuffer(text, dtype=np.uint8) - 48  # what lies before '0' wraps round to over 63
+    codes = np.frombuffer(text, dtype=np.uint8) - 48  # codes below '0' wrap to over 63
     if codes.max() > 63:
         raise InputError(f"mask code {_short(text)} holds a character that is not of a COCO run-length code")
     if codes[-1] >= 32:
