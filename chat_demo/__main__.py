@@ -23,8 +23,6 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--out", type=Path, default=Path(), help="folder for saved overlays (default: the current one)"
     )
-    parser.add_argument("--host", default="127.0.0.1", help="address of the web page")
-    parser.add_argument("--port", type=int, default=7860, help="port of the web page")
     options = parser.parse_args(argv)
     if not options.terminal:
         raise InputError("the web page does not exist yet: add --terminal")

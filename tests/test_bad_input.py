@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from chat_demo.session import CHAT_DECODING
-from uniresxx.cli.segment import run
+from uniresxx.cli import main as uniresxx_main
 from uniresxx.predictor import Predictor
 from uniresxx.testing import ColourSegmenter
 
@@ -59,6 +59,10 @@ BAD_PHOTOS = {
     "folder.png": lambda path: path.mkdir(),
     "animation.webp": lambda path: path.write_bytes(b"RIFF\x10\0\0\0WEBPVP8 "),
 }
+
+
+def run(argv):
+    return uniresxx_main(["segment", *argv])
 
 
 @pytest.fixture

@@ -506,6 +506,32 @@ def test_a_plain_export_copies_and_writes_the_card(model: UniRESPlusPlus, tmp_pa
     assert same_weights(model, load_model(out)) and not (out / "model.safetensors").exists()
 
 
+@pytest.mark.parametrize(
+    "form", [[], ["--merge"], ["--adapter"], ["--mask-head", "torch"], ["--max-shard-size", "1MB"]]
+)
+@pytest.mark.parametrize("theirs", ["model-00001-of-00002.safetensors", "adapter_model.safetensors"])
+def test_no_form_of_export_touches_the_weights_of_another_model(
+    adapted: UniRESPlusPlus, tmp_path: Path, form: list[str], theirs: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, out = a_run(tmp_path / "run", adapted), tmp_path / "out"
+    out.mkdir()
+    (out / theirs).write_bytes(b"another model")
+    assert command(["export", str(run), str(out), *form]) == 2
+    err = capsys.readouterr().err
+    assert f"{theirs} was not written by uniresxx" in err and err.count("\n") == 1
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == {theirs: b"another model"}
+
+
+def test_a_processor_is_not_saved_over_another_model(model: UniRESPlusPlus, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(InputError, match=r"config\.json was not written by uniresxx"):
+        UniRESPlusPlusProcessor(CONFIG, model.vocabulary).save_pretrained(tmp_path)
+    processor = UniRESPlusPlusProcessor(CONFIG, model.vocabulary)
+    processor.save_pretrained(tmp_path / "both")  # before and after the model: the same bytes
+    model.save_pretrained(tmp_path / "both")
+    processor.save_pretrained(tmp_path / "both")
+
+
 def test_an_export_never_hides_the_checkpoints_of_a_run(
     model: UniRESPlusPlus, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

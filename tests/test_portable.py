@@ -140,6 +140,26 @@ def test_the_program_runs_without_this_package(form: Form, tmp_path: Path) -> No
     assert printed == pytest.approx([float(masks.sum()), *presence.tolist()], rel=1e-4, abs=1e-4)
 
 
+def test_a_mask_head_replaces_only_what_an_earlier_export_wrote(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, out = str(tmp_path / "model"), tmp_path / "out"
+    made("pyramid").save_pretrained(model)
+    out.mkdir()
+    (out / "notes.txt").write_text("mine")
+    for _ in range(2):
+        assert command(["export", model, str(out), "--mask-head", "torch"]) == 0
+    (out / "mask_head_answer.pt2").write_text("mine")
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert command(["export", model, str(out), "--mask-head", "torch"]) == 2
+    err = capsys.readouterr().err
+    assert (
+        "mask_head_answer.pt2 was not written by uniresxx or was changed since" in err
+        and err.count("\n") == 1
+    )
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
 def test_a_program_that_differs_is_not_handed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(portable, "largest_error", lambda program, run: 2e-4)
     with pytest.raises(RuntimeError, match="differs from eager"):

@@ -14,12 +14,16 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from uniresxx.cli import main as uniresxx_main
-from uniresxx.cli.segment import Job, names_for, parse, run
+from uniresxx.cli.segment import Job, names_for, parse
 from uniresxx.errors import InputError
 from uniresxx.files import safe_name, write_atomic
 from uniresxx.imaging import masks
 from uniresxx.predictor import Predictor
 from uniresxx.testing import ColourSegmenter
+
+
+def run(argv):
+    return uniresxx_main(["segment", *argv])
 
 
 @pytest.fixture(autouse=True)

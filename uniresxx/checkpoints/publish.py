@@ -62,8 +62,7 @@ def publish(
             old = [name for name in known if name not in files and replaces(name)]
             both = known | {name: known.get(name, []) + sums for name, sums in new.items()}
             write_atomic(folder / MARKER, to_json({"files": both}))
-            last = next(reversed(files))
-            for name in [last, *old]:
+            for name in [[*files][-1], *old]:
                 if _is_ours(folder / name, known):
                     (folder / name).unlink()
             for name in files:

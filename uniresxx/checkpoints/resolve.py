@@ -5,22 +5,15 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from uniresxx.checkpoints.folders import (
-    CHECKPOINTS,
-    MANIFEST,
-    Log,
-    best_step,
-    damage,
-    newest_verified,
-    step_folder,
-)
+from uniresxx.checkpoints import folders
+from uniresxx.checkpoints.folders import CHECKPOINTS, MANIFEST
 from uniresxx.checkpoints.tensors import CONFIG, WEIGHTS
 from uniresxx.errors import InputError
 
 HUB = "hub:"  # before the id of a repository, so that a misspelt folder name causes no download
 
 
-def resolve(name: str | os.PathLike[str], log: Log) -> Path:
+def resolve(name: str | os.PathLike[str], log: folders.Log) -> Path:
     """The folder that holds the weights.
 
     Args:
@@ -37,20 +30,20 @@ def resolve(name: str | os.PathLike[str], log: Log) -> Path:
         what = "is a file" if path.exists() else "does not exist"
         raise InputError(f"{path} {what}: give a run folder or a folder with {CONFIG} and {WEIGHTS}")
     if (path / CONFIG).exists():
-        reason = damage(path) if (path / MANIFEST).exists() else None
+        reason = folders.damage(path) if (path / MANIFEST).exists() else None
         if reason is not None:
             raise InputError(f"checkpoint {path} is damaged ({reason}): use another one of the run")
         return path
     if not (path / CHECKPOINTS).is_dir():
         raise InputError(f"{path} is no checkpoint: it has neither {CONFIG} nor a {CHECKPOINTS} folder")
-    best = best_step(path)
+    best = folders.best_step(path)
     if best is not None:
-        folder = step_folder(path, best)
-        reason = damage(folder)
+        folder = folders.step_folder(path, best)
+        reason = folders.damage(folder)
         if reason is None:
             return folder
         log(f"the best checkpoint {folder} is damaged ({reason}): taking the newest")
-    newest = newest_verified(path, log)
+    newest = folders.newest_verified(path, log)
     if newest is None:
         raise InputError(f"{path} has no undamaged checkpoint: train it first, or use another run")
     return newest

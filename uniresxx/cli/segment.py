@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from uniresxx.cli import exit_code, parser_for
+from uniresxx.cli import parser_for
 from uniresxx.errors import InputError
 from uniresxx.files import png_bytes, safe_name, to_json, write_atomic
 from uniresxx.imaging.inputs import checked
@@ -270,8 +270,3 @@ def main(argv: Sequence[str]) -> int:
             print(f"  {describe(text, prediction)}")
         print(f"  wrote {len(files)} files: {job.out / name}.*", flush=True)
     return code
-
-
-def run(argv: list[str]) -> int:
-    """`main` with the documented errors turned into one line on stderr and an exit code."""
-    return exit_code("uniresxx segment", lambda: main(argv))

@@ -62,17 +62,10 @@ def _json(folder: Path | None, name: str) -> dict[str, Any]:
 def _head(config: UniRESPlusPlusConfig, data: Sequence[Mapping[str, Any]]) -> str:
     """The block that the Hub reads."""
     free = not _pretrained(config) and data and all(_is_drawn(item) for item in data)
-    return "\n".join(
-        [
-            "---",
-            f"license: {'apache-2.0' if free else 'other'}",
-            "library_name: transformers",
-            "pipeline_tag: image-segmentation",
-            "tags:",
-            "- uniresxx",
-            "- referring-expression-segmentation",
-            "---",
-        ]
+    licence = "apache-2.0" if free else "other"
+    return (
+        f"---\nlicense: {licence}\nlibrary_name: transformers\npipeline_tag: image-segmentation\n"
+        "tags:\n- uniresxx\n- referring-expression-segmentation\n---"
     )
 
 

@@ -12,7 +12,7 @@ import re
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -116,7 +116,7 @@ def encoded_size(data: bytes) -> tuple[int, int] | None:
 
 
 @contextmanager
-def _opened(data: bytes, name: str, formats: Sequence[str] = FORMATS) -> Iterator[Image.Image]:
+def _opened(data: bytes, name: str, formats: tuple[str, ...] = FORMATS) -> Iterator[Image.Image]:
     """A picture whose header is read and within bounds; what the block raises is an InputError about `name`."""
     if not data:
         raise InputError(f"{name}: the file is empty (0 bytes)")
@@ -129,7 +129,7 @@ def _opened(data: bytes, name: str, formats: Sequence[str] = FORMATS) -> Iterato
 
 
 @contextmanager
-def _decoding(name: str, formats: Sequence[str]) -> Iterator[None]:
+def _decoding(name: str, formats: tuple[str, ...]) -> Iterator[None]:
     """Whatever Pillow raises is an InputError about `name`; its warnings (odd EXIF, say) are not shown."""
     cap = f"{name}: its pixels are over the cap of {MAX_PIXELS // 10**6} megapixels"
     try:

@@ -10,6 +10,7 @@ Colour is never the only sign: each mask has an outline and carries the number o
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -209,23 +210,14 @@ def legend_text(layer: Layer, number: int | None) -> str:
 
 def wrapped(text: str, font: Font, max_width: int, most: int = 3) -> list[str]:
     """Break text into lines of at most `max_width` pixels, between words where possible, then an ellipsis."""
-    lines, line = [], ""
-    for word in text.split(" "):
-        while True:
-            longer = f"{line} {word}" if line else word
-            if font.getlength(longer) <= max_width or not longer:
-                line = longer
-                break
-            if line:
-                lines.append(line)
-                line = ""
-                continue
-            fits = next((n for n in range(len(word) - 1, 0, -1) if font.getlength(word[:n]) <= max_width), 1)
-            lines.append(word[:fits])
-            word = word[fits:]
-            if not word:
-                break
-    lines.append(line)
+    lines: list[str] = []
+    while not lines or text:
+        fits = bisect_right(range(1, len(text) + 1), max_width, key=lambda end: font.getlength(text[:end]))
+        end = max(1, fits)
+        if end < len(text) and text[end] != " " and " " in text[1:end]:
+            end = text.rfind(" ", 1, end)
+        lines.append(text[:end].rstrip())
+        text = text[end:].lstrip()
     return lines if len(lines) <= most else [*lines[: most - 1], lines[most - 1][:-1] + "…"]
 
 
