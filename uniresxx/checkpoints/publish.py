@@ -48,8 +48,9 @@ def publish(
             or another process writes there.
         OSError: the disk is full or refuses.
     """
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file: name a folder")
     temporary = folder / _WRITING
-    _refuse_foreign(folder, files, _checksums(folder))
     with lock_file(temporary / "lock", f"write into {folder}"):
         try:
             known = _checksums(folder)
@@ -109,9 +110,7 @@ def _is_ours(path: Path, known: Checksums) -> bool:
 
 def _refuse_foreign(folder: Path, files: Mapping[str, Content], known: Checksums) -> None:
     """InputError where a file would be replaced, or weights joined, that this program did not write there."""
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder} is a file: name a folder")
-    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+    for path in sorted(folder.iterdir()):
         content = files.get(path.name)
         if content is None and not _MODEL_FILE.fullmatch(path.name):
             continue

@@ -27,19 +27,7 @@ MAX_BYTES = 256 * 2**20
 MAX_SCANS = 64  # our choice: encoders write 10 to 20; every scan of a few bytes costs a walk over all pixels
 _JPEG_ALONE = frozenset(range(0xD0, 0xD9)) | {0x01}  # markers without a length
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]", re.DOTALL)  # within a scan: not a byte of the picture
-_DECODER_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    OverflowError,
-    IndexError,
-    KeyError,
-    TypeError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-)
+_DAMAGED = (OSError, SyntaxError, ValueError, EOFError, ArithmeticError, LookupError, TypeError, struct.error)
 
 
 def read_photo(path: str | os.PathLike[str]) -> np.ndarray:
@@ -142,7 +130,7 @@ def _decoding(name: str, formats: tuple[str, ...]) -> Iterator[None]:
         raise InputError(cap) from None
     except UnidentifiedImageError:
         raise InputError(f"{name}: not a picture in {', '.join(formats)}, or its header is damaged") from None
-    except _DECODER_ERRORS as error:
+    except (*_DAMAGED, zlib.error) as error:
         reason = (" ".join(str(error).split()) or type(error).__name__)[:120]
         raise InputError(f"{name}: the photo is damaged ({reason}); replace it") from None
 

@@ -212,8 +212,8 @@ def wrapped(text: str, font: Font, max_width: int, most: int = 3) -> list[str]:
     """Break text into lines of at most `max_width` pixels, between words where possible, then an ellipsis."""
     lines: list[str] = []
     while not lines or text:
-        fits = bisect_right(range(1, len(text) + 1), max_width, key=lambda end: font.getlength(text[:end]))
-        end = max(1, fits)
+        ends = range(2, len(text) + 1)
+        end = 1 + bisect_right(ends, float(max_width), key=lambda end: float(font.getlength(text[:end])))
         if end < len(text) and text[end] != " " and " " in text[1:end]:
             end = text.rfind(" ", 1, end)
         lines.append(text[:end].rstrip())
