@@ -451,6 +451,17 @@ def test_a_broken_list_of_our_files_makes_nothing_ours(tmp_path, text):
     assert contents(tmp_path) == before
 
 
+def test_a_list_of_our_files_cannot_name_files_elsewhere(tmp_path):
+    victim, folder = tmp_path / "model.safetensors", tmp_path / "out"
+    victim.write_bytes(b"theirs")
+    checkpoint.save_pretrained(folder, Tiny(), 40)
+    listed = json.loads((folder / MARKER).read_text())
+    listed["files"] |= {name: [publish.sha256_of(victim)] for name in ("../model.safetensors", str(victim))}
+    (folder / MARKER).write_text(json.dumps(listed))
+    publish.publish(folder, {"a.json": b"{}"}, lambda name: True)
+    assert victim.read_bytes() == b"theirs"
+
+
 def test_killed_at_every_operation_of_a_plain_save(tmp_path, monkeypatch):
     """The old model, the new one, or a folder that is refused; the same save again always ends well."""
     number, code = 0, 9

@@ -101,7 +101,9 @@ def _checksums(folder: Path) -> Checksums:
         found: Any = read_json(folder / MARKER).get("files")
     except InputError:
         return {}
-    return found if isinstance(found, dict) and all(isinstance(v, list) for v in found.values()) else {}
+    if not isinstance(found, dict) or not all(isinstance(sums, list) for sums in found.values()):
+        return {}
+    return {name: sums for name, sums in found.items() if Path(name).name == name}
 
 
 def _is_ours(path: Path, known: Checksums) -> bool:
