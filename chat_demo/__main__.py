@@ -1,4 +1,4 @@
-"""`python -m chat_demo --checkpoint DIR --terminal [--image PHOTO]`: talk with a model about a picture."""
+"""Talk with a model about a picture: `python -m chat_demo --checkpoint DIR --terminal [--image PHOTO]`."""
 
 from __future__ import annotations
 
@@ -17,14 +17,12 @@ def main(argv: Sequence[str]) -> int:
         "--checkpoint", required=True, help="run or from_pretrained folder, or hub:OWNER/NAME"
     )
     parser.add_argument(
-        "--terminal", action="store_true", help="chat in this terminal (also with piped input)"
+        "--terminal", action="store_true", help="chat in this terminal, or with piped questions"
     )
-    parser.add_argument("--image", help="picture to open at once")
+    parser.add_argument("--image", help="the first picture")
     parser.add_argument(
-        "--out", type=Path, default=Path(), help="folder of saved overlays (default: this one)"
+        "--out", type=Path, default=Path(), help="folder for saved overlays (default: the current one)"
     )
-    parser.add_argument("--host", default="127.0.0.1", help="of the web page")
-    parser.add_argument("--port", type=int, default=7860, help="of the web page")
     options = parser.parse_args(argv)
     if not options.terminal:
         raise InputError("the web page does not exist yet: add --terminal")

@@ -34,13 +34,13 @@ class ChatTurn:
 
     question: str
     answer: str  # what a person reads
-    generated: str  # what the model said; the next questions carry it as history
+    generated: str  # the generated text; the next questions carry it as history
     segments: tuple[Segment, ...] = ()  # one per phrase; mask None = not there
 
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """A picture and everything said about it."""
+    """A picture and its questions and answers."""
 
     photo_name: str | None = None
     photo: np.ndarray | None = field(default=None, compare=False, repr=False)  # uint8 (y, x, 3)
@@ -48,7 +48,7 @@ class Session:
 
 
 def with_photo(session: Session, name: str, photo: np.ndarray) -> Session:
-    """Another picture: the turns before were about something else, so they go."""
+    """Another picture. Earlier turns belong to the earlier picture, so they go."""
     return replace(session, photo_name=name, photo=photo, turns=())
 
 
@@ -58,7 +58,7 @@ def reset(session: Session) -> Session:
 
 
 def question_for(session: Session, text: str) -> Question:
-    """The typed text with the turns before it, as the model takes it."""
+    """The typed text with the earlier turns, as the model takes it."""
     history = tuple((turn.question, turn.generated) for turn in session.turns[-TURNS_REMEMBERED:])
     return Question(text, history)
 
@@ -86,9 +86,9 @@ def segments_of(text: str, found: Prediction) -> tuple[Segment, ...]:
 
 
 def is_plain_words(found: Prediction) -> bool:
-    """Did the model answer in words, without pointing at anything or refusing?"""
-    said = found.text or ""
-    return found.rejected and not _DECISION.search(said) and any(map(str.isalnum, said))
+    """Whether the model answered in words, without a mask or a refusal."""
+    text = found.text or ""
+    return found.rejected and not _DECISION.search(text) and any(map(str.isalnum, text))
 
 
 def words_for(text: str, found: Prediction) -> str:
@@ -106,7 +106,7 @@ def words_for(text: str, found: Prediction) -> str:
 
 
 def phrase_of(text: str) -> str:
-    """What a typed question is about: "Please segment the red car." -> "the red car"."""
+    """The thing that a typed question names: "Please segment the red car." -> "the red car"."""
     plain = " ".join(text.split()).strip(" .?!,")
     return _LEAD_IN.sub("", plain, count=1).strip() or plain or "that"
 

@@ -17,16 +17,16 @@ from uniresxx.imaging.overlay import Layer, draw_overlay, one_line
 from uniresxx.predictor import Predictor, mask_of
 
 PROMPT = "> "
-HELP = """Type what you look for, for example: the left wheel of the red car
+HELP = """Type what to find, for example: the left wheel of the red car
   :image PATH   open a picture (JPEG, PNG, WEBP); the conversation starts again
   :save [PATH]  save the last answer as a picture (default: chat_001.png, chat_002.png, …)
-  :reset        forget what was said, keep the picture
+  :reset        forget the conversation, keep the picture
   :help         this text
   :quit         leave (or Ctrl-D)"""
 
 
 class Chat:
-    """One conversation: feeds lines to the pure session and prints what it says."""
+    """One conversation: passes lines to the pure session and prints its answers."""
 
     def __init__(self, predictor: Predictor, out: TextIO, folder: Path) -> None:
         self.predictor = predictor
@@ -34,14 +34,14 @@ class Chat:
         self.folder = folder  # of numbered overlays
         self.session = state.Session()
 
-    def say(self, text: str) -> None:
-        """Print lines; what a model or a file name contains cannot steer the terminal."""
+    def show(self, text: str) -> None:
+        """Print lines; control characters of a model or a file name do not reach the terminal."""
         for line in text.splitlines():
             indent = " " * (len(line) - len(line.lstrip(" ")))
             print(indent + one_line(line, longest=2000), file=self.out, flush=True)
 
     def handle(self, line: str) -> bool:
-        """One line of input; False when the person wants to leave. Mistakes are said, never raised."""
+        """One line of input; False ends the chat. Mistakes are printed, never raised."""
         text = line.strip()
         if not text:
             return True
@@ -51,30 +51,32 @@ class Chat:
                 case ":quit" | ":exit" | ":q":
                     return False
                 case ":help":
-                    self.say(HELP)
+                    self.show(HELP)
                 case ":image":
                     self.open_image(rest)
                 case ":save":
                     self.save(rest)
                 case ":reset":
                     self.session = state.reset(self.session)
-                    self.say("Forgotten. The picture stays.")
+                    self.show("The conversation is forgotten. The picture stays.")
                 case _ if word.startswith(":"):
-                    self.say(f"{word} is no command; known: :image :save :reset :help :quit")
+                    self.show(f"{word} is not a command; the commands are :image :save :reset :help :quit")
                 case _:
                     self.ask(text)
         except (InputError, OSError) as error:  # OSError: a disk that is full or cannot be written
-            self.say(str(error))
+            self.show(str(error))
         return True
 
     def open_image(self, path: str) -> None:
-        """Look at another picture; the one before stays where this one cannot be used."""
+        """Open another picture; where it cannot be used, the current one stays."""
         name = path.strip().strip("\"'")
         if not name:
             raise InputError(":image needs the path of a picture")
         photo = self.predictor.set_image(os.path.expanduser(name))
         self.session = state.with_photo(self.session, name, photo)
-        self.say(f"{name}: {photo.shape[1]} x {photo.shape[0]} pixels. Ask away; :save keeps an answer.")
+        self.show(
+            f"{name}: {photo.shape[1]} x {photo.shape[0]} pixels. Ask your questions; :save saves the last answer."
+        )
 
     def ask(self, text: str) -> None:
         """Answer a question about the picture."""
@@ -82,10 +84,10 @@ class Chat:
             raise InputError("no picture yet: open one with :image PATH")
         found = self.predictor.segment(state.question_for(self.session, text))[0]
         self.session = state.with_answer(self.session, text, found)
-        self.say(self.session.turns[-1].answer)
+        self.show(self.session.turns[-1].answer)
 
     def save(self, path: str) -> None:
-        """Save the last answer that pointed at something; never over a file that is there."""
+        """Save the last answer with a mask; an existing file is never replaced."""
         photo, turns = self.session.photo, [turn for turn in self.session.turns if turn.segments]
         if photo is None or not turns:
             raise InputError("nothing to save yet: ask for something first")
@@ -97,11 +99,11 @@ class Chat:
         layers = (Layer(part.phrase, mask_of(part), part.score) for part in turns[-1].segments)
         target.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(target, png_bytes(draw_overlay(photo, layers)))
-        self.say(f"Saved {target}")
+        self.show(f"Saved {target}")
 
 
 def next_free(folder: Path) -> Path:
-    """The first chat_NNN.png above all that are in the folder."""
+    """The chat_NNN.png after the highest number in the folder."""
     numbers = [int(path.stem[5:]) for path in folder.glob("chat_*.png") if path.stem[5:].isdecimal()]
     return folder / f"chat_{max(numbers, default=0) + 1:03d}.png"
 
@@ -123,24 +125,26 @@ def typed_lines(source: TextIO, out: TextIO) -> Iterator[str]:
 
 
 def talk(predictor: Predictor, image: str | None, folder: Path, source: TextIO, out: TextIO) -> int:
-    """Run the conversation to its end. InputError where the first picture cannot be used."""
+    """Run the conversation to its end. Raises InputError where the first picture cannot be used."""
     chat = Chat(predictor, out, folder)
     if image is not None:
         chat.open_image(image)
     else:
-        chat.say("Open a picture with :image PATH; :help lists the commands.")
+        chat.show("Open a picture with :image PATH; :help lists the commands.")
     try:
         for line in typed_lines(source, out):
             if not chat.handle(line):
                 break
     except KeyboardInterrupt:
         print(file=out)
-    chat.say("Bye.")
+    chat.show("Bye.")
     return 0
 
 
 def run(checkpoint: str, image: str | None, folder: Path) -> int:
     """Load the model and talk on the standard streams."""
+    if sys.stdin is None:
+        raise InputError("standard input is closed: type the questions, or pipe them in")
     predictor = Predictor.from_pretrained(checkpoint, state.CHAT_DECODING)
     if isinstance(sys.stdin, TextIOWrapper):
         sys.stdin.reconfigure(errors="replace")  # piped bytes that are no text must not end the chat

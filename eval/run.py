@@ -63,14 +63,12 @@ def run(
     metrics = out / "metrics.json"
     if metrics.exists():
         read_metrics(metrics)  # refuse another file of this name before the work, not after it
-    from uniresxx.checkpoints.folders import named_folder, resolve
+    from uniresxx.checkpoints.resolve import resolve
     from uniresxx.segmenters.load import load_segmenter  # imports torch
 
     console = Console(stderr=True)
     # Resolved once: a run that still trains may save a newer checkpoint and remove this one.
-    folder = resolve(
-        named_folder(checkpoint), lambda line: console.print(line, markup=False, highlight=False)
-    )
+    folder = resolve(checkpoint, lambda line: console.print(line, markup=False, highlight=False))
     identity = checkpoint_identity(folder)
     loaded = {
         benchmark: with_truth(load_records(benchmark, data, limit, images), protocol, data)
@@ -138,7 +136,8 @@ def _answer_and_score(
 
 def trained_on(folder: Path) -> list[dict[str, Any]] | None:
     """The data sets a checkpoint was trained on, with the leak guard's mode; None where it does not say."""
-    from uniresxx.checkpoints.folders import RECIPE, read_json
+    from uniresxx.checkpoints.folders import RECIPE
+    from uniresxx.checkpoints.tensors import read_json
 
     about = read_json(folder / RECIPE) if (folder / RECIPE).is_file() else {}
     return about.get("training_data")

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from chat_demo.session import CHAT_DECODING
-from uniresxx.cli.segment import run
+from uniresxx.cli import main as uniresxx_main
 from uniresxx.predictor import Predictor
 from uniresxx.testing import ColourSegmenter
 
@@ -61,11 +61,15 @@ BAD_PHOTOS = {
 }
 
 
+def run(argv):
+    return uniresxx_main(["segment", *argv])
+
+
 @pytest.fixture
 def stub(monkeypatch):
     """The command line with a model that needs no weights."""
-    door = classmethod(lambda cls, path, decoding=None: cls(ColourSegmenter(), decoding))
-    monkeypatch.setattr(Predictor, "from_pretrained", door)
+    loader = classmethod(lambda cls, path, decoding=None: cls(ColourSegmenter(), decoding))
+    monkeypatch.setattr(Predictor, "from_pretrained", loader)
 
 
 @pytest.mark.parametrize("name", BAD_PHOTOS)
@@ -73,8 +77,8 @@ def test_a_bad_photo_is_one_line_and_the_good_one_is_done(tmp_path, capsys, stub
     BAD_PHOTOS[name](tmp_path / name)
     good, out = good_photo(tmp_path / "good.png"), tmp_path / "out"
     assert run([str(tmp_path / name), str(good), "red", "--checkpoint", "c", "--out", str(out)]) == 2
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1 and name in said and len(said) < 400
+    printed = capsys.readouterr().err
+    assert printed.count("\n") == 1 and name in printed and len(printed) < 400
     assert sorted(path.name for path in out.iterdir()) == [
         "good.json",
         "good.mask_01_red.png",
@@ -86,8 +90,8 @@ def test_a_bad_photo_is_one_line_and_the_good_one_is_done(tmp_path, capsys, stub
 def test_empty_expression(tmp_path, capsys, stub, text):
     good = good_photo(tmp_path / "good.png")
     assert run([str(good), "red", text, "--checkpoint", "c", "--out", str(tmp_path / "out")]) == 2
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1 and "empty expression" in said
+    printed = capsys.readouterr().err
+    assert printed.count("\n") == 1 and "empty expression" in printed
 
 
 # checkpoints: the real loader on folders of a real, untrained model
@@ -175,8 +179,8 @@ def test_a_bad_checkpoint_is_one_line(tmp_path, capsys, model_folder, case):
     spoil(folder)
     good, out = good_photo(tmp_path / "good.png"), tmp_path / "out"
     assert run([str(good), "red", "--checkpoint", str(folder), "--out", str(out)]) == 2
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1 and says in said and len(said) < 600, said
+    printed = capsys.readouterr().err
+    assert printed.count("\n") == 1 and says in printed and len(printed) < 600, printed
     assert not out.exists()
 
 
@@ -189,8 +193,8 @@ def test_no_checkpoint_at_all(tmp_path, capsys, what):
         folder.mkdir()
     good = good_photo(tmp_path / "good.png")
     assert run([str(good), "red", "--checkpoint", str(folder), "--out", str(tmp_path / "out")]) == 2
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1 and str(folder) in said
+    printed = capsys.readouterr().err
+    assert printed.count("\n") == 1 and str(folder) in printed
 
 
 def test_the_untouched_folder_works(tmp_path, capsys, model_folder):

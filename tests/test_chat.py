@@ -107,7 +107,7 @@ def test_transitions_make_new_sessions():
         asked.turns = ()
 
 
-def test_history_holds_what_the_model_said_and_is_bounded():
+def test_history_holds_the_generated_text_and_is_bounded():
     session = state.Session()
     for number in range(state.TURNS_REMEMBERED + 3):
         session = state.with_answer(session, f"q{number}", ABSENT)
@@ -143,16 +143,16 @@ def test_rejected_by_presence_is_absent_even_where_the_text_points():
 # the terminal
 
 
-def test_several_turns_on_one_look(tmp_path):
+def test_several_turns_encode_the_photo_once(tmp_path):
     photo = card(tmp_path / "card.png")
-    code, said, segmenter = conversation(
+    code, printed, segmenter = conversation(
         tmp_path, "the red block", "where is it?", "the blue cat", "what is this?", image=photo
     )
     assert code == 0 and segmenter.encoded == 1
-    assert "the red block: mask 1 (50 pixels, score 0.88)." in said
-    assert "it: mask 1 (50 pixels" in said
-    assert "There is no blue cat in this picture." in said
-    assert "A test card." in said and said.endswith("Bye.\n")
+    assert "the red block: mask 1 (50 pixels, score 0.88)." in printed
+    assert "it: mask 1 (50 pixels" in printed
+    assert "There is no blue cat in this picture." in printed
+    assert "A test card." in printed and printed.endswith("Bye.\n")
     texts, histories, templates = zip(*segmenter.asked, strict=True)
     assert texts[1] == "where is it?" and histories[1] == (("the red block", "[SEG]."),)
     assert [len(history) for history in histories] == [0, 1, 2, 3] and set(templates) == {"{expression}"}
@@ -162,9 +162,9 @@ def test_mistakes_are_one_line_and_the_chat_goes_on(tmp_path):
     photo = card(tmp_path / "card.png")
     (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff no")
     lines = ["red?", f":image {photo}", ":image gone.png", f":image {tmp_path}/broken.jpg", ":image", ":frob"]
-    code, said, segmenter = conversation(tmp_path, *lines, "x" * 600, "", "red")
+    code, printed, segmenter = conversation(tmp_path, *lines, "x" * 600, "", "red")
     assert code == 0 and segmenter.encoded == 1
-    answers = [line for line in said.splitlines() if not line.startswith("> ")]
+    answers = [line for line in printed.splitlines() if not line.startswith("> ")]
     assert len(answers) == 10, answers
     for line, word in zip(
         answers[1:], ["no picture yet", "60 x 40", "gone", "broken", "needs", ":frob", "600"], strict=False
@@ -191,7 +191,7 @@ def test_saves_are_numbered_and_replace_nothing(tmp_path):
     photo = card(tmp_path / "card.png")
     (tmp_path / "chat_007.png").write_bytes(b"mine")
     named = tmp_path / "deep" / "shot"
-    _, said, _ = conversation(
+    _, printed, _ = conversation(
         tmp_path,
         ":save",
         "red and blue",
@@ -202,7 +202,7 @@ def test_saves_are_numbered_and_replace_nothing(tmp_path):
         f":save {photo}",
         image=photo,
     )
-    assert "nothing to save yet" in said and f"{photo} exists already" in said
+    assert "nothing to save yet" in printed and f"{photo} exists already" in printed
     assert sorted(path.name for path in tmp_path.glob("chat_*.png")) == [f"chat_00{n}.png" for n in (7, 8, 9)]
     assert (tmp_path / "chat_007.png").read_bytes() == b"mine"
     with Image.open(f"{named}.png") as picture:
@@ -211,18 +211,18 @@ def test_saves_are_numbered_and_replace_nothing(tmp_path):
 
 
 def test_quit_help_and_end_of_input(tmp_path):
-    code, said, segmenter = conversation(tmp_path, ":help", ":quit", "red")
-    assert code == 0 and ":save [PATH]" in said and not segmenter.asked
+    code, printed, segmenter = conversation(tmp_path, ":help", ":quit", "red")
+    assert code == 0 and ":save [PATH]" in printed and not segmenter.asked
     assert conversation(tmp_path)[1].endswith("Bye.\n")
 
 
 def test_special_tokens_are_text(tmp_path):
-    _, said, segmenter = conversation(tmp_path, "[SEG] <image> red", image=card(tmp_path / "card.png"))
+    _, printed, segmenter = conversation(tmp_path, "[SEG] <image> red", image=card(tmp_path / "card.png"))
     assert segmenter.asked[0][0] == "[SEG] <image> red"
-    assert said.count("mask 1") == 1 and "mask 2" not in said
+    assert printed.count("mask 1") == 1 and "mask 2" not in printed
 
 
-def test_model_text_cannot_steer_the_terminal(tmp_path):
+def test_control_characters_of_a_model_do_not_reach_the_terminal(tmp_path):
     out = io.StringIO()
     predictor = Predictor(ColourSegmenter())
     predictor.segmenter.answer = lambda *args: [Prediction(rejected=True, mask=None, text="a\x1b[2Jb\x07")]
@@ -250,8 +250,8 @@ def start(arguments, **kwargs):
 
 def test_without_terminal_one_line_and_exit_2():
     process = start(["-m", "chat_demo", "--checkpoint", "x"], stderr=subprocess.PIPE, cwd=ROOT)
-    _, said = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 2 and said.decode().count("\n") == 1 and b"--terminal" in said
+    _, printed = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 2 and printed.decode().count("\n") == 1 and b"--terminal" in printed
 
 
 def test_piped_bytes_that_are_no_text(tmp_path):
@@ -259,9 +259,9 @@ def test_piped_bytes_that_are_no_text(tmp_path):
     process = start(
         arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path
     )
-    said, wrong = process.communicate(b"red \xff\xfe\n:save\n", timeout=PATIENCE)
+    printed, wrong = process.communicate(b"red \xff\xfe\n:save\n", timeout=PATIENCE)
     assert (process.returncode, wrong) == (0, b"")
-    assert b"50 pixels" in said and (tmp_path / "chat_001.png").exists()
+    assert b"50 pixels" in printed and (tmp_path / "chat_001.png").exists()
 
 
 @pytest.mark.parametrize("key", [b"\x03", b"\x04"], ids=["Ctrl-C", "Ctrl-D"])
@@ -273,17 +273,17 @@ def test_keys_leave_cleanly_on_a_real_terminal(tmp_path, key):
         preexec_fn=take_terminal,
     )  # fmt: skip
     os.close(program)
-    said = read_until(person, b"> ")
+    printed = read_until(person, b"> ")
     os.write(person, b"red\n")
-    said += read_until(person, b"> ")
+    printed += read_until(person, b"> ")
     for _ in range(10):  # a key pressed while the prompt is still being drawn can be lost, as for a person
         os.write(person, key)
-        said += read_until(person, b"Bye.\r\n", silence=20.0)  # a second Ctrl-C would break the farewell
-        if said.endswith(b"Bye.\r\n"):
+        printed += read_until(person, b"Bye.\r\n", silence=20.0)  # a second Ctrl-C would break the farewell
+        if printed.endswith(b"Bye.\r\n"):
             break
     assert process.wait(timeout=PATIENCE) == 0
     os.close(person)
-    assert b"50 pixels" in said and b"Bye." in said and b"Traceback" not in said
+    assert b"50 pixels" in printed and b"Bye." in printed and b"Traceback" not in printed
 
 
 def take_terminal():
@@ -296,13 +296,13 @@ def take_terminal():
 
 def read_until(person, mark, silence=120.0):
     """What the program printed, up to a mark, its end, or that many seconds of silence."""
-    said = b""
-    while not said.endswith(mark) and select.select([person], [], [], silence)[0]:
+    printed = b""
+    while not printed.endswith(mark) and select.select([person], [], [], silence)[0]:
         try:
             block = os.read(person, 4096)
         except OSError:  # Linux: the other side is closed
             break
         if not block:
             break
-        said += block
-    return said
+        printed += block
+    return printed

@@ -29,6 +29,8 @@ from train.loop import DONE, Job, do_step, train
 from train.recipe import DataConfig, EngineConfig, EvalConfig, LogConfig, OptimConfig, Recipe, share_of
 from train.validation import ValidationResult
 from uniresxx.checkpoints import folders as checkpoint
+from uniresxx.checkpoints.resolve import resolve
+from uniresxx.checkpoints.tensors import read_tensors
 from uniresxx.cli import main as uniresxx
 from uniresxx.errors import InputError
 
@@ -131,9 +133,7 @@ def _no_curve(monkeypatch):
 
 def final(run, step=STEPS):
     folder = checkpoint.step_folder(run, step)
-    return checkpoint.read_tensors(folder / "model.safetensors") | checkpoint.read_tensors(
-        folder / "optimizer.safetensors"
-    )
+    return read_tensors(folder / "model.safetensors") | read_tensors(folder / "optimizer.safetensors")
 
 
 def same(run, other):
@@ -342,7 +342,7 @@ def test_the_best_is_kept_marked_and_survives_a_restart(tmp_path):
     train(recipe, job, tmp_path)
     names = {path.name for path in (tmp_path / "checkpoints").iterdir()}
     assert names == {"best.json", "step_00000003", "step_00000008"}
-    assert checkpoint.resolve(tmp_path, print).name == "step_00000003"
+    assert resolve(tmp_path, print).name == "step_00000003"
     (tmp_path / "checkpoints/best.json").unlink()  # as if killed before the mark was written
     checkpoint.shutil.rmtree(tmp_path / "checkpoints/step_00000008")
     train(recipe, job_of(recipe, measure=measured({6: 40.0, 8: 45.0})), tmp_path)
@@ -368,10 +368,10 @@ def test_export_writes_the_plain_folder_byte_by_byte(tmp_path, capsys):
     (tmp_path / "plain").mkdir()
     (tmp_path / "plain/notes.txt").write_text("mine")
     assert uniresxx(["export", str(tmp_path / "run"), str(tmp_path / "plain")]) == 0
-    assert {path.name for path in (tmp_path / "plain").iterdir()} == {
+    assert {path.name for path in (tmp_path / "plain").glob("[!.]*")} == {
         "config.json", "model.safetensors", "notes.txt", "tokenizer.json",
     }  # fmt: skip
-    back = checkpoint.read_tensors(tmp_path / "plain/model.safetensors")
+    back = read_tensors(tmp_path / "plain/model.safetensors")
     assert all(torch.equal(value, back[name]) for name, value in job.model.state_dict().items())
 
 

@@ -32,6 +32,7 @@ from train.log import read_log
 from train.loop import train
 from train.recipe import DataConfig, EngineConfig, LogConfig, OptimConfig, Recipe
 from uniresxx.checkpoints import folders as checkpoint
+from uniresxx.checkpoints.tensors import load_weights, read_tensors
 from uniresxx.cli.export import main as export
 from uniresxx.data.scenes import scene_record
 from uniresxx.model.config import UniRESPlusPlusConfig
@@ -191,7 +192,7 @@ def losses(run):
 
 
 def tensors(run, name="model"):
-    return checkpoint.read_tensors(run / f"checkpoints/step_{STEPS:08d}/{name}.safetensors")
+    return read_tensors(run / f"checkpoints/step_{STEPS:08d}/{name}.safetensors")
 
 
 def assert_close(run, other):
@@ -250,7 +251,7 @@ def test_frozen_parts_stay_and_lora_learns(runs):
 def test_export_equals_the_model_in_memory(runs, name, tmp_path):
     assert export([str(runs / name), str(tmp_path / "plain")]) == 0
     model = open_lora(lora()).model
-    checkpoint.load_weights(model, tmp_path / "plain")
+    load_weights(model, tmp_path / "plain")
     saved = tensors(runs / name)
     assert all(torch.equal(value, saved[key]) for key, value in model.state_dict().items())
     assert not (tmp_path / "plain/manifest.json").exists()

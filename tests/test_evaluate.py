@@ -605,7 +605,7 @@ def cli(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(run_module, "load_records", load)
     monkeypatch.setattr(score_module, "load_records", load)
-    monkeypatch.setattr("uniresxx.checkpoints.folders.resolve", lambda path, say: path)
+    monkeypatch.setattr("uniresxx.checkpoints.resolve.resolve", lambda name, log: Path(name))
     monkeypatch.setattr(run_module, "checkpoint_identity", lambda path: path.name)
     monkeypatch.setattr("uniresxx.segmenters.load.load_segmenter", lambda path: stubs[path.name])
     stubs["talker"] = Stub(reply)
@@ -901,7 +901,7 @@ def test_full_disk_is_exit_1(cli, tmp_path, monkeypatch):
 
 
 def test_a_missing_photo_names_the_path_and_the_option(tmp_path, monkeypatch):
-    monkeypatch.setattr("uniresxx.checkpoints.folders.resolve", lambda path, say: path)
+    monkeypatch.setattr("uniresxx.checkpoints.resolve.resolve", lambda name, log: Path(name))
     monkeypatch.setattr(run_module, "checkpoint_identity", lambda path: path.name)
     monkeypatch.setattr("uniresxx.segmenters.load.load_segmenter", lambda path: Stub(perfect))
     photos = tmp_path / "photos"

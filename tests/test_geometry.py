@@ -116,7 +116,7 @@ def test_filter_is_that_of_pillow_where_nothing_is_padded(cells, size):
     assert np.array_equal(back[sure], (expected > 0)[sure])
 
 
-def test_padding_has_no_say():
+def test_padding_is_ignored():
     frame = Letterbox.fit(30, 100, 128)
     logits = np.where(frame.valid(), 1.0, -1e6)
     assert frame.unmask_logits(logits).all()

@@ -28,6 +28,9 @@ from tests.test_model import CONFIG, picture
 from tests.test_tuning import LORA, shake
 from uniresxx import Predictor, register_auto_classes
 from uniresxx.checkpoints import folders as checkpoint
+from uniresxx.checkpoints.publish import MARKER
+from uniresxx.checkpoints.resolve import resolve
+from uniresxx.checkpoints.tensors import read_tensors, write_tensors
 from uniresxx.cli import main as command
 from uniresxx.errors import InputError
 from uniresxx.hub.card import UNKNOWN, card_of
@@ -219,9 +222,9 @@ def test_loading_is_strict_and_options_are_not_ignored(model: UniRESPlusPlus, tm
         UniRESPlusPlus.from_pretrained(str(tmp_path / "nothing" / "here"))
     with pytest.raises(InputError, match="needs its vocabulary"):
         AutoModel.from_config(model.config)
-    tensors = checkpoint.read_tensors(tmp_path / "model.safetensors")
+    tensors = read_tensors(tmp_path / "model.safetensors")
     tensors.pop("head.mask.0.weight")
-    (tmp_path / "model.safetensors").write_bytes(checkpoint.tensor_bytes(tensors))
+    write_tensors(tmp_path / "model.safetensors", tensors)
     with pytest.raises(InputError, match=r"1 missing: head\.mask\.0\.weight"):
         AutoModel.from_pretrained(tmp_path)
 
@@ -250,7 +253,7 @@ def test_shards_hold_every_tensor_once_and_respect_the_limit(model: UniRESPlusPl
     assert sorted(set(index["weight_map"].values())) == files and len(files) > 3
     found: dict[str, torch.Tensor] = {}
     for file in files:
-        tensors = checkpoint.read_tensors(tmp_path / file)
+        tensors = read_tensors(tmp_path / file)
         assert not found.keys() & tensors.keys()
         assert len(tensors) == 1 or sum(t.nbytes for t in tensors.values()) <= 100_000
         found |= tensors
@@ -262,7 +265,7 @@ def test_weights_of_two_saves_are_never_mixed(model: UniRESPlusPlus, tmp_path: P
     for size in ("100KB", "40KB", None, "100KB"):
         model.save_pretrained(tmp_path, max_shard_size=size)
         assert same_weights(model, load_model(tmp_path))
-        assert not list(tmp_path.glob(".writing*"))
+        assert not list(tmp_path.glob(".uniresxx-writing*"))
     checkpoint.save_pretrained(tmp_path / "one", model.model)
     (tmp_path / "model.safetensors").write_bytes((tmp_path / "one" / "model.safetensors").read_bytes())
     with pytest.raises(InputError, match="has both"):
@@ -403,7 +406,12 @@ def test_pushing_uploads_what_saving_writes(
     assert calls["repo"] == ("mine", {"private": True, "exist_ok": True}) and calls["to"] == "someone/mine"
     model.save_pretrained(tmp_path)
     assert calls["files"] == {p.name: p.read_bytes() for p in tmp_path.iterdir()}
-    assert set(calls["files"]) == {"README.md", "config.json", "model.safetensors", "tokenizer.json"}
+    assert set(calls["files"]) - {MARKER} == {
+        "README.md",
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+    }
 
 
 def test_a_hub_id_is_looked_for_only_where_it_is_named(
@@ -453,7 +461,7 @@ def test_export_merges_saves_apart_and_unmerges(adapted: UniRESPlusPlusModel, tm
     assert command(["export", run, merged, "--merge"]) == 0
     assert command(["export", run, apart, "--adapter"]) == 0
     assert command(["export", merged, back, "--unmerge", apart, "--max-shard-size", "100KB"]) == 0
-    assert sorted(p.name for p in Path(apart).iterdir()) == [
+    assert sorted(p.name for p in Path(apart).glob("[!.]*")) == [
         "adapter.json",
         "adapter.safetensors",
         "tokenizer.json",
@@ -515,6 +523,32 @@ def test_a_plain_export_copies_and_writes_the_card(model: UniRESPlusPlus, tmp_pa
     assert same_weights(model, load_model(out)) and not (out / "model.safetensors").exists()
 
 
+@pytest.mark.parametrize(
+    "form", [[], ["--merge"], ["--adapter"], ["--mask-head", "torch"], ["--max-shard-size", "1MB"]]
+)
+@pytest.mark.parametrize("theirs", ["model-00001-of-00002.safetensors", "adapter_model.safetensors"])
+def test_no_form_of_export_touches_the_weights_of_another_model(
+    adapted: UniRESPlusPlus, tmp_path: Path, form: list[str], theirs: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, out = a_run(tmp_path / "run", adapted), tmp_path / "out"
+    out.mkdir()
+    (out / theirs).write_bytes(b"another model")
+    assert command(["export", str(run), str(out), *form]) == 2
+    err = capsys.readouterr().err
+    assert f"{theirs} was not written by uniresxx" in err and err.count("\n") == 1
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == {theirs: b"another model"}
+
+
+def test_a_processor_is_not_saved_over_another_model(model: UniRESPlusPlus, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(InputError, match=r"config\.json was not written by uniresxx"):
+        UniRESPlusPlusProcessor(CONFIG, model.vocabulary).save_pretrained(tmp_path)
+    processor = UniRESPlusPlusProcessor(CONFIG, model.vocabulary)
+    processor.save_pretrained(tmp_path / "both")  # before and after the model: the same bytes
+    model.save_pretrained(tmp_path / "both")
+    processor.save_pretrained(tmp_path / "both")
+
+
 def test_an_export_never_hides_the_checkpoints_of_a_run(
     model: UniRESPlusPlus, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -532,7 +566,7 @@ def test_an_export_never_hides_the_checkpoints_of_a_run(
         assert message in err and err.count("\n") == 1, err
     assert sorted(run.rglob("*")) == [path for path in before if path.is_relative_to(run) and path != run]
     assert command(["export", str(run), str(run), "--mask-head", "torch"]) == 0  # hides nothing
-    assert checkpoint.resolve(run, print) == checkpoint.step_folder(run, 150)
+    assert resolve(run, print) == checkpoint.step_folder(run, 150)
 
 
 def test_auto_registers_again_without_harm() -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageFile
 
 from uniresxx.data.store.photos import photo_of
 from uniresxx.errors import InputError
@@ -40,6 +40,13 @@ def png_header(width, height):
     body = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + body + struct.pack(">I", zlib.crc32(body))
 
+
+def chunk(kind, body):
+    """A chunk of a PNG."""
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+BODY = chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")  # no picture needs so few bytes
 
 MODES = {
     "JPEG": ("RGB", "L", "CMYK", "1"),
@@ -137,8 +144,8 @@ def test_what_is_no_photo_is_one_line_with_the_name(tmp_path, name):
 @pytest.mark.parametrize(
     "data",
     [
-        png_header(50_000, 50_000),
-        png_header(7072, 7072),
+        png_header(50_000, 50_000) + BODY,
+        png_header(7072, 7072) + BODY,
         b"\xff\xd8\xff\xc0\x00\x11\x08" + struct.pack(">HH", 65500, 65500) + b"\x03" + b"\0" * 40,
         b"RIFF\0\0\0\0WEBPVP8X" + b"\x0a\0\0\0" + b"\0\0\0\0" + b"\xff\x3f\0" * 2 + b"\0" * 20,
         b"RIFF\0\0\0\0WEBPVP8L" + b"\x0a\0\0\0\x2f" + b"\xff\xff\xff\x0f" + b"\0" * 20,
@@ -154,13 +161,9 @@ def test_size_is_capped_from_the_header(data):
 
 def png(*chunks):
     """A PNG of 8 x 8 pixels with more chunks after its header."""
-
-    def packed(kind, body):
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
     rows = zlib.compress((b"\0" + b"\x80" * 24) * 8)
-    extra = b"".join(packed(kind, body) for kind, body in chunks)
-    return png_header(8, 8) + extra + packed(b"IDAT", rows) + packed(b"IEND", b"")
+    extra = b"".join(chunk(kind, body) for kind, body in chunks)
+    return png_header(8, 8) + extra + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
 
 
 def jpeg(**options):
@@ -178,7 +181,7 @@ DEFLATED = zlib.compress(b"a" * 2**27, 9)  # 130 kB that unfold to 128 MiB
 
 
 @pytest.mark.parametrize(
-    "chunk",
+    "more",
     [
         (b"zTXt", b"k\0\0" + DEFLATED),
         (b"iTXt", b"k\0\1\0\0\0" + DEFLATED),
@@ -187,13 +190,13 @@ DEFLATED = zlib.compress(b"a" * 2**27, 9)  # 130 kB that unfold to 128 MiB
         (b"IHDR", struct.pack(">IIBBBBB", 9, 8, 8, 2, 0, 0, 0)),
     ],
 )
-def test_chunks_that_unfold_and_second_headers_are_refused(chunk, tmp_path):
-    data = png(chunk)
+def test_chunks_that_unfold_and_second_headers_are_refused(more, tmp_path):
+    data = png(more)
     assert len(data) < 200_000
-    with pytest.raises(InputError, match="damaged"):
+    with pytest.raises(InputError, match=r"damaged|megapixels"):
         decode_photo(data, "x")
     (tmp_path / "m.png").write_bytes(data)
-    with pytest.raises(InputError, match="PNG"):
+    with pytest.raises(InputError, match=r"m\.png.*(damaged|megapixels)"):
         read_mask(tmp_path / "m.png")
     assert photo_size(tmp_path / "m.png") is None
 
@@ -226,6 +229,19 @@ def test_scans_are_counted_up_to_the_end_of_the_picture():
     assert np.array_equal(decode_photo(data + b"\xff\xda" * 1000, "x"), decode_photo(data, "x"))
     comment = b"\xff\xfe" + struct.pack(">H", 2002) + b"\xff\xda" * 1000
     assert np.array_equal(decode_photo(data[:2] + comment + data[2:], "x"), decode_photo(data, "x"))
+
+
+def test_a_png_whose_bytes_look_like_scans_is_read():
+    body = np.tile(np.array([0xFF, 0xDA, 0, 2], dtype=np.uint8), (64, 48)).reshape(64, 64, 3)
+    assert np.array_equal(decode_photo(saved(Image.fromarray(body), "PNG", compress_level=0), "x"), body)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_a_photo_over_the_cap_is_refused_before_it_is_decoded(kind, monkeypatch):
+    data = saved(Image.new("L", (8000, 7000)), kind)
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda image: pytest.fail("decoded"))
+    with pytest.raises(InputError, match="8000 x 7000 pixels are over the cap of 50 megapixels"):
+        decode_photo(data, "x")
 
 
 def test_exif_that_points_at_itself_or_lies_about_its_length():

@@ -183,7 +183,7 @@ def test_prepare_takes_the_splits_that_are_there(tmp_path, capsys):
 def test_where_no_split_is_there_prepare_fails_with_one_line(tmp_path, capsys, name):
     root = refcoco_root(tmp_path / "root", folder="refcoco" if name.endswith("nosplit") else "other")
     assert run_data(["prepare", name, "--root", str(root), "--out", str(tmp_path / "s")]) == 2
-    assert capsys.readouterr().err.splitlines()[-1].startswith("uniresxx data: ")
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: ")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["root"]  # nothing is left to trip over
 
 

@@ -172,8 +172,8 @@ def test_errors_become_one_line_and_a_code(capsys: pytest.CaptureFixture[str]) -
     assert fails(KeyboardInterrupt()) == 1
     lines = capsys.readouterr().err.splitlines()
     assert lines == [
-        "program: no file 'a.jpg': check the path",
-        "program: [Errno 28] No space left on device",
+        "error: no file 'a.jpg': check the path",
+        "error: [Errno 28] No space left on device",
         "program: stopped",
     ]
     with pytest.raises(ZeroDivisionError):  # a bug keeps its traceback

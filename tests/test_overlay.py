@@ -1,4 +1,4 @@
-"""Overlays: every size, colours apart for colour-blind people, a legend that says what is missing."""
+"""Overlays: every size, colours apart for colour-blind people, a legend that names what is missing."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def test_colours_come_again_after_seven():
     assert colour_of(7) == colour_of(0) != colour_of(1)
 
 
-def test_legend_says_what_is_not_there():
+def test_legend_names_what_is_not_there():
     assert legend_text(Layer("blue cat", None, None), 2) == "2  blue cat: not there"
     assert legend_text(Layer("blue cat", None, 0.4), 2) == "2  blue cat: not there"  # no score without a mask
     assert legend_text(Layer("left wheel", np.ones((1, 1), dtype=bool), 0.8312), None) == "left wheel  0.83"
@@ -142,12 +142,12 @@ def test_absent_line_has_no_colour():
 
 @settings(deadline=None, max_examples=60)
 @given(st.text(max_size=300), st.integers(20, 400))
-def test_any_text_is_wrapped_within_the_room(text, room):
+def test_any_text_is_wrapped_within_the_width(text, width):
     line = one_line(text)
     font = font_for(line, 13)
-    lines = wrapped(line, font, room)
+    lines = wrapped(line, font, width)
     assert 1 <= len(lines) <= 3
-    assert all(font.getlength(part) <= room or len(part) <= 1 for part in lines[:2])
+    assert all(font.getlength(part) <= width or len(part) <= 1 for part in lines[:2])
     if not lines[-1].endswith("…"):
         assert "".join(lines).replace(" ", "") == line.replace(" ", "")
 
@@ -166,7 +166,7 @@ def test_one_line_has_no_control_characters():
     assert len(one_line("y" * 1000)) == 400
 
 
-def test_numbers_of_equal_masks_are_all_seen():
+def test_numbers_of_equal_masks_are_all_visible():
     mask = np.zeros((400, 400), dtype=bool)
     mask[190:210, 150:250] = True
     drawn = np.asarray(draw_overlay(grey(400, 400), [Layer(name, mask) for name in "abcd"]))[:400]

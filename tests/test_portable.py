@@ -70,30 +70,31 @@ def opened(folder: Path, about: dict[str, Any]) -> Callable[..., Sequence[Tensor
 def test_an_exported_head_answers_as_the_model_does(form: Form, head: str, tmp_path: Path) -> None:
     runnable(form)
     model = made(head)
-    errors = export_mask_head(model, tmp_path, form)
-    assert max(errors.values()) <= 1e-4
+    files = export_mask_head(model, tmp_path, form)
     about = json.loads((tmp_path / "mask_head.json").read_text())
+    assert sorted(files) == sorted([about["encode"]["file"], about["answer"]["file"], "mask_head.json"])
+    assert max(about[name]["max_abs_error"] for name in ("encode", "answer")) <= 1e-4
     assert about["answer"]["inputs"]["prompts_ED"] == ["E", 32]
-    assert about["see"]["outputs"] == list(about["answer"]["inputs"])[1:]
+    assert about["encode"]["outputs"] == list(about["answer"]["inputs"])[1:]
     photo = torch.randint(0, 255, (32, 32, 3), dtype=torch.uint8).numpy()
-    sight = model.encode_images([photo])
+    encoded = model.encode_images([photo])
     if (form, head) == ("torch", "sam"):  # the encoder's weights are in the program that runs it alone
-        sizes = [(tmp_path / about[name]["file"]).stat().st_size for name in ("see", "answer")]
+        sizes = [(tmp_path / about[name]["file"]).stat().st_size for name in ("encode", "answer")]
         encoder = sum(p.nbytes for p in model.head.sam.vision_encoder.parameters())
         assert sizes[0] - sizes[1] > encoder / 2
     answer = opened(tmp_path, about["answer"])
     features = (
-        list(sight.features) if head == "pyramid" else [sight.features.image_BChw, *sight.features.fine]
+        list(encoded.features) if head == "pyramid" else [encoded.features.image_BChw, *encoded.features.fine]
     )
     for count in (1, 2, 9):
         prompts = torch.randn(count, 32)
         with torch.no_grad():
             found = answer(prompts, *features)
-            expected = model.head(sight.features, prompts, torch.zeros(count, dtype=torch.long))
+            expected = model.head(encoded.features, prompts, torch.zeros(count, dtype=torch.long))
         for a, b in zip(found, expected, strict=True):
             assert b.numel() == count or b.std() > 1e-3
             torch.testing.assert_close(a, b, atol=1e-4, rtol=0)
-    assert len(model.answer(sight, [["the red square"]], Decoding(max_new_tokens=2))) == 1
+    assert len(model.answer(encoded, [["the red square"]], Decoding(max_new_tokens=2))) == 1
 
 
 def test_of_one_photo_is_forward(tmp_path: Path) -> None:
@@ -139,8 +140,28 @@ def test_the_program_runs_without_this_package(form: Form, tmp_path: Path) -> No
     assert run.returncode == 0, run.stderr
     with torch.no_grad():
         masks, _, presence = programs_of(model)[1].module(*(torch.ones(x.shape) for x in inputs))
-    said = [float(word) for word in run.stdout.split()]
-    assert said == pytest.approx([float(masks.sum()), *presence.tolist()], rel=1e-4, abs=1e-4)
+    printed = [float(word) for word in run.stdout.split()]
+    assert printed == pytest.approx([float(masks.sum()), *presence.tolist()], rel=1e-4, abs=1e-4)
+
+
+def test_a_mask_head_replaces_only_what_an_earlier_export_wrote(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, out = str(tmp_path / "model"), tmp_path / "out"
+    made("pyramid").save_pretrained(model)
+    out.mkdir()
+    (out / "notes.txt").write_text("mine")
+    for _ in range(2):
+        assert command(["export", model, str(out), "--mask-head", "torch"]) == 0
+    (out / "mask_head_answer.pt2").write_text("mine")
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert command(["export", model, str(out), "--mask-head", "torch"]) == 2
+    err = capsys.readouterr().err
+    assert (
+        "mask_head_answer.pt2 was not written by uniresxx or was changed since" in err
+        and err.count("\n") == 1
+    )
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
 
 def test_a_program_that_differs_is_not_handed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

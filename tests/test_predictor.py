@@ -1,4 +1,4 @@
-"""The Predictor: one look per photo, every way to give a photo, every way to get it wrong."""
+"""The Predictor: a photo is encoded once; every kind of photo and every mistake."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_masks_are_at_the_photo_size():
     assert found[1].rejected and mask_of(found[1]) is None
 
 
-def test_one_look_for_many_questions():
+def test_many_questions_encode_the_photo_once():
     predictor = ready()
     for _ in range(3):
         predictor.segment(["red", "green"])
@@ -131,7 +131,7 @@ def test_grey_arrays_and_pictures_become_rgb():
         ("missing.jpg", "missing.jpg"),
     ],
 )
-def test_wrong_photos_are_refused_and_the_one_before_stays(photo, says):
+def test_wrong_photos_are_refused_and_the_current_one_stays(photo, says):
     predictor = ready()
     with pytest.raises(InputError, match=says):
         predictor.set_image(photo)
@@ -208,7 +208,7 @@ def test_what_a_history_may_hold(history, says):
     assert predictor.segmenter.asked == []
 
 
-def test_a_history_reaches_the_model_as_it_was_said():
+def test_a_history_reaches_the_model_unchanged():
     predictor = ready()
     predictor.segment(Question("and it?", ((" red ", ""), ("caf\udce9", " [SEG] \udce9."))))
     assert predictor.segmenter.asked[0][1] == (("red", ""), ("caf?", " [SEG] ?."))

@@ -1,4 +1,4 @@
-"""`uniresxx segment`: what it writes, what it says, what it does when something is wrong."""
+"""`uniresxx segment`: the files it writes, the lines it prints, and its errors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from uniresxx.cli import main as uniresxx_main
-from uniresxx.cli.segment import names_for, parse, run
+from uniresxx.cli.segment import Job, names_for, parse
 from uniresxx.errors import InputError
 from uniresxx.files import safe_name, write_atomic
 from uniresxx.imaging import masks
@@ -22,11 +22,15 @@ from uniresxx.predictor import Predictor
 from uniresxx.testing import ColourSegmenter
 
 
+def run(argv):
+    return uniresxx_main(["segment", *argv])
+
+
 @pytest.fixture(autouse=True)
 def stub(monkeypatch):
     segmenter = ColourSegmenter()
-    door = classmethod(lambda cls, path, decoding=None: cls(segmenter))
-    monkeypatch.setattr(Predictor, "from_pretrained", door)
+    loader = classmethod(lambda cls, path, decoding=None: cls(segmenter))
+    monkeypatch.setattr(Predictor, "from_pretrained", loader)
     return segmenter
 
 
@@ -59,9 +63,9 @@ def test_one_photo_two_expressions(tmp_path, capsys):
     assert red["mask"]["size"] == [40, 60] and masks.area(red["mask"]) == 50 and red["mask_png"] == mask_name
     assert (cat["rejected"], cat["mask"], cat["mask_png"], cat["score"]) == (True, None, None, None)
     assert cat["p_absent"] == 0.97
-    said = capsys.readouterr().out
-    assert "the red block: 50 pixels, score 0.88" in said
-    assert "a blue cat: not there" in said
+    printed = capsys.readouterr().out
+    assert "the red block: 50 pixels, score 0.88" in printed
+    assert "a blue cat: not there" in printed
 
 
 def test_expression_options_may_stand_anywhere(tmp_path):
@@ -73,9 +77,9 @@ def test_expression_options_may_stand_anywhere(tmp_path):
 
 def test_photos_are_the_leading_files_and_image_names(tmp_path):
     plain = photo_at(tmp_path / "no_suffix", suffix_format="PNG")
-    job = parse([plain, "gone.JPEG", "x.webp", "the dog", "photo.jpg", "--checkpoint", "c", "--out", "o"])
+    job = parse([plain, "gone.JPEG", "x.webp", "the dog", "--checkpoint", "c", "--out", "o"])
     assert job.photos == (plain, "gone.JPEG", "x.webp")
-    assert job.expressions == ("the dog", "photo.jpg")
+    assert job.expressions == ("the dog",)
 
 
 def test_a_very_long_word_is_an_expression_not_a_crash(tmp_path, capsys):
@@ -94,9 +98,9 @@ def test_one_bad_photo_does_not_cost_the_others_theirs(tmp_path, capsys):
     assert {"a.json", "b.json"} <= {path.name for path in (tmp_path / "out").iterdir()}
 
 
-def test_a_photo_is_looked_at_once(tmp_path, stub):
+def test_a_photo_is_encoded_once(tmp_path, stub):
     segment(tmp_path, photo_at(tmp_path / "a.png"), photo_at(tmp_path / "b.png"), "red", "green", "blue")
-    assert stub.looks == 2
+    assert stub.encoded == 2
 
 
 def test_several_phrases_in_one_expression(tmp_path):
@@ -126,9 +130,118 @@ def test_results_never_replace_a_photo(tmp_path):
     assert (out / "x_3.json").exists()
 
 
+def results(out):
+    """Records by file name, after a check that every mask beside them is named by one and is there."""
+    records = {path.stem: json.loads(path.read_text()) for path in out.glob("*.json")}
+    named = {entry["mask_png"] for record in records.values() for entry in record["expressions"]} - {None}
+    assert named == {path.name for path in out.glob("*.mask_*.png")}
+    assert {record["overlay"] for record in records.values()} == {p.name for p in out.glob("*.overlay.png")}
+    for record in records.values():
+        for entry in record["expressions"]:
+            if entry["mask_png"]:
+                with Image.open(out / entry["mask_png"]) as picture:
+                    assert np.array_equal(np.array(picture) > 0, masks.decode(entry["mask"]))
+    return records
+
+
+def test_a_second_call_for_a_photo_leaves_no_mask_of_the_first(tmp_path):
+    photo, out = photo_at(tmp_path / "card.png"), tmp_path / "out"
+    segment(tmp_path, photo, "red", "the red one", "blue")
+    (out / "card.mask_07_mine.png").write_bytes(b"mine")  # a name like ours, but no JSON of ours names it
+    for words in (["the red block"], ["blue"], ["red", "blue"]):
+        assert segment(tmp_path, photo, *words) == 0
+        assert (out / "card.mask_07_mine.png").read_bytes() == b"mine"
+        (out / "card.mask_07_mine.png").rename(tmp_path / "aside")
+        record = results(out)["card"]
+        assert [entry["text"] for entry in record["expressions"]] == words
+        (tmp_path / "aside").rename(out / "card.mask_07_mine.png")
+
+
+def test_a_mask_goes_when_the_thing_is_gone(tmp_path):
+    photo = photo_at(tmp_path / "card.png")
+    segment(tmp_path, photo, "red")
+    photo_at(tmp_path / "card.png", (90, 90, 90))
+    assert segment(tmp_path, photo, "red") == 0
+    assert list(results(tmp_path / "out")) == ["card"]
+    assert not list((tmp_path / "out").glob("*.mask_*"))
+
+
+def test_photos_of_one_name_in_two_calls_keep_their_results(tmp_path, monkeypatch):
+    for folder, colour in (("1", (255, 0, 0)), ("2", (0, 255, 0))):
+        photo_at(tmp_path / folder / "x.png", colour)
+        monkeypatch.chdir(tmp_path / folder)  # the same words, another photo
+        assert run(["x.png", "red", "--checkpoint", "ck", "--out", "../out"]) == 0
+    found = results(tmp_path / "out")
+    assert {name: record["expressions"][0]["rejected"] for name, record in found.items()} == {
+        "x": False,
+        "x_2": True,
+    }
+    segment(tmp_path, str(tmp_path / "1" / "x.png"), "blue")
+    found = results(tmp_path / "out")
+    assert [found[name]["expressions"][0]["text"] for name in ("x", "x_2")] == ["blue", "red"]
+
+
+def test_a_photo_given_twice_has_two_results(tmp_path):
+    photo = photo_at(tmp_path / "x.png")
+    for _ in range(2):
+        assert segment(tmp_path, photo, photo, "red") == 0
+        assert set(results(tmp_path / "out")) == {"x", "x_2"}
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.overlay.png", "a.mask_01_red.png"])
+@pytest.mark.parametrize(
+    "content", [b"{}", b"[1]", b'{"photo": "a.png", "overlay": 3, "expressions": [{}]}', b"\xff"]
+)
+def test_a_file_of_the_users_is_never_replaced(tmp_path, name, content):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_bytes(content)
+    assert segment(tmp_path, photo_at(tmp_path / "a.png"), "red") == 0
+    assert (tmp_path / "out" / name).read_bytes() == content
+    (tmp_path / "out" / name).unlink()
+    assert set(results(tmp_path / "out")) == {"a_2"}
+
+
+def test_a_json_cannot_name_files_outside_of_its_results(tmp_path):
+    photo, out = photo_at(tmp_path / "a.png"), tmp_path / "out"
+    segment(tmp_path, photo, "red")
+    record = json.loads((out / "a.json").read_text())
+    kept = [tmp_path / "b.mask_01_x.png", out / "notes.txt", out / "b.mask_01_x.png"]
+    for path in kept:
+        path.write_bytes(b"mine")
+    names = ["../b.mask_01_x.png", "notes.txt", "b.mask_01_x.png", str(kept[0])]
+    record["expressions"] += [{"mask_png": name} for name in names]
+    (out / "a.json").write_text(json.dumps(record))
+    assert segment(tmp_path, photo, "blue") == 0
+    assert all(path.read_bytes() == b"mine" for path in kept)
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["photos", "missing.heic", "b.BMP", "scan.tif", "sub/b", "./the dog", "my photos/a b.raw", "../x.gif", "c.jpg"],
+)  # fmt: skip
+@pytest.mark.parametrize("after", [(), ("the fish",)])
+def test_what_looks_like_a_path_is_refused_not_asked(tmp_path, monkeypatch, capsys, word, after):
+    photo_at(tmp_path / "a.png")
+    (tmp_path / "photos").mkdir()
+    monkeypatch.chdir(tmp_path)
+    words = ["the dog", word] if word == "c.jpg" else [word]  # the first ones are photos
+    assert segment(tmp_path, "a.png", *words, *after) == 2
+    printed = capsys.readouterr().err
+    assert word in printed and "put -e before it" in printed and printed.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("text", ["the black and/or white dog", "item no. 3 of 1/2", "mr. smith"])
+def test_words_with_a_slash_or_a_dot_are_asked(tmp_path, text):
+    assert parse([photo_at(tmp_path / "a.png"), text, "--checkpoint", "c", "--out", "o"]).expressions == (
+        text,
+    )
+
+
 @given(st.lists(st.text(min_size=1, max_size=300), max_size=6))
 def test_names_are_safe_and_different(stems):
-    names = names_for([f"{stem.replace(chr(0), '')}.png" for stem in stems], Path("out"))
+    photos = tuple(f"{stem.replace(chr(0), '')}.png" for stem in stems)
+    names = names_for(Job(photos, ("red",), "ck", Path("out")))
     assert len({name.lower() for name in names}) == len(stems)
     for name in names:
         assert name and len(name) < 80 and name.isascii() and not set(name) & set("/\\.: \n")
@@ -142,15 +255,15 @@ def test_safe_name(text):
 
 def test_control_characters_do_not_reach_the_terminal(tmp_path, capsys):
     segment(tmp_path, photo_at(tmp_path / "a.png"), "red \x1b[31m\nsecond line")
-    said = capsys.readouterr().out
-    assert "\x1b" not in said and "second line: 50 pixels" in said
+    printed = capsys.readouterr().out
+    assert "\x1b" not in printed and "second line: 50 pixels" in printed
 
 
 @pytest.mark.parametrize(
     ("words", "says"),
     [
         ([], "no photo"),
-        (["the dog"], "'the dog' is no file"),
+        (["the dog"], "'the dog' is not a file"),
         (["a.png"], "no expression"),
         (["a.png", ""], "empty expression"),
         (["a.png", "x", "--frobnicate"], "--frobnicate"),
@@ -158,8 +271,8 @@ def test_control_characters_do_not_reach_the_terminal(tmp_path, capsys):
 )
 def test_wrong_command_lines(tmp_path, capsys, words, says):
     assert segment(tmp_path, *words) == 2
-    said = capsys.readouterr()
-    assert says in said.err and said.err.count("\n") == 1 and not said.out
+    printed = capsys.readouterr()
+    assert says in printed.err and printed.err.count("\n") == 1 and not printed.out
     assert not (tmp_path / "out").exists()
 
 
@@ -204,8 +317,12 @@ def test_full_disk_is_one_line_exit_1_and_keeps_what_was_there(tmp_path, capsys)
     with files_no_longer_than(10):
         code = segment(tmp_path, photo, "red")
     assert code == 1
-    said = capsys.readouterr()
-    assert said.err.count("\n") == 1 and "File too large" in said.err and "a.mask_01_red.png" in said.err
+    printed = capsys.readouterr()
+    assert (
+        printed.err.count("\n") == 1
+        and "File too large" in printed.err
+        and "a.mask_01_red.png" in printed.err
+    )
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
 
 

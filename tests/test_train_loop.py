@@ -33,6 +33,8 @@ from train.loop import DONE, STOPPED, Job, TrainingError, do_step, prefetch, tra
 from train.recipe import DataConfig, EngineConfig, EvalConfig, LogConfig, OptimConfig, Recipe
 from train.validation import ValidationResult
 from uniresxx.checkpoints import folders as checkpoint
+from uniresxx.checkpoints.resolve import resolve
+from uniresxx.checkpoints.tensors import read_tensors
 from uniresxx.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -143,8 +145,8 @@ def job_of(recipe, **changes):
 
 def weights_of(run):
     folder = checkpoint.newest_verified(run, print)
-    tensors = checkpoint.read_tensors(folder / "model.safetensors")
-    return tensors | checkpoint.read_tensors(folder / "optimizer.safetensors")
+    tensors = read_tensors(folder / "model.safetensors")
+    return tensors | read_tensors(folder / "optimizer.safetensors")
 
 
 def assert_same_run(one, other):
@@ -474,21 +476,21 @@ def test_a_measurement_that_is_due_waits_for_a_finite_step(tmp_path):
     with pytest.raises(TrainingError, match="10 steps in a row"):
         train(recipe, replace(job, batches=gone), tmp_path)
     assert measured == [3, 6, 11, 12]  # 9 waited; none of 15, 18, 21
-    assert checkpoint.resolve(tmp_path, print).name == "step_00000012"
+    assert resolve(tmp_path, print).name == "step_00000012"
     assert checkpoint.newest_verified(tmp_path, print).name == "step_00000012"
 
 
 def test_a_full_disk_ends_the_run_and_keeps_what_was_saved(tmp_path, monkeypatch):
     recipe = recipe_of()
-    written = checkpoint._write
+    written = checkpoint.write_file
 
-    def write(path, data):
+    def write(path, content):
         if "step_00000010" in str(path) and path.name == "optimizer.safetensors":
-            path.write_bytes(data[:100])
+            path.write_bytes(b"half")
             raise OSError(errno.ENOSPC, "No space left on device")
-        written(path, data)
+        written(path, content)
 
-    monkeypatch.setattr(checkpoint, "_write", write)
+    monkeypatch.setattr(checkpoint, "write_file", write)
     with pytest.raises(checkpoint.SaveError, match="the disk is full; earlier checkpoints are intact"):
         train(recipe, job_of(recipe), tmp_path / "cut")
     assert [p.name for p in (tmp_path / "cut/checkpoints").iterdir()] == ["step_00000005"]

@@ -22,7 +22,8 @@ from mllm.tokens import Vocabulary
 from tests.test_model import CONFIG, batch_of, picture
 from train.optim import build_adamw
 from train.recipe import OptimConfig
-from uniresxx.checkpoints.folders import read_tensors, save_pretrained, tensor_bytes
+from uniresxx.checkpoints.folders import save_pretrained
+from uniresxx.checkpoints.tensors import read_tensors, write_tensors
 from uniresxx.errors import InputError
 from uniresxx.model.build import build_for_training, open_vocabulary
 from uniresxx.model.config import UniRESPlusPlusConfig, WeightsConfig
@@ -115,7 +116,7 @@ def test_adapters_saved_apart_give_the_same_output(
     shake(model)
     expected = outputs(model, vocabulary)
     apart = adapter_tensors(model)
-    (tmp_path / "adapters.safetensors").write_bytes(tensor_bytes(apart))
+    write_tensors(tmp_path / "adapters.safetensors", apart)
     assert sum(v.numel() for v in apart.values()) < 0.3 * sum(p.numel() for p in model.parameters())
 
     again = tuned(vocabulary, tuning)  # the same base weights by the same seed, other adapters

@@ -32,6 +32,8 @@ from train.throughput import ThroughputMeter, Work, memory_of, peak_of, work_cou
 from train.trackers import numbers_of
 from train.validation import value_of
 from uniresxx.checkpoints import folders as checkpoint
+from uniresxx.checkpoints.resolve import resolve
+from uniresxx.checkpoints.tensors import read_tensors
 from uniresxx.data.catalog import open_benchmark
 from uniresxx.errors import InputError
 from uniresxx.evaluation.metrics_file import score_file
@@ -219,7 +221,7 @@ def losses(run):
 def test_measuring_changes_no_bit(runs):
     assert losses(runs / "plain") == losses(runs / "measured") == losses(runs / "cut")
     weights = [
-        checkpoint.read_tensors(checkpoint.step_folder(runs / name, 4) / "model.safetensors")
+        read_tensors(checkpoint.step_folder(runs / name, 4) / "model.safetensors")
         for name in ("plain", "measured", "cut")
     ]
     for other in weights[1:]:
@@ -242,7 +244,7 @@ def test_scores_overlay_and_best_lie_where_they_are_looked_for(runs, name):
         values.append(value_of(entry, "object/mIoU"))
     best = json.loads((run / "checkpoints/best.json").read_text())
     assert best == {"step": 2 if values[0] >= values[1] else 4, "metric": "object/mIoU", "value": max(values)}
-    assert checkpoint.resolve(run, print).name == f"step_{best['step']:08d}"
+    assert resolve(run, print).name == f"step_{best['step']:08d}"
 
 
 def test_log_lines_carry_what_a_step_costs(runs):

@@ -42,7 +42,8 @@ def recipe_of(checkpoint: Path) -> Recipe:
 
     The folder is named by its full path: where a run continues it must start from the same. Raises InputError.
     """
-    from uniresxx.checkpoints.folders import CONFIG, read_json, resolve
+    from uniresxx.checkpoints.resolve import resolve
+    from uniresxx.checkpoints.tensors import CONFIG, read_json
 
     folder = resolve(checkpoint, print)
     values = read_json(folder / CONFIG)

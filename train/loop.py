@@ -38,6 +38,7 @@ from train.throughput import ThroughputMeter, Work
 from train.trackers import TENSORBOARD, check_trackers, numbers_of, open_trackers
 from train.validation import ValidationResult
 from uniresxx.checkpoints import folders as checkpoint
+from uniresxx.checkpoints import tensors as tensor_files
 from uniresxx.data.mixture.data_log import DATA, QUARANTINE, DataError, DataLog, StepData
 from uniresxx.errors import InputError
 from uniresxx.files import png_bytes, write_atomic
@@ -246,7 +247,7 @@ def train(
         about = {"format": 1, "recipe": recipe.to_dict(), "data": job.fingerprint} | dict(job.extra)
         folder = ranks.on_rank0(lambda: _open_folder(out, about, job.model.tokenizer, fresh))
         if folder is not None:
-            ranks.on_all_ranks(lambda: checkpoint.load_weights(job.model, folder))
+            ranks.on_all_ranks(lambda: tensor_files.load_weights(job.model, folder))
         torch.manual_seed(recipe.seed + _RANK_STRIDE * ranks.rank)
         engine = build_engine(job.model, recipe, ranks)
         state = State() if folder is None else ranks.on_all_ranks(lambda: _restore(folder, engine))
@@ -474,7 +475,7 @@ class _Run:
         about = asdict(state) | {"engine": self.engine.describe()}
         background = self.recipe.log.save_async
         if background and self.ranks.is_main:
-            weights, tensors = checkpoint.copied(weights), checkpoint.copied(tensors)
+            weights, tensors = tensor_files.copied(weights), tensor_files.copied(tensors)
         snapshot = checkpoint.Snapshot(model.config, model.tokenizer, weights)
 
         def write() -> None:
@@ -591,7 +592,7 @@ def _word_changes(old: bytes, new: bytes) -> list[str]:
 
 def _restore(folder: Path, engine: Engine) -> State:
     """Optimizer and random state into the engine; returns where the run was."""
-    engine.load(checkpoint.read_tensors(folder / checkpoint.OPTIMIZER))
+    engine.load(tensor_files.read_tensors(folder / checkpoint.OPTIMIZER))
     saved = checkpoint.read_json(folder / checkpoint.STATE)
     changes = differences(saved["engine"], engine.describe())
     if changes:

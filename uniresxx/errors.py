@@ -8,8 +8,8 @@ class InputError(ValueError):
 
 
 class NotThereError(InputError):
-    """The files or the split asked for are not among the data; other splits may be."""
+    """The requested files or split are missing; other splits may be there."""
 
 
 class MissingPhotoError(InputError):
-    """A photo is not where the data says; programs add the option that says where it lies."""
+    """A photo is missing at the path that the data names; programs add the option that names its folder."""

@@ -52,10 +52,15 @@ def write_atomic(path: Path, data: bytes) -> None:
         raise
 
 
+def to_json(value: Any) -> bytes:
+    """Readable JSON; NaN and infinity are refused."""
+    return (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write readable JSON whole or not at all; NaN is refused."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
+    write_atomic(path, to_json(value))
 
 
 @contextmanager

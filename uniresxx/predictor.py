@@ -1,12 +1,7 @@
-"""One photo, any number of expressions: the door for people who want masks in a few lines.
+"""One photo, any number of expressions: masks in a few lines of Python.
 
-    predictor = Predictor.from_pretrained("runs/demo")
-    predictor.set_image("street.jpg")
-    wheel, cat = predictor.segment(["the left wheel of the red car", "the blue cat"])
-    mask = mask_of(wheel)  # bool (y, x) at the photo's size, None where it is not there
-
-The photo is looked at once; every `segment` after that reuses what was seen. Masks are in the image frame:
-the photo as a person sees it, EXIF orientation applied. Knows no model, only the Segmenter protocol.
+Knows no model, only the Segmenter protocol. Masks are in the image frame: the photo as a person sees it, EXIF
+orientation applied.
 """
 
 from __future__ import annotations
@@ -24,23 +19,38 @@ from uniresxx.imaging.overlay import Layer
 from uniresxx.segmenters.base import Segmenter
 from uniresxx.types import Decoding, Prediction, Question, Segment
 
-EXPRESSIONS_AT_ONCE = (
-    32  # bounds the memory for masks; expressions do not see each other, so results are the same
-)
+EXPRESSIONS_AT_ONCE = 32  # bounds the memory for masks; expressions are independent, so answers do not change
 
 
 class Predictor:
-    """Holds a model and the photo it looks at. Raises InputError for everything a caller can get wrong."""
+    """A model and its current photo, which is encoded once for all expressions.
+
+    Example:
+        >>> from uniresxx import Predictor
+        >>> from uniresxx.predictor import mask_of
+        >>> predictor = Predictor.from_pretrained("runs/demo")  # doctest: +SKIP
+        >>> photo = predictor.set_image("street.jpg")  # doctest: +SKIP
+        >>> wheel, cat = predictor.segment(["the left wheel of the red car", "the blue cat"])  # doctest: +SKIP
+        >>> mask = mask_of(wheel)  # bool (y, x) at the photo's size, None where it is not there  # doctest: +SKIP
+    """
 
     def __init__(self, segmenter: Segmenter, decoding: Decoding | None = None) -> None:
         self.segmenter = segmenter
         self.decoding = decoding or Decoding()
         self._photo: np.ndarray | None = None
-        self._sight: Any = None
+        self._encoded: Any = None
 
     @classmethod
     def from_pretrained(cls, path: str | os.PathLike[str], decoding: Decoding | None = None) -> Predictor:
-        """Load a run folder, a `from_pretrained` folder or `hub:OWNER/NAME`. InputError where it is none."""
+        """Load a model.
+
+        Args:
+            path: a run folder (its best checkpoint), a `from_pretrained` folder, or `hub:OWNER/NAME`.
+            decoding: how answers are generated; the default suits masks.
+
+        Raises:
+            InputError: the path holds no complete checkpoint of a known model.
+        """
         from uniresxx.segmenters.load import load_segmenter
 
         return cls(load_segmenter(path), decoding)
@@ -51,19 +61,33 @@ class Predictor:
         return self._photo
 
     def set_image(self, photo: Photo) -> np.ndarray:
-        """Look at a photo: a path, a PIL picture or an array (uint8 (y, x, 3) RGB, or (y, x) grey).
+        """Encode a photo; every later `segment` reuses the result.
 
-        Returns the photo as uint8 (y, x, 3). Where it cannot be used, InputError, and the photo before stays.
+        Args:
+            photo: a path, a PIL picture, or an array: uint8 (y, x, 3) RGB or (y, x) grey.
+
+        Returns:
+            The photo as uint8 (y, x, 3) RGB.
+
+        Raises:
+            InputError: the photo cannot be used; the previous one stays.
         """
         pixels = photo_pixels(photo)
-        sight = self.segmenter.encode_images([pixels])
-        self._photo, self._sight = pixels, sight
+        encoded = self.segmenter.encode_images([pixels])
+        self._photo, self._encoded = pixels, encoded
         return pixels
 
     def segment(self, texts: str | Question | Sequence[str | Question]) -> list[Prediction]:
-        """One prediction per text, in order. Text is plain text: `[SEG]` or `<image>` in it mean nothing.
+        """Answer expressions about the current photo.
 
-        InputError without a photo and for empty or over-long text (MAX_CHARACTERS), in a history as well.
+        Args:
+            texts: one text or several. Text is plain text: `[SEG]` or `<image>` in it have no special meaning.
+
+        Returns:
+            One prediction per text, in order.
+
+        Raises:
+            InputError: there is no photo yet, or a text is empty or longer than MAX_CHARACTERS.
         """
         if self._photo is None:
             raise InputError("no photo yet: call set_image before segment")
@@ -71,13 +95,13 @@ class Predictor:
         found: list[Prediction] = []
         for start in range(0, len(asked), EXPRESSIONS_AT_ONCE):
             part = asked[start : start + EXPRESSIONS_AT_ONCE]
-            found += self.segmenter.answer(self._sight, [part], self.decoding)
+            found += self.segmenter.answer(self._encoded, [part], self.decoding)
         assert len(found) == len(asked), (len(found), len(asked))
         return found
 
 
 def mask_of(found: Prediction | Segment) -> np.ndarray | None:
-    """The mask as bool (y, x) at the photo's size, or None where the model said it is not there."""
+    """The mask as bool (y, x) at the photo's size, or None where the model answered that it is not there."""
     if found.mask is None or (isinstance(found, Prediction) and found.rejected):
         return None
     return masks.decode(found.mask)

@@ -1,4 +1,4 @@
-"""Photos and mask files: refused with InputError, or pixels of the size the header told."""
+"""Photos and mask files: refused with InputError, or pixels of the size in the header."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from uniresxx.imaging.decode import decode_mask, decode_photo, encoded_size
 
 def check(data: bytes) -> None:
     """Raise anything but InputError where a picture is misread."""
-    told = encoded_size(data)
+    size = encoded_size(data)
     try:
         photo = decode_photo(data, "x")
     except InputError as error:
         assert "\n" not in str(error)
     else:
-        assert photo.dtype == np.uint8 and photo.shape[2:] == (3,) and told in (None, photo.shape[:2])
+        assert photo.dtype == np.uint8 and photo.shape[2:] == (3,) and size in (None, photo.shape[:2])
     try:
         mask = decode_mask(data, "x")
     except InputError as error:

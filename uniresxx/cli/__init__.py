@@ -9,44 +9,84 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from difflib import get_close_matches
 from importlib import import_module
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from uniresxx.errors import InputError
 
 COMMANDS = (
-    ("segment", "masks for expressions on photos: overlay PNG, mask PNGs, COCO RLE as JSON"),
-    ("data", "look into data sets and scenes, prepare and verify stores"),
-    ("export", "a run's best model as a plain folder"),
+    ("segment", "find what words describe in photos: overlays, masks, COCO RLE"),
+    ("data", "inspect data sets and scenes, prepare and verify stores"),
+    ("export", "write a run's best model as a plain folder"),
     ("doctor", "check this machine and installation"),
 )
 
 
+def did_you_mean(word: str, known: Iterable[Any]) -> str:
+    """`; did you mean '--out'?` where one of the known words is close, else nothing."""
+    close = get_close_matches(word, [str(one) for one in known], n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
 class OneLineParser(argparse.ArgumentParser):
-    """argparse with errors of one line."""
+    """argparse whose errors are one line and name the closest known option, choice or command."""
 
     def error(self, message: str) -> NoReturn:
         """Raise InputError instead of printing the whole usage."""
         raise InputError(f"{message}; see `{self.prog} --help`")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As of argparse; an unknown option is named before anything that is missing because of it."""
+        words = list(sys.argv[1:] if args is None else args)
+        options = self._option_string_actions
+        for word in words if self._subparsers is None else []:
+            name = word.partition("=")[0]
+            if name == "--":
+                break
+            if name.startswith("--") and not any(option.startswith(name) for option in options):
+                self.error(f"unknown option {name!r}{did_you_mean(name, options)}")
+        return super().parse_known_args(words, namespace)
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            hint = did_you_mean(str(value), action.choices)
+            choices = ", ".join(map(str, action.choices))
+            raise argparse.ArgumentError(action, f"invalid choice: {value!r} (choose from {choices}){hint}")
+
+
+def parser_for(program: str, page: str | None) -> OneLineParser:
+    """A parser whose help is a module's docstring: its first line, in backticks, is the usage."""
+    usage, _, description = (page or "").partition("\n")
+    return OneLineParser(
+        prog=program,
+        usage=usage.strip("`"),
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
 
 
 def exit_code(program: str, work: Callable[[], int]) -> int:
     """Run `work` and turn the documented errors into one line on stderr and an exit code.
 
     InputError -> 2; a full or unwritable disk and other operating-system failures -> 1. Anything else is a
-    bug and keeps its traceback.
+    bug and keeps its traceback. A reader that stops early (`… | head`) ends the program quietly, with 1.
     """
     try:
-        return work()
+        try:
+            return work()
+        finally:  # also where argparse printed the help and exits
+            if sys.stdout is not None:
+                sys.stdout.flush()
     except InputError as error:
-        print(f"{program}: {error}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 2
-    except BrokenPipeError:  # the reader of our output went away (`… | head`); keep Python's last flush quiet
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
         return 1
     except OSError as error:
-        print(f"{program}: {error}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"{program}: stopped", file=sys.stderr)
@@ -68,17 +108,26 @@ def usage() -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Dispatch to a subcommand; returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
-    if not words or words[0] in ("-h", "--help", "help"):
-        print(usage(), file=sys.stdout if words else sys.stderr)
-        return 0 if words else 2
-    if words[0] == "--version":
+    name = words[0] if words else ""
+    known = [command for command, _ in COMMANDS]
+    if name in known:
+        return exit_code(
+            f"uniresxx {name}", lambda: int(import_module(f"uniresxx.cli.{name}").main(words[1:]))
+        )
+    return exit_code("uniresxx", lambda: _without_command(name, known))
+
+
+def _without_command(word: str, known: Sequence[str]) -> int:
+    """`--help`, `--version`, or InputError for a command that does not exist."""
+    if word == "--version":
         from uniresxx import __version__
 
         print(f"uniresxx {__version__}")
-        return 0
-    known = [name for name, _ in COMMANDS]
-    if words[0] not in known:
-        print(f"uniresxx: unknown command {words[0]!r}; known: {', '.join(known)}", file=sys.stderr)
+    elif word in ("-h", "--help", "help"):
+        print(usage())
+    elif word:
+        raise InputError(f"unknown command {word!r}{did_you_mean(word, known)}; known: {', '.join(known)}")
+    else:
+        print(usage(), file=sys.stderr)
         return 2
-    command = import_module(f"uniresxx.cli.{words[0]}")
-    return exit_code(f"uniresxx {words[0]}", lambda: command.main(words[1:]))
+    return 0

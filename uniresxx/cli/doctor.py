@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import platform
@@ -12,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from typing import Literal
+
+from uniresxx.cli import OneLineParser
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +101,7 @@ def check_machine() -> list[Finding]:
 
 def main(argv: Sequence[str]) -> int:
     """Print the report; 0 where nothing is wrong, else 1."""
-    parser = argparse.ArgumentParser(prog="uniresxx doctor", description=__doc__)
+    parser = OneLineParser(prog="uniresxx doctor", description=__doc__)
     parser.add_argument("--json", action="store_true", help="one JSON list instead of lines")
     options = parser.parse_args(argv)
     findings = [*check_machine(), *check_packages(), *check_torchvision(), *check_devices()]

@@ -1,22 +1,24 @@
 """`uniresxx segment PHOTO… "expression" ["expression" …] --checkpoint DIR --out DIR`
 
 Photos come first: leading arguments that are existing files or end in .jpg, .jpeg, .png or .webp. All others
-are expressions; one that could be taken for a photo goes behind `-e`. Each photo is asked every expression.
+are expressions. One that looks like a path is refused; put it behind `-e` to ask it. Each photo is asked every
+expression.
 
 Written to OUT per photo NAME.jpg:
   NAME.overlay.png            the photo with coloured masks and a legend
   NAME.mask_01_a_phrase.png   one per expression that is there: 0 outside, 255 inside, at the photo's size
   NAME.json                   texts, rejected, score, p_absent, COCO RLE; written last, so it means "complete"
-Files of an earlier run with the same names are replaced, each as a whole.
+The same photo into the same OUT replaces its earlier results: masks that the new JSON does not name are removed.
+Another photo of the same name, or files of your own, are never replaced: the results get another NAME (NAME_2).
 
 Exit codes: 0 done; 1 the disk is full or cannot be written; 2 wrong input (the other photos are still done).
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,15 +28,16 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from uniresxx.cli import OneLineParser, exit_code
+from uniresxx.cli import parser_for
 from uniresxx.errors import InputError
-from uniresxx.files import png_bytes, safe_name, write_atomic
+from uniresxx.files import png_bytes, safe_name, to_json, write_atomic
 from uniresxx.imaging.inputs import checked
 from uniresxx.imaging.overlay import draw_overlay, one_line
 from uniresxx.predictor import Predictor, layers_of, mask_of
 from uniresxx.types import Prediction
 
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+OTHER_PHOTO_SUFFIXES = (".avif", ".bmp", ".gif", ".heic", ".heif", ".tif", ".tiff")
 FORMAT = 1  # of the JSON
 
 
@@ -49,21 +52,31 @@ class Job:
 
 
 def looks_like_photo(word: str) -> bool:
-    """The rule of the command line: an existing file, or a name with the suffix of a photo."""
+    """Whether a leading word is a photo: an existing file, or a name with the suffix of a photo."""
     return word.lower().endswith(PHOTO_SUFFIXES) or os.path.isfile(word)
+
+
+def looks_like_path(word: str) -> bool:
+    """Whether a word was meant as a photo or a folder, so that it is not asked as an expression."""
+    if looks_like_photo(word) or word.lower().endswith(OTHER_PHOTO_SUFFIXES) or os.path.isdir(word):
+        return True
+    if not {"/", os.sep} & set(word):
+        return False
+    rooted = word.startswith(("/", "./", "../", "~/"))
+    return rooted or not re.search(r"\s", word) or bool(re.fullmatch(r"\.[A-Za-z]\w{0,4}", Path(word).suffix))
 
 
 def parse(argv: Sequence[str]) -> Job:
     """Command line to job; InputError says what is missing."""
-    lines = (__doc__ or "").split("\n", 2)
-    parser = OneLineParser(
-        prog="uniresxx segment",
-        usage=lines[0].strip("`"),
-        description=lines[2],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_for("uniresxx segment", __doc__)
     parser.add_argument("words", nargs="*", metavar="PHOTO… EXPRESSION…", help="photos, then expressions")
-    parser.add_argument("-e", "--expression", action="append", default=[], help="an expression, always")
+    parser.add_argument(
+        "-e",
+        "--expression",
+        action="append",
+        default=[],
+        help="an expression, also one that looks like a path",
+    )
     parser.add_argument(
         "--checkpoint", required=True, help="run or from_pretrained folder, or hub:OWNER/NAME"
     )
@@ -71,30 +84,37 @@ def parse(argv: Sequence[str]) -> Job:
     options = parser.parse_intermixed_args(argv)
     words: list[str] = options.words
     count = next((at for at, word in enumerate(words) if not looks_like_photo(word)), len(words))
-    photos, expressions = words[:count], [*words[count:], *options.expression]
+    photos, expressions = words[:count], words[count:]
+    for word in expressions:
+        if looks_like_path(word):
+            what = "is a folder" if os.path.isdir(word) else "looks like a path"
+            raise InputError(
+                f"{one_line(word)!r} {what}, not an expression: name photos ({', '.join(PHOTO_SUFFIXES)}) first; "
+                "to ask it as an expression, put -e before it"
+            )
+    expressions += options.expression
     if not photos:
-        first = f": {one_line(words[0])!r} is no file" if words else ""
+        first = f": {one_line(words[0])!r} is not a file" if words else ""
         raise InputError(f"no photo{first}; name existing photos first, then the expressions")
     if not expressions:
-        raise InputError(
-            "no expression: say what to segment behind the photos; one that is also a file goes behind -e"
-        )
+        raise InputError("no expression: after the photos, say what to segment")
     plain = tuple(str(checked(text)) for text in expressions)
     return Job(tuple(photos), plain, options.checkpoint, options.out)
 
 
-def names_for(photos: Sequence[str], out: Path) -> list[str]:
+def names_for(job: Job) -> list[str]:
     """A name per photo: from its file name, made safe, different from each other on any file system.
 
-    A name whose results would overwrite one of the photos is left out.
+    A name is passed over where its results would replace one of the photos, the results of another photo, or a
+    file that this command did not write.
     """
-    sources = {Path(photo).resolve() for photo in photos}
+    sources = {Path(photo).resolve() for photo in job.photos}
     taken: set[str] = set()
     names = []
-    for photo in photos:
+    for photo in job.photos:
         stem, number = safe_name(Path(photo).stem, "photo"), 1
         name = stem
-        while name.lower() in taken or any(_is_result_of(name, source, out) for source in sources):
+        while name.lower() in taken or not _is_free(job, name, photo, sources):
             number += 1
             name = f"{stem}_{number}"
         taken.add(name.lower())
@@ -102,33 +122,72 @@ def names_for(photos: Sequence[str], out: Path) -> list[str]:
     return names
 
 
-def _is_result_of(name: str, source: Path, out: Path) -> bool:
-    """Would a result of this name be written over this photo?"""
-    if source.parent != out.resolve():
+def _is_free(job: Job, name: str, photo: str, sources: set[Path]) -> bool:
+    """Whether results of this name replace nothing but earlier results of the same photo."""
+    if any(source.parent == job.out.resolve() and _is_result(source.name, name) for source in sources):
         return False
-    file, stem = source.name.lower(), name.lower()
-    return file in (f"{stem}.overlay.png", f"{stem}.json") or file.startswith(f"{stem}.mask_")
+    earlier = earlier_results(job.out, name, photo)
+    targets = {f"{name}.json", _overlay_name(name)}
+    targets |= {_mask_name(name, number, text) for number, text in enumerate(job.expressions, start=1)}
+    return not any(os.path.lexists(job.out / target) for target in targets - earlier)
+
+
+def _overlay_name(name: str) -> str:
+    return f"{name}.overlay.png"
+
+
+def _mask_name(name: str, number: int, text: str) -> str:
+    return f"{name}.mask_{number:02d}_{safe_name(text)[:40]}.png"
+
+
+def _is_result(file: str, name: str) -> bool:
+    """Whether a file name is one that results of this name may have."""
+    file, name = file.lower(), name.lower()
+    return file in (_overlay_name(name), f"{name}.json") or file.startswith(f"{name}.mask_")
+
+
+def earlier_results(out: Path, name: str, photo: str) -> set[str]:
+    """Names of the files that an earlier call wrote for this photo under this name; empty where there are none."""
+    path = out / f"{name}.json"
+    try:
+        record = json.loads(path.read_bytes())
+        source, entries = record.get("source", record["photo"]), record["expressions"]
+        files = [record["overlay"], *(entry["mask_png"] for entry in entries)]
+    except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError):
+        return set()
+    if not isinstance(source, str) or _absolute(source) != _absolute(photo):
+        return set()
+    named = {file for file in files if isinstance(file, str) and Path(file).name == file}
+    return {path.name} | {file for file in named if _is_result(file, name)}
+
+
+def _absolute(photo: str) -> str:
+    """What tells photos apart: the full path, as text that JSON can hold."""
+    return os.path.realpath(photo).encode("utf-8", "replace").decode()
 
 
 def write_results(
     job: Job, photo_name: str, name: str, photo: np.ndarray, found: Sequence[Prediction], rule: str
 ) -> list[str]:
-    """Write masks, overlay and JSON of one photo; returns the file names. OSError where the disk refuses."""
+    """Write masks, overlay and JSON of one photo, then remove what only its earlier JSON named.
+
+    Returns the file names. Raises OSError where the disk refuses.
+    """
     entries: list[dict[str, Any]] = []
-    files: list[str] = []
+    pictures: dict[str, bytes] = {}
     for number, (text, prediction) in enumerate(zip(job.expressions, found, strict=True), start=1):
         mask, mask_file = mask_of(prediction), None
         if mask is not None and not prediction.rejected:
-            mask_file = f"{name}.mask_{number:02d}_{safe_name(text)[:40]}.png"
-            write_atomic(job.out / mask_file, png_bytes(Image.fromarray(mask.astype(np.uint8) * 255)))
-            files.append(mask_file)
+            mask_file = _mask_name(name, number, text)
+            pictures[mask_file] = png_bytes(Image.fromarray(mask.astype(np.uint8) * 255))
         entries.append(_entry(text, prediction, mask_file))
-    overlay = f"{name}.overlay.png"
-    write_atomic(job.out / overlay, png_bytes(draw_overlay(photo, layers_of(job.expressions, found))))
+    overlay = _overlay_name(name)
+    pictures[overlay] = png_bytes(draw_overlay(photo, layers_of(job.expressions, found)))
     height, width = photo.shape[:2]
     record = {
         "format": FORMAT,
         "photo": photo_name.encode("utf-8", "replace").decode(),
+        "source": _absolute(photo_name),
         "width": width,
         "height": height,
         "checkpoint": job.checkpoint.encode("utf-8", "replace").decode(),
@@ -136,9 +195,14 @@ def write_results(
         "overlay": overlay,
         "expressions": entries,
     }
-    text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    write_atomic(job.out / f"{name}.json", text.encode())
-    return [*files, overlay, f"{name}.json"]
+    earlier = earlier_results(job.out, name, photo_name)
+    for file, data in pictures.items():  # all are ready: little time passes until the JSON names them
+        write_atomic(job.out / file, data)
+    write_atomic(job.out / f"{name}.json", to_json(record))
+    written = [*pictures, f"{name}.json"]
+    for file in earlier - set(written):
+        (job.out / file).unlink(missing_ok=True)
+    return written
 
 
 def _number(value: float | None) -> float | None:
@@ -186,16 +250,16 @@ def _prepare(out: Path) -> None:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Do the job. A photo that cannot be used is reported on stderr and does not cost the others theirs."""
+    """Do the job. A photo that cannot be used is reported on stderr; the others are still done."""
     job = parse(argv)
     predictor = Predictor.from_pretrained(job.checkpoint)
     _prepare(job.out)
     code = 0
-    for photo_name, name in zip(job.photos, names_for(job.photos, job.out), strict=True):
+    for photo_name, name in zip(job.photos, names_for(job), strict=True):
         try:
             photo = predictor.set_image(photo_name)
         except InputError as error:
-            print(f"uniresxx segment: {one_line(str(error))}", file=sys.stderr)
+            print(f"error: {one_line(str(error))}", file=sys.stderr)
             code = 2
             continue
         found = predictor.segment(job.expressions)
@@ -206,8 +270,3 @@ def main(argv: Sequence[str]) -> int:
             print(f"  {describe(text, prediction)}")
         print(f"  wrote {len(files)} files: {job.out / name}.*", flush=True)
     return code
-
-
-def run(argv: list[str]) -> int:
-    """`main` with the documented errors turned into one line on stderr and an exit code."""
-    return exit_code("uniresxx segment", lambda: main(argv))

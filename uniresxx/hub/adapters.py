@@ -10,19 +10,18 @@ import torch
 from mllm.config import TuningConfig
 from mllm.loading import OWN_RULES, load_part
 from mllm.lora import adapter_tensors, load_adapter_tensors, merged_tensors, subtract
-from uniresxx.checkpoints.folders import (
+from uniresxx.checkpoints.folders import Snapshot
+from uniresxx.checkpoints.publish import publish
+from uniresxx.checkpoints.tensors import (
     CONFIG,
     TOKENIZER,
-    Snapshot,
     read_json,
     read_tensors,
-    save_pretrained,
-    tensor_bytes,
-    to_json,
     weight_files,
+    write_tensors,
 )
 from uniresxx.errors import InputError
-from uniresxx.files import write_atomic
+from uniresxx.files import to_json
 from uniresxx.model.build import load_vocabulary
 from uniresxx.model.config import UniRESPlusPlusConfig
 from uniresxx.model.modeling import UniRESPlusPlusModel
@@ -52,25 +51,24 @@ def merged(model: UniRESPlusPlusModel) -> Snapshot:
 
 
 def save_adapter(model: UniRESPlusPlusModel, out: Path) -> list[str]:
-    """Adapters and token rows alone, with the configuration and the vocabulary they belong to; names of the files."""
+    """Write adapters and token rows with their configuration and vocabulary; returns the names of the files."""
     tensors = adapter_tensors(model)
     if not tensors:
         raise InputError("the model has no adapters: it was trained whole, export it without --adapter")
-    out.mkdir(parents=True, exist_ok=True)
-    files = {
-        ADAPTER: tensor_bytes(tensors),
-        TOKENIZER: model.tokenizer.to_json().encode(),
-        ADAPTER_CONFIG: to_json(model.config.to_dict()),
-    }
-    for name, data in files.items():
-        write_atomic(out / name, data)
-    return list(files)
+    return publish(
+        out,
+        {
+            ADAPTER: lambda path: write_tensors(path, tensors),
+            TOKENIZER: model.tokenizer.to_json().encode(),
+            ADAPTER_CONFIG: to_json(model.config.to_dict()),
+        },
+    )
 
 
 def unmerged(source: Path, adapter: Path) -> UniRESPlusPlusModel:
-    """The model of a merged folder with its adapter apart again: up to rounding, the weights of before.
+    """The model of a merged folder with its adapter apart again; up to rounding, its weights before the merge.
 
-    InputError where the adapter is not of this model.
+    InputError where the adapter belongs to another model.
     """
     config = UniRESPlusPlusConfig.from_dict(read_json(adapter / ADAPTER_CONFIG))
     given = UniRESPlusPlusConfig.from_dict(read_json(source / CONFIG))
@@ -93,8 +91,3 @@ def unmerged(source: Path, adapter: Path) -> UniRESPlusPlusModel:
     with torch.no_grad():
         subtract(model)
     return model.eval()
-
-
-def export_merged(model: UniRESPlusPlusModel, out: Path, shard_bytes: int | None) -> list[str]:
-    """Write `merged` as a plain folder; names of the files."""
-    return save_pretrained(out, merged(model), shard_bytes)

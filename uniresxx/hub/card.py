@@ -1,7 +1,7 @@
-"""The model card beside exported weights: what a checkpoint and its run recorded, and nothing that was not.
+"""The model card beside exported weights: what a checkpoint and its run recorded, and nothing else.
 
 Recipe and data (with what the leak guard did) come from the checkpoint's recipe.json, the step from its state.json,
-scores of these very weights from the run's metrics.json. Names of local folders are cut to their last part: a card
+scores of exactly these weights from the run's metrics.json. Names of local folders are cut to their last part: a card
 may be published.
 """
 
@@ -13,15 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from uniresxx.checkpoints.folders import (
-    BEST,
-    CARD,
-    CHECKPOINTS,
-    RECIPE,
-    STATE,
-    checkpoint_identity,
-    read_json,
-)
+from uniresxx.checkpoints.folders import BEST, CARD, CHECKPOINTS, RECIPE, STATE, checkpoint_identity
+from uniresxx.checkpoints.tensors import read_json
 from uniresxx.data.guard import lines_of_report
 from uniresxx.model.config import UniRESPlusPlusConfig
 from uniresxx.scoring.tally import parts_scored
@@ -36,12 +29,12 @@ _HUB_ID = re.compile(r"[\w-]+/[\w.-]+(@[\w./-]+)?")
 def card_of(config: UniRESPlusPlusConfig, source: Path | None) -> str:
     """The card of a model loaded from `source` (None: never trained or saved).
 
-    A folder that was exported before has no recipe.json any more: its card is kept, but for the line of the
-    adapters, which may have been merged or taken out since.
+    An exported folder has no recipe.json: its card is copied, but for the line of the adapters, which may have
+    been merged or taken out since.
     """
     if source is not None and not (source / RECIPE).is_file() and (source / CARD).is_file():
-        kept = (source / CARD).read_text(encoding="utf-8")
-        return re.sub(r"^- adapters: .*$", lambda _: _adapted(config), kept, flags=re.MULTILINE)
+        card = (source / CARD).read_text(encoding="utf-8")
+        return re.sub(r"^- adapters: .*$", lambda _: _adapted(config), card, flags=re.MULTILINE)
     about = _json(source, RECIPE)
     run = source.parent.parent if source is not None and source.parent.name == CHECKPOINTS else source
     data = [item for item in about.get("training_data", []) if isinstance(item, dict)]
@@ -69,17 +62,10 @@ def _json(folder: Path | None, name: str) -> dict[str, Any]:
 def _head(config: UniRESPlusPlusConfig, data: Sequence[Mapping[str, Any]]) -> str:
     """The block that the Hub reads."""
     free = not _pretrained(config) and data and all(_is_drawn(item) for item in data)
-    return "\n".join(
-        [
-            "---",
-            f"license: {'apache-2.0' if free else 'other'}",
-            "library_name: transformers",
-            "pipeline_tag: image-segmentation",
-            "tags:",
-            "- uniresxx",
-            "- referring-expression-segmentation",
-            "---",
-        ]
+    licence = "apache-2.0" if free else "other"
+    return (
+        f"---\nlicense: {licence}\nlibrary_name: transformers\npipeline_tag: image-segmentation\n"
+        "tags:\n- uniresxx\n- referring-expression-segmentation\n---"
     )
 
 
@@ -162,7 +148,7 @@ def _metrics(run: Path | None, source: Path | None) -> str:
 
 
 def _entries(run: Path, source: Path) -> list[dict[str, Any]]:
-    """Scores of these very weights. A run's metrics.json may also hold another checkpoint's or another model's:
+    """Scores of exactly these weights. A run's metrics.json may also hold another checkpoint's or another model's:
     `python -m eval` writes the hash of the weights beside each. Without any, those of training at this step."""
     found = [
         entry
@@ -182,7 +168,7 @@ def _listed(path: Path) -> list[dict[str, Any]]:
 
 
 def _asked(entry: Mapping[str, Any]) -> str:
-    """The protocol, and all that makes the numbers other than those of the whole benchmark by the model's rule."""
+    """The protocol, and every difference from scoring the whole benchmark by the model's own rule."""
     rejection = entry.get("rejection") or {}
     rule = rejection.get("rule") or "flag"
     above = "" if rejection.get("threshold") is None else f" above {rejection['threshold']:.4g}"
@@ -196,7 +182,7 @@ def _asked(entry: Mapping[str, Any]) -> str:
 
 
 def _licence(config: UniRESPlusPlusConfig, data: Sequence[Mapping[str, Any]]) -> str:
-    """What the project can say, and what it cannot."""
+    """The terms that the project knows of."""
     lines = ["The code that makes and uses these weights is Apache-2.0."]
     parts, real = _pretrained(config), [str(item.get("data")) for item in data if not _is_drawn(item)]
     if parts:

@@ -21,6 +21,8 @@ from transformers import BatchFeature, PreTrainedConfig, PreTrainedModel, Proces
 from mllm.loading import folder_of
 from mllm.tokens import Vocabulary
 from uniresxx.checkpoints import folders as checkpoint
+from uniresxx.checkpoints.publish import MARKER, publish
+from uniresxx.checkpoints.resolve import HUB, resolve
 from uniresxx.errors import InputError
 from uniresxx.hub.card import card_of
 from uniresxx.imaging.inputs import Photo, checked, photo_pixels
@@ -182,8 +184,7 @@ class UniRESPlusPlus(PreTrainedModel):
             raise InputError(f"{folder} is a file: name a folder")
         text = card if card is not None else card_of(self.model.config, self.source)
         shard_bytes = None if max_shard_size is None else byte_size(max_shard_size)
-        checkpoint.save_pretrained(folder, self.model, shard_bytes)
-        checkpoint.write_atomic(folder / checkpoint.CARD, text.encode())
+        checkpoint.save_pretrained(folder, self.model, shard_bytes, text)
 
     def push_to_hub(
         self,
@@ -218,6 +219,7 @@ class UniRESPlusPlus(PreTrainedModel):
             found = api.upload_folder(
                 repo_id=name,
                 folder_path=folder,
+                ignore_patterns=[MARKER],
                 revision=revision,
                 create_pr=create_pr,
                 commit_message=commit_message,
@@ -272,11 +274,9 @@ class UniRESPlusPlusProcessor(ProcessorMixin):
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **options: Any) -> None:
         """Write config.json and tokenizer.json, which a saved model has already."""
-        folder = Path(save_directory)
-        folder.mkdir(parents=True, exist_ok=True)
         values = checkpoint.to_json(self.config.to_dict())
-        checkpoint.write_atomic(folder / checkpoint.CONFIG, values)
-        checkpoint.write_atomic(folder / checkpoint.TOKENIZER, self.vocabulary.to_json().encode())
+        words = self.vocabulary.to_json().encode()
+        publish(Path(save_directory), {checkpoint.TOKENIZER: words, checkpoint.CONFIG: values})
 
     def to_dict(self) -> dict[str, Any]:
         """The config with the name of this class."""
@@ -285,9 +285,9 @@ class UniRESPlusPlusProcessor(ProcessorMixin):
 
 def checkpoint_folder(source: str | os.PathLike[str], options: Mapping[str, Any]) -> Path:
     """The folder with the weights: of a run, a plain folder, or a Hub id, which is downloaded with `options`."""
-    name = os.fspath(source).removeprefix(checkpoint.HUB)
+    name = os.fspath(source).removeprefix(HUB)
     if Path(name).exists():
-        return checkpoint.resolve(Path(name), print)
+        return resolve(Path(name), print)
     wanted = {key: options[key] for key in _HUB_OPTIONS if options.get(key) is not None}
     try:
         return folder_of(name, **wanted)

@@ -1,9 +1,9 @@
 """The mask head as programs that run without this package: torch.export (.pt2) or ONNX, checked against eager.
 
-Two programs, as the head is used: `see` once per photo, `answer` for any number of [SEG] states of that photo (the
-first size of `prompts_ED` is dynamic). The multimodal LLM is not exported.
+Two programs: `encode` runs once per photo, `answer` for any number of [SEG] states of that photo (the first size
+of `prompts_ED` is dynamic). The multimodal LLM is not exported.
 
-Shapes: B = 1 photo, E expressions, D LLM width, S side of the mask frame, h w grid.
+Shapes: B = 1 photo, E expressions, D LLM width, M regions, C channels, S side of the mask frame, h w grid.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mllm.modeling import Boxes
-from uniresxx.checkpoints.folders import to_json
+from uniresxx.checkpoints.publish import Content, publish
 from uniresxx.errors import InputError
-from uniresxx.files import write_atomic
+from uniresxx.files import to_json
 from uniresxx.model.heads.pyramid import MaskFeatures, PyramidHead
 from uniresxx.model.heads.sam import Sam2Head, SamFeatures, SamHead
 from uniresxx.model.modeling import UniRESPlusPlusModel
@@ -33,11 +33,11 @@ NEEDS_ONNX = (
     "onnx",
     "onnxscript",
     "onnxruntime",
-)  # onnxruntime: what was written is run before it is handed over
+)  # onnxruntime runs what was written before it is handed over
 OUTPUTS = ("masks_Ehw", "quality_E", "presence_E")
 
 
-class See(nn.Module):
+class Encode(nn.Module):
     """Inputs of one photo -> the features that `Answer` takes, flat."""
 
     def __init__(self, head: PyramidHead | SamHead | Sam2Head) -> None:
@@ -83,14 +83,14 @@ class Program:
 
 
 def programs_of(model: UniRESPlusPlusModel) -> list[Program]:
-    """`see` and `answer` of a model's mask head, in fp32 on the CPU."""
+    """`encode` and `answer` of a model's mask head, in fp32 on the CPU."""
     m, head = model.config.mllm, model.head
     generator = torch.Generator().manual_seed(0)
 
     def draw(*size: int) -> Tensor:
         return torch.randn(size, generator=generator)
 
-    see, answer = See(head).eval(), Answer(_without_encoder(head)).eval()
+    encode, answer = Encode(head).eval(), Answer(_without_encoder(head)).eval()
     with torch.no_grad():
         if isinstance(head, PyramidHead):
             none = torch.zeros(1, m.max_objects, 4), torch.zeros(1, m.max_objects, dtype=torch.bool)
@@ -113,11 +113,11 @@ def programs_of(model: UniRESPlusPlusModel) -> list[Program]:
             given, other = (draw(1, 3, side, side),), (draw(1, 3, side, side),)
             names = ("pixels_B3SS",)
             features = ("image_BChw", "fine_0", "fine_1")
-        seen = [see(*given), see(*other)]
-    features = features[: len(seen[0])]
-    asked = [(draw(count, m.llm_width), *values) for count, values in zip((3, 5), seen, strict=True)]
+        encoded = [encode(*given), encode(*other)]
+    features = features[: len(encoded[0])]
+    asked = [(draw(count, m.llm_width), *values) for count, values in zip((3, 5), encoded, strict=True)]
     return [
-        Program("see", see, given, other, names, features, False),
+        Program("encode", encode, given, other, names, features, False),
         Program("answer", answer, asked[0], asked[1], ("prompts_ED", *features), OUTPUTS, True),
     ]
 
@@ -134,7 +134,7 @@ def traced(program: Program) -> Any:
     sizes: list[dict[int, Any]] = [{} for _ in program.inputs]
     if program.dynamic:
         sizes[0] = {0: torch.export.Dim("expressions", min=1)}
-    # by the signature: `Answer` takes the states and then any number of features, `See` any number of inputs
+    # by the signature: `Answer` takes the states and then any number of features, `Encode` any number of inputs
     shapes = (sizes[0], tuple(sizes[1:])) if program.dynamic else (tuple(sizes),)
     with torch.no_grad():
         return torch.export.export(program.module, program.inputs, dynamic_shapes=shapes, strict=False)
@@ -155,7 +155,7 @@ def _first(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 
 def check_form(form: Form) -> None:
-    """InputError that names the packages ONNX lacks here."""
+    """InputError that names the packages that ONNX needs and that are not installed."""
     missing = [name for name in NEEDS_ONNX if form == "onnx" and find_spec(name) is None]
     if missing:
         raise InputError(
@@ -163,31 +163,39 @@ def check_form(form: Form) -> None:
         )
 
 
-def export_mask_head(model: UniRESPlusPlusModel, out: Path, form: Form) -> dict[str, float]:
-    """Write mask_head_see and mask_head_answer (.pt2 or .onnx) and mask_head.json; returns their errors.
+def export_mask_head(model: UniRESPlusPlusModel, out: Path, form: Form) -> list[str]:
+    """Write mask_head_see and mask_head_answer (.pt2 or .onnx) and mask_head.json, which lists inputs, outputs and
+    the largest difference from eager; returns the names of the files.
 
-    Raises InputError where a package lacks, RuntimeError where a written program differs from eager.
+    Raises InputError where a package is missing or `out` holds such files of somebody else, RuntimeError where a
+    written program differs from eager.
     """
     check_form(form)
-    out.mkdir(parents=True, exist_ok=True)
-    model = model.eval()
-    errors: dict[str, float] = {}
     about: dict[str, Any] = {"form": form, "mask_head": model.config.mask_head, "tolerance": TOLERANCE}
-    for program in programs_of(model):
-        path = out / f"mask_head_{program.name}.{'pt2' if form == 'torch' else 'onnx'}"
-        exported = traced(program)
-        run = _write_torch(exported, path) if form == "torch" else _write_onnx(exported, program, path)
-        errors[program.name] = largest_error(program, run)
-        if not errors[program.name] <= TOLERANCE:
-            raise RuntimeError(f"{path.name} differs from eager by {errors[program.name]:.2g}")
-        about[program.name] = {
-            "file": path.name,
-            "inputs": _shapes(program),
-            "outputs": list(program.outputs),
-            "max_abs_error": errors[program.name],
-        }
-    write_atomic(out / "mask_head.json", to_json(about))
-    return errors
+
+    def writer(program: Program) -> Content:
+        def write(path: Path) -> None:
+            exported = traced(program)
+            run = _write_torch(exported, path) if form == "torch" else _write_onnx(exported, program, path)
+            error = largest_error(program, run)
+            if not error <= TOLERANCE:
+                raise RuntimeError(f"{path.name} differs from eager by {error:.2g}")
+            about[program.name] = {
+                "file": path.name,
+                "inputs": _shapes(program),
+                "outputs": list(program.outputs),
+                "max_abs_error": error,
+            }
+
+        return write
+
+    suffix = "pt2" if form == "torch" else "onnx"
+    files = {f"mask_head_{program.name}.{suffix}": writer(program) for program in programs_of(model.eval())}
+    return publish(
+        out,
+        files | {"mask_head.json": lambda path: path.write_bytes(to_json(about))},
+        lambda name: name.startswith("mask_head"),
+    )
 
 
 def _shapes(program: Program) -> dict[str, list[int | str]]:

@@ -1,7 +1,7 @@
 """Photos as a person sees them: RGB, EXIF orientation applied, checked before a pixel is decoded.
 
-Only JPEG, PNG and WEBP are opened, the first frame of each; the size is read from the header and capped.
-Errors: InputError, one line that names the file.
+Only JPEG, PNG and WEBP are opened, the first frame of each. Pillow reads the size from the header; it is capped
+before anything is decoded. Errors: InputError, one line that names the file.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from uniresxx.errors import InputError, MissingPhotoError
 
@@ -25,22 +25,9 @@ FORMATS = ("JPEG", "PNG", "WEBP")
 MAX_PIXELS = 50_000_000
 MAX_BYTES = 256 * 2**20
 MAX_SCANS = 64  # our choice: encoders write 10 to 20; every scan of a few bytes costs a walk over all pixels
-_JPEG_SIZES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # SOF markers
 _JPEG_ALONE = frozenset(range(0xD0, 0xD9)) | {0x01}  # markers without a length
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]", re.DOTALL)  # within a scan: not a byte of the picture
-_DECODER_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    OverflowError,
-    IndexError,
-    KeyError,
-    TypeError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-)
+_DAMAGED = (OSError, SyntaxError, ValueError, EOFError, ArithmeticError, LookupError, TypeError, struct.error)
 
 
 def read_photo(path: str | os.PathLike[str]) -> np.ndarray:
@@ -56,18 +43,6 @@ def read_mask(path: str | os.PathLike[str]) -> np.ndarray:
     return decode_mask(read_encoded(path), str(path))
 
 
-def decode_mask(data: bytes, name: str) -> np.ndarray:
-    """Decode the bytes of a mask, as `read_mask` does; `name` is what an error calls it."""
-    size = _checked_size(data, name)
-    try:
-        with _quiet(), Image.open(io.BytesIO(data), formats=("PNG",)) as image:
-            _refuse_two_sizes(image, size)
-            plain = image if image.mode in ("1", "L", "I", "I;16", "I;16B") else image.convert("L")
-            return np.asarray(plain) > 0
-    except _DECODER_ERRORS as error:
-        raise InputError(f"{name}: the mask is no readable PNG ({_reason(error)})") from None
-
-
 def read_encoded(path: str | os.PathLike[str]) -> bytes:
     """The bytes of a photo's file. InputError naming it: missing, no regular file, over the cap, unreadable."""
     place = Path(path)
@@ -80,20 +55,24 @@ def read_encoded(path: str | os.PathLike[str]) -> bytes:
             raise InputError(f"{place}: is not a regular file")
         if place.stat().st_size > MAX_BYTES:
             raise InputError(f"{place}: is over the cap of {MAX_BYTES} bytes for a photo")
-        data = place.read_bytes()
+        return place.read_bytes()
     except (OSError, ValueError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{str(place)!r}: cannot be read ({error})") from None
-    return data
 
 
 def decode_photo(data: bytes, name: str) -> np.ndarray:
     """Decode the bytes of a photo, as `read_photo` does; `name` is what an error calls it."""
-    size = _checked_size(data, name)
-    with _decoding(name), Image.open(io.BytesIO(data), formats=FORMATS) as image:
-        _refuse_two_sizes(image, size)
+    with _opened(data, name) as image:
         return _to_rgb(image)
+
+
+def decode_mask(data: bytes, name: str) -> np.ndarray:
+    """Decode the bytes of a mask, as `read_mask` does; `name` is what an error calls it."""
+    with _opened(data, name, ("PNG",)) as image:
+        plain = image if image.mode in ("1", "L", "I", "I;16", "I;16B") else image.convert("L")
+        return np.asarray(plain) > 0
 
 
 def rgb_of(picture: Image.Image, name: str = "the picture") -> np.ndarray:
@@ -101,80 +80,66 @@ def rgb_of(picture: Image.Image, name: str = "the picture") -> np.ndarray:
 
     Raises InputError, which calls it `name`: over 50 megapixels, or damaged (Pillow decodes late).
     """
-    if picture.width * picture.height > MAX_PIXELS:
-        raise InputError(_over_the_cap(name, picture.width, picture.height))
-    with _decoding(name):
+    with _decoding(name, FORMATS):
+        _check_pixels(picture, name)
         return _to_rgb(picture)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without Pillow's warnings: about harmless oddities such as EXIF it cannot parse, or what we refuse."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
-@contextmanager
-def _decoding(name: str) -> Iterator[None]:
-    """Whatever Pillow raises is an InputError about `name`."""
-    try:
-        with _quiet():
-            yield
-    except _DECODER_ERRORS as error:
-        raise InputError(f"{name}: the photo is damaged ({_reason(error)}); replace it") from None
-
-
-def _over_the_cap(name: str, width: int, height: int) -> str:
-    return f"{name}: {width} x {height} pixels are over the cap of {MAX_PIXELS // 10**6} megapixels"
-
-
-def _reason(error: Exception) -> str:
-    return (" ".join(str(error).split()) or type(error).__name__)[:120]
-
-
-def _checked_size(data: bytes, name: str) -> tuple[int, int]:
-    """(width, height) from the header; InputError where there is none or it is over the cap."""
-    if not data:
-        raise InputError(f"{name}: the file is empty (0 bytes)")
-    size = _header_size(data)
-    if size is None:
-        raise InputError(f"{name}: not a photo in {', '.join(FORMATS)}, or its header is damaged")
-    width, height = size
-    if width * height > MAX_PIXELS:
-        raise InputError(_over_the_cap(name, width, height))
-    if data.count(b"\xff\xda") > MAX_SCANS and _scans(data) > MAX_SCANS:
-        raise InputError(f"{name}: a JPEG of more than {MAX_SCANS} scans; save it anew")
-    return width, height
-
-
-def _refuse_two_sizes(image: Image.Image, size: tuple[int, int]) -> None:
-    """ValueError where Pillow found another size than the first header, which was checked against the cap."""
-    if image.size != size:
-        raise ValueError(f"it says {size[0]} x {size[1]} pixels and {image.width} x {image.height}")
 
 
 def photo_size(path: str | os.PathLike[str]) -> tuple[int, int] | None:
     """(height, width) as a person sees it, EXIF applied, from the header alone; None where it has none."""
     try:
-        with open(path, "rb") as file:
-            return encoded_size(file.read(2**20))
-    except _DECODER_ERRORS:
+        return encoded_size(read_encoded(path))
+    except InputError:
         return None
 
 
 def encoded_size(data: bytes) -> tuple[int, int] | None:
-    """As `photo_size`, of a photo's bytes (its first megabyte is enough)."""
+    """As `photo_size`, of a photo's bytes."""
     try:
-        size = _header_size(data)
-        if size is None or size[0] * size[1] > MAX_PIXELS:
-            return None
-        with _quiet(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            _refuse_two_sizes(image, size)
+        with _opened(data, "the photo") as image:
             turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
-    except _DECODER_ERRORS:
+            return image.size if turned else (image.height, image.width)
+    except InputError:
         return None
-    return size if turned else (size[1], size[0])
+
+
+@contextmanager
+def _opened(data: bytes, name: str, formats: tuple[str, ...] = FORMATS) -> Iterator[Image.Image]:
+    """A picture whose header is read and within bounds; what the block raises is an InputError about `name`."""
+    if not data:
+        raise InputError(f"{name}: the file is empty (0 bytes)")
+    with _decoding(name, formats), Image.open(io.BytesIO(data), formats=formats) as image:
+        _check_pixels(image, name)
+        jpeg = image.format in ("JPEG", "MPO")
+        if jpeg and data.count(b"\xff\xda") > MAX_SCANS and _scans(data) > MAX_SCANS:
+            raise InputError(f"{name}: a JPEG of more than {MAX_SCANS} scans; save it anew")
+        yield image
+
+
+@contextmanager
+def _decoding(name: str, formats: tuple[str, ...]) -> Iterator[None]:
+    """Whatever Pillow raises is an InputError about `name`; its warnings (odd EXIF, say) are not shown."""
+    cap = f"{name}: its pixels are over the cap of {MAX_PIXELS // 10**6} megapixels"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except InputError:
+        raise
+    except Image.DecompressionBombError:  # Pillow's own cap is higher and comes first
+        raise InputError(cap) from None
+    except UnidentifiedImageError:
+        raise InputError(f"{name}: not a picture in {', '.join(formats)}, or its header is damaged") from None
+    except (*_DAMAGED, zlib.error) as error:
+        reason = (" ".join(str(error).split()) or type(error).__name__)[:120]
+        raise InputError(f"{name}: the photo is damaged ({reason}); replace it") from None
+
+
+def _check_pixels(image: Image.Image, name: str) -> None:
+    if image.width * image.height > MAX_PIXELS:
+        raise InputError(
+            f"{name}: {image.width} x {image.height} pixels are over the cap of {MAX_PIXELS // 10**6} megapixels"
+        )
 
 
 def _to_rgb(image: Image.Image) -> np.ndarray:
@@ -190,36 +155,6 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
     return np.array(image.convert("RGB"), dtype=np.uint8)
 
 
-def _header_size(data: bytes) -> tuple[int, int] | None:
-    """(width, height) from the header of a JPEG, PNG or WEBP; None where it is none of them or broken."""
-    if data.startswith(b"\x89PNG\r\n\x1a\n") and data[12:16] == b"IHDR" and len(data) >= 24:
-        size = struct.unpack(">II", data[16:24])
-    elif data.startswith(b"\xff\xd8\xff"):
-        size = _jpeg_size(data)
-    elif data.startswith(b"RIFF") and data[8:12] == b"WEBP":
-        size = _webp_size(data)
-    else:
-        return None
-    return size if min(size) > 0 else None
-
-
-def _jpeg_size(data: bytes) -> tuple[int, int]:
-    """Size in the first frame header; (0, 0) where there is none."""
-    at = 2
-    while at + 9 <= len(data):
-        marker = data[at + 1]
-        if data[at] != 0xFF or marker in (0x00, 0xFF):  # junk and fill bytes between segments are allowed
-            at += 1
-        elif marker in _JPEG_SIZES:
-            height, width = struct.unpack(">HH", data[at + 5 : at + 9])
-            return width, height
-        elif marker in _JPEG_ALONE:
-            at += 2
-        else:
-            at += 2 + max(2, int.from_bytes(data[at + 2 : at + 4], "big"))
-    return 0, 0
-
-
 def _scans(data: bytes) -> int:
     """Scans of a JPEG up to its end; what follows (a film, say) is not looked at."""
     count, at = 0, 2
@@ -231,19 +166,3 @@ def _scans(data: bytes) -> int:
         if marker not in _JPEG_ALONE:
             at += int.from_bytes(data[at : at + 2], "big")
     return count
-
-
-def _webp_size(data: bytes) -> tuple[int, int]:
-    """Size in the first chunk (VP8, VP8L or VP8X); (0, 0) where it is broken."""
-    kind = data[12:16]
-    if len(data) < 30:
-        return 0, 0
-    if kind == b"VP8X":
-        return 1 + int.from_bytes(data[24:27], "little"), 1 + int.from_bytes(data[27:30], "little")
-    if kind == b"VP8L" and data[20] == 0x2F:
-        bits = int.from_bytes(data[21:25], "little")
-        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
-    if kind == b"VP8 " and data[23:26] == b"\x9d\x01\x2a":
-        width, height = struct.unpack("<HH", data[26:30])
-        return width & 0x3FFF, height & 0x3FFF
-    return 0, 0

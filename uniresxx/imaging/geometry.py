@@ -86,7 +86,7 @@ class Letterbox:
     def unmask_logits_many(self, logits_Ess: np.ndarray) -> np.ndarray:
         """Logits (E, s, s) over the whole square -> bool (E, y, x) at the photo's size.
 
-        Cells that show nothing but padding have no say (our choice: nothing trains them).
+        Cells of padding alone are ignored (our choice: nothing trains them).
         """
         count, rows, columns = logits_Ess.shape
         if rows != columns:
@@ -96,8 +96,8 @@ class Letterbox:
         across_xs = _bilinear(self.width, self.inner_width * rows / self.side, rows)
         masks = np.empty((count, self.height, self.width), dtype=bool)
         for index in range(count):  # one at a time: full-size floats of many masks would take gigabytes
-            seen = logits[index, : down_ys.shape[1], : across_xs.shape[1]]
-            masks[index] = down_ys @ seen @ across_xs.T > 0
+            shown = logits[index, : down_ys.shape[1], : across_xs.shape[1]]
+            masks[index] = down_ys @ shown @ across_xs.T > 0
         return masks
 
     def _scale(self, boxes_N4: np.ndarray) -> np.ndarray:

@@ -19,7 +19,7 @@ from pycocotools import mask as coco
 from uniresxx.errors import InputError
 from uniresxx.types import RLE
 
-MAX_PIXELS = 50_000_000  # the same cap as for photos (images.py)
+MAX_PIXELS = 50_000_000  # the same cap as for photos (decode.py)
 MAX_CHARS_PER_RUN = 6  # 6 * 5 bits hold any signed run difference below MAX_PIXELS
 MAX_POLYGON_STEPS = 20_000_000  # pycocotools walks a polygon's outline in steps of a fifth of a pixel
 
@@ -45,7 +45,7 @@ class CheckedRLE(dict[str, Any]):
 
 
 def _proof(rle: Any) -> tuple[str, int, int, int]:
-    """(counts, height, width, foreground pixels) of an RLE, checked now unless it was before."""
+    """(counts, height, width, foreground pixels) of an RLE, checked now unless it already was."""
     known = rle.proof() if isinstance(rle, CheckedRLE) else None
     if known is not None:
         return known
@@ -81,11 +81,11 @@ def _parse(text: bytes) -> np.ndarray:
 
     The format (pycocotools, maskApi.c rleFrString): six bits per character from '0' on, five of value (low
     first) and one that says more follow; signed; from the fourth run on, the difference to the run two places
-    before.
+    earlier.
     """
     if not text:
         raise InputError("mask code is empty: expected COCO run lengths")
-    codes = np.frombuffer(text, dtype=np.uint8) - 48  # what lies before '0' wraps round to over 63
+    codes = np.frombuffer(text, dtype=np.uint8) - 48  # codes below '0' wrap to over 63
     if codes.max() > 63:
         raise InputError(f"mask code {_short(text)} holds a character that is not of a COCO run-length code")
     if codes[-1] >= 32:
@@ -109,9 +109,7 @@ def _parse(text: bytes) -> np.ndarray:
 
 
 def _check_runs(runs: np.ndarray, height: int, width: int) -> None:
-    """InputError unless the runs are lengths, none inside is empty, and they cover height * width."""
-    if runs.size == 0 or int(runs.min()) < 0:
-        raise InputError("mask code holds a run of negative length, or none")
+    """InputError unless the runs cover height * width and none after the first is empty."""
     # before the sum, which many large runs could overflow
     if (runs.size > 1 << 16 and int(runs.max()) > MAX_PIXELS) or int(runs.sum()) != height * width:
         raise InputError(
@@ -121,7 +119,10 @@ def _check_runs(runs: np.ndarray, height: int, width: int) -> None:
         raise InputError("mask code holds an empty run: encode the mask again (masks.from_coco does)")
 
 
-def _checked(rle: Any, size: Sequence[int] | None = None) -> tuple[bytes, np.ndarray, int, int]:
+def _checked(
+    rle: Any, size: Sequence[int] | None = None, empty_runs: bool = False
+) -> tuple[bytes, np.ndarray, int, int]:
+    """(counts, runs, height, width); with `empty_runs`, the runs may also be empty or not add up."""
     if not isinstance(rle, Mapping) or "size" not in rle or "counts" not in rle:
         raise InputError(f"a mask must be an object with size and counts, not {_short(rle)}")
     height, width = _size(rle["size"])
@@ -137,7 +138,10 @@ def _checked(rle: Any, size: Sequence[int] | None = None) -> tuple[bytes, np.nda
     if len(counts) > MAX_CHARS_PER_RUN * (height * width + 1):
         raise InputError(f"mask code of {len(counts)} characters is too long for {height} x {width} pixels")
     runs = _parse(counts)
-    _check_runs(runs, height, width)
+    if int(runs.min()) < 0:
+        raise InputError("mask code holds a run of negative length")
+    if not empty_runs:
+        _check_runs(runs, height, width)
     return counts, runs, height, width
 
 
@@ -305,7 +309,7 @@ def from_coco(segmentation: Any, height: int, width: int) -> RLE:
     height, width = _size((height, width))
     if isinstance(segmentation, Mapping):
         if not isinstance(segmentation.get("counts"), list):
-            return _from_runs(_checked_loose(segmentation, (height, width)), height, width)
+            return _from_runs(_checked(segmentation, (height, width), empty_runs=True)[1], height, width)
         if _size(segmentation.get("size")) != (height, width):
             raise InputError(
                 f"mask is {segmentation['size']} (height, width), the photo is [{height}, {width}]"
@@ -320,20 +324,3 @@ def from_coco(segmentation: Any, height: int, width: int) -> RLE:
     if all(isinstance(item, int | float) and not isinstance(item, bool) for item in segmentation):
         return from_polygons([segmentation], height, width)
     return from_polygons(segmentation, height, width)
-
-
-def _checked_loose(rle: Mapping[str, Any], size: tuple[int, int]) -> np.ndarray:
-    """Runs of a compressed RLE that may hold empty runs (`_from_runs` merges them and checks the rest)."""
-    if "size" not in rle or _size(rle["size"]) != size:
-        raise InputError(f"mask size is {_short(rle.get('size'))}, but the photo is [{size[0]}, {size[1]}]")
-    counts = rle.get("counts")
-    if isinstance(counts, str):
-        counts = counts.encode("utf-8", "replace")
-    if not isinstance(counts, bytes):
-        raise InputError(f"mask counts must be a list or text, not {_short(counts)}")
-    if len(counts) > MAX_CHARS_PER_RUN * (size[0] * size[1] + 1):
-        raise InputError(f"mask code of {len(counts)} characters is too long for {size[0]} x {size[1]}")
-    runs = _parse(counts)
-    if int(runs.min()) < 0:
-        raise InputError("mask code holds a run of negative length")
-    return runs

@@ -1,6 +1,6 @@
-"""Masks drawn on a photo for people: colour, outline, number, legend. numpy and PIL only.
+"""Masks drawn on a photo: colour, outline, number, legend. numpy and PIL only.
 
-An overlay is a picture to look at, not a mask file, so its size is bounded (our choice): a photo whose
+An overlay is for viewing, it is not a mask file, so its size is bounded (our choice): a photo whose
 longest side is under 320 pixels is enlarged by a whole factor, one above 2048 is reduced. 50 megapixels
 costs one reduced copy, and each mask at most one byte per photo pixel, one mask at a time.
 
@@ -10,6 +10,7 @@ Colour is never the only sign: each mask has an outline and carries the number o
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -57,7 +58,7 @@ def colour_of(index: int) -> tuple[int, int, int]:
 
 
 def drawn_size(height: int, width: int) -> tuple[int, int]:
-    """(height, width) at which a photo is drawn: see the head of this file."""
+    """(height, width) at which a photo is drawn, between SMALLEST_SIDE and LARGEST_SIDE."""
     longest = max(height, width)
     if longest > LARGEST_SIDE:
         return max(1, round(height * LARGEST_SIDE / longest)), max(1, round(width * LARGEST_SIDE / longest))
@@ -92,7 +93,7 @@ def draw_overlay(photo: np.ndarray, layers: Iterable[Layer], title: str = "") ->
     return _with_legend(picture, entries, title, font_size)
 
 
-_NO_PIXELS = np.zeros((0, 0), dtype=bool)  # marks "has a mask" in the legend after the mask itself was let go
+_NO_PIXELS = np.zeros((0, 0), dtype=bool)  # marks "has a mask" in the legend once the mask itself is freed
 
 
 def _resized(photo: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -101,8 +102,8 @@ def _resized(photo: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         return np.array(photo)
     picture = Image.fromarray(np.ascontiguousarray(photo))
     larger = size[0] > photo.shape[0] or size[1] > photo.shape[1]
-    way = Image.Resampling.NEAREST if larger else Image.Resampling.BOX
-    return np.array(picture.resize((size[1], size[0]), way))
+    method = Image.Resampling.NEAREST if larger else Image.Resampling.BOX
+    return np.array(picture.resize((size[1], size[0]), method))
 
 
 def resized_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -135,7 +136,7 @@ def paint_mask(
     for _ in range(thick):
         core = _eroded(core)
     patch[inside & ~core] = colour
-    patch[_dilated(inside) & ~inside] = ink_on(colour)  # a contrast line, so that it is seen on any ground
+    patch[_dilated(inside) & ~inside] = ink_on(colour)  # a contrasting line, visible on any background
     y, x = np.nonzero(core if core.any() else inside)
     nearest = np.argmin((y - y.mean()) ** 2 + (x - x.mean()) ** 2)
     return int(x0 + x[nearest]), int(y0 + y[nearest])
@@ -154,7 +155,7 @@ def _dilated(mask: np.ndarray) -> np.ndarray:
 
 
 def _draw_badges(picture: Image.Image, badges: Sequence[tuple[int, int, int]], font_size: int) -> None:
-    """Write each layer's number on its mask, inside the picture; those of equal masks side by side."""
+    """Write each layer's number on its mask, inside the picture; the numbers of equal masks side by side."""
     draw = ImageDraw.Draw(picture)
     tall, drawn = font_size + 4, list[tuple[int, int, int]]()
     for index, x, y in badges:
@@ -182,7 +183,7 @@ WIDE_FONTS = ("NotoSansCJK-Regular.ttc", "DejaVuSans.ttf", "Arial Unicode.ttf", 
 
 @lru_cache(maxsize=32)
 def _font(size: int, latin: bool) -> Font:
-    """PIL's own font; for other scripts the first font of the machine that knows more letters, if any."""
+    """PIL's own font; for other scripts the first installed font with more letters, if any."""
     for name in () if latin else WIDE_FONTS:
         try:
             return ImageFont.truetype(name, size)
@@ -207,25 +208,16 @@ def legend_text(layer: Layer, number: int | None) -> str:
     return " ".join(part for part in parts if part)
 
 
-def wrapped(text: str, font: Font, room: int, most: int = 3) -> list[str]:
-    """Break text into lines of at most `room` pixels, between words where possible, then an ellipsis."""
-    lines, line = [], ""
-    for word in text.split(" "):
-        while True:
-            longer = f"{line} {word}" if line else word
-            if font.getlength(longer) <= room or not longer:
-                line = longer
-                break
-            if line:
-                lines.append(line)
-                line = ""
-                continue
-            fits = next((n for n in range(len(word) - 1, 0, -1) if font.getlength(word[:n]) <= room), 1)
-            lines.append(word[:fits])
-            word = word[fits:]
-            if not word:
-                break
-    lines.append(line)
+def wrapped(text: str, font: Font, max_width: int, most: int = 3) -> list[str]:
+    """Break text into lines of at most `max_width` pixels, between words where possible, then an ellipsis."""
+    lines: list[str] = []
+    while not lines or text:
+        ends = range(2, len(text) + 1)
+        end = 1 + bisect_right(ends, float(max_width), key=lambda end: float(font.getlength(text[:end])))
+        if end < len(text) and text[end] != " " and " " in text[1:end]:
+            end = text.rfind(" ", 1, end)
+        lines.append(text[:end].rstrip())
+        text = text[end:].lstrip()
     return lines if len(lines) <= most else [*lines[: most - 1], lines[most - 1][:-1] + "…"]
 
 
@@ -233,11 +225,11 @@ def _with_legend(picture: Image.Image, entries: Sequence[Layer], title: str, siz
     """The picture with a white panel below: one line per layer with its colour, number, phrase and score."""
     gap, step, box = size // 2, round(size * 1.4), size
     width = max(picture.width, SMALLEST_SIDE)
-    room = width - box - 3 * gap
+    text_width = width - box - 3 * gap
     rows: list[tuple[int | None, bool, str]] = [(None, False, one_line(title))] if title else []
     for index, layer in enumerate(entries[:MOST_LINES]):
         text = legend_text(layer, index + 1 if len(entries) > 1 else None)
-        for number, line in enumerate(wrapped(text, font_for(text, size), room)):
+        for number, line in enumerate(wrapped(text, font_for(text, size), text_width)):
             rows.append((index if number == 0 else None, layer.mask is not None, line))
     if len(entries) > MOST_LINES:
         rows.append((None, False, f"… and {len(entries) - MOST_LINES} more"))
@@ -250,7 +242,7 @@ def _with_legend(picture: Image.Image, entries: Sequence[Layer], title: str, siz
             square = (gap, y + step // 2 - box // 2, gap + box, y + step // 2 + box // 2)
             if present:
                 draw.rectangle(square, fill=colour_of(at), outline=(0, 0, 0))
-            else:  # crossed out, in no colour: there is no mask to look for
+            else:  # grey and crossed out: there is no mask
                 draw.rectangle(square, outline=ABSENT)
                 draw.line((square[0], square[1], square[2], square[3]), fill=ABSENT)
                 draw.line((square[0], square[3], square[2], square[1]), fill=ABSENT)

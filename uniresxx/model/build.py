@@ -24,7 +24,8 @@ from mllm.loading import (
 )
 from mllm.prefix import check_packed
 from mllm.tokens import Vocabulary
-from uniresxx.checkpoints.folders import CONFIG, TOKENIZER, load_weights, read_json, resolve
+from uniresxx.checkpoints.resolve import resolve
+from uniresxx.checkpoints.tensors import CONFIG, TOKENIZER, load_weights, read_json
 from uniresxx.errors import InputError
 from uniresxx.model.config import UniRESPlusPlusConfig
 from uniresxx.model.heads.pyramid import PyramidHead

@@ -7,7 +7,9 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-from uniresxx.checkpoints.folders import CONFIG, Log, named_folder, read_json, resolve, weight_files
+from uniresxx.checkpoints.folders import Log
+from uniresxx.checkpoints.resolve import resolve
+from uniresxx.checkpoints.tensors import CONFIG, read_json, weight_files
 from uniresxx.errors import InputError
 from uniresxx.segmenters.base import Segmenter
 
@@ -39,7 +41,7 @@ def load_segmenter(path: str | os.PathLike[str], log: Log | None = None) -> Segm
     Raises:
         InputError: `path` holds no complete checkpoint of a known kind.
     """
-    folder = resolve(named_folder(path), log or _warn)
+    folder = resolve(path, log or _warn)
     kind = read_json(folder / CONFIG).get("model_type")
     loader = LOADERS.get(kind) if isinstance(kind, str) else None
     if loader is None:

@@ -1,0 +1,156 @@
+"""The files of a model: JSON and safetensors, the weights in one file or in shards. No pickle is written or read."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from uniresxx.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
+INDEX = "model.safetensors.index.json"  # names the shards, in the layout of transformers
+SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
+_SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)")
+_SHOWN = 3  # keys named in an error
+
+
+class Loadable(Protocol):
+    """What `load_weights` needs of a model."""
+
+    def state_dict(self) -> dict[str, torch.Tensor]: ...
+    def load_state_dict(self, state_dict: Mapping[str, torch.Tensor], strict: bool = True) -> Any: ...
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; InputError where it is missing or something else."""
+    try:
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing: give a complete checkpoint folder") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not readable JSON ({one_line(error)})") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path} holds a {type(value).__name__}, not a JSON object")
+    return value
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a safetensors file, on the CPU; InputError where it is missing or not one."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing: give a complete checkpoint folder") from None
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} is not a readable safetensors file ({one_line(error)})") from None
+
+
+def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Write a safetensors file from the tensors' own memory. Raises OSError where the disk is full or refuses."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    ready: dict[str, torch.Tensor] = {}
+    written: set[int] = set()
+    for name, tensor in tensors.items():
+        value = tensor.detach().cpu().contiguous()
+        if value.untyped_storage().data_ptr() in written:
+            value = value.clone()  # safetensors refuses tensors that share memory, as tied embeddings do
+        written.add(value.untyped_storage().data_ptr())
+        ready[name] = value
+    try:
+        save_file(ready, path)
+    except SafetensorError as error:
+        found = _SYSTEM_ERROR.search(str(error))
+        if found is None:
+            raise
+        raise OSError(int(found[1]), one_line(error), str(path)) from error
+
+
+def copied(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Copies on the CPU that later training steps do not touch."""
+    return {name: value.detach().cpu().clone() for name, value in tensors.items()}
+
+
+def weight_files(folder: Path) -> dict[str, list[str] | None]:
+    """Weight files of a folder -> the tensors that the index lists for each (None: there is no index).
+
+    Raises InputError where weights are missing, incomplete or there twice.
+    """
+    index = folder / INDEX
+    if not index.is_file():
+        if not (folder / WEIGHTS).is_file():
+            raise InputError(f"{folder / WEIGHTS} is missing: give a complete checkpoint folder")
+        return {WEIGHTS: None}
+    if (folder / WEIGHTS).is_file():
+        raise InputError(f"{folder} has both {WEIGHTS} and {INDEX}: remove the one that is not wanted")
+    listed = read_json(index).get("weight_map")
+    if not isinstance(listed, dict) or not all(isinstance(v, str) for v in listed.values()):
+        raise InputError(f"{index} is not an index of weights: save the model again")
+    files: dict[str, list[str] | None] = {}
+    for name in sorted(set(listed.values())):
+        if not SHARD.fullmatch(name) or not (folder / name).is_file():
+            raise InputError(f"{folder / INDEX} names {name[:80]!r}, which is missing: copy all shards")
+        files[name] = [tensor for tensor, file in listed.items() if file == name]
+    if not files:
+        raise InputError(f"{index} names no weights: save the model again")
+    return files
+
+
+def load_weights(model: Loadable, folder: Path) -> None:
+    """Fill `model` from the safetensors of `folder`, whole or sharded; every key must match, in name and shape.
+
+    Shards are read one after another. Raises InputError that names the first few missing, unexpected or
+    differently shaped keys; the model is unchanged then.
+    """
+    files, wanted = weight_files(folder), model.state_dict()
+    given: dict[str, tuple[int, ...]] = {}
+    for name, listed in files.items():
+        shapes = _shapes(folder / name)
+        if listed is not None and set(listed) != set(shapes):
+            raise InputError(f"{folder / name} does not hold what {INDEX} says: copy all files of one save")
+        given |= shapes
+    wrong = {
+        "missing": sorted(wanted.keys() - given.keys()),
+        "unexpected": sorted(given.keys() - wanted.keys()),
+        "of another shape": [
+            f"{key} {given[key]} instead of {tuple(wanted[key].shape)}"
+            for key in sorted(wanted.keys() & given.keys())
+            if given[key] != wanted[key].shape
+        ],
+    }
+    problems = [f"{len(keys)} {what}: {_few(keys)}" for what, keys in wrong.items() if keys]
+    if problems:
+        at = folder / (WEIGHTS if WEIGHTS in files else INDEX)
+        raise InputError(f"{at} does not fit its {CONFIG}: {'; '.join(problems)}")
+    for name in files:
+        model.load_state_dict(read_tensors(folder / name), strict=False)  # checked above, in name and shape
+
+
+def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors of a safetensors file, from its header."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} is not a readable safetensors file ({one_line(error)})") from None
+
+
+def _few(keys: list[str]) -> str:
+    return ", ".join(keys[:_SHOWN]) + (", …" if len(keys) > _SHOWN else "")
+
+
+def one_line(error: BaseException) -> str:
+    """An exception as one short line."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join((text or type(error).__name__).split())[:200]
