@@ -20,9 +20,9 @@ from torch import distributed as dist
 from torch import nn
 
 from train.__main__ import main
-from train.distributed import FollowedError, Ranks, is_lost
+from train.distributed import OtherRankError, Ranks, is_lost
 from train.engines.base import Engine, device_of
-from train.engines.zero import CONFIGS, settings
+from train.engines.zero import CONFIGS, deepspeed_config
 from train.guards import WINDOW, Background, is_spike, remember
 from train.log import read_log, read_steps
 from train.loop import DONE, Job, do_step, train
@@ -176,7 +176,7 @@ def test_two_shares_add_up_to_the_whole_step():
 
 
 def test_fp16_on_a_cpu_is_refused_with_the_way_out():
-    with pytest.raises(InputError, match="fp16: not on a CPU; use fp32 or bf16"):
+    with pytest.raises(InputError, match="fp16: not possible on a CPU; use fp32 or bf16"):
         device_of(EngineConfig(device="cpu", precision="fp16"))
 
 
@@ -200,7 +200,7 @@ def test_every_stage_has_its_file(stage, offload):
     recipe = replace(recipe_of(), engine=EngineConfig(zero_stage=stage, offload=offload, precision="bf16"))
     if offload == "all" and stage < 3:
         return  # refused by recipe.check
-    found = settings(recipe)
+    found = deepspeed_config(recipe)
     assert found["zero_optimization"]["stage"] == stage
     assert ("offload_optimizer" in found["zero_optimization"]) == (offload != "none")
     assert ("offload_param" in found["zero_optimization"]) == (offload == "all")
@@ -242,7 +242,7 @@ def test_a_run_goes_on_with_another_cut(tmp_path, images, accumulate):
     losses = [[r["loss"] for r in read_log(tmp_path / run / "log.jsonl")] for run in ("whole", "cut")]
     assert losses[0] == pytest.approx(losses[1], abs=1e-6) and len(losses[1]) == STEPS
     other = recipe_of(images + 1, accumulate)
-    with pytest.raises(InputError, match=r"batch_images \* accumulate: 4 -> "):
+    with pytest.raises(InputError, match=r"batch_images \* data.accumulate: 4 -> "):
         train(other, job_of(other), tmp_path / "cut")
 
 
@@ -338,14 +338,14 @@ def measuring(recipe, every=3):
 
 def test_the_best_is_kept_marked_and_survives_a_restart(tmp_path):
     recipe = measuring(recipe_of(keep_last=1))
-    job = job_of(recipe, measure=measured({3: 50.0, 6: 40.0, 8: 45.0}))
+    job = job_of(recipe, validate=measured({3: 50.0, 6: 40.0, 8: 45.0}))
     train(recipe, job, tmp_path)
     names = {path.name for path in (tmp_path / "checkpoints").iterdir()}
     assert names == {"best.json", "step_00000003", "step_00000008"}
     assert checkpoint.resolve(tmp_path, print).name == "step_00000003"
     (tmp_path / "checkpoints/best.json").unlink()  # as if killed before the mark was written
     checkpoint.shutil.rmtree(tmp_path / "checkpoints/step_00000008")
-    train(recipe, job_of(recipe, measure=measured({6: 40.0, 8: 45.0})), tmp_path)
+    train(recipe, job_of(recipe, validate=measured({6: 40.0, 8: 45.0})), tmp_path)
     best = json.loads((tmp_path / "checkpoints/best.json").read_text())
     assert best == {"step": 3, "metric": "mIoU", "value": 50.0}
 
@@ -353,7 +353,7 @@ def test_the_best_is_kept_marked_and_survives_a_restart(tmp_path):
 def test_measuring_disturbs_nothing(tmp_path):
     recipe = recipe_of()
     train(recipe, job_of(recipe), tmp_path / "plain")
-    job = job_of(recipe, measure=lambda step, folder: ValidationResult("mIoU", float(torch.rand(1))))
+    job = job_of(recipe, validate=lambda step, folder: ValidationResult("mIoU", float(torch.rand(1))))
     train(measuring(recipe), job, tmp_path / "measured")
     same(tmp_path / "plain", tmp_path / "measured")
 
@@ -439,20 +439,22 @@ def test_a_bug_in_a_job_is_shown_before_the_communication_ends(bug, monkeypatch,
     happened = []
 
     class Joined(Ranks):
-        def on_all_ranks(self, work):
-            return work()
+        def on_all_ranks(self, function):
+            return function()
 
-        def leave(self, together):
-            happened.append(("left", together))
+        def close(self, wait):
+            happened.append(("closed", wait))
 
     def end(code):
         happened.append((code, f"{type(bug).__name__}: a bug" in capfd.readouterr().err))
 
-    monkeypatch.setattr("train.engines.base.join_ranks", lambda config: Joined(world_size=2, group=object()))
+    monkeypatch.setattr(
+        "train.engines.choose.join_ranks", lambda config: Joined(world_size=2, group=object())
+    )
     monkeypatch.setattr("train.distributed.os._exit", end)
     with pytest.raises(type(bug)):
         ends_with(bug, monkeypatch, tmp_path)
-    assert happened == [(1, True), ("left", False)]  # nothing is left where the process really ends
+    assert happened == [(1, True), ("closed", False)]  # nothing is left where the process really ends
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -461,7 +463,7 @@ def test_what_is_opened_is_said_by_one_process(rank, monkeypatch, tmp_path, caps
         print("the table of what is trained")
         return Job(None, lambda step, micro: None)
 
-    monkeypatch.setattr("train.engines.base.join_ranks", lambda config: Ranks(rank, world_size=2))
+    monkeypatch.setattr("train.engines.choose.join_ranks", lambda config: Ranks(rank, world_size=2))
     monkeypatch.setattr("train.job.open_job", open_job)
     monkeypatch.setattr("train.loop.train", lambda *arguments: print("step 1") or DONE)
     assert main(["tiny_scenes", "--engine.device", "cpu", "--out", str(tmp_path / "x")]) == DONE
@@ -481,7 +483,7 @@ def test_a_full_disk_of_another_process_is_one_line(monkeypatch, tmp_path, capsy
             return told
 
     told = []
-    with pytest.raises(FollowedError):
+    with pytest.raises(OtherRankError):
         Told(rank=1, world_size=2, group=object()).on_all_ranks(no_room)
     told.insert(0, None)  # what process 0 has to tell
     with pytest.raises(OSError, match="process 1") as found:
@@ -558,8 +560,8 @@ def test_a_lost_rank_is_one_line(monkeypatch, tmp_path, capsys):
 def test_who_lost_another_waits_for_nobody(monkeypatch):
     codes = []
     monkeypatch.setattr("train.distributed.os._exit", codes.append)
-    Ranks().abandon(1)  # alone, nobody can be lost
-    Ranks(world_size=2, group=object()).abandon(75)
+    Ranks().exit_now(1)  # alone, nobody can be lost
+    Ranks(world_size=2, group=object()).exit_now(75)
     assert codes == [75]
 
 
@@ -569,4 +571,4 @@ def test_alone_every_decision_is_one_s_own():
     assert ranks.on_rank0(lambda: 3) == ranks.on_all_ranks(lambda: 3) == 3
     with pytest.raises(InputError, match="no"):
         ranks.on_rank0(lambda: (_ for _ in ()).throw(InputError("no")))
-    ranks.leave(together=True)
+    ranks.close(wait=True)

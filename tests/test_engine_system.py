@@ -25,8 +25,8 @@ import pytest
 import torch
 
 from mllm.config import MLLMConfig
-from train.__main__ import parse, without_rank
-from train.engines.base import join_ranks
+from train.command_line import parse, without_rank
+from train.engines.choose import join_ranks
 from train.job import open_job, overlay
 from train.log import read_log
 from train.loop import train
@@ -94,7 +94,7 @@ def as_script(path):
         )
         job = replace(job, overlay=partial(picture, model) if recipe.engine.zero_stage == 3 else None)
         codes.append(train(recipe, job, command.out, command.fresh, "again", ranks))
-    ranks.leave(together=True)
+    ranks.close(wait=True)
     return max(codes)
 
 
@@ -430,7 +430,7 @@ GROUPS = """
 import sys
 from dataclasses import replace
 import torch
-from train.engines.base import build_engine, join_ranks
+from train.engines.choose import build_engine, join_ranks
 from train.job import open_job
 from train.recipe import EngineConfig
 from train.recipes import KNOWN

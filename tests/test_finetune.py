@@ -13,7 +13,8 @@ from PIL import Image, ImageDraw
 
 from mllm.config import MLLMConfig
 from mllm.tokens import Vocabulary
-from train.__main__ import main, parse_finetune
+from train.__main__ import main
+from train.command_line import parse_finetune
 from uniresxx.checkpoints.folders import save_pretrained
 from uniresxx.cli import _data_store as _store
 from uniresxx.errors import InputError

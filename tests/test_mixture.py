@@ -19,9 +19,10 @@ from hypothesis import strategies as st
 
 from mllm.tokens import Vocabulary
 from train.job import open_job
-from train.loop import DONE, TrainingError, prefetch, train
+from train.loop import DONE, train
 from train.recipe import DataConfig, check
 from train.recipes import KNOWN
+from train.step import TrainingError, prefetch
 from uniresxx.data.catalog import benchmark_name, find_store, open_benchmark
 from uniresxx.data.mixture.batches import Batches, SceneSource
 from uniresxx.data.mixture.counts import kinds_of, texts_of

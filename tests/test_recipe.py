@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from dataclasses import dataclass, field, replace
@@ -11,9 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from train.__main__ import main, parse, plain, without_rank
+from train.__main__ import main
+from train.command_line import parse, plain, without_rank
 from train.loop import Job
-from train.recipe import DataConfig, OptimConfig, Recipe, check, differences, flatten
+from train.recipe import DataConfig, OptimConfig, Recipe, check
+from train.recipe_changes import differences, flatten, recipe_differences, recipe_values
 from train.recipes import KNOWN
 from uniresxx.errors import InputError
 from uniresxx.files import versions
@@ -77,11 +80,22 @@ def test_other_arguments_are_left_alone(arguments):
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["tyo", "--out", "x"], "unknown recipe 'tyo'; known: other, toy"),
+        (["tyo", "--out", "x"], "unknown recipe 'tyo'; did you mean toy\\?; known: other, toy"),
         ([], "recipe's name comes first"),
         (["--out", "x", "toy"], "recipe's name comes first"),
         (["toy"], "--out"),
-        (["toy", "--out", "x", "--optim.lrr", "1"], "--optim.lrr"),
+        (["toy", "--out", "x", "--optim.lrr", "1"], "--optim.lrr, 1; did you mean --optim.lr\\?; see"),
+        (["toy", "--ou", "x"], "did you mean --out\\?"),
+        (["toy", "--out", "x", "--model.widht=3"], "did you mean --model.width\\?"),
+        (
+            ["toy", "--out", "x", "--data.lesson_images", "7"],
+            "; --data.lesson_images is now --data.warmup_images",
+        ),
+        (["toy", "--out", "x", "--data.bad-share=0.1"], "; --data.bad_share is now --data.max_bad_fraction"),
+        (
+            ["toy", "--out", "x", "--data.feature_cache", "d"],
+            "; --data.feature_cache no longer exists: leave it",
+        ),
         (["toy", "--out", "x", "--optim.lr", "fast"], "fast"),
         (["toy", "--out", "x", "--name", "me"], "--name"),
         (["toy", "--out", "x", "--engine.precision", "fp8"], "fp8"),
@@ -122,6 +136,17 @@ def test_of_several_processes_the_first_speaks_before_another_ends(rank, monkeyp
     assert main(["tiny_scene", "--out", "x"]) == 2
     said = capsys.readouterr().err.splitlines()
     assert (len(said), waited) == ((1, []) if rank == "0" else (0, [10]))
+
+
+def test_root_is_another_name_of_data():
+    assert parse(["toy", "--out", "x", "--root", "d"], RECIPES).data == Path("d")
+
+
+@pytest.mark.parametrize("arguments", ["--help", "tiny_scenes --help", "plan --help", "finetune --help"])
+def test_help_into_a_closed_pipe_ends_quietly(arguments):
+    command = f"{sys.executable} -m train {arguments} | head -c 1 > /dev/null"
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_help_names_recipes_and_options(capsys):
@@ -200,6 +225,23 @@ def test_differences_name_key_old_and_new_and_skip_what_changes_no_weight():
     del now["optim"]["eps"]
     assert differences(saved, now) == ["model.width: 8 -> 9", "optim.eps: 1e-08 -> (absent)", "seed: 0 -> 1"]
     assert differences(saved, toy().to_dict()) == []
+
+
+def test_a_recipe_of_an_earlier_version_is_read_under_its_former_names():
+    now = {"recipe": toy().to_dict(), "data": "x"}
+    saved = json.loads(json.dumps(now))
+    data = saved["recipe"]["data"]
+    data["lesson_images"], data["bad_share"] = data.pop("warmup_images"), 0.5
+    del data["max_bad_fraction"]
+    data["feature_cache"] = "cache"
+    assert recipe_differences(saved, now) == []
+    data["lesson_images"] = 7
+    assert recipe_differences(saved, now) == ["data.warmup_images: 7 -> 0"]
+
+
+def test_a_former_value_of_a_model_is_its_name_of_today():
+    values = [recipe_values({"recipe": {"model": {"boxes": boxes}}}) for boxes in ("segmenter", "classical")]
+    assert values[0] == values[1] == {"model.boxes": "classical", "data set": ""}
 
 
 def test_flatten():

@@ -24,11 +24,11 @@ from tools import compare_curves
 from train.__main__ import main
 from train.distributed import Ranks
 from train.job import open_job
-from train.log import costs, draw_curve, read_log, read_steps
+from train.log import draw_curve, rates, read_log, read_steps
 from train.loop import DONE, train
 from train.recipe import EngineConfig, EvalConfig, LogConfig, check
 from train.recipes import KNOWN
-from train.throughput import ThroughputMeter, Work, memory_of, peak_of, work_counter
+from train.throughput import Cost, ThroughputMeter, cost_counter, memory_of, peak_of
 from train.trackers import numbers_of
 from train.validation import value_of
 from uniresxx.checkpoints import folders as checkpoint
@@ -78,13 +78,13 @@ class Clock:
 
 def test_rates_are_of_the_steps_alone():
     clock = Clock()
-    watch = ThroughputMeter(
-        Ranks(), EngineConfig(), torch.device("cpu"), lambda batch: Work(10, 100, 1e9), clock
+    meter = ThroughputMeter(
+        Ranks(), EngineConfig(), torch.device("cpu"), lambda batch: Cost(10, 100, 1e9), clock
     )
     lines = []
-    for _ in watch.waiting([1, 2]):
+    for _ in meter.waiting([1, 2]):
         clock.now += 3.0  # computing
-        lines.append(watch.measure(["one", "two"]))
+        lines.append(meter.record(["one", "two"]))
         clock.now += 50.0  # saving
     assert lines[-1]["text_tokens_per_s"] == round(40 / 6, 1) and lines[-1]["data_wait"] == 0.0
     assert lines[-1]["visual_tokens_per_s"] == round(400 / 6, 1) and lines[-1]["mfu"] is None
@@ -99,10 +99,10 @@ def test_the_wait_for_data_is_told_apart():
             clock.now += 1.0
             yield item
 
-    watch = ThroughputMeter(Ranks(), EngineConfig(), torch.device("cpu"), None, clock)
-    for _ in watch.waiting(slow()):
+    meter = ThroughputMeter(Ranks(), EngineConfig(), torch.device("cpu"), None, clock)
+    for _ in meter.waiting(slow()):
         clock.now += 3.0
-        line = watch.measure([0])
+        line = meter.record([0])
     assert line["data_wait"] == 0.25 and line["text_tokens_per_s"] is None
 
 
@@ -112,12 +112,12 @@ def test_mfu_is_needed_work_over_the_peak_of_all_gpus(monkeypatch):
     clock = Clock()
     ranks = SimpleNamespace(world_size=2, sum=lambda values: [2 * value for value in values])
     engine = EngineConfig(precision="bf16")
-    watch = ThroughputMeter(ranks, engine, torch.device("cuda", 0), lambda batch: Work(1, 1, 989e12), clock)
-    for _ in watch.waiting([0]):
+    meter = ThroughputMeter(ranks, engine, torch.device("cuda", 0), lambda batch: Cost(1, 1, 989e12), clock)
+    for _ in meter.waiting([0]):
         clock.now += 4.0
-        line = watch.measure([0])
+        line = meter.record([0])
     assert line["mfu"] == 0.25 and line["memory_gb"] == 5.0
-    assert "MFU 25%" in costs({"expressions_per_s": 1.0} | line)
+    assert "MFU 25%" in rates({"expressions_per_s": 1.0} | line)
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_counted_work_is_what_torch_counts(lora, frozen):
     position = torch.tensor([[0, 1, 2, 3, 4, 0, 1, 2, 3], [0, 1, 2, 3, 4, 5, 0, 0, 0]])
     labels = torch.full((B, T), -100)
     batch = SimpleNamespace(branch_BT=branch, position_BT=position, labels_BT=labels)
-    found = work_counter(model, config)(batch)
+    found = cost_counter(model, config)(batch)
     assert (found.text_tokens, found.visual_tokens) == (15, 2 * visual)
 
     low = torch.zeros(B, 3, 64, 64)
@@ -299,7 +299,7 @@ def test_a_measurement_that_cannot_be_made_is_refused(config, line):
 
 def test_no_checkpoint_is_chosen_on_a_test_split():
     recipe = replace(little(), eval=EvalConfig(("scenes_easy/test",), every=5))
-    with pytest.raises(InputError, match="chosen on val or train, never on a split that measures"):
+    with pytest.raises(InputError, match="chosen on val or train, never on a test split"):
         open_job(recipe, None)
 
 
