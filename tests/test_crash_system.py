@@ -28,7 +28,7 @@ def crash_test(*options):
 @pytest.mark.system
 @pytest.mark.timeout(2400)
 @pytest.mark.parametrize("options", [(), ("--async",)])
-def test_a_sample_of_blows(options):
+def test_a_sample_of_faults(options):
     crash_test("--every", "16", "--random", "2", *options)
 
 

@@ -206,6 +206,7 @@ def test_a_run_says_what_it_was_made_with_as_the_scores_do(tmp_path, monkeypatch
 
 def test_plain_reads_boxes():
     assert plain("╭─ E ─╮\n│ one   │\n│ two   │\n│ ───── │\n│ more  │\n╰──╯\n") == "one two"
+    assert plain(" E     \n ------- \n  one    \n  two.   \n  -------\n  more   \n") == "one two"
     assert plain("") == "wrong arguments"
 
 

@@ -288,7 +288,7 @@ def test_two_ranks_measure_together(tmp_path, stage):
     [
         (EvalConfig(("scenes/val",), every=5, metric="wheel/mIoU"), "--eval.metric wheel/mIoU: unknown"),
         (EvalConfig(("scenes/val",), every=5, metric="iou"), "a score .*as part/mIoU"),
-        (EvalConfig((), every=5), "name what to measure on by --eval.benchmarks"),
+        (EvalConfig((), every=5), "name the benchmarks by --eval.benchmarks"),
         (EvalConfig(("scenes/val",), every=0), "--eval.every 0: must be above 0"),
     ],
 )

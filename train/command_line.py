@@ -208,11 +208,8 @@ def _did_you_mean(word: str, known: Iterator[str] | list[str] | tuple[str, ...])
 
 
 def plain(box: str) -> str:
-    """The first paragraph of a message box as one line."""
-    lines = [line.strip("│ \t") for line in box.splitlines() if not line.startswith(("╭", "╰"))]
-    first: list[str] = []
-    for line in lines:
-        if line.startswith("──"):
-            break
-        first.append(line)
-    return re.sub(r"\s+", " ", " ".join(first)).strip() or "wrong arguments"
+    """The message in a box as one line, without the title and the hints; drawn in Unicode or in ASCII."""
+    lines = [line for line in box.splitlines() if not line.startswith(("╭", "╰"))]
+    paragraphs = re.split(r"\n[ │]*[─-]{3,}[ │]*\n", "\n".join(lines))
+    titled = "╭" not in box and len(paragraphs) > 1
+    return " ".join(paragraphs[titled].replace("│", " ").split()).removesuffix(".") or "wrong arguments"

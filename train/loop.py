@@ -237,7 +237,7 @@ class _Run:
         state.skipped += result.skipped
         state.spikes += result.skipped and finite
         state.skipped_in_a_row = 0 if finite else state.skipped_in_a_row + 1
-        record = {
+        record: dict[str, Any] = {
             "step": state.step,
             "loss": result.loss,
             "loss_hex": result.loss.hex(),

@@ -51,9 +51,10 @@ def longer_run_line(planned: OptimConfig, now: OptimConfig, step: int, seconds: 
     before, after = (
         config.lr * lr_factor(step, config, min(time_used(config, seconds), 1.0)) for config in (planned, now)
     )
+    rate = f"is {after:.3g} instead of {before:.3g}" if after != before else f"stays {after:.3g}"
     return (
         f"{', '.join(changes)}: the cosine decay is that of the longer run from here on, so the learning rate of "
-        f"step {step + 1} is {after:.3g} instead of {before:.3g}"
+        f"step {step + 1} {rate}"
     )
 
 
