@@ -34,6 +34,6 @@ def test_a_sample_of_faults(options):
 
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
-def test_every_operation_and_twenty_moments():
+def test_every_operation_and_twenty_random_kills():
     found = crash_test()
     assert found["killed at an operation"] > 50 and found["killed at a random moment"] == 20

@@ -427,8 +427,8 @@ def test_a_run_on_native_files_says_what_the_guard_did(tmp_path):
         (tmp_path / folder / "refs(unc).json").write_text(json.dumps(refs))
     model = replace(CONFIG, dense_classes=(), loss=replace(KNOWN["tiny_scenes"]().model.loss, dense=0.0))
     recipe = replace(KNOWN["tiny_scenes"](), model=model, data=DataConfig(source="refcoco"))
-    assert open_job(recipe, tmp_path).said[1:] == (
+    assert open_job(recipe, tmp_path).messages[1:] == (
         "guard: refcoco/train: removed 1 images, 1 expressions",
         "guard: warning: found no id list of refcoco, refcocog_umd, grefcoco, refcocom",
     )
-    assert open_job(KNOWN["tiny_scenes"](), None).said == ()
+    assert open_job(KNOWN["tiny_scenes"](), None).messages == ()

@@ -1,4 +1,4 @@
-"""The plan: its activations against measured ones, its states against what the engines really keep, its limits."""
+"""The plan: activations against measured ones, states against those of the engines, limits."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_a_layer_of_the_llm_keeps_what_can_be_counted_by_hand() -> None:
     assert added == 4 * S * (2 * norm + attention + mlp)
 
 
-def test_a_wrong_number_of_expressions_would_be_seen() -> None:
+def test_a_wrong_number_of_expressions_is_out_of_bounds() -> None:
     model, batch = real(CONFIGS["tiny"], images=2, expressions=6)
     half = replace(sizes_like(batch), expressions=3)
     assert estimate_activations(CONFIGS["tiny"], half, False).saved < (1 - BOUND) * measured(model, batch)
@@ -155,7 +155,7 @@ def test_states_fall_with_the_stage_and_the_number_of_processes() -> None:
     assert on_gpu(3, 8, "all") < on_gpu(3, 8, "optimizer") < on_gpu(3, 8)
 
 
-def test_what_is_offloaded_lies_in_cpu_memory() -> None:
+def test_offloaded_states_are_in_cpu_memory() -> None:
     plain = states_of(BIG, recipe(zero_stage=2), 4)
     moved = states_of(BIG, recipe(zero_stage=2, offload="optimizer"), 4)
     assert moved.host == plain.optimizer + plain.gradients and moved.optimizer == moved.gradients == 0
@@ -227,7 +227,7 @@ def test_the_command_prints_a_table_or_one_json_object(capsys: pytest.CaptureFix
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "text"),
     [
         ((), "the recipe's name comes first"),
         (("nothing",), "unknown recipe"),
@@ -239,10 +239,10 @@ def test_the_command_prints_a_table_or_one_json_object(capsys: pytest.CaptureFix
     ],
 )
 def test_wrong_input_is_one_line(
-    words: tuple[str, ...], told: str, capsys: pytest.CaptureFixture[str]
+    words: tuple[str, ...], text: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, _, err = run(capsys, *words)
-    assert code == 2 and told in err and err.count("\n") == 1
+    assert code == 2 and text in err and err.count("\n") == 1
 
 
 FULL = [name for name in KNOWN if name.startswith("uniresxx_")]
@@ -310,7 +310,7 @@ def test_the_documented_activations_are_those_of_the_plan() -> None:
     assert documented()[0][6] == round(found.peak / GB, 1)
 
 
-def test_memory_that_runs_out_is_told_with_the_plan(
+def test_an_out_of_memory_message_has_the_plan(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fail(argv: list[str], joined: object, named: object) -> int:
@@ -319,6 +319,6 @@ def test_memory_that_runs_out_is_told_with_the_plan(
 
     monkeypatch.setattr(program, "run", fail)
     assert program.main(["tiny_scenes"]) == 1
-    told = capsys.readouterr().err
-    assert "out of memory" in told and "--data.batch_images" in told and "plan predicts" in told
-    assert told.count("\n") == 1
+    text = capsys.readouterr().err
+    assert "out of memory" in text and "--data.batch_images" in text and "plan predicts" in text
+    assert text.count("\n") == 1

@@ -58,7 +58,7 @@ def test_overrides_reach_every_section():
     assert (command.out, command.data, command.fresh) == (Path("runs/x"), Path("d"), True)
 
 
-def test_without_overrides_the_recipe_is_the_function_s():
+def test_without_overrides_the_recipe_is_unchanged():
     command = parse(["toy", "--out", "x"], RECIPES)
     assert command.recipe == toy() and command.data is None and not command.fresh
 
@@ -128,14 +128,14 @@ def test_wrong_command_lines_get_one_line(arguments, line, capsys):
 
 
 @pytest.mark.parametrize("rank", ["0", "1"])
-def test_of_several_processes_the_first_speaks_before_another_ends(rank, monkeypatch, capsys):
+def test_process_0_prints_its_message_before_another_ends(rank, monkeypatch, capsys):
     """A launcher ends all with the first that ends: a silent one that was quicker took the line with it."""
     waited = []
     monkeypatch.setenv("RANK", rank)
     monkeypatch.setattr("train.__main__.time.sleep", waited.append)
     assert main(["tiny_scene", "--out", "x"]) == 2
-    said = capsys.readouterr().err.splitlines()
-    assert (len(said), waited) == ((1, []) if rank == "0" else (0, [10]))
+    output = capsys.readouterr().err.splitlines()
+    assert (len(output), waited) == ((1, []) if rank == "0" else (0, [10]))
 
 
 def test_root_is_another_name_of_data():
@@ -155,11 +155,11 @@ def test_help_names_recipes_and_options(capsys):
     assert end.value.code == 0 and "recipes: other, toy" in capsys.readouterr().out
     with pytest.raises(SystemExit) as end:
         parse(["toy", "--help"], RECIPES)
-    said = capsys.readouterr().out
-    assert end.value.code == 0 and "--optim.lr" in said and "A toy." in said
+    output = capsys.readouterr().out
+    assert end.value.code == 0 and "--optim.lr" in output and "A toy." in output
 
 
-def test_main_says_the_line_and_returns_2(capsys):
+def test_main_prints_one_line_and_returns_2(capsys):
     assert main(["no such recipe"]) == 2
     out, err = capsys.readouterr()
     assert (
@@ -179,7 +179,7 @@ def test_sizes_that_do_not_fit_together_get_one_line_when_the_job_is_built(tmp_p
     assert not (tmp_path / "x").exists()
 
 
-def test_a_mistake_while_training_is_not_called_wrong_input(tmp_path, monkeypatch):
+def test_a_bug_while_training_is_not_wrong_input(tmp_path, monkeypatch):
     def fail(*arguments):
         raise ValueError("a mistake of ours")
 
@@ -189,7 +189,7 @@ def test_a_mistake_while_training_is_not_called_wrong_input(tmp_path, monkeypatc
         main(["tiny_scenes", "--out", str(tmp_path / "x")])
 
 
-def test_a_run_says_what_it_was_made_with_as_the_scores_do(tmp_path, monkeypatch):
+def test_a_run_records_versions_as_metrics_do(tmp_path, monkeypatch):
     kept = []
 
     def train(recipe, job, *rest):
@@ -210,7 +210,7 @@ def test_plain_reads_boxes():
     assert plain("") == "wrong arguments"
 
 
-def test_a_wrong_command_line_is_told_without_loading_torch():
+def test_a_wrong_command_line_is_refused_without_loading_torch():
     code = (
         "import sys; from train.__main__ import main; r = main(['nope']); "
         "sys.exit(r if 'torch' not in sys.modules else 99)"

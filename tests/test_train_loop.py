@@ -309,7 +309,7 @@ def test_resumed_equals_uninterrupted(tmp_path, stop_at, precision):
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
 
 
-def test_a_finished_run_says_so_and_changes_nothing(tmp_path, capsys):
+def test_a_finished_run_changes_nothing(tmp_path, capsys):
     recipe = recipe_of()
     train(recipe, job_of(recipe), tmp_path)
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.safetensors")}
@@ -347,7 +347,7 @@ def test_files_of_a_run(tmp_path, real_curve):
     assert saved["recipe"]["optim"]["lr"] == 1e-2 and saved["data"] == "stub 1"
 
 
-def test_first_picture_comes_by_the_clock(tmp_path):
+def test_the_first_overlay_comes_after_some_seconds(tmp_path):
     recipe = recipe_of(steps=3)
     recipe = replace(recipe, log=replace(recipe.log, overlay_first_seconds=0.0, overlay_every=1000))
     train(recipe, job_of(recipe, overlay=lambda step: Image.new("RGB", (2, 2))), tmp_path)
@@ -395,10 +395,10 @@ def test_a_longer_run_with_a_cosine_names_the_rate_it_jumps_to(tmp_path, capsys)
     short, long = recipe_of(), recipe_of(steps=24)
     train(short, job_of(short), tmp_path)
     assert train(long, job_of(long), tmp_path) == DONE
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     records = read_log(tmp_path / "log.jsonl")
     assert [r["step"] for r in records] == list(range(1, 25))
-    promised = re.search(r"optim.steps 12 -> 24: .* of step 13 is (\S+) instead of 0", said)
+    promised = re.search(r"optim.steps 12 -> 24: .* of step 13 is (\S+) instead of 0", output)
     assert promised is not None
     assert float(promised[1]) == pytest.approx(records[12]["lr"], rel=1e-2) and records[12]["lr"] > 0
     assert records[-1]["lr"] < records[12]["lr"]
@@ -515,9 +515,9 @@ def test_continues_from_the_one_before_a_damaged_checkpoint(tmp_path, capsys):
     weights.write_bytes(data)
     capsys.readouterr()
     assert train(recipe, job_of(recipe), tmp_path / "hurt") == DONE
-    said = capsys.readouterr().out
-    assert "step_00000012 is damaged (model.safetensors has a wrong checksum)" in said
-    assert "after step 10" in said
+    output = capsys.readouterr().out
+    assert "step_00000012 is damaged (model.safetensors has a wrong checksum)" in output
+    assert "after step 10" in output
     assert_same_run(tmp_path / "whole", tmp_path / "hurt")
 
 
@@ -589,7 +589,7 @@ def test_a_save_that_is_due_waits_for_a_finite_step(tmp_path):
     assert names == ["step_00000012", "step_00000014"]
 
 
-def test_a_measurement_that_is_due_waits_for_a_finite_step(tmp_path):
+def test_a_validation_that_is_due_waits_for_a_finite_step(tmp_path):
     recipe = replace(recipe_of(steps=40, save_every=100), eval=EvalConfig(("any/val",), every=3))
     measured = []
 
@@ -629,7 +629,7 @@ def test_a_full_disk_ends_the_run_and_keeps_what_was_saved(tmp_path, monkeypatch
 # ---- the log
 
 
-def test_trim_drops_torn_and_later_lines(tmp_path):
+def test_trim_drops_incomplete_and_later_lines(tmp_path):
     path = tmp_path / "log.jsonl"
     path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
     trim_log(path, 2)
@@ -660,10 +660,10 @@ def test_signals_save_and_the_same_command_continues(tmp_path, workers, script):
     for _ in range(50):  # impatience must not break the save
         time.sleep(0.005)
         process.send_signal(signal.SIGINT)
-    said = process.communicate(timeout=PATIENCE)[0]
-    assert process.returncode == STOPPED, said
+    output = process.communicate(timeout=PATIENCE)[0]
+    assert process.returncode == STOPPED, output
     step = len(read_log(out / "log.jsonl"))
-    assert f"stopped and saved at step {step} of 40; continue with: again" in said
+    assert f"stopped and saved at step {step} of 40; continue with: again" in output
     assert checkpoint.newest_verified(out, print).name == f"step_{step:08d}"
     recipe = recipe_of(40, save_every=10, workers=workers)
     train(recipe, job_of(recipe), out)
@@ -671,7 +671,7 @@ def test_signals_save_and_the_same_command_continues(tmp_path, workers, script):
     assert_same_run(out, tmp_path / "whole")
 
 
-def test_a_reader_that_goes_away_stops_nothing(tmp_path, script):
+def test_a_closed_pipe_does_not_stop_a_run(tmp_path, script):
     process = script(tmp_path, 30, 10, 0.01)
     process.stdout.readline()
     process.stdout.close()
@@ -688,9 +688,9 @@ def test_kill_9_loses_nothing(tmp_path, script):
         process.kill()
         process.communicate()
     process = script(out, 30, 4)
-    said = process.communicate(timeout=PATIENCE)[0]
-    assert process.returncode == DONE, said
-    assert "continuing" in said
+    output = process.communicate(timeout=PATIENCE)[0]
+    assert process.returncode == DONE, output
+    assert "continuing" in output
     recipe = recipe_of(30, save_every=4)
     train(recipe, job_of(recipe), tmp_path / "whole")
     assert_same_run(out, tmp_path / "whole")
@@ -701,9 +701,9 @@ def test_a_file_size_limit_is_a_full_disk(tmp_path, script):
         resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))  # the log fits, the optimizer's file does not
 
     process = script(tmp_path, 4, 2, preexec_fn=limit)
-    said = process.communicate(timeout=PATIENCE)[0]
+    output = process.communicate(timeout=PATIENCE)[0]
     assert process.returncode == 1
-    assert said.strip().splitlines()[-1].startswith("error: could not save step 2"), said
+    assert output.strip().splitlines()[-1].startswith("error: could not save step 2"), output
     assert list((tmp_path / "checkpoints").iterdir()) == []
 
 
