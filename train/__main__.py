@@ -9,13 +9,12 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from train.command_line import PlanCommand, parse, parse_finetune, parse_plan, without_rank
+from train.command_line import Command, PlanCommand, parse, parse_finetune, parse_plan, without_rank
 from train.recipe import Recipe
 from train.recipes import KNOWN
 from uniresxx.errors import InputError
@@ -33,39 +32,6 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def run(
-    argv: list[str],
-    on_join: Callable[[Ranks], object],
-    on_recipe: Callable[[Recipe], object] = lambda recipe: None,
-) -> int:
-    """Parse, open what the recipe names, train. Raises what `main` turns into exit codes.
-
-    Args:
-        argv: the command line.
-        on_join: gets the job that this process has joined.
-        on_recipe: gets its recipe.
-    """
-    argv = without_rank(argv)
-    if argv and argv[0] == "plan":
-        return show_plan(parse_plan(argv[1:], KNOWN))
-    command = parse_finetune(argv[1:]) if argv and argv[0] == "finetune" else parse(argv, KNOWN)
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # no warnings about choices of the engine
-    from train.engines.choose import join_ranks  # torch is loaded only after the command line is checked
-    from train.loop import train
-    from uniresxx.files import versions
-
-    signal.signal(signal.SIGTERM, _interrupt)
-    recipe = command.recipe
-    on_recipe(recipe)
-    ranks = join_ranks(recipe.engine)
-    on_join(ranks)
-    with ranks.main_output_only():
-        job = ranks.on_all_ranks(lambda: _open(recipe, command.data))
-    job = replace(job, extra={**job.extra, "versions": versions()})
-    again = shlex.join(["python", "-m", "train", *(a for a in argv if a != "--fresh")])
-    return train(recipe, job, command.out, command.fresh, again, ranks)
-
-
 def show_plan(command: PlanCommand) -> int:
     """Print the memory that a recipe needs."""
     from train.plan import plan, table
@@ -73,6 +39,18 @@ def show_plan(command: PlanCommand) -> int:
     found = plan(command.recipe, command.gpus, command.tokens)
     print(json.dumps(found.to_dict()) if command.json else table(found), end="\n" * command.json)
     return 0
+
+
+def _train(command: Command, argv: list[str], ranks: Ranks) -> int:
+    """Open what the recipe names, and train. Raises what `main` turns into exit codes."""
+    from train.loop import train
+    from uniresxx.files import versions
+
+    with ranks.main_output_only():
+        job = ranks.on_all_ranks(lambda: _open(command.recipe, command.data))
+    job = replace(job, extra={**job.extra, "versions": versions()})
+    again = shlex.join(["python", "-m", "train", *(a for a in argv if a != "--fresh")])
+    return train(command.recipe, job, command.out, command.fresh, again, ranks)
 
 
 def _open(recipe: Recipe, data: Path | None) -> Job:
@@ -87,14 +65,23 @@ def _open(recipe: Recipe, data: Path | None) -> Job:
 
 def main(argv: list[str] | None = None) -> int:
     """The program: returns the exit code, prints an error as one line."""
-    arguments = sys.argv[1:] if argv is None else argv
-    jobs: list[Ranks] = []
-    recipes: list[Recipe] = []
+    argv = without_rank(sys.argv[1:] if argv is None else argv)
+    ranks: Ranks | None = None
+    recipe: Recipe | None = None
     all_end = True  # whether every rank ends here, for the same reason
     try:
-        return run(arguments, jobs.append, recipes.append)
+        if argv[:1] == ["plan"]:
+            return show_plan(parse_plan(argv[1:], KNOWN))
+        command = parse_finetune(argv[1:]) if argv[:1] == ["finetune"] else parse(argv, KNOWN)
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # no warnings about choices of the engine
+        from train.engines.choose import join_ranks  # loads torch: only after the command line is checked
+
+        signal.signal(signal.SIGTERM, _interrupt)
+        recipe = command.recipe
+        ranks = join_ranks(recipe.engine)
+        return _train(command, argv, ranks)
     except InputError as error:
-        if jobs or os.environ.get("RANK", "0") == "0":  # every rank reads the same command line
+        if ranks or os.environ.get("RANK", "0") == "0":  # every rank reads the same command line
             _print_error(error)
         else:  # a launcher ends the job with its first process, so process 0 must print before
             time.sleep(_MESSAGE_SECONDS)
@@ -102,43 +89,39 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         all_end = False
         print("stopped; the same command continues", file=sys.stderr)
-        _exit_now(jobs, STOPPED)
+        if ranks:
+            ranks.exit_now(STOPPED)
         return STOPPED
     except (OSError, RuntimeError, MemoryError) as error:
-        code, line = _explain(error, recipes)
+        code, line = _explain(error, recipe)
         if code is None:
             all_end = False
-            _show_bug(jobs)
+            _show_bug(ranks)
             raise
         if line is not None:
             _print_error(line)
             all_end = not line.startswith(_LOST)
-        if not all_end:
-            _exit_now(jobs, code)
+        if ranks and not all_end:
+            ranks.exit_now(code)
         return code
     except BaseException:
         all_end = False
-        _show_bug(jobs)
+        _show_bug(ranks)
         raise
     finally:
-        for ranks in jobs:
+        if ranks:
             ranks.close(wait=all_end)
 
 
-def _show_bug(jobs: Sequence[Ranks]) -> None:
+def _show_bug(ranks: Ranks | None) -> None:
     """Print the traceback of a bug and end, where there are other ranks: closing the job first could hang."""
-    if any(ranks.group is not None for ranks in jobs):
+    if ranks is not None and ranks.group is not None:
         traceback.print_exc()
-        _exit_now(jobs, FAILED)
-
-
-def _exit_now(jobs: Sequence[Ranks], code: int) -> None:
-    for ranks in jobs:
-        ranks.exit_now(code)
+        ranks.exit_now(FAILED)
 
 
 def _explain(
-    error: OSError | RuntimeError | MemoryError, recipes: Sequence[Recipe]
+    error: OSError | RuntimeError | MemoryError, recipe: Recipe | None
 ) -> tuple[int | None, str | None]:
     """Exit code and message of an expected failure; no code for a bug, no message where rank 0 prints it."""
     from train.distributed import OtherRankError, is_lost
@@ -152,7 +135,7 @@ def _explain(
             f"out of memory ({_first_line(error)}): halve --data.batch_images and double --data.accumulate (the "
             "losses stay the same), lower --data.expressions_per_image, use --engine.precision bf16, "
             "--engine.zero_stage 2 or 3 on more GPUs, or --engine.offload optimizer; fewer --data.workers need "
-            f"less memory of the CPU{_forecast(recipes)}"
+            f"less memory of the CPU{_forecast(recipe)}"
         )
     full = isinstance(error, OSError) and error.errno in DISK_FULL
     if full or isinstance(error, TrainingError | SaveError):
@@ -174,11 +157,11 @@ def _is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in text or worker
 
 
-def _forecast(recipes: Sequence[Recipe]) -> str:
+def _forecast(recipe: Recipe | None) -> str:
     """The prediction of `plan`, as the end of a message; it takes some seconds."""
     from train.plan import forecast
 
-    found = forecast(recipes[0], int(os.environ.get("WORLD_SIZE", "1"))) if recipes else ""
+    found = forecast(recipe, int(os.environ.get("WORLD_SIZE", "1"))) if recipe else ""
     return f"; {found}" if found else ""
 
 

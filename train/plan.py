@@ -144,15 +144,11 @@ def plan(
         tokens_per_decision=sizes.tokens,
         parameters=model.parameters,
         trained=model.trained,
-        weights=states.weights,
-        gradients=states.gradients,
-        optimizer=states.optimizer,
-        communication=states.communication,
+        **{key: size for key, size in asdict(states).items() if key != "start"},
         activations=temporary,
         saved=found.saved,
         context=context,
         peak=max(running, states.start) + context,
-        host=states.host,
     )
 
 

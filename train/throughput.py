@@ -18,8 +18,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import nn
@@ -58,8 +57,7 @@ def peak_of(name: str, precision: str) -> float | None:
     return next((peak for known, peak in PEAKS if words.issuperset(known)), None)
 
 
-@dataclass(frozen=True)
-class Cost:
+class Cost(NamedTuple):
     """Cost of a micro-batch: tokens of text without padding, tokens of the visual prefixes, FLOPs as above."""
 
     text_tokens: int = 0
@@ -110,17 +108,6 @@ def _trained(model: nn.Module, path: str) -> bool:
     return any(p.requires_grad for name, p in model.named_parameters() if name.startswith(path))
 
 
-@dataclass(frozen=True)
-class _Step:
-    """One step over all ranks; seconds are rank 0's."""
-
-    text_tokens: float
-    visual_tokens: float
-    flops: float
-    waited: float
-    seconds: float
-
-
 class ThroughputMeter:
     """Measures the time of each step and of the wait for its data."""
 
@@ -136,7 +123,7 @@ class ThroughputMeter:
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
         peak = peak_of(name, engine.precision)
         self.peak = None if peak is None else peak * ranks.world_size
-        self.steps: deque[_Step] = deque(maxlen=WINDOW)
+        self.steps: deque[tuple[float, ...]] = deque(maxlen=WINDOW)  # costs, seconds of waiting, seconds
         self.began = self.got = clock()
 
     def waiting(self, stream: Iterable[Item]) -> Iterator[Item]:
@@ -154,25 +141,15 @@ class ThroughputMeter:
         """Add the step that ends now; returns its part of the log line. All ranks call it."""
         now = self.clock()
         costs = [self.cost(batch) for batch in micro] if self.cost is not None else []
-        text, visual, flops = self.ranks.sum(
-            [
-                sum(cost.text_tokens for cost in costs),
-                sum(cost.visual_tokens for cost in costs),
-                sum(cost.flops for cost in costs),
-            ]
-        )
-        self.steps.append(_Step(text, visual, flops, self.got - self.began, now - self.began))
-        seconds = max(sum(step.seconds for step in self.steps), 1e-9)
-
-        def rate(key: str) -> float:
-            return sum(getattr(step, key) for step in self.steps) / seconds
-
-        known = self.cost is not None
+        total = self.ranks.sum([sum(values) for values in zip(Cost(), *costs, strict=True)])
+        self.steps.append((*total, self.got - self.began, now - self.began))
+        text, visual, flops, waited, seconds = (sum(values) for values in zip(*self.steps, strict=True))
+        seconds, known = max(seconds, 1e-9), self.cost is not None
         return {
-            "text_tokens_per_s": round(rate("text_tokens"), 1) if known else None,
-            "visual_tokens_per_s": round(rate("visual_tokens"), 1) if known else None,
-            "mfu": round(rate("flops") / self.peak, 4) if known and self.peak else None,
-            "data_wait": round(sum(step.waited for step in self.steps) / seconds, 4),
+            "text_tokens_per_s": round(text / seconds, 1) if known else None,
+            "visual_tokens_per_s": round(visual / seconds, 1) if known else None,
+            "mfu": round(flops / seconds / self.peak, 4) if known and self.peak else None,
+            "data_wait": round(waited / seconds, 4),
             "memory_gb": round(memory_of(self.device) / 1e9, 3),
         }
 

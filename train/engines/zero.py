@@ -7,7 +7,6 @@ checkpoints, pickles that fit one stage and one number of ranks, are not used.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import warnings
@@ -15,7 +14,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,7 +24,6 @@ from train.engines.base import Accept, Engine, Update, Value
 from train.recipe import Recipe
 from uniresxx.errors import InputError
 
-CONFIGS = Path(__file__).parent / "deepspeed"
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
@@ -41,12 +38,19 @@ class _AdamW(torch.optim.AdamW):
 
 
 def deepspeed_config(recipe: Recipe) -> dict[str, Any]:
-    """DeepSpeed's configuration: the file of the stage, completed from the recipe."""
-    engine = recipe.engine
-    suffix = "" if engine.offload == "none" else f"_offload_{engine.offload}"
-    path = CONFIGS / f"zero{engine.zero_stage}{suffix}.json"
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return found | {
+    """DeepSpeed's configuration for a recipe."""
+    engine, stage = recipe.engine, recipe.engine.zero_stage
+    zero: dict[str, Any] = {"stage": stage, "overlap_comm": stage > 1, "reduce_bucket_size": 50_000_000}
+    if stage > 1:
+        zero["contiguous_gradients"] = True
+    if stage == 3:
+        zero |= {"stage3_max_live_parameters": 1_000_000_000, "stage3_prefetch_bucket_size": 50_000_000}
+    if engine.offload != "none":
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
+    if engine.offload == "all":
+        zero["offload_param"] = {"device": "cpu", "pin_memory": True}
+    return {
+        "zero_optimization": zero,
         "train_micro_batch_size_per_gpu": 1,  # for DeepSpeed's own bookkeeping; the loop cuts the batches
         "gradient_accumulation_steps": recipe.data.accumulate,
         "gradient_clipping": recipe.optim.clip_norm,
