@@ -234,7 +234,7 @@ def test_the_command_prints_a_table_or_one_json_object(capsys: pytest.CaptureFix
         (("tiny_scenes", "--gpus", "5"), "does not divide over 5"),
         (("tiny_scenes", "--gpus", "0"), "--gpus 0"),
         (("tiny_scenes", "--tokens", "1"), "--tokens 1"),
-        (("film_unet_scenes",), "plan knows the recipes of UniRES++"),
+        (("film_unet_scenes",), "plan works for UniRES++ only"),
         (("tiny_scenes", "--model.mllm.high_size", "63"), "multiple"),
     ],
 )
@@ -313,12 +313,12 @@ def test_the_documented_activations_are_those_of_the_plan() -> None:
 def test_an_out_of_memory_message_has_the_plan(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fail(argv: list[str], joined: object, named: object) -> int:
-        named(replace(recipe(), data=DataConfig(batch_images=1, expressions_per_image=2)))
+    def fail(*arguments: object) -> int:
         raise torch.OutOfMemoryError("tried to allocate 2 GiB")
 
-    monkeypatch.setattr(program, "run", fail)
-    assert program.main(["tiny_scenes"]) == 1
+    monkeypatch.setattr(program, "_train", fail)
+    small = ["--data.batch_images", "1", "--data.expressions_per_image", "2", "--out", "x"]
+    assert program.main(["tiny_scenes", *small]) == 1
     text = capsys.readouterr().err
     assert "out of memory" in text and "--data.batch_images" in text and "plan predicts" in text
     assert text.count("\n") == 1

@@ -16,7 +16,7 @@ from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Protocol, cast
+from typing import Any
 
 import torch
 from PIL import Image
@@ -54,12 +54,6 @@ _IDS_SHOWN = 8
 _RANK_STRIDE = 1 << 32  # between the seeds of ranks, far from any other run's seed
 
 
-class Divisible(Protocol):
-    """Batches that several ranks can share: all shares together are the same micro-batch."""
-
-    def for_rank(self, rank: int, world_size: int) -> Batches: ...
-
-
 @dataclass(frozen=True)
 class Job:
     """What a recipe trains.
@@ -68,7 +62,8 @@ class Job:
         model: nn.Module with `forward(batch)`, `loss(output, batch) -> LossTerms`, `config` and `tokenizer` (see
             checkpoint.Saveable), and `counts(batch) -> dict[str, int]`, the denominator of each loss term.
         batches: pure function (step, micro) -> Batch, step from 0, micro < data.accumulate. It uses no global state,
-            because `data.workers` processes call it. For several ranks it is `Divisible`.
+            because `data.workers` processes call it. For several ranks it has `for_rank(rank, world_size)`, which
+            returns the function of that rank's share; all shares together are the same micro-batch.
         overlay: (step) -> picture of the model's answers; called in eval mode without gradients.
         fingerprint: identifies the data by content; a run continues only on the same data.
         extra: saved in recipe.json and not compared (prompt templates, …).
@@ -180,9 +175,9 @@ class _Run:
     def run(self, command: str) -> int:
         """All remaining steps."""
         state, steps = self.state, self.recipe.optim.steps
-        batches = self.job.batches
+        batches: Any = self.job.batches
         if self.ranks.world_size > 1:
-            batches = cast(Divisible, batches).for_rank(self.ranks.rank, self.ranks.world_size)
+            batches = batches.for_rank(self.ranks.rank, self.ranks.world_size)
         stream = prefetch(batches, self.recipe, state.step)
         with self.display, Stop() as stop, closing(stream):
             try:
