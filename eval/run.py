@@ -43,8 +43,9 @@ def run(
     if len(set(names.values())) < len(names):
         raise InputError(f"{', '.join(names)}: two of them are the same benchmark; measure it once")
     # late: torch comes with the weights
-    from uniresxx.checkpoints.folders import named_folder, resolve
     from uniresxx.segmenters.load import load_segmenter
+
+    from uniresxx.checkpoints.folders import named_folder, resolve
 
     console = Console(stderr=True)
     # Once: a run that still trains may save, and thin out, between two looks.
