@@ -25,10 +25,10 @@ from PIL import Image
 from benchmarks._common import finish, interleaved, median_of, parser
 from mllm.chat import Row, render
 from train.distributed import Ranks
-from train.engines.base import build_engine
-from train.loop import do_step, prefetch
+from train.engines.choose import build_engine
 from train.recipe import Recipe
 from train.recipes.tiny_scenes import tiny_scenes
+from train.step import do_step, prefetch
 from uniresxx.data.mixture.batches import Batches
 from uniresxx.data.mixture.open import open_mixture
 from uniresxx.data.mixture.parts import MixturePart

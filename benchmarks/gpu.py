@@ -37,10 +37,10 @@ from mllm.config import MLLMConfig
 from mllm.lora import is_adapter
 from mllm.tokens import Vocabulary
 from train.engines.base import Engine
-from train.loop import do_step
 from train.plan import plan
 from train.recipe import Recipe
 from train.recipes.uniresxx_7b import uniresxx_7b
+from train.step import do_step
 from uniresxx.data.store.photos import photo_of
 from uniresxx.imaging.masks import area, encode
 from uniresxx.model.collate import collate, make_sample

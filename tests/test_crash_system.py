@@ -28,12 +28,12 @@ def crash_test(*options):
 @pytest.mark.system
 @pytest.mark.timeout(2400)
 @pytest.mark.parametrize("options", [(), ("--async",)])
-def test_a_sample_of_blows(options):
+def test_a_sample_of_faults(options):
     crash_test("--every", "16", "--random", "2", *options)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
-def test_every_operation_and_twenty_moments():
+def test_every_operation_and_twenty_random_kills():
     found = crash_test()
     assert found["killed at an operation"] > 50 and found["killed at a random moment"] == 20

@@ -123,7 +123,7 @@ def test_a_data_command_parses_with_its_values(words: tuple[str, ...]) -> None:
 
 def test_training_commands_parse_with_their_values() -> None:
     """By the parser of the program; values that mean nothing are refused there."""
-    from train.__main__ import parse
+    from train.command_line import parse
     from train.recipes import KNOWN
 
     found = [words[3:] for words in COMMANDS if words[:3] == ("python", "-m", "train")]

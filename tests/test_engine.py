@@ -1,4 +1,4 @@
-"""The engine room in one process: guards, cuts, best marks, background saves, export, what each error says."""
+"""Engines in one process: guards, micro-batches, best marks, background saves, export, error messages."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from torch import distributed as dist
 from torch import nn
 
 from train.__main__ import main
-from train.distributed import FollowedError, Ranks, is_lost
+from train.distributed import OtherRankError, Ranks, is_lost
 from train.engines.base import Engine, device_of
-from train.engines.zero import CONFIGS, settings
+from train.engines.zero import deepspeed_config
 from train.guards import WINDOW, Background, is_spike, remember
 from train.log import read_log, read_steps
 from train.loop import DONE, Job, do_step, train
@@ -176,12 +176,12 @@ def test_two_shares_add_up_to_the_whole_step():
 
 
 def test_fp16_on_a_cpu_is_refused_with_the_way_out():
-    with pytest.raises(InputError, match="fp16: not on a CPU; use fp32 or bf16"):
+    with pytest.raises(InputError, match="fp16: not possible on a CPU; use fp32 or bf16"):
         device_of(EngineConfig(device="cpu", precision="fp16"))
 
 
 @given(st.integers(1, 96), st.integers(1, 24))
-def test_what_does_not_divide_names_what_does(images, ranks):
+def test_a_batch_that_does_not_divide_names_sizes_that_do(images, ranks):
     data = DataConfig(batch_images=images)
     if images % ranks == 0:
         assert share_of(data, ranks) * ranks == images
@@ -196,19 +196,15 @@ def test_what_does_not_divide_names_what_does(images, ranks):
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
 @pytest.mark.parametrize("offload", ["none", "optimizer", "all"])
-def test_every_stage_has_its_file(stage, offload):
+def test_the_deepspeed_configuration_of_every_stage(stage, offload):
     recipe = replace(recipe_of(), engine=EngineConfig(zero_stage=stage, offload=offload, precision="bf16"))
     if offload == "all" and stage < 3:
         return  # refused by recipe.check
-    found = settings(recipe)
+    found = deepspeed_config(recipe)
     assert found["zero_optimization"]["stage"] == stage
     assert ("offload_optimizer" in found["zero_optimization"]) == (offload != "none")
     assert ("offload_param" in found["zero_optimization"]) == (offload == "all")
     assert found["torch_autocast"]["enabled"] and found["gradient_clipping"] == recipe.optim.clip_norm
-
-
-def test_no_file_without_a_recipe_that_can_name_it():
-    assert len(list(CONFIGS.glob("*.json"))) == 7
 
 
 def test_zero_without_deepspeed_says_what_to_install(monkeypatch):
@@ -233,7 +229,7 @@ def test_stage_0_never_loads_deepspeed(tmp_path):
 
 
 @pytest.mark.parametrize(("images", "accumulate"), [(2, 2), (1, 4), (4, 1)])
-def test_a_run_goes_on_with_another_cut(tmp_path, images, accumulate):
+def test_a_run_continues_with_other_micro_batches(tmp_path, images, accumulate):
     whole, cut = recipe_of(), recipe_of(images, accumulate)
     train(whole, job_of(whole), tmp_path / "whole")
     train(whole, job_of(whole), tmp_path / "cut")
@@ -242,7 +238,7 @@ def test_a_run_goes_on_with_another_cut(tmp_path, images, accumulate):
     losses = [[r["loss"] for r in read_log(tmp_path / run / "log.jsonl")] for run in ("whole", "cut")]
     assert losses[0] == pytest.approx(losses[1], abs=1e-6) and len(losses[1]) == STEPS
     other = recipe_of(images + 1, accumulate)
-    with pytest.raises(InputError, match=r"batch_images \* accumulate: 4 -> "):
+    with pytest.raises(InputError, match=r"batch_images \* data.accumulate: 4 -> "):
         train(other, job_of(other), tmp_path / "cut")
 
 
@@ -289,7 +285,7 @@ def test_a_spike_is_skipped_counted_and_resumed_exactly(tmp_path, capsys):
     assert all(torch.equal(left[key], right[key]) for key in left)
 
 
-def test_background_work_is_done_in_order_and_tells_its_failure():
+def test_background_functions_run_in_order_and_raise_their_failure():
     done, gate, worker = [], threading.Event(), Background()
 
     def slow():
@@ -304,7 +300,7 @@ def test_background_work_is_done_in_order_and_tells_its_failure():
     worker.start(lambda: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         worker.finish()
-    worker.finish()  # told once
+    worker.finish()  # raised once
 
 
 def test_saving_in_the_background_changes_nothing(tmp_path):
@@ -338,22 +334,22 @@ def measuring(recipe, every=3):
 
 def test_the_best_is_kept_marked_and_survives_a_restart(tmp_path):
     recipe = measuring(recipe_of(keep_last=1))
-    job = job_of(recipe, measure=measured({3: 50.0, 6: 40.0, 8: 45.0}))
+    job = job_of(recipe, validate=measured({3: 50.0, 6: 40.0, 8: 45.0}))
     train(recipe, job, tmp_path)
     names = {path.name for path in (tmp_path / "checkpoints").iterdir()}
     assert names == {"best.json", "step_00000003", "step_00000008"}
     assert resolve(tmp_path, print).name == "step_00000003"
     (tmp_path / "checkpoints/best.json").unlink()  # as if killed before the mark was written
     checkpoint.shutil.rmtree(tmp_path / "checkpoints/step_00000008")
-    train(recipe, job_of(recipe, measure=measured({6: 40.0, 8: 45.0})), tmp_path)
+    train(recipe, job_of(recipe, validate=measured({6: 40.0, 8: 45.0})), tmp_path)
     best = json.loads((tmp_path / "checkpoints/best.json").read_text())
     assert best == {"step": 3, "metric": "mIoU", "value": 50.0}
 
 
-def test_measuring_disturbs_nothing(tmp_path):
+def test_validation_changes_nothing(tmp_path):
     recipe = recipe_of()
     train(recipe, job_of(recipe), tmp_path / "plain")
-    job = job_of(recipe, measure=lambda step, folder: ValidationResult("mIoU", float(torch.rand(1))))
+    job = job_of(recipe, validate=lambda step, folder: ValidationResult("mIoU", float(torch.rand(1))))
     train(measuring(recipe), job, tmp_path / "measured")
     same(tmp_path / "plain", tmp_path / "measured")
 
@@ -384,7 +380,7 @@ def test_export_writes_the_plain_folder_byte_by_byte(tmp_path, capsys):
         ("hurt", "plain", "no undamaged checkpoint"),
     ],
 )
-def test_export_of_something_else_is_one_line(tmp_path, capsys, run, out, line):
+def test_export_of_a_wrong_path_is_one_line(tmp_path, capsys, run, out, line):
     recipe = recipe_of(save_every=100)
     train(recipe, job_of(recipe), tmp_path / "run")
     checkpoint.shutil.copytree(tmp_path / "run", tmp_path / "hurt")
@@ -392,8 +388,8 @@ def test_export_of_something_else_is_one_line(tmp_path, capsys, run, out, line):
     (tmp_path / "file").write_text("x")
     capsys.readouterr()
     assert uniresxx(["export", str(tmp_path / run), str(tmp_path / out)]) == 2
-    told = capsys.readouterr().err.strip().splitlines()
-    assert line in told[-1] and not (tmp_path / "plain/config.json").exists()
+    text = capsys.readouterr().err.strip().splitlines()
+    assert line in text[-1] and not (tmp_path / "plain/config.json").exists()
 
 
 def test_a_copy_that_differs_replaces_nothing(tmp_path, monkeypatch):
@@ -420,8 +416,8 @@ def ends_with(error, monkeypatch, tmp_path):
 def test_out_of_memory_names_the_knobs(monkeypatch, tmp_path, capsys):
     error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nand more")
     assert ends_with(error, monkeypatch, tmp_path) == 1
-    told = capsys.readouterr().err
-    assert told.count("\n") == 1 and "Tried to allocate 2 GiB" in told and "and more" not in told
+    text = capsys.readouterr().err
+    assert text.count("\n") == 1 and "Tried to allocate 2 GiB" in text and "and more" not in text
     for knob in (
         "data.batch_images",
         "data.accumulate",
@@ -430,7 +426,7 @@ def test_out_of_memory_names_the_knobs(monkeypatch, tmp_path, capsys):
         "zero_stage",
         "offload",
     ):
-        assert knob in told
+        assert knob in text
 
 
 @pytest.mark.parametrize("bug", [ZeroDivisionError("a bug"), RuntimeError("a bug")])
@@ -439,29 +435,31 @@ def test_a_bug_in_a_job_is_shown_before_the_communication_ends(bug, monkeypatch,
     happened = []
 
     class Joined(Ranks):
-        def on_all_ranks(self, work):
-            return work()
+        def on_all_ranks(self, function):
+            return function()
 
-        def leave(self, together):
-            happened.append(("left", together))
+        def close(self, wait):
+            happened.append(("closed", wait))
 
     def end(code):
         happened.append((code, f"{type(bug).__name__}: a bug" in capfd.readouterr().err))
 
-    monkeypatch.setattr("train.engines.base.join_ranks", lambda config: Joined(world_size=2, group=object()))
+    monkeypatch.setattr(
+        "train.engines.choose.join_ranks", lambda config: Joined(world_size=2, group=object())
+    )
     monkeypatch.setattr("train.distributed.os._exit", end)
     with pytest.raises(type(bug)):
         ends_with(bug, monkeypatch, tmp_path)
-    assert happened == [(1, True), ("left", False)]  # nothing is left where the process really ends
+    assert happened == [(1, True), ("closed", False)]  # nothing is left where the process really ends
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_what_is_opened_is_said_by_one_process(rank, monkeypatch, tmp_path, capsys):
+def test_only_rank_0_prints_what_is_opened(rank, monkeypatch, tmp_path, capsys):
     def open_job(recipe, data):
         print("the table of what is trained")
         return Job(None, lambda step, micro: None)
 
-    monkeypatch.setattr("train.engines.base.join_ranks", lambda config: Ranks(rank, world_size=2))
+    monkeypatch.setattr("train.engines.choose.join_ranks", lambda config: Ranks(rank, world_size=2))
     monkeypatch.setattr("train.job.open_job", open_job)
     monkeypatch.setattr("train.loop.train", lambda *arguments: print("step 1") or DONE)
     assert main(["tiny_scenes", "--engine.device", "cpu", "--out", str(tmp_path / "x")]) == DONE
@@ -475,30 +473,30 @@ def test_a_full_disk_of_another_process_is_one_line(monkeypatch, tmp_path, capsy
     def no_room():
         raise full
 
-    class Told(Ranks):
+    class Sharing(Ranks):
         def gather(self, value):
-            told.append(value)
-            return told
+            text.append(value)
+            return text
 
-    told = []
-    with pytest.raises(FollowedError):
-        Told(rank=1, world_size=2, group=object()).on_all_ranks(no_room)
-    told.insert(0, None)  # what process 0 has to tell
+    text = []
+    with pytest.raises(OtherRankError):
+        Sharing(rank=1, world_size=2, group=object()).on_all_ranks(no_room)
+    text.insert(0, None)  # what process 0 has to tell
     with pytest.raises(OSError, match="process 1") as found:
-        Told(world_size=2, group=object()).on_all_ranks(lambda: None)
+        Sharing(world_size=2, group=object()).on_all_ranks(lambda: None)
     assert ends_with(found.value, monkeypatch, tmp_path) == 1
     assert capsys.readouterr().err == "error: [Errno 28] process 1: No space left on device: 'cache/low'\n"
 
 
-def test_out_of_cpu_memory_is_told_in_the_same_way(monkeypatch, tmp_path, capsys):
+def test_out_of_cpu_memory_gives_the_same_message(monkeypatch, tmp_path, capsys):
     with pytest.raises(RuntimeError) as found:
         torch.empty(1 << 60, dtype=torch.uint8)
     worker = RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")  # as torch says it
     for error in (found.value, MemoryError("Unable to allocate 9 TiB"), MemoryError(), worker):
         assert ends_with(error, monkeypatch, tmp_path) == 1
-        told = capsys.readouterr().err
-        assert told.startswith("error: out of memory (") and "data.batch_images" in told
-        assert told.count("\n") == 1 and "()" not in told
+        text = capsys.readouterr().err
+        assert text.startswith("error: out of memory (") and "data.batch_images" in text
+        assert text.count("\n") == 1 and "()" not in text
 
 
 GLOO = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:534] "
@@ -540,7 +538,7 @@ NOT_LOST = (
 
 
 @pytest.mark.parametrize("error", LOST, ids=str)
-def test_what_says_that_a_rank_is_lost(error):
+def test_errors_that_mean_a_lost_rank(error):
     assert is_lost(error)
 
 
@@ -555,18 +553,18 @@ def test_a_lost_rank_is_one_line(monkeypatch, tmp_path, capsys):
     assert capsys.readouterr().err.startswith("error: another process of the job is gone or silent ([../gloo")
 
 
-def test_who_lost_another_waits_for_nobody(monkeypatch):
+def test_a_process_exits_at_once_when_others_may_be_gone(monkeypatch):
     codes = []
     monkeypatch.setattr("train.distributed.os._exit", codes.append)
-    Ranks().abandon(1)  # alone, nobody can be lost
-    Ranks(world_size=2, group=object()).abandon(75)
+    Ranks().exit_now(1)  # alone, nobody can be lost
+    Ranks(world_size=2, group=object()).exit_now(75)
     assert codes == [75]
 
 
-def test_alone_every_decision_is_one_s_own():
+def test_a_job_of_one_process_needs_no_communication():
     ranks = Ranks()
     assert ranks.sum([1, True, 0.5]) == [1.0, 1.0, 0.5] and ranks.gather("x") == ["x"]
     assert ranks.on_rank0(lambda: 3) == ranks.on_all_ranks(lambda: 3) == 3
     with pytest.raises(InputError, match="no"):
         ranks.on_rank0(lambda: (_ for _ in ()).throw(InputError("no")))
-    ranks.leave(together=True)
+    ranks.close(wait=True)

@@ -1,7 +1,7 @@
 """Real 2-rank jobs over gloo: ZeRO 1-3, data parallel and one process agree, resume exactly and elastically.
 
-The tiny model with LoRA on its language model (other weights of it frozen). Run as a script by a launcher
-(`python test_engine_system.py PLAN.json`) this file does the command lines of a plan one after the other.
+The tiny model with LoRA on its language model (its other weights are frozen). Run as a script by a launcher
+(`python test_engine_system.py PLAN.json`) this file runs the command lines of a plan one after the other.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ import pytest
 import torch
 
 from mllm.config import MLLMConfig
-from train.__main__ import parse, without_rank
-from train.engines.base import join_ranks
+from train.command_line import parse, without_rank
+from train.engines.choose import join_ranks
 from train.job import open_job, overlay
 from train.log import read_log
 from train.loop import train
@@ -95,7 +95,7 @@ def as_script(path):
         )
         job = replace(job, overlay=partial(picture, model) if recipe.engine.zero_stage == 3 else None)
         codes.append(train(recipe, job, command.out, command.fresh, "again", ranks))
-    ranks.leave(together=True)
+    ranks.close(wait=True)
     return max(codes)
 
 
@@ -158,12 +158,12 @@ def launched(*command, **options):
 
 def ended(process, code=0):
     try:
-        said = process.communicate(timeout=PATIENCE)[0]
+        output = process.communicate(timeout=PATIENCE)[0]
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode == code, f"exit {process.returncode}\n{said[-6000:]}"
-    return said
+    assert process.returncode == code, f"exit {process.returncode}\n{output[-6000:]}"
+    return output
 
 
 def with_deepspeed(*words):
@@ -284,12 +284,12 @@ def test_resume_is_exact(runs, continued, name):
 
 
 @pytest.mark.parametrize("name", ["one_to_ddp", "one_to_zero2", "one_to_zero3", "zero3_to_zero1"])
-def test_one_to_two_ranks_and_another_stage_go_on(runs, continued, name):
+def test_a_run_continues_on_two_ranks_and_in_another_stage(runs, continued, name):
     assert_close(runs / "one", continued / name)
 
 
 @pytest.mark.parametrize("name", ENGINES)
-def test_two_ranks_to_one_go_on(runs, name, tmp_path):
+def test_a_run_of_two_ranks_continues_on_one(runs, name, tmp_path):
     out = interrupted(runs / name, tmp_path / name)
     recipe = replace(lora(), engine=EngineConfig(device="cpu", threads=1))
     assert train(recipe, open_lora(recipe), out) == 0
@@ -379,10 +379,10 @@ def test_sigterm_to_one_rank_saves_on_all_and_the_same_command_continues(tmp_pat
     second = children(process)[1]  # looked for early: the run must not be over by then
     wait_for_step(out, 7, process)
     os.kill(second, signal.SIGTERM)
-    said = ended(process, 75)
+    output = ended(process, 75)
     step = len(read_log(out / "log.jsonl"))
-    assert 7 <= step < LONG and f"stopped and saved at step {step} of {LONG}" in said
-    assert said.count("stopped and saved") == 1
+    assert 7 <= step < LONG and f"stopped and saved at step {step} of {LONG}" in output
+    assert output.count("stopped and saved") == 1
     assert checkpoint.newest_verified(out, print).name == f"step_{step:08d}"
     again = ended(launched(*with_torchrun("-m", *SMALL, *stage, "--out", out)))
     assert f"continuing {out} after step {step}" in again
@@ -404,8 +404,8 @@ def two_ranks(*words, more=()):
     ]  # fmt: skip
 
 
-def errors(said):
-    return [line for line in said.splitlines() if line.startswith("error:")]
+def errors(output):
+    return [line for line in output.splitlines() if line.startswith("error:")]
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
@@ -416,12 +416,12 @@ def test_a_rank_that_is_dead_or_silent_ends_the_job_with_one_line(tmp_path, numb
     try:
         wait_for_step(out, 7, one)
         other.send_signal(number)
-        said = ended(one, 1)
+        output = ended(one, 1)
     finally:
         other.kill()  # one that was stopped would stay for ever
         other.communicate()
-    assert len(errors(said)) == 1 and "another process of the job is gone or silent" in errors(said)[0]
-    assert "Traceback" not in said
+    assert len(errors(output)) == 1 and "another process of the job is gone or silent" in errors(output)[0]
+    assert "Traceback" not in output
     if number == signal.SIGKILL:
         ended(launched(sys.executable, "-m", *SMALL, "--out", out))  # goes on, on one rank
         assert len(read_log(out / "log.jsonl")) == LONG
@@ -431,7 +431,7 @@ GROUPS = """
 import sys
 from dataclasses import replace
 import torch
-from train.engines.base import build_engine, join_ranks
+from train.engines.choose import build_engine, join_ranks
 from train.job import open_job
 from train.recipe import EngineConfig
 from train.recipes import KNOWN
@@ -445,19 +445,19 @@ for stage in (1, 3):
 
 
 def test_deepspeed_waits_as_long_as_the_recipe_says():
-    said = ended(launched(sys.executable, "-c", GROUPS))
-    assert [line for line in said.splitlines() if line[:2] in ("1 ", "3 ")] == ["1 0:07:00", "3 0:07:00"]
+    output = ended(launched(sys.executable, "-c", GROUPS))
+    assert [line for line in output.splitlines() if line[:2] in ("1 ", "3 ")] == ["1 0:07:00", "3 0:07:00"]
 
 
-def test_data_that_only_one_machine_lacks_ends_all_with_its_words(tmp_path):
+def test_data_missing_on_one_machine_ends_all_with_its_message(tmp_path):
     data = ROOT.parent / "shared/mini_real"
     if not data.exists():
         pytest.skip(f"no photographs at {data}")
     words = ("train", "mini_real", "--engine.device", "cpu", "--out", tmp_path / "run")
     one, other = two_ranks(*words, "--data", data, more=("--data", tmp_path / "nowhere"))
-    said = ended(one, 2), ended(other, 2)
-    assert len(errors(said[0])) == 1 and errors(said[0])[0].startswith("error: process 1: ")
-    assert "nowhere" in errors(said[0])[0] and errors(said[1]) == []
+    output = ended(one, 2), ended(other, 2)
+    assert len(errors(output[0])) == 1 and errors(output[0])[0].startswith("error: process 1: ")
+    assert "nowhere" in errors(output[0])[0] and errors(output[1]) == []
 
 
 def test_wrong_input_is_one_line_for_the_whole_job(tmp_path):

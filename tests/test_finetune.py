@@ -13,7 +13,8 @@ from PIL import Image, ImageDraw
 
 from mllm.config import MLLMConfig
 from mllm.tokens import Vocabulary
-from train.__main__ import main, parse_finetune
+from train.__main__ import main
+from train.command_line import parse_finetune
 from uniresxx.checkpoints.folders import save_pretrained
 from uniresxx.cli.data import prepare
 from uniresxx.errors import InputError
@@ -92,7 +93,7 @@ def test_the_checkpoint_decides_the_model_and_the_store_the_data(place: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "text"),
     [
         ("--data stores/mine --out x", "--from is missing"),
         ("--from nothing --data stores/mine --out x", "does not exist"),
@@ -105,8 +106,8 @@ def test_the_checkpoint_decides_the_model_and_the_store_the_data(place: Path) ->
         ("--from model --data stores/mine --optim.steps 0 --out x", "optim.steps"),
     ],
 )
-def test_what_does_not_fit_is_one_line(
-    place: Path, line: str, told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_wrong_finetune_options_are_one_line(
+    place: Path, line: str, text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(place)
     if not (place / "film").exists():
@@ -114,7 +115,7 @@ def test_what_does_not_fit_is_one_line(
         save_pretrained(place / "film", FilmUNet(config, Vocabulary.train([], SMALL.vocabulary)))
     assert main(["finetune", *line.split()]) == 2
     err = capsys.readouterr().err
-    assert told in err and err.count("\n") == 1
+    assert text in err and err.count("\n") == 1
 
 
 def test_a_model_of_other_sizes_is_refused(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -128,9 +129,7 @@ def test_help_needs_no_checkpoint(capsys: pytest.CaptureFixture[str]) -> None:
     assert end.value.code == 0 and "--from" in capsys.readouterr().out
 
 
-def test_a_store_below_the_program_s_folder_is_kept_by_its_full_path(
-    place: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_relative_store_is_recorded_by_its_full_path(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
     line = "--from model --data stores/mine/train --out x"
     assert parse_finetune(line.split()).recipe.data.source == str(place / "stores" / "mine")

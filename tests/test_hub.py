@@ -542,8 +542,8 @@ def test_no_form_of_export_touches_the_weights_of_another_model(
 def test_a_processor_is_not_saved_over_another_model(model: UniRESPlusPlus, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(InputError, match=r"config\.json was not written by uniresxx"):
-        UniRESPlusPlusProcessor(CONFIG, model.vocabulary).save_pretrained(tmp_path)
-    processor = UniRESPlusPlusProcessor(CONFIG, model.vocabulary)
+        UniRESPlusPlusProcessor(CONFIG, model.model.vocabulary).save_pretrained(tmp_path)
+    processor = UniRESPlusPlusProcessor(CONFIG, model.model.vocabulary)
     processor.save_pretrained(tmp_path / "both")  # before and after the model: the same bytes
     model.save_pretrained(tmp_path / "both")
     processor.save_pretrained(tmp_path / "both")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from torch.distributed.run import get_args_parser
 
-from train.__main__ import Command, parse
+from train.command_line import Command, parse
 from train.recipe import share_of
 from train.recipes import KNOWN
 

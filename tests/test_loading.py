@@ -35,8 +35,8 @@ from mllm.tokens import SPECIAL_TOKENS, Vocabulary
 from tests.test_heads import SAM, SAM2, encode
 from tests.test_model import batch_of, picture
 from train.engines.base import Engine
-from train.loop import do_step
 from train.recipes import KNOWN
+from train.step import do_step
 from uniresxx.checkpoints.folders import save_pretrained
 from uniresxx.cli import main as command
 from uniresxx.errors import InputError

@@ -19,9 +19,10 @@ from hypothesis import strategies as st
 
 from mllm.tokens import Vocabulary
 from train.job import open_job
-from train.loop import DONE, TrainingError, prefetch, train
+from train.loop import DONE, train
 from train.recipe import DataConfig, check
 from train.recipes import KNOWN
+from train.step import TrainingError, prefetch
 from uniresxx.data.catalog import benchmark_name, find_store, open_benchmark
 from uniresxx.data.mixture.batches import Batches, SceneSource
 from uniresxx.data.mixture.counts import count_granularities, texts_of
@@ -431,8 +432,8 @@ def test_a_run_on_native_files_reports_what_the_guard_removed(tmp_path):
         (tmp_path / folder / "refs(unc).json").write_text(json.dumps(refs))
     model = replace(CONFIG, dense_classes=(), loss=replace(KNOWN["tiny_scenes"]().model.loss, dense=0.0))
     recipe = replace(KNOWN["tiny_scenes"](), model=model, data=DataConfig(source="refcoco"))
-    assert open_job(recipe, tmp_path).said[1:] == (
+    assert open_job(recipe, tmp_path).messages[1:] == (
         "guard: refcoco/train: removed 1 images, 1 expressions",
         "guard: warning: found no id list of refcoco, refcocog_umd, grefcoco, refcocom",
     )
-    assert open_job(KNOWN["tiny_scenes"](), None).said == ()
+    assert open_job(KNOWN["tiny_scenes"](), None).messages == ()

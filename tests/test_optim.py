@@ -58,7 +58,7 @@ def test_golden_rates():
     assert lr_factor(11, OptimConfig(steps=12, warmup_steps=2, decay="constant")) == 1.0
 
 
-def test_time_takes_over_only_where_it_is_ahead():
+def test_time_replaces_steps_only_where_it_is_ahead():
     config = OptimConfig(steps=100, warmup_steps=10, max_minutes=1.0)
     assert lr_factor(50, config, 0.4) == lr_factor(50, config)
     assert lr_factor(15, config, 0.19) == lr_factor(15, config)  # start-up costs do not count
@@ -132,7 +132,7 @@ def test_state_by_name_continues_exactly():
         assert torch.equal(left, right), name
 
 
-def test_state_of_something_not_trained_is_refused():
+def test_state_of_a_frozen_parameter_is_refused():
     with pytest.raises(InputError, match=r"frozen\.weight/exp_avg"):
         load_optimizer_tensors(
             build_adamw(Net(), OptimConfig()), {"frozen.weight/exp_avg": torch.zeros(4, 4)}

@@ -1,4 +1,4 @@
-"""The plan: its activations against measured ones, its states against what the engines really keep, its limits."""
+"""The plan: activations against measured ones, states against those of the engines, limits."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mllm.config import MLLMConfig, TuningConfig
 from mllm.tokens import Vocabulary
 from train import __main__ as program
 from train.engines.base import Engine
-from train.memory_estimate import Replayed, Sizes, model_without_memory, replay
+from train.memory_estimate import ActivationMemory, Sizes, estimate_activations, model_without_memory
 from train.optim import optimizer_tensors
 from train.plan import CONTEXT, GB, PER_JOB, Model, Plan, plan, sizes_of, states_of
 from train.recipe import DataConfig, EngineConfig, Recipe, share_of
@@ -85,7 +85,7 @@ def test_activations_are_those_measured(name: str) -> None:
     model, batch = real(CONFIGS[name], images=2, expressions=6)
     batch.present_E[:] = True  # the plan counts a mask for every expression
     found = measured(model, batch)
-    predicted = replay(CONFIGS[name], sizes_like(batch), mixed=False)
+    predicted = estimate_activations(CONFIGS[name], sizes_like(batch), mixed=False)
     assert predicted.saved == pytest.approx(found, rel=BOUND)
     assert predicted.peak >= predicted.saved
 
@@ -94,7 +94,9 @@ def test_a_layer_of_the_llm_keeps_what_can_be_counted_by_hand() -> None:
     """From the difference of two depths: fp32 numbers per token, in a row of S tokens."""
     config, sizes = CONFIGS["tiny"], Sizes(1, 4, 12)
     deeper = replace(config, mllm=replace(config.mllm, llm_layers=3))
-    added = replay(deeper, sizes, False).saved - replay(config, sizes, False).saved
+    added = (
+        estimate_activations(deeper, sizes, False).saved - estimate_activations(config, sizes, False).saved
+    )
     m = config.mllm
     S = 3 + m.low_grid**2 + m.max_objects + m.max_parts + 4 * 12
     norm = 3 * m.llm_width + 1  # input, normed, times weight (which the projections keep); root per row
@@ -103,10 +105,10 @@ def test_a_layer_of_the_llm_keeps_what_can_be_counted_by_hand() -> None:
     assert added == 4 * S * (2 * norm + attention + mlp)
 
 
-def test_a_wrong_number_of_expressions_would_be_seen() -> None:
+def test_a_wrong_number_of_expressions_is_out_of_bounds() -> None:
     model, batch = real(CONFIGS["tiny"], images=2, expressions=6)
     half = replace(sizes_like(batch), expressions=3)
-    assert replay(CONFIGS["tiny"], half, False).saved < (1 - BOUND) * measured(model, batch)
+    assert estimate_activations(CONFIGS["tiny"], half, False).saved < (1 - BOUND) * measured(model, batch)
 
 
 def recipe(**engine: object) -> Recipe:
@@ -122,18 +124,18 @@ SHORT = UniRESPlusPlusConfig(mllm=replace(SMALL, low_layers=1), tuning=LORA)
 
 
 def test_more_expressions_and_images_need_more() -> None:
-    few = replay(SHORT, Sizes(1, 2, 8), False)
+    few = estimate_activations(SHORT, Sizes(1, 2, 8), False)
     for more in (Sizes(1, 16, 8), Sizes(2, 2, 8)):
-        found = replay(SHORT, more, False)
+        found = estimate_activations(SHORT, more, False)
         assert found.peak > few.peak and found.saved > few.saved
 
 
 def test_checkpointing_and_mixed_precision_need_less() -> None:
     sizes = Sizes(1, 8, 16)
     layered = replace(SHORT, mllm=replace(SHORT.mllm, activation_checkpointing=True))
-    whole = replay(SHORT, sizes, False)
-    assert replay(layered, sizes, False).saved < whole.saved
-    assert replay(SHORT, sizes, True).saved < whole.saved
+    whole = estimate_activations(SHORT, sizes, False)
+    assert estimate_activations(layered, sizes, False).saved < whole.saved
+    assert estimate_activations(SHORT, sizes, True).saved < whole.saved
 
 
 BIG = Model(parameters=7_500_000_000, trained=500_000_000, frozen_bytes=14_000_000_000)
@@ -153,7 +155,7 @@ def test_states_fall_with_the_stage_and_the_number_of_processes() -> None:
     assert on_gpu(3, 8, "all") < on_gpu(3, 8, "optimizer") < on_gpu(3, 8)
 
 
-def test_what_is_offloaded_lies_in_cpu_memory() -> None:
+def test_offloaded_states_are_in_cpu_memory() -> None:
     plain = states_of(BIG, recipe(zero_stage=2), 4)
     moved = states_of(BIG, recipe(zero_stage=2, offload="optimizer"), 4)
     assert moved.host == plain.optimizer + plain.gradients and moved.optimizer == moved.gradients == 0
@@ -177,7 +179,7 @@ ZERO = """
 import sys
 sys.path.insert(0, "tests")
 from test_plan import CONFIGS, Model, real, recipe, states_of
-from train.engines.base import join_ranks
+from train.engines.choose import join_ranks
 from train.engines.zero import Zero
 
 for stage in (1, 2, 3):
@@ -203,7 +205,7 @@ def test_the_optimizer_s_states_are_those_deepspeed_keeps() -> None:
 
 
 def test_a_plan_adds_up() -> None:
-    found = plan(recipe(zero_stage=2), gpus=2, replayed=Replayed(10, 1000))
+    found = plan(recipe(zero_stage=2), gpus=2, activations=ActivationMemory(10, 1000))
     parts = found.weights + found.gradients + found.optimizer + found.communication + found.activations
     assert found.peak == parts + found.context and found.images_per_gpu == 4
     assert f"{found.peak / GB:.1f} GB per GPU" in found.line()
@@ -225,22 +227,22 @@ def test_the_command_prints_a_table_or_one_json_object(capsys: pytest.CaptureFix
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "text"),
     [
         ((), "the recipe's name comes first"),
         (("nothing",), "unknown recipe"),
         (("tiny_scenes", "--gpus", "5"), "does not divide over 5"),
         (("tiny_scenes", "--gpus", "0"), "--gpus 0"),
         (("tiny_scenes", "--tokens", "1"), "--tokens 1"),
-        (("film_unet_scenes",), "plan knows the recipes of UniRES++"),
+        (("film_unet_scenes",), "plan works for UniRES++ only"),
         (("tiny_scenes", "--model.mllm.high_size", "63"), "multiple"),
     ],
 )
 def test_wrong_input_is_one_line(
-    words: tuple[str, ...], told: str, capsys: pytest.CaptureFixture[str]
+    words: tuple[str, ...], text: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, _, err = run(capsys, *words)
-    assert code == 2 and told in err and err.count("\n") == 1
+    assert code == 2 and text in err and err.count("\n") == 1
 
 
 FULL = [name for name in KNOWN if name.startswith("uniresxx_")]
@@ -272,9 +274,9 @@ def test_a_full_recipe_fits_its_gpus(name: str) -> None:
 def test_the_peak_of_a_full_recipe_rises_with_expressions_and_falls_with_the_stage(name: str) -> None:
     found = KNOWN[name]()
     found = replace(found, data=replace(found.data, batch_images=8))
-    few, many = (replay(found.model, Sizes(1, count, 32), True) for count in (2, 8))
+    few, many = (estimate_activations(found.model, Sizes(1, count, 32), True) for count in (2, 8))
     peaks = [
-        plan(replace(found, engine=replace(found.engine, zero_stage=stage)), 8, replayed=use).peak
+        plan(replace(found, engine=replace(found.engine, zero_stage=stage)), 8, activations=use).peak
         for stage, use in ((0, many), (0, few), (1, few), (2, few), (3, few))
     ]
     assert peaks == sorted(peaks, reverse=True) and len(set(peaks)) == len(peaks)
@@ -308,15 +310,15 @@ def test_the_documented_activations_are_those_of_the_plan() -> None:
     assert documented()[0][6] == round(found.peak / GB, 1)
 
 
-def test_memory_that_runs_out_is_told_with_the_plan(
+def test_an_out_of_memory_message_has_the_plan(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fail(argv: list[str], joined: object, named: object) -> int:
-        named(replace(recipe(), data=DataConfig(batch_images=1, expressions_per_image=2)))
+    def fail(*arguments: object) -> int:
         raise torch.OutOfMemoryError("tried to allocate 2 GiB")
 
-    monkeypatch.setattr(program, "run", fail)
-    assert program.main(["tiny_scenes"]) == 1
-    told = capsys.readouterr().err
-    assert "out of memory" in told and "--data.batch_images" in told and "plan predicts" in told
-    assert told.count("\n") == 1
+    monkeypatch.setattr(program, "_train", fail)
+    small = ["--data.batch_images", "1", "--data.expressions_per_image", "2", "--out", "x"]
+    assert program.main(["tiny_scenes", *small]) == 1
+    text = capsys.readouterr().err
+    assert "out of memory" in text and "--data.batch_images" in text and "plan predicts" in text
+    assert text.count("\n") == 1

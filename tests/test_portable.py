@@ -148,7 +148,7 @@ def test_a_mask_head_replaces_only_what_an_earlier_export_wrote(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model, out = str(tmp_path / "model"), tmp_path / "out"
-    made("pyramid").save_pretrained(model)
+    save_pretrained(Path(model), made("pyramid"))
     out.mkdir()
     (out / "notes.txt").write_text("mine")
     for _ in range(2):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from dataclasses import dataclass, field, replace
@@ -11,9 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from train.__main__ import main, parse, plain, without_rank
+from train.__main__ import main
+from train.command_line import parse, plain, without_rank
 from train.loop import Job
-from train.recipe import DataConfig, OptimConfig, Recipe, check, differences, flatten
+from train.recipe import DataConfig, OptimConfig, Recipe, check
+from train.recipe_changes import differences, flatten, recipe_differences, recipe_values
 from train.recipes import KNOWN
 from uniresxx.errors import InputError
 from uniresxx.files import versions
@@ -55,7 +58,7 @@ def test_overrides_reach_every_section():
     assert (command.out, command.data, command.fresh) == (Path("runs/x"), Path("d"), True)
 
 
-def test_without_overrides_the_recipe_is_the_function_s():
+def test_without_overrides_the_recipe_is_unchanged():
     command = parse(["toy", "--out", "x"], RECIPES)
     assert command.recipe == toy() and command.data is None and not command.fresh
 
@@ -77,11 +80,22 @@ def test_other_arguments_are_left_alone(arguments):
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["tyo", "--out", "x"], "unknown recipe 'tyo'; known: other, toy"),
+        (["tyo", "--out", "x"], "unknown recipe 'tyo'; did you mean 'toy'\\?; known: other, toy"),
         ([], "recipe's name comes first"),
         (["--out", "x", "toy"], "recipe's name comes first"),
         (["toy"], "--out"),
-        (["toy", "--out", "x", "--optim.lrr", "1"], "--optim.lrr"),
+        (["toy", "--out", "x", "--optim.lrr", "1"], "--optim.lrr, 1; did you mean '--optim.lr'\\?; see"),
+        (["toy", "--ou", "x"], "did you mean '--out'\\?"),
+        (["toy", "--out", "x", "--model.widht=3"], "did you mean '--model.width'\\?"),
+        (
+            ["toy", "--out", "x", "--data.lesson_images", "7"],
+            "; --data.lesson_images is now --data.warmup_images",
+        ),
+        (["toy", "--out", "x", "--data.bad-share=0.1"], "; --data.bad_share is now --data.max_bad_fraction"),
+        (
+            ["toy", "--out", "x", "--data.feature_cache", "d"],
+            "; --data.feature_cache no longer exists: leave it",
+        ),
         (["toy", "--out", "x", "--optim.lr", "fast"], "fast"),
         (["toy", "--out", "x", "--name", "me"], "--name"),
         (["toy", "--out", "x", "--engine.precision", "fp8"], "fp8"),
@@ -114,14 +128,25 @@ def test_wrong_command_lines_get_one_line(arguments, line, capsys):
 
 
 @pytest.mark.parametrize("rank", ["0", "1"])
-def test_of_several_processes_the_first_speaks_before_another_ends(rank, monkeypatch, capsys):
+def test_process_0_prints_its_message_before_another_ends(rank, monkeypatch, capsys):
     """A launcher ends all with the first that ends: a silent one that was quicker took the line with it."""
     waited = []
     monkeypatch.setenv("RANK", rank)
     monkeypatch.setattr("train.__main__.time.sleep", waited.append)
     assert main(["tiny_scene", "--out", "x"]) == 2
-    said = capsys.readouterr().err.splitlines()
-    assert (len(said), waited) == ((1, []) if rank == "0" else (0, [10]))
+    output = capsys.readouterr().err.splitlines()
+    assert (len(output), waited) == ((1, []) if rank == "0" else (0, [10]))
+
+
+def test_root_is_another_name_of_data():
+    assert parse(["toy", "--out", "x", "--root", "d"], RECIPES).data == Path("d")
+
+
+@pytest.mark.parametrize("arguments", ["--help", "tiny_scenes --help", "plan --help", "finetune --help"])
+def test_help_into_a_closed_pipe_ends_quietly(arguments):
+    command = f"{sys.executable} -m train {arguments} | head -c 1 > /dev/null"
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_help_names_recipes_and_options(capsys):
@@ -130,11 +155,11 @@ def test_help_names_recipes_and_options(capsys):
     assert end.value.code == 0 and "recipes: other, toy" in capsys.readouterr().out
     with pytest.raises(SystemExit) as end:
         parse(["toy", "--help"], RECIPES)
-    said = capsys.readouterr().out
-    assert end.value.code == 0 and "--optim.lr" in said and "A toy." in said
+    output = capsys.readouterr().out
+    assert end.value.code == 0 and "--optim.lr" in output and "A toy." in output
 
 
-def test_main_says_the_line_and_returns_2(capsys):
+def test_main_prints_one_line_and_returns_2(capsys):
     assert main(["no such recipe"]) == 2
     out, err = capsys.readouterr()
     assert (
@@ -154,7 +179,7 @@ def test_sizes_that_do_not_fit_together_get_one_line_when_the_job_is_built(tmp_p
     assert not (tmp_path / "x").exists()
 
 
-def test_a_mistake_while_training_is_not_called_wrong_input(tmp_path, monkeypatch):
+def test_a_bug_while_training_is_not_wrong_input(tmp_path, monkeypatch):
     def fail(*arguments):
         raise ValueError("a mistake of ours")
 
@@ -164,7 +189,7 @@ def test_a_mistake_while_training_is_not_called_wrong_input(tmp_path, monkeypatc
         main(["tiny_scenes", "--out", str(tmp_path / "x")])
 
 
-def test_a_run_says_what_it_was_made_with_as_the_scores_do(tmp_path, monkeypatch):
+def test_a_run_records_versions_as_metrics_do(tmp_path, monkeypatch):
     kept = []
 
     def train(recipe, job, *rest):
@@ -181,10 +206,11 @@ def test_a_run_says_what_it_was_made_with_as_the_scores_do(tmp_path, monkeypatch
 
 def test_plain_reads_boxes():
     assert plain("╭─ E ─╮\n│ one   │\n│ two   │\n│ ───── │\n│ more  │\n╰──╯\n") == "one two"
+    assert plain(" E     \n ------- \n  one    \n  two.   \n  -------\n  more   \n") == "one two"
     assert plain("") == "wrong arguments"
 
 
-def test_a_wrong_command_line_is_told_without_loading_torch():
+def test_a_wrong_command_line_is_refused_without_loading_torch():
     code = (
         "import sys; from train.__main__ import main; r = main(['nope']); "
         "sys.exit(r if 'torch' not in sys.modules else 99)"
@@ -200,6 +226,23 @@ def test_differences_name_key_old_and_new_and_skip_what_changes_no_weight():
     del now["optim"]["eps"]
     assert differences(saved, now) == ["model.width: 8 -> 9", "optim.eps: 1e-08 -> (absent)", "seed: 0 -> 1"]
     assert differences(saved, toy().to_dict()) == []
+
+
+def test_a_recipe_of_an_earlier_version_is_read_under_its_former_names():
+    now = {"recipe": toy().to_dict(), "data": "x"}
+    saved = json.loads(json.dumps(now))
+    data = saved["recipe"]["data"]
+    data["lesson_images"], data["bad_share"] = data.pop("warmup_images"), 0.5
+    del data["max_bad_fraction"]
+    data["feature_cache"] = "cache"
+    assert recipe_differences(saved, now) == []
+    data["lesson_images"] = 7
+    assert recipe_differences(saved, now) == ["data.warmup_images: 7 -> 0"]
+
+
+def test_a_former_value_of_a_model_is_its_name_of_today():
+    values = [recipe_values({"recipe": {"model": {"boxes": boxes}}}) for boxes in ("segmenter", "classical")]
+    assert values[0] == values[1] == {"model.boxes": "classical", "data set": ""}
 
 
 def test_flatten():

@@ -13,6 +13,7 @@ import json
 import math
 import multiprocessing
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -29,8 +30,10 @@ from torch import nn
 
 from train.engines.base import Engine
 from train.log import draw_curve, read_log, smooth, trim_log
-from train.loop import DONE, STOPPED, Job, TrainingError, do_step, prefetch, train
+from train.loop import DONE, STOPPED, Job, train
 from train.recipe import DataConfig, EngineConfig, EvalConfig, LogConfig, OptimConfig, Recipe
+from train.run_folder import start_over
+from train.step import TrainingError, do_step, prefetch
 from train.validation import ValidationResult
 from uniresxx.checkpoints import folders as checkpoint
 from uniresxx.checkpoints.resolve import resolve
@@ -308,7 +311,7 @@ def test_resumed_equals_uninterrupted(tmp_path, stop_at, precision):
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
 
 
-def test_a_finished_run_says_so_and_changes_nothing(tmp_path, capsys):
+def test_a_finished_run_changes_nothing(tmp_path, capsys):
     recipe = recipe_of()
     train(recipe, job_of(recipe), tmp_path)
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.safetensors")}
@@ -346,7 +349,7 @@ def test_files_of_a_run(tmp_path, real_curve):
     assert saved["recipe"]["optim"]["lr"] == 1e-2 and saved["data"] == "stub 1"
 
 
-def test_first_picture_comes_by_the_clock(tmp_path):
+def test_the_first_overlay_comes_after_some_seconds(tmp_path):
     recipe = recipe_of(steps=3)
     recipe = replace(recipe, log=replace(recipe.log, overlay_first_seconds=0.0, overlay_every=1000))
     train(recipe, job_of(recipe, overlay=lambda step: Image.new("RGB", (2, 2))), tmp_path)
@@ -367,6 +370,129 @@ def test_another_recipe_or_data_set_is_refused_with_a_diff(tmp_path):
         train(recipe, reworded, tmp_path)
     chatty = replace(recipe, log=replace(recipe.log, print_every_seconds=1.0))  # changes no weight
     assert train(chatty, job_of(chatty), tmp_path) == DONE
+
+
+def longer(recipe, **changes):
+    return replace(recipe, optim=replace(recipe.optim, **changes))
+
+
+@pytest.mark.parametrize("stop_at", [None, 7])
+def test_a_longer_run_with_a_constant_rate_equals_one_that_was_planned_so(tmp_path, capsys, stop_at):
+    short = recipe_of(decay="constant")
+    job = job_of(short)
+    if stop_at is None:
+        assert train(short, job, tmp_path / "grown") == DONE
+    else:
+        with pytest.raises(StopAtError):
+            train(short, replace(job, batches=crashing(job.batches, stop_at)), tmp_path / "grown")
+    long = longer(short, steps=20)
+    assert train(long, job_of(long), tmp_path / "grown") == DONE
+    assert "optim.steps 12 -> 20: the learning rate does not depend on them" in capsys.readouterr().out
+    train(long, job_of(long), tmp_path / "planned")
+    assert_same_run(tmp_path / "grown", tmp_path / "planned")
+    assert json.loads((tmp_path / "grown/recipe.json").read_text())["recipe"]["optim"]["steps"] == 20
+
+
+def test_a_longer_run_with_a_cosine_names_the_rate_it_jumps_to(tmp_path, capsys):
+    short, long = recipe_of(), recipe_of(steps=24)
+    train(short, job_of(short), tmp_path)
+    assert train(long, job_of(long), tmp_path) == DONE
+    output = capsys.readouterr().out
+    records = read_log(tmp_path / "log.jsonl")
+    assert [r["step"] for r in records] == list(range(1, 25))
+    promised = re.search(r"optim.steps 12 -> 24: .* of step 13 is (\S+) instead of 0", output)
+    assert promised is not None
+    assert float(promised[1]) == pytest.approx(records[12]["lr"], rel=1e-2) and records[12]["lr"] > 0
+    assert records[-1]["lr"] < records[12]["lr"]
+
+
+def test_more_minutes_continue_a_run_that_its_limit_ended(tmp_path, monkeypatch, capsys):
+    ticks = itertools.count()
+    monkeypatch.setattr("train.loop.time", SimpleNamespace(monotonic=lambda: 0.01 * next(ticks)))
+    recipe = recipe_of(steps=60, save_every=100, max_minutes=1.0 / 60)
+    assert train(recipe, job_of(recipe), tmp_path) == DONE
+    done = len(read_log(tmp_path / "log.jsonl"))
+    assert done < 60 and train(recipe, job_of(recipe), tmp_path) == DONE  # finished
+    assert len(read_log(tmp_path / "log.jsonl")) == done
+    unlimited = longer(recipe, max_minutes=None)
+    assert train(unlimited, job_of(unlimited), tmp_path) == DONE
+    assert len(read_log(tmp_path / "log.jsonl")) == 60
+    assert "-> None: the cosine decay is that of the longer run" in capsys.readouterr().out
+    with pytest.raises(
+        InputError, match=r"optim.max_minutes: null -> 0.01\d+ \(a run can become longer, not"
+    ):
+        train(recipe, job_of(recipe), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"steps": 11}, r"\(optim.steps: 12 -> 11 \(a run can become longer, not shorter\)\)"),
+        ({"steps": 20, "lr": 5e-3}, r"\(optim.lr: 0.01 -> 0.005\)"),
+        ({"steps": 20, "max_minutes": 1.0}, r"\(optim.max_minutes: null -> 1.0 \(a run can"),
+        ({"steps": 20, "warmup_steps": 4}, r"\(optim.warmup_steps: 3 -> 4\)"),
+    ],
+)
+def test_only_the_length_of_a_run_may_change_and_only_upwards(tmp_path, changes, line):
+    recipe = recipe_of()
+    train(recipe, job_of(recipe), tmp_path)
+    other = longer(recipe, **changes)
+    with pytest.raises(InputError, match=line):
+        train(other, job_of(other), tmp_path)
+
+
+def files_of(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_fresh_removes_only_what_a_run_wrote(tmp_path):
+    recipe = recipe_of()
+    job = job_of(recipe, overlay=lambda step: Image.new("RGB", (2, 2)))
+    train(recipe, job, tmp_path)
+    mine = {
+        "overlays/step_by_step.png", "overlays/mine.png", "eval/step_notes/a.txt", "eval/step_00000012/notes.txt",
+        "checkpoints/step_list.txt", "checkpoints/step_00000012/notes.txt", "data/photo.jpg",
+    }  # fmt: skip
+    for name in mine:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("mine")
+    (tmp_path / "eval/step_00000012/stub/val").mkdir(parents=True)
+    (tmp_path / "eval/step_00000012/stub/val/predictions.jsonl").write_text("{}")
+    start_over(tmp_path)
+    assert {name for name in files_of(tmp_path) if name != ".lock"} == mine
+    assert not (tmp_path / "eval/step_00000012/stub").exists()
+
+
+def test_fresh_removes_nothing_before_all_checks_have_passed(tmp_path):
+    recipe = recipe_of()
+    train(recipe, job_of(recipe), tmp_path)
+    before = files_of(tmp_path)
+    wrong = replace(recipe, optim=replace(recipe.optim, lr_scale=(("nowhere", 0.1),)))
+    with pytest.raises(InputError, match="matches no trained parameter"):
+        train(wrong, job_of(wrong), tmp_path, fresh=True)
+    assert files_of(tmp_path) == before
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+@pytest.mark.parametrize("name", ["log.jsonl", "recipe.json", "curve.png", "data.json"])
+def test_a_folder_of_another_program_stays_as_it_is(tmp_path, name, fresh):
+    (tmp_path / name).write_text('{"eggs": 3}')
+    recipe = recipe_of()
+    with pytest.raises(
+        InputError, match=f"is no run folder, and a run would overwrite its {name}: use another"
+    ):
+        train(recipe, job_of(recipe), tmp_path, fresh=fresh)
+    assert (tmp_path / name).read_text() == '{"eggs": 3}'
+
+
+def test_a_refused_run_changes_no_file(tmp_path):
+    recipe = recipe_of()
+    train(recipe, job_of(recipe), tmp_path)
+    before = files_of(tmp_path)
+    other = replace(recipe, seed=9)
+    with pytest.raises(InputError, match="seed: 3 -> 9"):
+        train(other, job_of(other), tmp_path)
+    assert files_of(tmp_path) == before
 
 
 def test_fresh_starts_over_and_leaves_other_files(tmp_path):
@@ -391,9 +517,9 @@ def test_continues_from_the_one_before_a_damaged_checkpoint(tmp_path, capsys):
     weights.write_bytes(data)
     capsys.readouterr()
     assert train(recipe, job_of(recipe), tmp_path / "hurt") == DONE
-    said = capsys.readouterr().out
-    assert "step_00000012 is damaged (model.safetensors has a wrong checksum)" in said
-    assert "after step 10" in said
+    output = capsys.readouterr().out
+    assert "step_00000012 is damaged (model.safetensors has a wrong checksum)" in output
+    assert "after step 10" in output
     assert_same_run(tmp_path / "whole", tmp_path / "hurt")
 
 
@@ -413,7 +539,9 @@ def test_two_processes_cannot_share_a_folder(tmp_path):
     inside = []
 
     def overlay(step):
-        with pytest.raises(InputError, match="another process is training"):
+        with pytest.raises(
+            InputError, match=f"cannot train into .*: process {os.getpid()} on .* works there"
+        ):
             train(recipe, job_of(recipe), tmp_path)
         inside.append(step)
         return Image.new("RGB", (2, 2))
@@ -463,15 +591,15 @@ def test_a_save_that_is_due_waits_for_a_finite_step(tmp_path):
     assert names == ["step_00000012", "step_00000014"]
 
 
-def test_a_measurement_that_is_due_waits_for_a_finite_step(tmp_path):
+def test_a_validation_that_is_due_waits_for_a_finite_step(tmp_path):
     recipe = replace(recipe_of(steps=40, save_every=100), eval=EvalConfig(("any/val",), every=3))
     measured = []
 
-    def measure(step, folder):
+    def validate(step, folder):
         measured.append(step)
         return ValidationResult("mIoU", float(step))
 
-    job = job_of(recipe, measure=measure)
+    job = job_of(recipe, validate=validate)
     gone = poisoned(job.batches, {7, 8, 9, *range(13, 40)})
     with pytest.raises(TrainingError, match="10 steps in a row"):
         train(recipe, replace(job, batches=gone), tmp_path)
@@ -503,7 +631,7 @@ def test_a_full_disk_ends_the_run_and_keeps_what_was_saved(tmp_path, monkeypatch
 # ---- the log
 
 
-def test_trim_drops_torn_and_later_lines(tmp_path):
+def test_trim_drops_incomplete_and_later_lines(tmp_path):
     path = tmp_path / "log.jsonl"
     path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
     trim_log(path, 2)
@@ -534,10 +662,10 @@ def test_signals_save_and_the_same_command_continues(tmp_path, workers, script):
     for _ in range(50):  # impatience must not break the save
         time.sleep(0.005)
         process.send_signal(signal.SIGINT)
-    said = process.communicate(timeout=PATIENCE)[0]
-    assert process.returncode == STOPPED, said
+    output = process.communicate(timeout=PATIENCE)[0]
+    assert process.returncode == STOPPED, output
     step = len(read_log(out / "log.jsonl"))
-    assert f"stopped and saved at step {step} of 40; continue with: again" in said
+    assert f"stopped and saved at step {step} of 40; continue with: again" in output
     assert checkpoint.newest_verified(out, print).name == f"step_{step:08d}"
     recipe = recipe_of(40, save_every=10, workers=workers)
     train(recipe, job_of(recipe), out)
@@ -545,7 +673,7 @@ def test_signals_save_and_the_same_command_continues(tmp_path, workers, script):
     assert_same_run(out, tmp_path / "whole")
 
 
-def test_a_reader_that_goes_away_stops_nothing(tmp_path, script):
+def test_a_closed_pipe_does_not_stop_a_run(tmp_path, script):
     process = script(tmp_path, 30, 10, 0.01)
     process.stdout.readline()
     process.stdout.close()
@@ -562,9 +690,9 @@ def test_kill_9_loses_nothing(tmp_path, script):
         process.kill()
         process.communicate()
     process = script(out, 30, 4)
-    said = process.communicate(timeout=PATIENCE)[0]
-    assert process.returncode == DONE, said
-    assert "continuing" in said
+    output = process.communicate(timeout=PATIENCE)[0]
+    assert process.returncode == DONE, output
+    assert "continuing" in output
     recipe = recipe_of(30, save_every=4)
     train(recipe, job_of(recipe), tmp_path / "whole")
     assert_same_run(out, tmp_path / "whole")
@@ -575,9 +703,9 @@ def test_a_file_size_limit_is_a_full_disk(tmp_path, script):
         resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))  # the log fits, the optimizer's file does not
 
     process = script(tmp_path, 4, 2, preexec_fn=limit)
-    said = process.communicate(timeout=PATIENCE)[0]
+    output = process.communicate(timeout=PATIENCE)[0]
     assert process.returncode == 1
-    assert said.strip().splitlines()[-1].startswith("error: could not save step 2"), said
+    assert output.strip().splitlines()[-1].startswith("error: could not save step 2"), output
     assert list((tmp_path / "checkpoints").iterdir()) == []
 
 

@@ -2,17 +2,16 @@
 
 RUN is a run folder or its log.jsonl; `python -m train tiny_scenes --optim.max_minutes None --engine.threads 1 --out
 RUN` makes one (without a time limit the learning rate is a pure function of the step; stop it after any step).
-The verdict has two parts, and a run must pass both as far as it goes:
+A run must pass two comparisons:
 
-  * the first FIRST steps: the total loss of each within FIRST_TOLERANCE of the reference. Another machine, number of
-    threads or version of torch changes rounding only, which has not grown yet; another order of data, another
+  * the first FIRST steps: the total loss of each is within FIRST_TOLERANCE of the reference. Another machine, number
+    of threads or version of torch changes only the rounding, which is still small; another order of data, another
     initialisation or another loss shows at once.
-  * later: the mean of each BLOCK steps, of the total and of every loss term, within BAND of the reference and a floor
-    of FLOOR (terms near zero). Rounding has grown by then; what is learned must not differ.
+  * all steps: the mean of each BLOCK steps, of the total and of every loss term, is within BAND of the reference, or
+    within FLOOR for terms near zero. Rounding has grown by then; what is learned must not differ.
 
-The last block may be cut short by the end of the run; half a block is not judged. Prints a line per finding and a
-verdict. Exit codes: 0 the run follows the reference, 1 it does not, 2 wrong input. `--write` makes the reference
-from RUN instead.
+A last block of fewer than 2 FIRST steps is left out. Prints a line per comparison and a verdict. Exit codes: 0 the
+run follows the reference, 1 it does not, 2 wrong input. `--write` makes the reference from RUN instead.
 """
 
 from __future__ import annotations
@@ -51,19 +50,20 @@ class Finding:
 
     @property
     def fits(self) -> bool:
-        """NaN never does."""
+        """Whether the difference is allowed; NaN never is."""
         return abs(self.run - self.reference) <= self.allowed
 
     def line(self) -> str:
-        """In words."""
-        said = (
-            f"{self.what}: {self.run:.4f}, reference {self.reference:.4f}, at most {self.allowed:.4f} apart"
+        """A line of the output."""
+        verdict = "fits   " if self.fits else "DIFFERS"
+        return (
+            f"{verdict} {self.what}: {self.run:.4f}, reference {self.reference:.4f}, "
+            f"at most {self.allowed:.4f} apart"
         )
-        return f"{'fits   ' if self.fits else 'DIFFERS'} {said}"
 
 
 def read_run(path: Path) -> Curve:
-    """Losses by step of a run folder or log.jsonl; InputError where there are none."""
+    """Losses by step of a run folder or log.jsonl. Raises InputError."""
     log = path / "log.jsonl" if path.is_dir() else path
     if not log.is_file():
         raise InputError(f"{log} does not exist: give a run folder or its log.jsonl")
@@ -78,7 +78,7 @@ def read_run(path: Path) -> Curve:
 
 
 def read_reference(path: Path) -> Curve:
-    """The committed curve; lines that begin with # tell where it comes from."""
+    """The committed curve; lines that begin with # say where it comes from."""
     if not path.is_file():
         raise InputError(f"{path} does not exist: give --reference FILE, or make it by --write")
     lines = [line for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
@@ -89,7 +89,7 @@ def read_reference(path: Path) -> Curve:
 
 
 def compare(run: Curve, reference: Curve) -> list[Finding]:
-    """What both have, in the order of steps. InputError where they share nothing or their terms differ."""
+    """Compare the steps that both have. Raises InputError if there are none, or their loss terms differ."""
     shared = [step for step in sorted(reference) if step in run]
     if not shared or shared != list(range(1, len(shared) + 1)):
         raise InputError("the run lacks steps of the reference: give the log of a run from its beginning")

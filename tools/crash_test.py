@@ -1,12 +1,12 @@
-"""`python -m tools.crash_test [--every N] [--random N]`: a run that is killed, robbed of its disk or damaged.
+"""`python -m tools.crash_test [--every N] [--random N]`: kills a run, fills its disk, damages its files.
 
-A very small model trains a few steps with a checkpoint every other one. Then the same training is
+A very small model trains a few steps and saves every other one. Then the same training is
   * killed at its N-th write, fsync, rename and removal (every N-th of them in turn; half a write is on the disk),
-  * met by a full disk at each of these,
+  * given a full disk at each of these,
   * killed at random moments,
-  * found with a truncated, emptied, bit-flipped or missing file in its newest checkpoint,
-and continued by the same call each time. It must finish, every checkpoint that was reported saved and kept must
-still verify after the blow, and the final weights, optimizer state and losses must equal the undisturbed run's,
+  * given a truncated, emptied, bit-flipped or missing file in its newest checkpoint,
+and continued by the same call each time. It must finish, every checkpoint that was reported as saved and kept must
+still verify, and the final weights, optimizer state and losses must equal the undisturbed run's,
 bit by bit. Prints one line per kind and a JSON object last; exits with 1 where anything failed.
 """
 
@@ -42,8 +42,8 @@ from uniresxx.model.config import PyramidHeadConfig
 
 STEPS, SAVE_EVERY, KEEP = 4, 2, 1
 KILLED, FULL, DONE = 9, 1, 0
-MANNERS = ("truncate", "empty", "flip", "remove")
-Blow = Callable[..., None]
+DAMAGES = ("truncate", "empty", "flip", "remove")
+Fault = Callable[..., None]
 
 
 def small_recipe(background: bool) -> Recipe:
@@ -64,10 +64,10 @@ def small_recipe(background: bool) -> Recipe:
 
 
 class Counter:
-    """Counts what reaches the disk; at number `at` it does `blow` before the real thing."""
+    """Counts operations on the disk; calls `fault` before operation number `at`."""
 
-    def __init__(self, at: int, blow: Blow) -> None:
-        self.at, self.blow, self.count = at, blow, 0
+    def __init__(self, at: int, fault: Fault) -> None:
+        self.at, self.fault, self.count = at, fault, 0
 
     def wrap(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """`function`, counted."""
@@ -75,13 +75,13 @@ class Counter:
         def wrapped(*args: Any, **kwargs: Any) -> Any:
             self.count += 1
             if self.count == self.at:
-                self.blow(*args)
+                self.fault(*args)
             return function(*args, **kwargs)
 
         return wrapped
 
     def install(self) -> None:
-        """Into this process, for good: it is a child made for one experiment."""
+        """Replace the operations in this process, for good: it is a child made for one experiment."""
         for owner, name in (
             (checkpoint, "write_file"), (os, "fsync"), (os, "rename"), (os, "replace"), (os, "unlink"),
             (shutil, "rmtree"), (RunLog, "write"),
@@ -90,7 +90,7 @@ class Counter:
 
 
 def die(*args: Any) -> None:
-    """The process ends here, half a write done; no clean-up runs."""
+    """End the process with half a write done and no clean-up."""
     if len(args) == 2 and isinstance(args[1], bytes):
         args[0].write_bytes(args[1][: len(args[1]) // 2])
     elif len(args) == 2 and callable(args[1]):  # it writes the file itself
@@ -105,8 +105,8 @@ def fill(*args: Any) -> None:
 
 
 @dataclass
-class Laboratory:
-    """Runs of one training, each in a child process that inherits the freshly built model."""
+class CrashTest:
+    """Runs of one training, each in a child process that inherits the new model."""
 
     folder: Path
     recipe: Recipe
@@ -154,7 +154,7 @@ class Laboratory:
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
     def check(self, what: str, out: Path, whole: Path, report: Path, code: int, allowed: set[int]) -> None:
-        """After a blow: nothing lost, and the same call finishes with the same result."""
+        """After a fault: no checkpoint is lost, and the same call finishes with the same result."""
         if code not in allowed:
             self.failures.append(f"{what}: exit code {code}")
         reported = [int(line) for line in report.read_text().split()] if report.exists() else []
@@ -180,78 +180,78 @@ def is_good(folder: Path) -> bool:
 
 
 def result_of(run: Path) -> list[Any]:
-    """Final weights, optimizer state and losses, exactly; and whether something half done is left behind."""
+    """Final weights, optimizer state and losses, exactly, and the temporary files left behind."""
     folder = checkpoint.step_folder(run, STEPS)
     found: list[Any] = [[record["loss_hex"] for record in read_log(run / "log.jsonl")]]
     found += [(folder / name).read_bytes() for name in (checkpoint.WEIGHTS, checkpoint.OPTIMIZER)]
     return [*found, [path.name for path in run.rglob("*.tmp")]]
 
 
-def blows(lab: Laboratory, whole: Path, every: int, kind: str) -> int:
-    """Every N-th operation of the run, killed there or met by a full disk; returns how many were tried."""
-    counting, report = lab.folder / "counting", lab.folder / "counting.txt"
-    assert lab.finish(lab.start(counting, Counter(-1, die), report)) == DONE
+def faults_at_operations(test: CrashTest, whole: Path, every: int, kind: str) -> int:
+    """Kill the run or fill the disk at every N-th operation; returns the number of faults."""
+    counting, report = test.folder / "counting", test.folder / "counting.txt"
+    assert test.finish(test.start(counting, Counter(-1, die), report)) == DONE
     total = int(report.read_text().split()[-2])
     shutil.rmtree(counting)
     report.unlink()
-    blow, code = (die, KILLED) if kind == "kill" else (fill, FULL)
+    fault, code = (die, KILLED) if kind == "kill" else (fill, FULL)
     numbers = range(1, total + 1, every)
     for number in numbers:
-        out, report = lab.folder / f"{kind}_{number}", lab.folder / f"{kind}_{number}.txt"
-        ended = lab.finish(lab.start(out, Counter(number, blow), report))
-        lab.check(f"{kind} at operation {number} of {total}", out, whole, report, ended, {code, DONE})
+        out, report = test.folder / f"{kind}_{number}", test.folder / f"{kind}_{number}.txt"
+        ended = test.finish(test.start(out, Counter(number, fault), report))
+        test.check(f"{kind} at operation {number} of {total}", out, whole, report, ended, {code, DONE})
     return len(numbers)
 
 
-def moments(lab: Laboratory, whole: Path, count: int, seconds: float) -> int:
+def kills_at_random(test: CrashTest, whole: Path, count: int, seconds: float) -> int:
     """SIGKILL at random moments of the run."""
     source = random.Random(0)
     for number in range(count):
-        out, report = lab.folder / f"moment_{number}", lab.folder / f"moment_{number}.txt"
+        out, report = test.folder / f"random_{number}", test.folder / f"random_{number}.txt"
         out.mkdir()
         wait = source.uniform(0.0, seconds)
-        child = lab.start(out, None, report)
+        child = test.start(out, None, report)
         time.sleep(wait)
         os.kill(child, signal.SIGKILL)
-        ended = lab.finish(child)
-        lab.check(f"killed after {wait:.2f} s", out, whole, report, ended, {-signal.SIGKILL, DONE})
+        ended = test.finish(child)
+        test.check(f"killed after {wait:.2f} s", out, whole, report, ended, {-signal.SIGKILL, DONE})
     return count
 
 
-def damages(lab: Laboratory, whole: Path) -> int:
-    """A file of the newest checkpoint is not what it was."""
+def damaged_files(test: CrashTest, whole: Path) -> int:
+    """Damage each file of the newest checkpoint in each way."""
     names = sorted(path.name for path in checkpoint.step_folder(whole, STEPS).iterdir())
     for name in names:
-        for manner in MANNERS:
-            out = lab.folder / f"{manner}_{name}"
+        for kind in DAMAGES:
+            out = test.folder / f"{kind}_{name}"
             shutil.copytree(whole, out)
-            damage(checkpoint.step_folder(out, STEPS) / name, manner)
-            lab.compare(f"{manner} {name}", out, whole)
-    return len(names) * len(MANNERS)
+            damage(checkpoint.step_folder(out, STEPS) / name, kind)
+            test.compare(f"{kind} {name}", out, whole)
+    return len(names) * len(DAMAGES)
 
 
-def damage(path: Path, manner: str) -> None:
-    """Spoil a file."""
+def damage(path: Path, kind: str) -> None:
+    """Damage a file."""
     data = bytearray(path.read_bytes())
-    if manner == "remove":
+    if kind == "remove":
         path.unlink()
-    elif manner == "flip":
+    elif kind == "flip":
         data[len(data) // 2] ^= 0x10
         path.write_bytes(data)
     else:
-        path.write_bytes(data[: len(data) // 2] if manner == "truncate" else b"")
+        path.write_bytes(data[: len(data) // 2] if kind == "truncate" else b"")
 
 
-def experiments(lab: Laboratory, every: int, count: int) -> Iterator[tuple[str, int]]:
-    """All kinds of harm; yields what was done and how often."""
-    whole = lab.folder / "whole"
+def experiments(test: CrashTest, every: int, count: int) -> Iterator[tuple[str, int]]:
+    """All kinds of faults; yields the kind and the number."""
+    whole = test.folder / "whole"
     start = time.monotonic()
-    assert lab.finish(lab.start(whole)) == DONE, "the undisturbed run fails"
+    assert test.finish(test.start(whole)) == DONE, "the undisturbed run fails"
     seconds = time.monotonic() - start
-    yield "killed at an operation", blows(lab, whole, every, "kill")
-    yield "full disk at an operation", blows(lab, whole, every, "full")
-    yield "killed at a random moment", moments(lab, whole, count, seconds)
-    yield "damaged files", damages(lab, whole)
+    yield "killed at an operation", faults_at_operations(test, whole, every, "kill")
+    yield "full disk at an operation", faults_at_operations(test, whole, every, "full")
+    yield "killed at a random moment", kills_at_random(test, whole, count, seconds)
+    yield "damaged files", damaged_files(test, whole)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -265,14 +265,14 @@ def main(argv: list[str] | None = None) -> int:
     recipe = small_recipe(options.background)
     done: dict[str, int] = {}
     with tempfile.TemporaryDirectory(prefix="crash_test_") as folder:
-        lab = Laboratory(Path(folder), recipe, open_job(recipe, None))
-        for kind, count in experiments(lab, options.every, options.random):
+        test = CrashTest(Path(folder), recipe, open_job(recipe, None))
+        for kind, count in experiments(test, options.every, options.random):
             done[kind] = count
-            print(f"{kind}: {count}, {len(lab.failures)} failures so far", flush=True)
-    for line in lab.failures:
+            print(f"{kind}: {count}, {len(test.failures)} failures so far", flush=True)
+    for line in test.failures:
         print(f"failed: {line}")
-    print(json.dumps(done | {"failures": len(lab.failures)}))
-    return 1 if lab.failures else 0
+    print(json.dumps(done | {"failures": len(test.failures)}))
+    return 1 if test.failures else 0
 
 
 if __name__ == "__main__":

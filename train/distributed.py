@@ -1,4 +1,4 @@
-"""The processes of one job: who they are, sums over them, decisions all of them share.
+"""The processes of one job: their ranks, sums over them, decisions that they share.
 
 A launcher (`deepspeed`, `torchrun`) sets RANK, WORLD_SIZE, LOCAL_RANK and MASTER_*; without them the job is one
 process. Everything small (counts, flags, messages) goes over gloo, so it needs no GPU and fails with an error
@@ -22,8 +22,8 @@ from uniresxx.errors import InputError
 
 Value = TypeVar("Value")
 FAILED, WRONG_INPUT, STOPPED = 1, 2, 75
-_FAREWELL_SECONDS = 10
-# what gloo, NCCL, torch's store and the system say then
+_CLOSING_SECONDS = 10  # that ranks wait for one another at the end
+# words of gloo, NCCL, torch's store and the system for a process that is gone
 _LOST = (
     "timed out", "timeout", "connection closed", "connection was likely closed", "connection reset",
     "connection refused", "connection abort", "closed the connection", "socket closed", "unexpectedly closed",
@@ -31,8 +31,8 @@ _LOST = (
 )  # fmt: skip
 
 
-class FollowedError(RuntimeError):
-    """Rank 0 failed and says why; this rank ends with the same exit code and no words of its own."""
+class OtherRankError(RuntimeError):
+    """Rank 0 failed and prints why; this rank ends with the same exit code and prints nothing."""
 
     def __init__(self, code: int) -> None:
         super().__init__(f"rank 0 ended with exit code {code}")
@@ -47,11 +47,11 @@ class Ranks:
     world_size: int = 1
     local_rank: int = 0
     group: Any = None  # gloo group; None in a job of one process
-    farewell: Any = None  # another, that waits only for a moment
+    closing_group: Any = None  # gloo group with a short timeout
 
     @property
     def is_main(self) -> bool:
-        """Does this process write and speak?"""
+        """Whether this process writes and prints."""
         return self.rank == 0
 
     def sum(self, values: Sequence[float]) -> list[float]:
@@ -73,76 +73,82 @@ class Ranks:
 
     @contextmanager
     def main_output_only(self) -> Iterator[None]:
-        """What the other ranks than 0 print inside is dropped."""
+        """Drop what ranks other than 0 print inside."""
         if self.is_main:
             yield
         else:
             with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
                 yield
 
-    def on_rank0(self, work: Callable[[], Value]) -> Value:
-        """Rank 0 does `work`, everyone gets the result; where it fails, every rank ends together.
+    def on_rank0(self, function: Callable[[], Value]) -> Value:
+        """Call `function` on rank 0; every rank gets the result.
 
-        Raises what `work` raised on rank 0 and FollowedError on the others.
+        Raises what `function` raised on rank 0, and OtherRankError on the other ranks.
         """
         if self.group is None:
-            return work()
+            return function()
         message: list[Any] = [None, None]
         failure: BaseException | None = None
         if self.is_main:
             try:
-                message[0] = work()
+                message[0] = function()
             except BaseException as error:
                 failure = error
-                message[1] = _code(error)
+                message[1] = _exit_code(error)
         dist.broadcast_object_list(message, src=0, group=self.group)
         if failure is not None:
             raise failure
         if message[1] is not None:
-            raise FollowedError(message[1])
+            raise OtherRankError(message[1])
         found: Value = message[0]
         return found
 
-    def on_all_ranks(self, work: Callable[[], Value]) -> Value:
-        """Every rank does `work`; where one fails, every rank ends, and rank 0 speaks for the first that did.
+    def on_all_ranks(self, function: Callable[[], Value]) -> Value:
+        """Call `function` on every rank; where it fails on one, it fails on all.
 
-        Raises on rank 0 what its own `work` raised, or InputError / OSError / RuntimeError with another's words.
+        Raises on rank 0 what its own call raised, else InputError, OSError or RuntimeError with the message of the
+        first rank that failed; OtherRankError on the other ranks.
         """
         if self.group is None:
-            return work()
+            return function()
         failure: BaseException | None = None
         found: Any = None
         try:
-            found = work()
+            found = function()
         except BaseException as error:
             failure = error
-        told = self.gather(None if failure is None else _words(failure))
+        failures = self.gather(None if failure is None else _describe(failure))
         if failure is not None and self.is_main:
             raise failure
-        first = next(((rank, *words) for rank, words in enumerate(told) if words is not None), None)
+        first = next(((rank, *other) for rank, other in enumerate(failures) if other is not None), None)
         if first is None:
-            done: Value = found
-            return done
+            result: Value = found
+            return result
         rank, code, number, text = first
         if not self.is_main:
-            raise FollowedError(code) from failure
+            raise OtherRankError(code) from failure
         if number is not None:
             raise OSError(number, f"process {rank}: {text}")
         raise (InputError if code == WRONG_INPUT else RuntimeError)(f"process {rank}: {text}")
 
-    def leave(self, together: bool) -> None:
-        """End the communication; `together`: when every rank is here (or a moment later), so that a launcher
-        that ends the job with its first process cannot cut off the words of another."""
+    def close(self, wait: bool) -> None:
+        """End the communication.
+
+        `wait` for the other ranks first, for a moment: a launcher ends the job with its first process, and would
+        cut off the messages of another.
+        """
         if self.group is None:
             return
-        if together:
-            with suppress(RuntimeError):  # a rank that is gone cannot be waited for
-                dist.barrier(group=self.farewell)
+        if wait:
+            with suppress(RuntimeError):  # another rank is gone
+                dist.barrier(group=self.closing_group)
         dist.destroy_process_group()
 
-    def abandon(self, code: int) -> None:
-        """Where there are several processes, end this one now with `code`. Everything is said and written; ending
-        the communication in order could wait for ever for a process that is gone."""
+    def exit_now(self, code: int) -> None:
+        """Where there are several processes, end this one with `code`, after all messages and files are written.
+
+        `close` could wait for ever for a process that is gone.
+        """
         if self.group is None:
             return
         with suppress(OSError):
@@ -151,17 +157,17 @@ class Ranks:
         os._exit(code)
 
 
-def _code(error: BaseException) -> int:
+def _exit_code(error: BaseException) -> int:
     """The exit code of a program that ends with this error."""
     if isinstance(error, KeyboardInterrupt):
         return STOPPED
     return WRONG_INPUT if isinstance(error, InputError) else FAILED
 
 
-def _words(error: BaseException) -> tuple[int, int | None, str]:
-    """What other ranks need to know: the exit code, the system's number where it has one (a full disk), the words."""
+def _describe(error: BaseException) -> tuple[int, int | None, str]:
+    """An error for other ranks: exit code, the system's error number (of a full disk, …) or None, message."""
     number = error.errno if isinstance(error, OSError) else None
-    return _code(error), number, str(error).removeprefix(f"[Errno {number}] ")
+    return _exit_code(error), number, str(error).removeprefix(f"[Errno {number}] ")
 
 
 def join(device: torch.device, timeout_minutes: float, always: bool = False) -> Ranks:
@@ -182,14 +188,13 @@ def join(device: torch.device, timeout_minutes: float, always: bool = False) -> 
         else:
             dist.init_process_group(backend, timeout=timeout)
     group = dist.new_group(backend="gloo", timeout=timeout)
-    farewell = dist.new_group(backend="gloo", timeout=timedelta(seconds=_FAREWELL_SECONDS))
-    return Ranks(rank, world_size, local_rank, group, farewell)
+    closing_group = dist.new_group(backend="gloo", timeout=timedelta(seconds=_CLOSING_SECONDS))
+    return Ranks(rank, world_size, local_rank, group, closing_group)
 
 
 def is_lost(error: RuntimeError) -> bool:
-    """Does this error say that another process is gone or silent?"""
+    """Whether this error means that another process is gone or silent."""
     text = str(error).lower()
-    # two of their sentences do not name who speaks: the first is told to the operations beside the one that waited
-    unnamed = ("application timeout caused pair closure", "operation timed out!")
-    told = isinstance(error, dist.DistError) or any(name in text for name in ("gloo", "nccl", *unnamed))
-    return told and any(sign in text for sign in _LOST)
+    unnamed = ("application timeout caused pair closure", "operation timed out!")  # gloo's, without its name
+    distributed = isinstance(error, dist.DistError) or any(n in text for n in ("gloo", "nccl", *unnamed))
+    return distributed and any(sign in text for sign in _LOST)

@@ -1,4 +1,4 @@
-"""`python -m train finetune`: a recipe that goes on from a checkpoint, on the user's own data."""
+"""`python -m train finetune`: a recipe that starts from a checkpoint, on the user's own data."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ def finetune() -> Recipe:
     """python -m train finetune --from CKPT --data STORE --out DIR
 
     Trains a checkpoint on a prepared store, or on NAME below a root of native layouts (`--data.source NAME`). Model,
-    words and proposals are those of the checkpoint. Defaults (our choice, not tuned): 500 steps of 8 images, a
-    tenth to a fifth of the rates that the recipes begin with. Expected: not measured, data differ.
+    vocabulary and proposals are those of the checkpoint. Defaults (our choice, not tuned): 500 steps of 8 images, a
+    tenth to a fifth of the learning rates of the recipes. Expected: depends on the data.
     """
     return recipe_for(UniRESPlusPlusConfig(), "")
 
@@ -23,7 +23,7 @@ def finetune() -> Recipe:
 def recipe_for(config: UniRESPlusPlusConfig, start: str) -> Recipe:
     """The recipe of `finetune` for a model that starts from the checkpoint `start`.
 
-    What the config's frozen weights are kept in decides the precision: in bf16 they need autocast.
+    Frozen weights in bf16 need autocast, so their dtype decides the precision.
     """
     weights = WeightsConfig(start=start, owlv2=config.weights.owlv2)
     mixed = config.tuning.frozen_dtype == "bf16"
@@ -40,7 +40,7 @@ def recipe_for(config: UniRESPlusPlusConfig, start: str) -> Recipe:
 def recipe_of(checkpoint: Path) -> Recipe:
     """The recipe for a run folder (its best, else newest checkpoint) or a `from_pretrained` folder.
 
-    The folder is named by its full path: where a run continues it must start from the same. Raises InputError.
+    The recipe has the folder's full path, because a run continues only from the same start. Raises InputError.
     """
     from uniresxx.checkpoints.resolve import resolve
     from uniresxx.checkpoints.tensors import CONFIG, read_json
@@ -49,12 +49,12 @@ def recipe_of(checkpoint: Path) -> Recipe:
     values = read_json(folder / CONFIG)
     kind = values.get("model_type")
     if kind == "film_unet":
-        raise InputError(f"{folder}: a FiLM-UNet, the baseline; finetune continues UniRES++ checkpoints")
+        raise InputError(f"{folder} is a FiLM-UNet, the baseline: give a UniRES++ checkpoint")
     return recipe_for(UniRESPlusPlusConfig.from_dict(values), str(folder.resolve()))
 
 
 def with_data(recipe: Recipe, data: Path | None) -> tuple[Recipe, Path | None]:
-    """The recipe reading `data` where that is a store, and the root that is left to look below. InputError."""
+    """The recipe with `data` as its source if that is a store, and the root for `data.source`. Raises InputError."""
     from uniresxx.data.catalog import find_store
 
     d = recipe.data

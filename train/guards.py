@@ -1,4 +1,4 @@
-"""What keeps a run from harm: requests to stop, gradient spikes, writes beside the training."""
+"""Guards of a run: requests to stop, gradient spikes, writes in the background."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ class Stop:
 
 
 def is_spike(norm: float, before: Sequence[float], sigmas: float | None) -> bool:
-    """Is this gradient norm more than `sigmas` standard deviations above the mean of the `WINDOW` before it?
+    """Whether a gradient norm is more than `sigmas` standard deviations above the mean of the `WINDOW` before it.
 
-    Never before half a window is there. Norms of skipped steps stay in the window, so that a lasting change of
-    scale is followed instead of skipped for ever. Rule and numbers (128, 6) of
-    allenai/OLMo-core:src/olmo_core/optim/skip_step_optimizer.py; our choice: only upwards, and the norm alone.
+    It needs half a window. Norms of skipped steps stay in the window, so that a lasting change of scale ends the
+    skipping. Rule and numbers (128, 6) of allenai/OLMo-core:src/olmo_core/optim/skip_step_optimizer.py; our choice:
+    only upwards, and the norm alone.
     """
     if sigmas is None or len(before) < WINDOW // 2:
         return False
@@ -52,21 +52,21 @@ def is_spike(norm: float, before: Sequence[float], sigmas: float | None) -> bool
 
 
 def remember(norm: float, before: Sequence[float]) -> list[float]:
-    """The window with one more norm, where that is a number."""
+    """The window with one more norm, if that is finite."""
     return [*before, norm][-WINDOW:] if math.isfinite(norm) else list(before)
 
 
 class Background:
-    """One piece of work at a time in a thread; what it raised is raised by the next call."""
+    """Runs one function at a time in a thread; the next call raises what it raised."""
 
     def __init__(self) -> None:
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
 
-    def start(self, work: Callable[[], object]) -> None:
-        """Wait for the work before, then start this."""
+    def start(self, function: Callable[[], object]) -> None:
+        """Finish the earlier function, then start this one."""
         self.finish()
-        self._thread = threading.Thread(target=self._run, args=(work,), name="checkpoint")
+        self._thread = threading.Thread(target=self._run, args=(function,), name="checkpoint")
         self._thread.start()
 
     def wait(self) -> None:
@@ -76,14 +76,14 @@ class Background:
             self._thread = None
 
     def finish(self) -> None:
-        """Wait until nothing runs; raise what the work raised."""
+        """Wait until nothing runs; raise what the function raised."""
         self.wait()
         failure, self._failure = self._failure, None
         if failure is not None:
             raise failure
 
-    def _run(self, work: Callable[[], object]) -> None:
+    def _run(self, function: Callable[[], object]) -> None:
         try:
-            work()
-        except BaseException as error:  # handed over to the training thread
+            function()
+        except BaseException as error:  # raised again by `finish`, in the training thread
             self._failure = error

@@ -1,4 +1,4 @@
-"""What a recipe names, opened: data, vocabulary, model, and the picture that shows what the model sees now."""
+"""Open what a recipe names: data, vocabulary, model, and the overlay of its answers."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from PIL import Image
 from mllm.tokens import Vocabulary
 from train.loop import Job
 from train.recipe import Recipe, check
-from train.throughput import work_counter
-from train.validation import open_measure
+from train.throughput import cost_counter
+from train.validation import open_validation
 from uniresxx.data.catalog import SCENES
 from uniresxx.data.guard import lines_of_report
 from uniresxx.data.mixture.batches import Batches, SceneSource, Source
@@ -69,30 +69,31 @@ def open_job(recipe: Recipe, data: Path | None) -> Job:
         "training_data": found.about,
     }
     picture = (lambda step: overlay(model, found.shown, step)) if found.shown else None
-    ledger = DataLog(found.source.shares, d.batch_images * d.accumulate, d.max_bad_fraction)
-    counter = work_counter(model, recipe.model) if isinstance(recipe.model, UniRESPlusPlusConfig) else None
-    measure = open_measure(recipe.eval, model, data)
-    said = _guard_lines(found.about)
-    return Job(model, batches, picture, found.fingerprint, extra, ledger, measure, counter, said)
+    data_log = DataLog(found.source.shares, d.batch_images * d.accumulate, d.max_bad_fraction)
+    counter = cost_counter(model, recipe.model) if isinstance(recipe.model, UniRESPlusPlusConfig) else None
+    validate = open_validation(recipe.eval, model, data)
+    messages = _guard_lines(found.about)
+    return Job(model, batches, picture, found.fingerprint, extra, data_log, validate, counter, messages)
 
 
 def _guard_lines(about: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
-    """What the leak guard removed and which lists it lacked, each line once; none of drawn pictures."""
+    """Lines on what the leak guard removed and which lists are missing, each once; none for drawn pictures."""
     reports = [item["guard"] for item in about if item["guard"]["mode"] != "drawn"]
     return tuple(dict.fromkeys(line for report in reports for line in lines_of_report(report)))
 
 
 @dataclass(frozen=True)
 class _Data:
-    """Training images, pictures for the overlay, text for the vocabulary, what a run must find again."""
+    """Training images, pictures for the overlay, text for the vocabulary, fingerprint, and facts for recipe.json.
+
+    `about` has an entry for each data set: its share of the expressions, its fingerprint, the guard's report.
+    """
 
     source: Source
     shown: list[ImageRecord]
     texts: list[str]
     fingerprint: str
-    about: list[
-        dict[str, Any]
-    ]  # JSON, by data set: share of the expressions, fingerprint, what the guard did
+    about: list[dict[str, Any]]
 
 
 def _open_data(recipe: Recipe, data: Path | None, all_boxes: bool) -> _Data:
@@ -119,7 +120,7 @@ def _open_data(recipe: Recipe, data: Path | None, all_boxes: bool) -> _Data:
 
 
 def _fingerprint(mixture: Mixture) -> str:
-    """Of the content of every part: that of its store, else over its expressions."""
+    """Identifies the content of every part: the fingerprint of its store, else of its expressions."""
     found = [str(p.about.get("fingerprint") or _digest(p.records)) for p in mixture.parts]
     return found[0] if len(found) == 1 else sha256("\n".join(found).encode()).hexdigest()
 

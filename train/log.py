@@ -1,4 +1,4 @@
-"""What a run tells: log.jsonl, the curve picture, the progress bar or plain lines."""
+"""The output of a run: log.jsonl, the curve picture, the progress bar or plain lines."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _CURVE_POINTS = 2000
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The lines of a log; a line torn by a crash ends it."""
+    """The lines of a log, up to one that a crash has cut off."""
     records: list[dict[str, Any]] = []
     if path.exists():
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -41,32 +41,32 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 
 def trim_log(path: Path, step: int) -> None:
-    """Drop the lines after `step`: the steps a killed run did after its last checkpoint are done again."""
+    """Drop the lines after `step`: what a killed run did after its last checkpoint is done again."""
     if path.exists():
         kept = [record for record in read_log(path) if record["step"] <= step]
         write_atomic(path, "".join(json.dumps(record) + "\n" for record in kept).encode())
 
 
 def print_line(line: str) -> None:
-    """A line of the program's output; a reader that went away (`| head`, a lost terminal) stops nothing."""
+    """Print a line; a closed pipe (`| head`) or a lost terminal does not stop the program."""
     try:
         print(line, flush=True)
     except BrokenPipeError:
-        _mute()
+        mute()
 
 
-def _mute() -> None:
-    """Send further output nowhere."""
+def mute() -> None:
+    """Drop all further output."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)
 
 
 class _Console(Console):
-    """rich would end the program when the reader of its output is gone."""
+    """A console that a closed pipe does not end."""
 
     def on_broken_pipe(self) -> None:
-        _mute()
+        mute()
 
 
 class RunLog:
@@ -76,7 +76,7 @@ class RunLog:
         self._stream = path.open("a", encoding="utf-8")
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """One line; numbers that are not finite become null."""
+        """Append a line; numbers that are not finite become null."""
         clean = {
             key: None if isinstance(value, float) and not math.isfinite(value) else value
             for key, value in record.items()
@@ -85,16 +85,16 @@ class RunLog:
         self._stream.flush()
 
     def flush(self) -> None:
-        """Everything written so far is on the disk."""
+        """Flush everything to the disk."""
         os.fsync(self._stream.fileno())
 
     def close(self) -> None:
-        """No more lines."""
+        """Close the file."""
         self._stream.close()
 
 
 def smooth(values: Sequence[float | None], window: int) -> list[float]:
-    """Mean of the last `window` values that are there (NaN before the first)."""
+    """Running mean of the last `window` values without the gaps (NaN before the first)."""
     recent: deque[float] = deque(maxlen=window)
     means: list[float] = []
     for value in values:
@@ -105,25 +105,25 @@ def smooth(values: Sequence[float | None], window: int) -> list[float]:
 
 
 def read_steps(path: Path) -> list[dict[str, Any]]:
-    """The lines of the steps: without those of measurements, which have `eval` and no loss."""
+    """The lines of the steps, without those of validation, which have no loss."""
     return [record for record in read_log(path) if "loss" in record]
 
 
 def draw_curve(log: Path, picture: Path) -> None:
-    """Loss terms (smoothed over a fiftieth of the run, logarithmic), what was measured, learning rate by step."""
+    """Loss terms (smoothed over a fiftieth of the run, logarithmic), validation scores, learning rate by step."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     records = [record for record in read_steps(log) if not record["skipped"]]
     if not records:
         return
-    measured = [record for record in read_log(log) if "eval" in record]
+    validated = [record for record in read_log(log) if "eval" in record]
     steps = [record["step"] for record in records]
     window, stride = max(len(records) // 50, 1), max(len(records) // _CURVE_POINTS, 1)
     names = list(dict.fromkeys(key for record in records for key in record if key not in FIXED))
     figure = Figure(figsize=(8, 6), layout="constrained")
     canvas = FigureCanvasAgg(figure)
-    ratios = (4, 2, 1) if measured else (4, 1)
+    ratios = (4, 2, 1) if validated else (4, 1)
     above, *between, below = figure.subplots(len(ratios), 1, sharex=True, height_ratios=ratios)
     for name in ["loss", *names]:
         values = smooth([record.get(name) for record in records], window)
@@ -133,7 +133,7 @@ def draw_curve(log: Path, picture: Path) -> None:
     above.grid(alpha=0.3)
     above.legend(ncols=4, fontsize="small")
     for axis in between:
-        _draw_scores(axis, measured)
+        _draw_scores(axis, validated)
     below.plot(steps[::stride], [record["lr"] for record in records][::stride], color="black")
     below.set_ylabel("learning rate")
     below.set_xlabel("step")
@@ -142,12 +142,12 @@ def draw_curve(log: Path, picture: Path) -> None:
     write_atomic(picture, buffer.getvalue())
 
 
-def _draw_scores(axis: Any, measured: Sequence[Mapping[str, Any]]) -> None:
-    """mIoU of each benchmark, and N-acc where it is defined, over the steps they were measured at."""
-    names = list(dict.fromkeys(name for record in measured for name in record["eval"]))
+def _draw_scores(axis: Any, validated: Sequence[Mapping[str, Any]]) -> None:
+    """mIoU of each benchmark, and N-acc where it is defined, by step."""
+    names = list(dict.fromkeys(name for record in validated for name in record["eval"]))
     for name in names:
         for key, style in (("mIoU", "o-"), ("N-acc", "x:")):
-            found = [(r["step"], r["eval"][name][key]) for r in measured if name in r["eval"]]
+            found = [(r["step"], r["eval"][name][key]) for r in validated if name in r["eval"]]
             points = [(step, value) for step, value in found if value is not None]
             if points:
                 axis.plot(*zip(*points, strict=True), style, label=f"{name} {key}")
@@ -157,16 +157,16 @@ def _draw_scores(axis: Any, measured: Sequence[Mapping[str, Any]]) -> None:
     axis.legend(fontsize="small")
 
 
-def costs(record: Mapping[str, Any]) -> str:
-    """The rates of a log line in words."""
-    said = [f"{record['expressions_per_s']:.0f} expr/s"]
+def rates(record: Mapping[str, Any]) -> str:
+    """The rates of a log line for the progress line."""
+    parts = [f"{record['expressions_per_s']:.0f} expr/s"]
     if record["text_tokens_per_s"] is not None:
-        said.append(
+        parts.append(
             f"{record['text_tokens_per_s']:.0f} text + {record['visual_tokens_per_s']:.0f} visual tok/s"
         )
     if record["mfu"] is not None:
-        said.append(f"MFU {record['mfu']:.0%}")
-    return ", ".join([*said, f"data {record['data_wait']:.0%}", f"{record['memory_gb']:.1f} GB"])
+        parts.append(f"MFU {record['mfu']:.0%}")
+    return ", ".join([*parts, f"data {record['data_wait']:.0%}", f"{record['memory_gb']:.1f} GB"])
 
 
 class Display:
@@ -192,12 +192,12 @@ class Display:
     ) -> None:
         self.bar.stop()
 
-    def say(self, line: str) -> None:
-        """A line that stays."""
+    def log(self, line: str) -> None:
+        """Print a line above the progress bar."""
         self.console.print(line, markup=False)
 
     def count(self, expressions: int) -> float:
-        """Note a finished step; returns expressions per second over the last steps."""
+        """Count a finished step; returns expressions per second over the last steps."""
         self.expressions += expressions
         self.times.append((time.monotonic(), self.expressions))
         (start, before), (now, after) = self.times[0], self.times[-1]
@@ -206,12 +206,12 @@ class Display:
     def show(self, record: Mapping[str, Any]) -> None:
         """Show the newest log line."""
         terms = " ".join(f"{k} {v:.3f}" for k, v in record.items() if k not in FIXED and v is not None)
-        line = f"loss {record['loss']:.3f} ({terms}) lr {record['lr']:.2g} {costs(record)}, {self._left(record)} left"
+        line = f"loss {record['loss']:.3f} ({terms}) lr {record['lr']:.2g} {rates(record)}, {self._left(record)} left"
         if self.console.is_terminal:
             self.bar.update(self.task, completed=record["step"], line=line)
         elif time.monotonic() - self.printed >= self.every or record["step"] == self.steps:
             self.printed = time.monotonic()
-            self.say(f"step {record['step']}/{self.steps} {line}")
+            self.log(f"step {record['step']}/{self.steps} {line}")
 
     def _left(self, record: Mapping[str, Any]) -> str:
         start, now = self.times[0][0], self.times[-1][0]

@@ -1,7 +1,7 @@
-"""A training step done on tensors that have sizes and no memory: what its forward and backward pass would keep.
+"""The memory of a training step, from a forward and backward pass on tensors that have sizes and no memory.
 
-Shapes as in uniresxx.types.Batch. The model is the recipe's own class, so what is frozen, checkpointed or cast
-by autocast needs no formula.
+Shapes as in uniresxx.types.Batch. The model is the recipe's own class, so nothing that is frozen, checkpointed or
+cast by autocast needs a formula.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from uniresxx.model.modeling import UniRESPlusPlusModel
 from uniresxx.model.tuning import cast_frozen
 from uniresxx.types import Batch
 
-LABELS = 5  # of a decision: the answer `[SEG].` with its end
+LABELS = 5  # of an expression: the answer `[SEG].` with its end
 TRUTH_BOXES = 8  # of a level, for the learned box head
 _PHOTO = 480, 640  # where the loss is taken at the photo's size: COCO's usual one
 _CANDIDATES = 16  # boxes in NMS: its loop costs time here and no memory
@@ -33,7 +33,7 @@ _CANDIDATES = 16  # boxes in NMS: its loop costs time here and no memory
 
 @dataclass(frozen=True)
 class Sizes:
-    """One micro-batch of one process: images, decisions (expressions) of an image, tokens of a decision."""
+    """One micro-batch of one process: images, expressions of an image, tokens of an expression."""
 
     images: int
     expressions: int
@@ -42,15 +42,15 @@ class Sizes:
 
 
 @dataclass(frozen=True)
-class Replayed:
-    """Bytes beyond weights and gradients: kept from forward to backward, and the most that is alive at once."""
+class ActivationMemory:
+    """Bytes beyond weights and gradients: kept from forward to backward, and the peak."""
 
     saved: int
     peak: int
 
 
-class _Live(TorchDispatchMode):
-    """Counts the bytes of every storage that operators make, until it is freed."""
+class _MemoryCounter(TorchDispatchMode):
+    """Counts the bytes of every storage that operators allocate, until it is freed."""
 
     def __init__(self, known: Sequence[torch.Tensor]) -> None:
         super().__init__()
@@ -62,15 +62,15 @@ class _Live(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        if func in _INDEXING:  # how many a mask chooses is known: masks are real
-            args = (args[0], _places(args[1]), *args[2:])
+        if func in _INDEXING:  # masks are real, so their positions are known
+            args = (args[0], _positions(args[1]), *args[2:])
         out = func(*args, **(kwargs or {}))
         for value in tree_iter(out):
             if isinstance(value, torch.Tensor):
-                self._see(value)
+                self._add(value)
         return out
 
-    def _see(self, tensor: torch.Tensor) -> None:
+    def _add(self, tensor: torch.Tensor) -> None:
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key in self.sizes or key in self.ignored:
@@ -91,8 +91,8 @@ _INDEXING = (
 )  # fmt: skip
 
 
-def _places(indices: Sequence[torch.Tensor | None]) -> list[torch.Tensor | None]:
-    """Masks as the places they choose."""
+def _positions(indices: Sequence[torch.Tensor | None]) -> list[torch.Tensor | None]:
+    """Masks as the positions that they choose."""
     found: list[torch.Tensor | None] = []
     for index in indices:
         masks = index is not None and index.dtype == torch.bool
@@ -105,8 +105,10 @@ def _storage(tensor: torch.Tensor) -> int:
 
 
 def model_without_memory(config: UniRESPlusPlusConfig) -> UniRESPlusPlusModel:
-    """The model of a config on the meta device, frozen weights in the config's dtype. ValueError: sizes that do
-    not fit together."""
+    """The model of a config on the meta device, frozen weights in the config's dtype.
+
+    Raises ValueError for sizes that do not fit together.
+    """
     vocabulary = Vocabulary.train([], config.mllm.vocabulary)
     with torch.device("meta"):
         model = UniRESPlusPlusModel(config, vocabulary)
@@ -115,12 +117,12 @@ def model_without_memory(config: UniRESPlusPlusConfig) -> UniRESPlusPlusModel:
     return model
 
 
-def replay(config: UniRESPlusPlusConfig, sizes: Sizes, mixed: bool) -> Replayed:
+def estimate_activations(config: UniRESPlusPlusConfig, sizes: Sizes, mixed: bool) -> ActivationMemory:
     """Forward, loss and backward of one micro-batch on sizes alone; `mixed`: under autocast to bf16.
 
-    Every expression has a mask, so no batch of these sizes keeps more. Attention is SDPA's fused kernel (as on a
-    GPU with its memory-efficient one: inputs, output, mask and one number per row and head are kept); with
-    flex_attention the mask of side² is not there, so the figure is an upper bound. Boxes of OWLv2 are given.
+    Every expression has a mask, so no batch of these sizes needs more. Attention is SDPA's fused kernel, which keeps
+    inputs, output, mask, and one number per row and head, as the memory-efficient kernel of a GPU does.
+    flex_attention needs no mask, so for it the figure is an upper bound. OWLv2 is not run; its boxes are inputs.
     """
     config = replace(
         config,
@@ -136,33 +138,35 @@ def replay(config: UniRESPlusPlusConfig, sizes: Sizes, mixed: bool) -> Replayed:
             if parameter.requires_grad:
                 parameter.grad = torch.empty_like(parameter)
     batch = _batch(config, sizes, fake)
-    return watch(model, batch, torch.autocast("cpu", torch.bfloat16) if mixed else nullcontext())
+    return measure_activations(
+        model, batch, torch.autocast("cpu", torch.bfloat16) if mixed else nullcontext()
+    )
 
 
-def watch(model: Any, batch: Batch, precision: AbstractContextManager[Any]) -> Replayed:
-    """Count while a micro-batch passes forward and backward; on real tensors this is a measurement."""
+def measure_activations(model: Any, batch: Batch, precision: AbstractContextManager[Any]) -> ActivationMemory:
+    """Count the memory of one micro-batch, forward and backward; on real tensors this is a measurement."""
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-    live = _Live([*model.parameters(), *model.buffers(), *gradients])
+    counter = _MemoryCounter([*model.parameters(), *model.buffers(), *gradients])
     kept: dict[int, tuple[int, torch.Tensor]] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
-        if _storage(tensor) not in live.ignored:
+        if _storage(tensor) not in counter.ignored:
             kept[_storage(tensor)] = tensor.untyped_storage().nbytes(), tensor
         return tensor
 
     model.train()
     counts = model.counts(batch)
-    with live:
+    with counter:
         with precision, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             loss = model.loss(model(batch), batch).total(counts)
         saved = sum(size for size, _ in kept.values())
         kept.clear()
         loss.backward()
-    return Replayed(saved, live.peak)
+    return ActivationMemory(saved, counter.peak)
 
 
 def _batch(config: UniRESPlusPlusConfig, sizes: Sizes, fake: FakeTensorMode) -> Batch:
-    """A batch of `sizes`: pixels and masks without memory, everything small is real."""
+    """A batch of `sizes`: pixels and masks without memory, everything small real."""
     m, (B, K, t) = config.mllm, (sizes.images, sizes.expressions, sizes.tokens)
     S, T, labels = m.high_size, K * t, min(sizes.labels, t - 1)
     with fake:
@@ -171,7 +175,7 @@ def _batch(config: UniRESPlusPlusConfig, sizes: Sizes, fake: FakeTensorMode) -> 
         masks = torch.empty(B * K, S, S, dtype=torch.bool)
         photos = [torch.empty(K, *_PHOTO, dtype=torch.bool) for _ in range(B)]
         dense = torch.empty(B, S, S, 3, dtype=torch.uint8) if any(config.dense_classes) else None
-    place_T = torch.arange(T) % t
+    position_T = torch.arange(T) % t
     box = torch.tensor([0.0, 0.0, S / 2, S / 2])
     filled: Callable[..., torch.Tensor] = torch.ones
     return Batch(
@@ -185,9 +189,9 @@ def _batch(config: UniRESPlusPlusConfig, sizes: Sizes, fake: FakeTensorMode) -> 
         truth_boxes_BGM4=box.repeat(B, 2, TRUTH_BOXES, 1),
         truth_boxes_valid_BGM=filled(B, 2, TRUTH_BOXES, dtype=torch.bool),
         token_ids_BT=filled(B, T, dtype=torch.long),
-        labels_BT=torch.where(place_T >= t - labels, 1, IGNORE).repeat(B, 1),
+        labels_BT=torch.where(position_T >= t - labels, 1, IGNORE).repeat(B, 1),
         branch_BT=(torch.arange(T) // t).repeat(B, 1),
-        position_BT=place_T.repeat(B, 1),
+        position_BT=position_T.repeat(B, 1),
         image_of_expr_E=torch.arange(B).repeat_interleave(K),
         seg_position_E=(torch.arange(1, K + 1) * t - 2).repeat(B),
         present_E=filled(B * K, dtype=torch.bool),

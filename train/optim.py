@@ -18,9 +18,9 @@ _TIME_RULES_FROM = 0.2  # of max_minutes: before, start-up costs would disturb t
 def lr_factor(step: int, config: OptimConfig, time_used: float = 0.0) -> float:
     """Factor on every learning rate for update number `step` (0-based): linear warm-up, then the decay.
 
-    A pure function of the step. Only where `max_minutes` would end the run early does time enter: `time_used`
-    (fraction of max_minutes, 0..1) then stands in for the fraction of steps, so that a slow machine also ends
-    with a small learning rate. Such a run is not reproducible bit by bit (our choice: finished beats exact).
+    A pure function of the step, unless `max_minutes` ends the run early: then `time_used` (fraction of
+    max_minutes, 0..1) replaces the fraction of steps, so that a slow machine also ends with a small learning
+    rate. Such a run is not reproducible bit by bit (our choice).
     """
     if step < config.warmup_steps:
         return (step + 1) / (config.warmup_steps + 1)
@@ -34,12 +34,36 @@ def lr_factor(step: int, config: OptimConfig, time_used: float = 0.0) -> float:
     return config.final_lr + (1.0 - config.final_lr) * 0.5 * (1.0 + math.cos(math.pi * max(phase, 0.0)))
 
 
+def time_used(config: OptimConfig, seconds: float) -> float:
+    """Fraction of `max_minutes` after so many seconds of training; 0 without a limit."""
+    return 0.0 if config.max_minutes is None else seconds / (60.0 * config.max_minutes)
+
+
+def longer_run_line(planned: OptimConfig, now: OptimConfig, step: int, seconds: float) -> str:
+    """What the schedule does where a run continues after `step` with larger `steps` or `max_minutes`."""
+    changes = [
+        f"optim.{name} {getattr(planned, name)} -> {getattr(now, name)}"
+        for name in ("steps", "max_minutes")
+        if getattr(planned, name) != getattr(now, name)
+    ]
+    if now.decay == "constant":
+        return f"{', '.join(changes)}: the learning rate does not depend on them"
+    before, after = (
+        config.lr * lr_factor(step, config, min(time_used(config, seconds), 1.0)) for config in (planned, now)
+    )
+    rate = f"is {after:.3g} instead of {before:.3g}" if after != before else f"stays {after:.3g}"
+    return (
+        f"{', '.join(changes)}: the cosine decay is that of the longer run from here on, so the learning rate of "
+        f"step {step + 1} {rate}"
+    )
+
+
 def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
     """Trained parameters by (learning-rate factor, weight decay), in a fixed order.
 
-    No decay on embeddings and on anything with fewer than two dimensions (norms, biases, scales). Each group
-    carries `names` and `lr_scale`; `lr` is set at every step. Raises InputError where a path of
-    `optim.lr_scale` matches no trained parameter, or nothing is trained.
+    Embeddings and parameters with fewer than two dimensions (norms, biases, scales) do not decay. Each group has
+    `names` and `lr_scale`; `lr` is set at every step. Raises InputError where a path of `optim.lr_scale` matches no
+    trained parameter, or nothing is trained.
     """
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     groups: dict[tuple[float, float], dict[str, Any]] = {}
@@ -90,7 +114,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tenso
 
 
 def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Put back what `optimizer_tensors` gave; a parameter that has had no gradient yet has no state.
+    """Restore what `optimizer_tensors` returned; a parameter that has had no gradient yet has no state.
 
     Raises InputError for tensors of parameters that the model does not train.
     """

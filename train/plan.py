@@ -1,4 +1,4 @@
-"""`python -m train plan RECIPE`: the memory of a recipe per GPU, before anything is loaded.
+"""`python -m train plan RECIPE`: the memory of a recipe per GPU, predicted without loading weights.
 
 Weights, gradients and optimizer follow from the number of parameters, the ZeRO stage and the number of processes;
 activations come from `train.memory_estimate`. All figures are bytes unless a name says otherwise; GB are 10^9 bytes.
@@ -12,8 +12,14 @@ from typing import Any
 
 from torch import nn
 
-from train.engines.zero import settings
-from train.memory_estimate import Replayed, Sizes, model_without_memory, parameter_bytes, replay
+from train.engines.zero import deepspeed_config
+from train.memory_estimate import (
+    ActivationMemory,
+    Sizes,
+    estimate_activations,
+    model_without_memory,
+    parameter_bytes,
+)
 from train.recipe import Recipe, share_of
 from uniresxx.data.catalog import SCENES
 from uniresxx.errors import InputError
@@ -22,9 +28,9 @@ from uniresxx.model.config import UniRESPlusPlusConfig
 FP32 = 4
 CONTEXT = 800_000_000  # CUDA context, cuBLAS and cuDNN workspaces: our choice, not measured
 PER_JOB = 500_000_000  # NCCL's buffers with more than one process: our choice, not measured
-FRAGMENTED = 0.05  # of what comes and goes, lost to the allocator: our choice, not measured
+FRAGMENTED = 0.05  # of activations, lost to the allocator: our choice, not measured
 TOKENS, SCENE_TOKENS = 32, 14  # of an expression with its question: LLaVA's words (25 to 30); drawn scenes
-PHRASES = 1.6  # decisions of a conversation in the scenes, counted
+PHRASES = 1.6  # expressions of a conversation in the scenes, counted
 GB = 1e9
 
 
@@ -38,7 +44,7 @@ class Model:
 
     @classmethod
     def of(cls, model: nn.Module) -> Model:
-        """Counted on the model, which may be without memory."""
+        """Count the parameters of a model, which may be without memory."""
         values = list(model.parameters())
         trained = sum(value.numel() for value in values if value.requires_grad)
         return cls(sum(value.numel() for value in values), trained, parameter_bytes(model, trained=False))
@@ -46,9 +52,9 @@ class Model:
 
 @dataclass(frozen=True)
 class States:
-    """What lies on a GPU between two micro-batches, by purpose, and what was moved to CPU memory.
+    """Bytes on a GPU between two micro-batches, by purpose, and `host`, the bytes moved to CPU memory.
 
-    `start`: the whole model, which every process loads before ZeRO divides it.
+    `start` is the whole model, which every process loads before ZeRO divides it.
     """
 
     weights: int
@@ -98,26 +104,33 @@ class Plan:
         )
 
 
-def plan(recipe: Recipe, gpus: int = 1, tokens: int | None = None, replayed: Replayed | None = None) -> Plan:
-    """Predict; `tokens` of one expression with its question and answer (default: `sizes_of`).
+def plan(
+    recipe: Recipe, gpus: int = 1, tokens: int | None = None, activations: ActivationMemory | None = None
+) -> Plan:
+    """Predict the memory of a recipe.
 
-    `replayed` spares the replay where only stage, offload or number of processes differ from an earlier plan of as
-    many images per process. Raises InputError: sizes that do not fit, batches that do not divide, a model without
-    a plan.
+    Args:
+        recipe: of a UniRES++ model.
+        gpus: processes of the job, one per GPU.
+        tokens: of one expression with its question and answer; None: `sizes_of` decides.
+        activations: of an earlier plan with as many images per process, which saves estimating them again.
+
+    Raises:
+        InputError: sizes do not fit together, the batch does not divide, or the model has no plan.
     """
     config = recipe.model
     if not isinstance(config, UniRESPlusPlusConfig):
-        raise InputError(f"{recipe.name}: plan knows the recipes of UniRES++, not {type(config).__name__}")
+        raise InputError(f"{recipe.name}: plan works for UniRES++ only, not for {type(config).__name__}")
     sizes = sizes_of(recipe, gpus, tokens)
     try:
         model = Model.of(model_without_memory(config))
-        found = replayed or replay(config, sizes, recipe.engine.precision != "fp32")
+        found = activations or estimate_activations(config, sizes, recipe.engine.precision != "fp32")
     except ValueError as error:
         raise InputError(str(error)) from error
     states = states_of(model, recipe, gpus)
-    coming = round(found.peak * (1 + FRAGMENTED))
+    temporary = round(found.peak * (1 + FRAGMENTED))
     context = CONTEXT + PER_JOB * (gpus > 1)
-    running = states.weights + states.gradients + states.optimizer + states.communication + coming
+    running = states.weights + states.gradients + states.optimizer + states.communication + temporary
     return Plan(
         recipe=recipe.name,
         gpus=gpus,
@@ -131,24 +144,20 @@ def plan(recipe: Recipe, gpus: int = 1, tokens: int | None = None, replayed: Rep
         tokens_per_decision=sizes.tokens,
         parameters=model.parameters,
         trained=model.trained,
-        weights=states.weights,
-        gradients=states.gradients,
-        optimizer=states.optimizer,
-        communication=states.communication,
-        activations=coming,
+        **{key: size for key, size in asdict(states).items() if key != "start"},
+        activations=temporary,
         saved=found.saved,
         context=context,
         peak=max(running, states.start) + context,
-        host=states.host,
     )
 
 
 def sizes_of(recipe: Recipe, gpus: int, tokens: int | None = None) -> Sizes:
-    """A process's micro-batch. Scenes bring conversations, at `data.dialogue_share`; photographs bring none yet."""
+    """A process's micro-batch. Scenes have conversations, at `data.dialogue_share`; photographs have none yet."""
     d = recipe.data
     drawn = d.source in SCENES and not (d.mixture or d.parts)
-    talks = d.expressions_per_image * d.dialogue_share / (1 - d.dialogue_share) if drawn else 0.0
-    decisions = round(d.expressions_per_image + PHRASES * talks)
+    dialogues = d.expressions_per_image * d.dialogue_share / (1 - d.dialogue_share) if drawn else 0.0
+    decisions = round(d.expressions_per_image + PHRASES * dialogues)
     return Sizes(share_of(d, gpus), decisions, tokens or (SCENE_TOKENS if drawn else TOKENS))
 
 
@@ -166,7 +175,7 @@ def states_of(model: Model, recipe: Recipe, gpus: int) -> States:
     whole = model.frozen_bytes + T
     if stage == 0:
         return States(whole, T, 2 * T, T if N > 1 else 0, 0, whole)
-    zero: Mapping[str, Any] = settings(recipe)["zero_optimization"]
+    zero: Mapping[str, Any] = deepspeed_config(recipe)["zero_optimization"]
     bucket = FP32 * int(zero["reduce_bucket_size"])
     part = -(-T // N)
     weights = whole if stage < 3 else -(-whole // N)
@@ -208,20 +217,20 @@ def table(found: Plan) -> str:
         ("activations", found.activations, f"{found.saved / GB:.2f} GB of them kept for the backward pass"),
         ("communication", found.communication, "buckets and gathered weights"),
         ("context", found.context, "CUDA, libraries: a constant"),
-        ("peak", found.peak, "at once; at least the whole model, which is loaded before it is divided"),
-        ("CPU memory", found.host, "per process, of what is offloaded"),
+        ("peak", found.peak, "at once; at least the whole model: it is loaded before it is divided"),
+        ("CPU memory", found.host, "per process, offloaded"),
     )
     for name, size, what in rows:
         shown.add_row(name, f"{size / GB:,.2f}", what)
     console = Console(width=110)
     with console.capture() as captured:
         console.print(shown)
-    return captured.get() + "Predicted, not measured: no figure of this model on a GPU exists yet.\n"
+    return captured.get() + "Predicted, not measured on a GPU.\n"
 
 
 def forecast(recipe: Recipe, gpus: int) -> str:
-    """The sentence for a message about memory; empty where there is no plan."""
+    """The prediction for an out-of-memory message; empty where there is no plan."""
     try:
         return plan(recipe, gpus).line()
-    except (InputError, RuntimeError, MemoryError):  # there may be none left for it either
+    except (InputError, RuntimeError, MemoryError):  # the plan needs memory too
         return ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -15,33 +15,27 @@ from uniresxx.errors import InputError
 from uniresxx.scoring.metrics import SCORE_KEYS
 from uniresxx.types import Granularity
 
-# Sections that change no weight: they may differ when a run is continued.
-FREE = (
-    "log.", "eval.", "data.workers", "data.images", "data.max_bad_fraction",
-    "engine.zero_stage", "engine.offload", "engine.device", "engine.threads", "engine.timeout_minutes",
-)  # fmt: skip
-
 
 @dataclass(frozen=True)
 class DataConfig:
-    """What is learned from. A step sees `batch_images * accumulate` images, over all processes together."""
+    """The training data. A step has `batch_images * accumulate` images, over all processes together."""
 
     source: str = "scenes_easy"  # "scenes_easy" | "scenes" | NAME of a data set | STORE[/SPLIT]
     split: str = "train"
     batch_images: int = 8  # images of one micro-batch, divided over the processes of the job
-    accumulate: int = 1  # micro-batches of one step; losses do not depend on how a step is cut
+    accumulate: int = 1  # micro-batches of one step; losses do not depend on it
     expressions_per_image: int = 8
     workers: int = 0  # processes that prepare batches ahead; 0: prepared in the training process
-    dialogue_share: float = 0.2  # of an image's branches that are conversations, where it offers enough
-    first_preset: str | None = None  # curriculum of the scenes: these pictures first …
-    first_images: int = 0  # … for so many images
-    warmup_images: int = 0  # curriculum of the scenes: so many images also ask for colours and sides alone
-    mixture: str = ""  # NAME of several data sets by weight, instead of `source`
-    parts: tyro.conf.Fixed[tuple[MixturePart, ...]] = ()  # the same, given by a recipe
-    guard: Literal["on", "strict", "published_data"] = "on"  # no training on photos of the benchmarks
+    dialogue_share: float = 0.2  # share of an image's branches that are conversations, if it has enough
+    first_preset: str | None = None  # curriculum of the scenes: the preset of the first pictures
+    first_images: int = 0  # how many of them
+    warmup_images: int = 0  # curriculum of the scenes: first images that also ask for colours and sides alone
+    mixture: str = ""  # NAME of a weighted mixture of data sets, instead of `source`
+    parts: tyro.conf.Fixed[tuple[MixturePart, ...]] = ()  # a mixture that the recipe defines
+    guard: Literal["on", "strict", "published_data"] = "on"  # against training on photos of the benchmarks
     images: str | None = None  # where the photographs of prepared stores lie now
-    flip: float = 0.0  # share of pictures mirrored with their words, where the words allow it
-    max_bad_fraction: float = 0.001  # of samples that may be replaced because they cannot be prepared
+    flip: float = 0.0  # share of pictures mirrored with their words, if the words allow it
+    max_bad_fraction: float = 0.001  # of the samples, unreadable and replaced, before the run stops
 
 
 @dataclass(frozen=True)
@@ -58,45 +52,43 @@ class OptimConfig:
     decay: Literal["cosine", "constant"] = "cosine"
     final_lr: float = 0.0  # fraction of lr at the end of the decay
     clip_norm: float = 1.0
-    spike_sigmas: float | None = None  # skip a gradient norm so far above those before it (guards.Spikes)
-    max_minutes: float | None = None  # of training; the decay hurries to be done then (optim.lr_factor)
+    spike_sigmas: float | None = None  # skip gradient norms so far above the mean of the last 128
+    max_minutes: float | None = None  # of training; the decay ends in time
 
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """How the steps are computed. All but `precision` may change when a run is continued."""
+    """How the steps are computed. All but `precision` may change when a run continues."""
 
-    zero_stage: int = (
-        0  # 0: whole on every process; DeepSpeed divides optimizer (1), gradients (2), weights (3)
-    )
+    zero_stage: int = 0  # DeepSpeed divides the optimizer (1), also gradients (2), also weights (3)
     offload: Literal["none", "optimizer", "all"] = "none"  # to CPU memory; "all": weights too, with stage 3
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of the computation; trained weights stay fp32
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int | None = None  # of torch; None: torch's choice
-    timeout_minutes: float = 30.0  # without a word from another process before the job gives up
+    timeout_minutes: float = 30.0  # that a process waits for another before the job ends
 
 
 @dataclass(frozen=True)
 class LogConfig:
-    """What is written, and when. Steps, unless the name says seconds."""
+    """What is written, and when: in steps, unless the name says seconds."""
 
     save_every: int = 500
     keep_last: int = 2
-    save_async: bool = False  # write checkpoints beside the training, from a copy in CPU memory
-    overlay_first_seconds: float = 20.0  # the first picture is due within a minute
+    save_async: bool = False  # write checkpoints in the background, from a copy in CPU memory
+    overlay_first_seconds: float = 20.0  # until the first picture
     overlay_every: int = 500
-    print_every_seconds: float = 10.0  # plain lines where the output is no terminal
+    print_every_seconds: float = 10.0  # between progress lines, if the output is no terminal
     tensorboard: bool = False  # event files in OUT/tensorboard
     tracker: Literal["none", "trackio", "wandb"] = "none"  # log.jsonl is written in any case
 
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """What this recipe is measured on, and whether while it trains: the best checkpoint is kept and marked."""
+    """The benchmarks of the recipe. With `every`, they choose the best checkpoint during training."""
 
     benchmarks: tuple[str, ...] = ()
-    every: int | None = None  # steps, and at the end; None: only by `python -m eval run`
-    limit: int | None = 100  # pictures of each benchmark, while training
+    every: int | None = None  # steps, and at the end; None: not during training
+    limit: int | None = 100  # pictures of each benchmark, during training
     metric: str = "mIoU"  # chooses the best: a score of metrics.json, or GRANULARITY/score
     batch_images: int = 8
 
@@ -115,90 +107,83 @@ class Recipe:
     seed: int = 0
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values, as they come back from a file."""
+        """Plain JSON values, as read from a file."""
         plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         return plain
 
 
+# What a number must be -> the test, and the fields that it is for. None is always allowed, NaN never.
+_RANGES: dict[str, tuple[Callable[[float], bool], tuple[str, ...]]] = {
+    "at least 1": (
+        lambda value: value >= 1,
+        (
+            "data.batch_images", "data.accumulate", "data.expressions_per_image", "optim.steps", "log.save_every",
+            "log.keep_last", "log.overlay_every", "eval.batch_images",
+        ),
+    ),
+    "at least 0": (
+        lambda value: value >= 0,
+        (
+            "data.workers", "data.first_images", "data.warmup_images", "optim.warmup_steps", "optim.weight_decay",
+        ),
+    ),
+    "above 0": (
+        lambda value: value > 0,
+        (
+            "optim.lr", "optim.eps", "optim.clip_norm", "optim.max_minutes", "optim.spike_sigmas", "engine.threads",
+            "engine.timeout_minutes", "eval.every", "eval.limit",
+        ),
+    ),
+    "from 0 to 1": (
+        lambda value: 0 <= value <= 1,
+        ("optim.final_lr", "data.dialogue_share", "data.flip", "data.max_bad_fraction"),
+    ),
+    "0, 1, 2 or 3": (lambda value: value in (0, 1, 2, 3), ("engine.zero_stage",)),
+}  # fmt: skip
+
+
 def check(recipe: Recipe) -> None:
     """Raise InputError for values that cannot be trained with."""
-    at_least = {
-        "data.batch_images": (recipe.data.batch_images, 1),
-        "data.accumulate": (recipe.data.accumulate, 1),
-        "data.expressions_per_image": (recipe.data.expressions_per_image, 1),
-        "data.workers": (recipe.data.workers, 0),
-        "data.first_images": (recipe.data.first_images, 0),
-        "data.warmup_images": (recipe.data.warmup_images, 0),
-        "optim.steps": (recipe.optim.steps, 1),
-        "optim.warmup_steps": (recipe.optim.warmup_steps, 0),
-        "optim.weight_decay": (recipe.optim.weight_decay, 0),
-        "log.save_every": (recipe.log.save_every, 1),
-        "log.keep_last": (recipe.log.keep_last, 1),
-        "log.overlay_every": (recipe.log.overlay_every, 1),
-        "eval.batch_images": (recipe.eval.batch_images, 1),
-    }
-    for name, (value, least) in at_least.items():
-        if not value >= least:  # so that nan is refused as well
-            raise InputError(f"--{name} {value}: must be at least {least}")
-    above_zero = {
-        "optim.lr": recipe.optim.lr,
-        "optim.eps": recipe.optim.eps,
-        "optim.clip_norm": recipe.optim.clip_norm,
-        "optim.max_minutes": recipe.optim.max_minutes,
-        "optim.spike_sigmas": recipe.optim.spike_sigmas,
-        "engine.threads": recipe.engine.threads,
-        "engine.timeout_minutes": recipe.engine.timeout_minutes,
-        "eval.every": recipe.eval.every,
-        "eval.limit": recipe.eval.limit,
-    }
-    for name, number in above_zero.items():
-        if number is not None and not number > 0:
-            raise InputError(f"--{name} {number}: must be above 0")
-    fractions = {
-        "optim.final_lr": recipe.optim.final_lr,
-        "data.dialogue_share": recipe.data.dialogue_share,
-        "data.flip": recipe.data.flip,
-        "data.max_bad_fraction": recipe.data.max_bad_fraction,
-    }
-    for name, fraction in fractions.items():
-        if not 0 <= fraction <= 1:
-            raise InputError(f"--{name} {fraction}: must be from 0 to 1")
-    _check_data(recipe.data)
+    for rule, (holds, names) in _RANGES.items():
+        for name in names:
+            section, _, field_name = name.partition(".")
+            value = getattr(getattr(recipe, section), field_name)
+            if value is not None and not holds(value):
+                raise InputError(f"--{name} {value}: must be {rule}")
     if not all(0 <= beta < 1 for beta in recipe.optim.betas):
         first, second = recipe.optim.betas
         raise InputError(f"--optim.betas {first} {second}: each must be at least 0 and below 1")
+    _check_data(recipe.data)
     _check_engine(recipe.engine)
     _check_eval(recipe.eval)
 
 
 def _check_eval(config: EvalConfig) -> None:
-    """Raise InputError for a measurement that could not be made."""
+    """Raise InputError for a validation that is not possible."""
     granularity, _, key = config.metric.rpartition("/")
     if key not in SCORE_KEYS or granularity not in ("", *Granularity):
         raise InputError(
-            f"--eval.metric {config.metric}: unknown; a score ({', '.join(SCORE_KEYS)}), or one of "
-            f"{', '.join(Granularity)} with a score, as part/mIoU"
+            f"--eval.metric {config.metric}: unknown; use a score ({', '.join(SCORE_KEYS)}), or one of "
+            f"{', '.join(Granularity)} with a score, such as part/mIoU"
         )
     if config.every is not None and not config.benchmarks:
-        raise InputError(
-            f"--eval.every {config.every}: name what to measure on by --eval.benchmarks NAME/SPLIT"
-        )
+        raise InputError(f"--eval.every {config.every}: name the benchmarks by --eval.benchmarks NAME/SPLIT")
 
 
 def _check_engine(engine: EngineConfig) -> None:
-    """Raise InputError for what no engine does."""
-    if engine.zero_stage not in (0, 1, 2, 3):
-        raise InputError(f"--engine.zero_stage {engine.zero_stage}: must be 0, 1, 2 or 3")
+    """Raise InputError for a combination that no engine supports."""
     if engine.offload != "none" and engine.zero_stage == 0:
         raise InputError(f"--engine.offload {engine.offload}: needs --engine.zero_stage 1, 2 or 3")
     if engine.offload == "all" and engine.zero_stage != 3:
         raise InputError("--engine.offload all: needs --engine.zero_stage 3, which divides the weights")
     if engine.precision == "fp16" and engine.zero_stage > 0:
-        raise InputError("--engine.precision fp16 with ZeRO is not built: use bf16, or --engine.zero_stage 0")
+        raise InputError(
+            "--engine.precision fp16: not possible with ZeRO; use bf16, or --engine.zero_stage 0"
+        )
 
 
 def share_of(data: DataConfig, ranks: int) -> int:
-    """Images of a micro-batch per process. Raises InputError with numbers that work where it does not divide."""
+    """Images of a micro-batch per process. Raises InputError if they do not divide, with numbers that do."""
     if data.batch_images % ranks == 0:
         return data.batch_images // ranks
     fitting = ", ".join(str(n) for n in range(1, data.batch_images + 1) if data.batch_images % n == 0)
@@ -211,53 +196,29 @@ def share_of(data: DataConfig, ranks: int) -> int:
 
 
 def _check_data(d: DataConfig) -> None:
-    """Raise InputError for options of the data that contradict one another, or that it would silently ignore."""
+    """Raise InputError for data options that contradict one another, or would have no effect."""
     if d.dialogue_share == 1:
-        raise InputError("--data.dialogue_share 1: leave room for expressions, at most 0.9 makes sense")
+        raise InputError("--data.dialogue_share 1: leaves no expressions; use at most 0.9")
     if d.mixture and d.parts:
-        raise InputError(f"--data.mixture {d.mixture}: this recipe brings its own parts")
+        raise InputError(
+            f"--data.mixture {d.mixture}: this recipe has data.parts of its own; leave the option out"
+        )
     if d.mixture:
         mixture_named(d.mixture)
     if d.mixture and d.source and d.source not in SCENES:
         raise InputError(
-            f"--data.source {d.source}: the mixture {d.mixture} would be trained on instead; "
+            f"--data.source {d.source}: the recipe also has the mixture {d.mixture}; "
             "add --data.mixture '' or --data.source ''"
         )
     drawn = d.source in SCENES and not (d.mixture or d.parts)
     if drawn and d.split != "train":
-        raise InputError(
-            f"--data.split {d.split}: scenes are trained on train only, the other splits measure"
-        )
+        raise InputError(f"--data.split {d.split}: the other splits of scenes are for evaluation; use train")
     if drawn and (d.flip or d.images):
-        raise InputError("data.flip and data.images are for photographs, not for scenes")
+        raise InputError("--data.flip, --data.images: only for photographs, not for scenes; leave them out")
     if not drawn and (d.first_preset or d.first_images or d.warmup_images):
         raise InputError(
-            f"data.first_preset, first_images and warmup_images are for scenes, not for {d.mixture or d.source}"
+            "--data.first_preset, --data.first_images, --data.warmup_images: only for scenes, not for "
+            f"{d.mixture or d.source}; leave them out"
         )
     if bool(d.first_preset) != bool(d.first_images):
-        raise InputError("data.first_preset and data.first_images go together: give both or neither")
-
-
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dicts as one dict with dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
-
-
-def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Lines "key: saved -> now" for everything that decides the weights."""
-    old, new = flatten(saved), flatten(now)
-    return [
-        f"{key}: {_shown(old, key)} -> {_shown(new, key)}"
-        for key in sorted(old.keys() | new.keys())
-        if not key.startswith(FREE) and _shown(old, key) != _shown(new, key)
-    ]
-
-
-def _shown(flat: Mapping[str, Any], key: str) -> str:
-    return json.dumps(flat[key], ensure_ascii=False) if key in flat else "(absent)"
+        raise InputError("--data.first_preset, --data.first_images: give both or neither")

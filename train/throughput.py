@@ -1,14 +1,13 @@
-"""What a run costs while it goes: tokens per second, MFU, the wait for data, memory.
+"""Throughput of a run: tokens per second, MFU, the wait for data, memory.
 
-Rates are of the last steps alone: time for pictures, measurements and checkpoints is not in them.
+Rates cover the last steps alone, without the time for pictures, validation and checkpoints.
 
-MFU is the arithmetic that a step needs, per second, over what the GPUs could do at most. Needed, per parameter of a
-matrix and position that passes through it: 2 FLOPs forward; 2 backward where something trained lies behind or in it;
-2 for its own gradient where it is trained. So 6 for a trained LLM, 4 for a frozen one with LoRA (its weights need no
-gradient), 2 for a frozen tower. Attention: 4 D per pair of tokens that see one another, in each layer, forward, and
-twice that backward. What activation checkpointing computes again is not needed and not counted. Counted are LLM,
-output rows at label positions, and both towers; the rest (MGFE, region tokens, heads: a few per cent at 7B) is left
-out, so the figure is a little low.
+MFU is the arithmetic that the steps of a second need, over the peak of the GPUs. A step needs, per parameter of a
+matrix and position that passes through it: 2 FLOPs forward; 2 backward if this matrix or one before it is trained; 2
+for its own gradient if it is trained. So 6 for a trained LLM, 4 for a frozen one with LoRA, 2 for a frozen tower.
+Attention needs 4 D per pair of tokens that attend to one another, in each layer, forward, and twice that backward.
+What activation checkpointing computes again is not counted. LLM, output rows at label positions and both towers are
+counted; MGFE, region tokens and heads (a few per cent at 7B) are not, so the figure is a little low.
 """
 
 from __future__ import annotations
@@ -19,8 +18,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import nn
@@ -59,17 +57,16 @@ def peak_of(name: str, precision: str) -> float | None:
     return next((peak for known, peak in PEAKS if words.issuperset(known)), None)
 
 
-@dataclass(frozen=True)
-class Work:
-    """What a micro-batch asks for: real tokens of text, tokens of the visual prefixes, FLOPs as above."""
+class Cost(NamedTuple):
+    """Cost of a micro-batch: tokens of text without padding, tokens of the visual prefixes, FLOPs as above."""
 
     text_tokens: int = 0
     visual_tokens: int = 0
     flops: float = 0.0
 
 
-def work_counter(model: nn.Module, config: UniRESPlusPlusConfig) -> Callable[[Batch], Work]:
-    """Counts the work of micro-batches for a UniRESPlusPlus; parameters are counted now, once."""
+def cost_counter(model: nn.Module, config: UniRESPlusPlusConfig) -> Callable[[Batch], Cost]:
+    """A function for the cost of micro-batches of a UniRESPlusPlus; its parameters are counted here, once."""
     m = config.mllm
     visual = m.low_grid**2 + m.max_objects + m.max_parts + 3 + (m.bos is not None)
     llm = _cost(model, "mllm.llm.model.layers.")
@@ -83,21 +80,21 @@ def work_counter(model: nn.Module, config: UniRESPlusPlusConfig) -> Callable[[Ba
     per_image = low_image + high
     output = (6 if _trained(model, "mllm.llm.lm_head.weight") else 4) * m.vocabulary * m.llm_width
 
-    def count(batch: Batch) -> Work:
+    def count(batch: Batch) -> Cost:
         real_BT = batch.branch_BT >= 0
         images, text = len(batch.branch_BT), int(real_BT.sum())
-        # position p of a branch sees the prefix, itself and the p before it
+        # position p of a branch attends to the prefix, itself and the p before it
         branch_pairs = int((batch.position_BT * real_BT).sum()) + text * (visual + 1)
         pairs = images * visual * (visual + 1) // 2 + branch_pairs
         flops = llm * (images * visual + text) + 3 * 4.0 * m.llm_layers * m.llm_width * pairs
         flops += output * int((batch.labels_BT >= 0).sum()) + per_image * images
-        return Work(text, images * visual, flops)
+        return Cost(text, images * visual, flops)
 
     return count
 
 
 def _cost(model: nn.Module, path: str) -> float:
-    """FLOPs per position of all matrices below a path: 2, 4 or 6 per parameter (see above)."""
+    """FLOPs per position of all matrices below a path: 2, 4 or 6 per parameter (as above)."""
     matrices = [
         (p.numel(), p.requires_grad)
         for name, p in model.named_parameters()
@@ -111,37 +108,26 @@ def _trained(model: nn.Module, path: str) -> bool:
     return any(p.requires_grad for name, p in model.named_parameters() if name.startswith(path))
 
 
-@dataclass(frozen=True)
-class _Step:
-    """One step over all ranks; seconds are rank 0's."""
-
-    text_tokens: float
-    visual_tokens: float
-    flops: float
-    waited: float
-    seconds: float
-
-
 class ThroughputMeter:
-    """Looks at the clock around each step."""
+    """Measures the time of each step and of the wait for its data."""
 
     def __init__(
         self,
         ranks: Ranks,
         engine: EngineConfig,
         device: torch.device,
-        work: Callable[[Any], Work] | None = None,
+        cost: Callable[[Any], Cost] | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self.ranks, self.work, self.clock, self.device = ranks, work, clock, device
+        self.ranks, self.cost, self.clock, self.device = ranks, cost, clock, device
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
         peak = peak_of(name, engine.precision)
         self.peak = None if peak is None else peak * ranks.world_size
-        self.steps: deque[_Step] = deque(maxlen=WINDOW)
+        self.steps: deque[tuple[float, ...]] = deque(maxlen=WINDOW)  # costs, seconds of waiting, seconds
         self.began = self.got = clock()
 
     def waiting(self, stream: Iterable[Item]) -> Iterator[Item]:
-        """The items of a stream; notes when the loop asked for each and when it came."""
+        """The items of a stream; measures the wait for each."""
         source = iter(stream)
         while True:
             self.began = self.clock()
@@ -151,29 +137,19 @@ class ThroughputMeter:
             self.got = self.clock()
             yield item
 
-    def measure(self, micro: Sequence[Any]) -> dict[str, float | None]:
-        """Note the step that ends now; returns the keys of its log line. All ranks call it."""
+    def record(self, micro: Sequence[Any]) -> dict[str, float | None]:
+        """Add the step that ends now; returns its part of the log line. All ranks call it."""
         now = self.clock()
-        works = [self.work(batch) for batch in micro] if self.work is not None else []
-        text, visual, flops = self.ranks.sum(
-            [
-                sum(work.text_tokens for work in works),
-                sum(work.visual_tokens for work in works),
-                sum(work.flops for work in works),
-            ]
-        )
-        self.steps.append(_Step(text, visual, flops, self.got - self.began, now - self.began))
-        seconds = max(sum(step.seconds for step in self.steps), 1e-9)
-
-        def rate(key: str) -> float:
-            return sum(getattr(step, key) for step in self.steps) / seconds
-
-        known = self.work is not None
+        costs = [self.cost(batch) for batch in micro] if self.cost is not None else []
+        total = self.ranks.sum([sum(values) for values in zip(Cost(), *costs, strict=True)])
+        self.steps.append((*total, self.got - self.began, now - self.began))
+        text, visual, flops, waited, seconds = (sum(values) for values in zip(*self.steps, strict=True))
+        seconds, known = max(seconds, 1e-9), self.cost is not None
         return {
-            "text_tokens_per_s": round(rate("text_tokens"), 1) if known else None,
-            "visual_tokens_per_s": round(rate("visual_tokens"), 1) if known else None,
-            "mfu": round(rate("flops") / self.peak, 4) if known and self.peak else None,
-            "data_wait": round(sum(step.waited for step in self.steps) / seconds, 4),
+            "text_tokens_per_s": round(text / seconds, 1) if known else None,
+            "visual_tokens_per_s": round(visual / seconds, 1) if known else None,
+            "mfu": round(flops / seconds / self.peak, 4) if known and self.peak else None,
+            "data_wait": round(waited / seconds, 4),
             "memory_gb": round(memory_of(self.device) / 1e9, 3),
         }
 

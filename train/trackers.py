@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Mapping
 from hashlib import sha256
@@ -17,14 +18,14 @@ PROJECT, TENSORBOARD = "uniresxx", "tensorboard"
 
 
 class Tracker(Protocol):
-    """Takes numbers by name."""
+    """Receives numbers by name."""
 
     def write(self, step: int, numbers: Mapping[str, float]) -> None:
         """Numbers of a step."""
         ...
 
     def close(self) -> None:
-        """No more of them."""
+        """End the run."""
         ...
 
 
@@ -39,12 +40,22 @@ def numbers_of(record: Mapping[str, Any]) -> dict[str, float]:
     return found
 
 
+def tracked_numbers(record: Mapping[str, Any], group: str) -> dict[str, float]:
+    """The finite numbers of a log line, each with its group in front; without the counts of the data."""
+    numbers = numbers_of({key: value for key, value in record.items() if key != "drawn"})
+    return {
+        f"{group}/{name.removeprefix(f'{group}/')}": number
+        for name, number in numbers.items()
+        if math.isfinite(number)
+    }
+
+
 def check_trackers(log: LogConfig) -> None:
-    """InputError with the way out for one that is asked for and not installed."""
-    asked = {"--log.tensorboard True": "tensorboard"} if log.tensorboard else {}
+    """Raise InputError for a tracker of the recipe that is not installed."""
+    wanted = {"--log.tensorboard True": "tensorboard"} if log.tensorboard else {}
     if log.tracker != "none":
-        asked[f"--log.tracker {log.tracker}"] = log.tracker
-    for option, package in asked.items():
+        wanted[f"--log.tracker {log.tracker}"] = log.tracker
+    for option, package in wanted.items():
         if package not in sys.modules and find_spec(package) is None:
             raise InputError(
                 f"{option}: {package} is not installed: pip install {package}, or leave the option out"
@@ -52,13 +63,13 @@ def check_trackers(log: LogConfig) -> None:
 
 
 def open_trackers(log: LogConfig, out: Path, step: int, about: Mapping[str, Any]) -> list[Tracker]:
-    """Those of the recipe, for a run that goes on after `step`."""
+    """The trackers of the recipe, for a run that continues after `step`."""
     found: list[Tracker] = [TensorBoard(out / TENSORBOARD, step)] if log.tensorboard else []
     return found if log.tracker == "none" else [*found, Service(log.tracker, out, about)]
 
 
 class TensorBoard:
-    """Event files in OUT/tensorboard; what a killed run wrote after its last checkpoint is taken back."""
+    """Event files in OUT/tensorboard, without what a killed run wrote after its last checkpoint."""
 
     def __init__(self, folder: Path, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -71,7 +82,7 @@ class TensorBoard:
             self.writer.add_scalar(name, value, step)
 
     def close(self) -> None:
-        """Flushed and closed."""
+        """Flush and close the event file."""
         self.writer.close()
 
 
@@ -81,7 +92,7 @@ class Service:
     def __init__(self, package: str, out: Path, about: Mapping[str, Any]) -> None:
         self.module: Any = import_module(package)
         more = {}
-        if package == "wandb":  # which finds a run by its id, and trackio by its name
+        if package == "wandb":  # it finds a run by its id; trackio by its name
             more = {"id": sha256(str(out.resolve()).encode()).hexdigest()[:16], "dir": str(out)}
         self.module.init(project=PROJECT, name=out.name, config=dict(about), resume="allow", **more)
 
@@ -90,5 +101,5 @@ class Service:
         self.module.log(dict(numbers), step=step)
 
     def close(self) -> None:
-        """The run is over."""
+        """End the run."""
         self.module.finish()

@@ -1,4 +1,4 @@
-"""Evaluation while a run goes on: the benchmarks of the recipe, answered and scored as `python -m eval run` does."""
+"""Evaluation during training: answers and scores the benchmarks of the recipe as `python -m eval run` does."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ METRICS = "metrics.json"
 
 @dataclass(frozen=True)
 class ValidationResult:
-    """What an evaluation found. `value` of the recipe's metric, None where it is not defined; higher is better."""
+    """Scores of one validation. `value` is the recipe's metric, None where undefined; higher is better."""
 
     metric: str
     value: float | None
     scores: dict[str, Any] = field(default_factory=dict)  # by NAME/SPLIT
 
 
-def open_measure(
+def open_validation(
     config: EvalConfig, model: Segmenter, data: Path | None
 ) -> Callable[[int, Path], ValidationResult] | None:
-    """(step, folder) -> ValidationResult, None where the recipe does not evaluate while it trains.
+    """A function (step, folder) -> ValidationResult; None where the recipe has no validation during training.
 
-    Raises InputError for benchmarks that cannot be read, and for those whose split must not choose a checkpoint.
+    Raises InputError for benchmarks that cannot be read, and for splits that must not choose a checkpoint.
     """
     if config.every is None:
         return None
@@ -44,14 +44,14 @@ def open_measure(
         split = name.partition("/")[2]
         if not split.startswith(("val", "train")):
             raise InputError(
-                f"--eval.benchmarks {benchmark}: the best checkpoint is chosen on val or train, never on a split "
-                "that measures; use python -m eval run for it, or --eval.every None"
+                f"--eval.benchmarks {benchmark}: the best checkpoint is chosen on val or train, never on a test "
+                "split; use python -m eval run for it, or --eval.every None"
             )
         named[name] = open_benchmark(benchmark, data)[: config.limit]
-    return lambda step, folder: measure(config, model, named, step, folder)
+    return lambda step, folder: validate(config, model, named, step, folder)
 
 
-def measure(
+def validate(
     config: EvalConfig, model: Segmenter, named: dict[str, Sequence[ImageRecord]], step: int, folder: Path
 ) -> ValidationResult:
     """Answer and score every benchmark into `folder`/NAME/SPLIT, all scores into `folder`/metrics.json.

@@ -1,12 +1,12 @@
-"""The engine room: how gradients are computed and applied.
+"""How gradients are computed and applied.
 
-The loop uses only the methods of `Engine`. One process, data-parallel processes (`DataParallel`) and DeepSpeed's
-ZeRO stages (`train/engines/zero.py`) do the same arithmetic: gradients are summed over micro-batches and ranks, each
-already divided by the counts of the whole step, so how a step is cut changes nothing but rounding. A trained
-parameter that got no gradient in a step has a zero gradient, in every engine.
+The loop uses only the methods of `Engine`. One process, data-parallel processes (`ddp.py`) and DeepSpeed's ZeRO
+stages (`zero.py`) do the same arithmetic: each loss is divided by the counts of the whole step, and gradients are
+summed over micro-batches and ranks. So how a step is cut changes only the rounding. A trained parameter that gets
+no gradient in a step has a zero gradient, in every engine.
 
-What an engine hands to a checkpoint is portable: whole tensors by parameter name, the same for every engine and
-number of ranks. So any engine continues what any other began, and no pickle is written.
+Checkpoints hold whole tensors by parameter name, the same for every engine and number of ranks. So any engine
+continues the run of any other, and no pickle is written.
 """
 
 from __future__ import annotations
@@ -18,9 +18,8 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
-from train.distributed import Ranks, join
+from train.distributed import Ranks
 from train.optim import build_adamw, load_optimizer_tensors, lr_factor, optimizer_tensors
 from train.recipe import EngineConfig, Recipe
 from uniresxx.errors import InputError
@@ -44,7 +43,7 @@ class LossTerms(Protocol):
 
 @dataclass(frozen=True)
 class Update:
-    """What became of a step's gradient: its norm before clipping, the learning rate, whether it was applied."""
+    """The result of one gradient: its norm before clipping, the learning rate, whether it was applied."""
 
     grad_norm: float
     lr: float
@@ -88,7 +87,7 @@ class Engine:
         return nullcontext()
 
     def accumulating(self, last: bool) -> AbstractContextManager[Any]:
-        """Around forward and backward of one micro-batch; gradients travel between ranks with the `last` only."""
+        """Around forward and backward of one micro-batch; ranks exchange gradients in the `last` only."""
         return nullcontext()
 
     def backward(self, loss: torch.Tensor) -> None:
@@ -96,9 +95,9 @@ class Engine:
         self.scaler.scale(loss).backward()
 
     def update(self, step: int, time_used: float, accept: Accept) -> Update:
-        """Clip the gradient and apply it as update number `step` (0-based), where `accept` takes its norm.
+        """Clip the gradient and apply it as update number `step` (0-based) if `accept(norm)` is true.
 
-        The norm is that of the whole gradient, the same on every rank; one that is not finite is never applied.
+        The norm is that of the whole gradient, the same on every rank.
         """
         lr = self.set_lr(step, time_used)
         self.scaler.unscale_(self.optimizer)
@@ -126,7 +125,7 @@ class Engine:
         return found
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Everything but the weights that the next step depends on, whole on rank 0; all ranks call it."""
+        """Optimizer, random states and loss scale, whole on rank 0; all ranks call it."""
         random = {"cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
             random["cuda"] = torch.cuda.get_rng_state(self.device)
@@ -142,7 +141,7 @@ class Engine:
         return self.optimizer_tensors() | states | scaler
 
     def load(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Put back what `tensors` of any engine gave; the weights were loaded before this engine was made."""
+        """Restore what `tensors` of any engine returned; the model held its weights before this engine was made."""
         self.load_optimizer_tensors(
             {key: value for key, value in tensors.items() if not key.startswith((_RNG, _SCALER))}
         )
@@ -150,7 +149,7 @@ class Engine:
             plain = {key: tensors[_SCALER + key].item() for key in self.scaler.state_dict()}
             self.scaler.load_state_dict(plain | {"_growth_tracker": int(plain["_growth_tracker"])})
         mine = f"{_RNG}{self.ranks.rank}/"
-        if mine + "cpu" in tensors:  # a rank that was not there before keeps its fresh seed
+        if mine + "cpu" in tensors:  # an additional rank keeps its own seed
             torch.set_rng_state(tensors[mine + "cpu"])
         if self.device.type == "cuda" and mine + "cuda" in tensors:
             torch.cuda.set_rng_state(tensors[mine + "cuda"], self.device)
@@ -160,15 +159,26 @@ class Engine:
         return optimizer_tensors(self.optimizer)
 
     def load_optimizer_tensors(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Put back what `optimizer_tensors` gave."""
+        """Restore what `optimizer_tensors` returned."""
         load_optimizer_tensors(self.optimizer, tensors)
 
-    def answer(self, work: Callable[[], Value]) -> Value:
-        """Run `work`, which uses the model's own methods, with every weight in reach; all ranks call it."""
-        return work()
+    def in_eval_mode(self, function: Callable[[], Value]) -> Value:
+        """Call `function` with the model in eval mode; the random numbers and modes of training do not change."""
+        modes = [(module, module.training) for module in self.model.modules()]
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices), torch.no_grad():
+            self.model.eval()
+            found = self.with_weights(function)
+        for module, mode in modes:
+            module.training = mode
+        return found
+
+    def with_weights(self, function: Callable[[], Value]) -> Value:
+        """Call `function`, which uses the model's own methods; all ranks call it, as ZeRO-3 gathers weights."""
+        return function()
 
     def describe(self) -> dict[str, Any]:
-        """What the last bits of a result depend on besides the recipe."""
+        """What changes the rounding of a result, besides the recipe."""
         return {
             "device": self.device.type,
             "threads": torch.get_num_threads(),
@@ -178,49 +188,12 @@ class Engine:
         }
 
 
-class DataParallel(Engine):
-    """The same model on every rank; torch's DistributedDataParallel sums the gradients."""
-
-    def __init__(self, model: nn.Module, recipe: Recipe, ranks: Ranks) -> None:
-        super().__init__(model, recipe, ranks)
-        # unused parameters: a part of the model may be without work on one rank. It also keeps the buckets, and
-        # so the order of summation, the same before and after a restart.
-        self.wrapped = DistributedDataParallel(self.model, find_unused_parameters=True)
-
-    def forward(self, batch: Any) -> Any:
-        """As in one process, through the wrapper that watches the backward pass."""
-        with self.precision():
-            return self.wrapped(batch)
-
-    def accumulating(self, last: bool) -> AbstractContextManager[Any]:
-        """No communication before the last micro-batch."""
-        return nullcontext() if last else self.wrapped.no_sync()
-
-    def backward(self, loss: torch.Tensor) -> None:
-        """The wrapper averages over ranks; a step is a sum."""
-        super().backward(loss * self.ranks.world_size)
-
-
 def device_of(config: EngineConfig) -> torch.device:
-    """The device of the recipe; "auto" takes a GPU where there is one. InputError for what it cannot do."""
+    """The device of the recipe; "auto" takes a GPU if there is one. Raises InputError."""
     has_gpu = torch.cuda.is_available()
     if config.device == "cuda" and not has_gpu:
         raise InputError("--engine.device cuda: torch sees no GPU here; use cpu or auto")
     device = torch.device("cuda" if has_gpu and config.device != "cpu" else "cpu")
     if config.precision == "fp16" and device.type == "cpu":
-        raise InputError("--engine.precision fp16: not on a CPU; use fp32 or bf16")
+        raise InputError("--engine.precision fp16: not possible on a CPU; use fp32 or bf16")
     return torch.device("cuda", torch.cuda.current_device()) if device.type == "cuda" else device
-
-
-def join_ranks(config: EngineConfig) -> Ranks:
-    """The processes of this job, as the launcher started them."""
-    return join(device_of(config), config.timeout_minutes, always=config.zero_stage > 0)
-
-
-def build_engine(model: nn.Module, recipe: Recipe, ranks: Ranks) -> Engine:
-    """The engine of the recipe and the launcher; the model holds its starting weights already."""
-    if recipe.engine.zero_stage > 0:
-        from train.engines.zero import Zero
-
-        return Zero(model, recipe, ranks)
-    return DataParallel(model, recipe, ranks) if ranks.world_size > 1 else Engine(model, recipe, ranks)

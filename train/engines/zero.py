@@ -1,13 +1,12 @@
 """ZeRO: optimizer state (stage 1), gradients (2) and parameters (3) divided over the ranks, by DeepSpeed.
 
-The only file that imports deepspeed, and only where `engine.zero_stage` asks for it. What DeepSpeed keeps in
-flat partitions is collected by parameter name for a checkpoint and scattered again when a run continues, so
-its own checkpoint format, which is pickles bound to a stage and a number of ranks, is not used.
+Only this file imports deepspeed, and only if `engine.zero_stage` is above 0. For a checkpoint, DeepSpeed's flat
+partitions are collected by parameter name; when a run continues they are scattered again. DeepSpeed's own
+checkpoints, pickles that fit one stage and one number of ranks, are not used.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import warnings
@@ -15,7 +14,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,27 +24,33 @@ from train.engines.base import Accept, Engine, Update, Value
 from train.recipe import Recipe
 from uniresxx.errors import InputError
 
-CONFIGS = Path(__file__).parent / "deepspeed"
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class _AdamW(torch.optim.AdamW):
-    """AdamW that asks before it applies: DeepSpeed knows the gradient's norm only inside its own step."""
+    """AdamW that calls `accept` first: DeepSpeed computes the gradient's norm inside its own step."""
 
     accept: Callable[[], bool] = staticmethod(lambda: False)
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One update of the partition that DeepSpeed has put into the groups, or nothing."""
+        """Update the partition in the groups, if the gradient is accepted."""
         return super().step(closure) if self.accept() else None
 
 
-def settings(recipe: Recipe) -> dict[str, Any]:
-    """DeepSpeed's configuration: the stage's file, and what the recipe decides."""
-    engine = recipe.engine
-    suffix = "" if engine.offload == "none" else f"_offload_{engine.offload}"
-    path = CONFIGS / f"zero{engine.zero_stage}{suffix}.json"
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return found | {
+def deepspeed_config(recipe: Recipe) -> dict[str, Any]:
+    """DeepSpeed's configuration for a recipe."""
+    engine, stage = recipe.engine, recipe.engine.zero_stage
+    zero: dict[str, Any] = {"stage": stage, "overlap_comm": stage > 1, "reduce_bucket_size": 50_000_000}
+    if stage > 1:
+        zero["contiguous_gradients"] = True
+    if stage == 3:
+        zero |= {"stage3_max_live_parameters": 1_000_000_000, "stage3_prefetch_bucket_size": 50_000_000}
+    if engine.offload != "none":
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
+    if engine.offload == "all":
+        zero["offload_param"] = {"device": "cpu", "pin_memory": True}
+    return {
+        "zero_optimization": zero,
         "train_micro_batch_size_per_gpu": 1,  # for DeepSpeed's own bookkeeping; the loop cuts the batches
         "gradient_accumulation_steps": recipe.data.accumulate,
         "gradient_clipping": recipe.optim.clip_norm,
@@ -66,18 +70,21 @@ class Zero(Engine):
     def __init__(self, model: nn.Module, recipe: Recipe, ranks: Ranks) -> None:
         super().__init__(model, recipe, ranks)
         deepspeed = _import_deepspeed(self.device.type)
-        # the groups it makes for itself would wait for the default of torch, half an hour
-        patience = timedelta(minutes=self.config.timeout_minutes)
-        deepspeed.comm.comm.cdb.new_group = partial(torch.distributed.new_group, timeout=patience)
+        # DeepSpeed's own groups would wait for torch's default, half an hour
+        timeout = timedelta(minutes=self.config.timeout_minutes)
+        deepspeed.comm.comm.cdb.new_group = partial(torch.distributed.new_group, timeout=timeout)
         self.stage = recipe.engine.zero_stage
         self.wrapped, self.zero, _, _ = deepspeed.initialize(
-            model=self.model, optimizer=self.optimizer, config=settings(recipe), dist_init_required=False
+            model=self.model,
+            optimizer=self.optimizer,
+            config=deepspeed_config(recipe),
+            dist_init_required=False,
         )
         self.tools = deepspeed
         self._make_states()
 
     def _make_states(self) -> None:
-        """Moments of zero for every partition: AdamW would make them at its first update, too late to fill."""
+        """Zero moments for every partition: AdamW would make them at its first update, too late to load them."""
         flat = self.zero.fp32_partitioned_groups_flat if self.stage == 3 else None
         for part in flat or self.zero.single_partition_of_fp32_groups:
             self.optimizer.state[part] = {
@@ -106,16 +113,16 @@ class Zero(Engine):
         self.wrapped.backward(loss * self.ranks.world_size, scale_wrt_gas=False)
 
     def update(self, step: int, time_used: float, accept: Accept) -> Update:
-        """As in one process. Steps that DeepSpeed passes over by itself (overflow) count as not applied."""
+        """As in one process. Steps that DeepSpeed itself skips (overflow) count as not applied."""
         lr = self.set_lr(step, time_used)
-        passed_over = self.wrapped.skipped_steps
+        skipped = self.wrapped.skipped_steps
         self.optimizer.accept = lambda: accept(float(self.zero._global_grad_norm))
         self.wrapped.step()
         norm = float(self.zero._global_grad_norm)
-        return Update(norm, lr, accept(norm) and self.wrapped.skipped_steps == passed_over)
+        return Update(norm, lr, accept(norm) and self.wrapped.skipped_steps == skipped)
 
     def weights(self) -> Mapping[str, torch.Tensor]:
-        """Stage 3 gathers one parameter at a time, so that no rank but 0 ever holds more."""
+        """Stage 3 gathers one parameter at a time; only rank 0 keeps them."""
         if self.stage < 3:
             return super().weights()
         found: dict[str, torch.Tensor] = {}
@@ -144,14 +151,14 @@ class Zero(Engine):
         return found
 
     def load_optimizer_tensors(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Each rank keeps its part of what is given whole."""
+        """Each rank keeps its part of the whole tensors."""
         names = {key.rpartition("/")[0] for key in tensors}
         for name in sorted(names - self.trained.keys()):
             raise InputError(f"the optimizer state has {name!r}, which the model does not train")
         counts = {float(value) for key, value in tensors.items() if key.endswith("/step")}
         if len(counts) > 1:
             raise InputError(
-                "the optimizer state counts different updates per parameter: --engine.zero_stage 0"
+                "the optimizer state counts different updates per parameter: use --engine.zero_stage 0"
             )
         for name in names:
             parameter = self.trained[name]
@@ -171,13 +178,13 @@ class Zero(Engine):
         mine = padded[size * self.ranks.rank :][:size]
         self.tools.utils.safe_set_local_optimizer_state(parameter, mine, moment)
 
-    def answer(self, work: Callable[[], Value]) -> Value:
-        """Stage 3 gathers parameters around a module's forward pass, so `work` runs inside the model's."""
+    def with_weights(self, function: Callable[[], Value]) -> Value:
+        """Stage 3 gathers parameters around a module's forward pass, so `function` runs as the model's."""
         if self.stage < 3:
-            return work()
+            return function()
         found: list[Value] = []
         before = vars(self.model).get("forward")
-        self.model.forward = lambda: found.append(work())
+        self.model.forward = lambda: found.append(function())
         try:
             self.model()
         finally:
@@ -192,7 +199,7 @@ class Zero(Engine):
 
 
 def _import_deepspeed(device: str) -> Any:
-    """deepspeed, quiet, and without the extra for one machine's shared memory that it would have to compile."""
+    """deepspeed, quiet, and without its shared-memory extension, which would need a compiler."""
     os.environ.setdefault("DS_ACCELERATOR", device)
     try:
         import deepspeed

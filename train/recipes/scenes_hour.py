@@ -1,4 +1,4 @@
-"""Recipe of the recorded hour on full `scenes`; its blind controls are the same recipe with a switch."""
+"""Recipe of one hour on full `scenes`; its blind controls are the same recipe with an option."""
 
 from __future__ import annotations
 

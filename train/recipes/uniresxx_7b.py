@@ -1,4 +1,4 @@
-"""Recipes of the full-size model on LLaVA-1.5-7B: three stages, each started from the one before."""
+"""Recipes of the full-size model on LLaVA-1.5-7B: three stages, each starting from the one before."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ BENCHMARKS = (
 
 
 def full_model(mllm: MLLMConfig, tuning: TuningConfig) -> UniRESPlusPlusConfig:
-    """UniRES++ of METHOD sections 1 to 4 around an LLM: learned boxes, pyramid head, decision by the token alone."""
+    """UniRES++ around an LLM, as docs/method.md describes it: learned boxes, pyramid head, decision by the token."""
     return UniRESPlusPlusConfig(
         mllm=mllm,
         head=PyramidHeadConfig(width=256, heads=8),
@@ -28,9 +28,9 @@ def full_model(mllm: MLLMConfig, tuning: TuningConfig) -> UniRESPlusPlusConfig:
 def joint(name: str, mllm: MLLMConfig, tuning: TuningConfig) -> Recipe:
     """Stage C. LoRA and heads 2e-4, the high tower 2e-5; 80 images x 8 expressions a step, 2 images per GPU of 8.
 
-    Mixture: of METHOD section 5's granularities those whose sets have readers (object, multi, none). Parts
-    (composed, PACO, Pascal-Part, PartImageNet), semantic, reasoning and dialogue sets have none yet: a store that
-    holds them goes into `data.parts`.
+    The mixture has the granularities whose data sets have readers (object, multi, none). Sets of parts (composed,
+    PACO, Pascal-Part, PartImageNet), semantic, reasoning and dialogue sets have none yet: add a store of them to
+    `data.parts`.
     """
     return Recipe(
         name=name,
@@ -60,7 +60,7 @@ def ground(name: str, stage_c: Recipe) -> Recipe:
 def align(name: str, stage_c: Recipe) -> Recipe:
     """Stage A from stage C: only fusion, projector, region tokens, MGFE, box head and new token rows; 256 images.
 
-    The box head learns here already (our choice): tokens of regions that mean nothing align with nothing.
+    The box head is trained too (our choice): region tokens of untrained boxes have no meaning to align.
     """
     tuning = TuningConfig(frozen=("low", "high", "llm", "head"), token_rows="new", frozen_dtype="bf16")
     return replace(

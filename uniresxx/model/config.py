@@ -15,9 +15,8 @@ HeadKind = Literal["pyramid", "sam", "sam2"]
 MaskResolution = Literal["full", "low", "points", "photo"]
 Source = Literal["llava", "clip", "convnext", "sam"]
 NORM_GROUPS = 8
-FORMER_VALUES = {
-    ("boxes", "segmenter"): "classical"
-}  # (field, value in files of earlier versions) -> value now
+# (last part of a field, value in files of earlier versions) -> value now
+FORMER_VALUES = {("boxes", "segmenter"): "classical"}
 BOOKKEEPING = ("architectures", "transformers_version", "dtype")  # what transformers may add to a config.json
 
 

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
-from uniresxx.cli import OneLineParser
+from uniresxx.cli import OneLineParser, did_you_mean
 from uniresxx.errors import InputError
 
 COMMANDS = ("inspect", "dump", "prepare", "verify")
@@ -32,7 +32,7 @@ def main(argv: Sequence[str]) -> int:
         print((__doc__ or "").strip())
         return 0
     if not argv or argv[0] not in COMMANDS:
-        wrong = f"unknown command {argv[0]!r}" if argv else "no command"
+        wrong = f"unknown command {argv[0]!r}{did_you_mean(argv[0], COMMANDS)}" if argv else "no command"
         raise InputError(f"{wrong}; known: {', '.join(COMMANDS)}; see `uniresxx data --help`")
     return import_module(f"uniresxx.cli.data.{argv[0]}").main(argv[1:])
 

@@ -1,4 +1,4 @@
-"""Watching a run: rates and FLOPs, measuring while training, trackers, the reference curve."""
+"""Throughput, validation during training, trackers, the reference curve."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from tools import compare_curves
 from train.__main__ import main
 from train.distributed import Ranks
 from train.job import open_job
-from train.log import costs, draw_curve, read_log, read_steps
+from train.log import draw_curve, rates, read_log, read_steps
 from train.loop import DONE, train
 from train.recipe import EngineConfig, EvalConfig, LogConfig, check
 from train.recipes import KNOWN
-from train.throughput import ThroughputMeter, Work, memory_of, peak_of, work_counter
+from train.throughput import Cost, ThroughputMeter, cost_counter, memory_of, peak_of
 from train.trackers import numbers_of
 from train.validation import value_of
 from uniresxx.checkpoints import folders as checkpoint
@@ -70,7 +70,7 @@ def killed_at(batches, last):
 
 
 class Clock:
-    """Moves only when told."""
+    """Moves only when the test moves it."""
 
     def __init__(self):
         self.now = 0.0
@@ -79,22 +79,22 @@ class Clock:
         return self.now
 
 
-def test_rates_are_of_the_steps_alone():
+def test_rates_leave_out_the_time_between_steps():
     clock = Clock()
-    watch = ThroughputMeter(
-        Ranks(), EngineConfig(), torch.device("cpu"), lambda batch: Work(10, 100, 1e9), clock
+    meter = ThroughputMeter(
+        Ranks(), EngineConfig(), torch.device("cpu"), lambda batch: Cost(10, 100, 1e9), clock
     )
     lines = []
-    for _ in watch.waiting([1, 2]):
+    for _ in meter.waiting([1, 2]):
         clock.now += 3.0  # computing
-        lines.append(watch.measure(["one", "two"]))
+        lines.append(meter.record(["one", "two"]))
         clock.now += 50.0  # saving
     assert lines[-1]["text_tokens_per_s"] == round(40 / 6, 1) and lines[-1]["data_wait"] == 0.0
     assert lines[-1]["visual_tokens_per_s"] == round(400 / 6, 1) and lines[-1]["mfu"] is None
     assert 0 < lines[-1]["memory_gb"] == pytest.approx(memory_of(torch.device("cpu")) / 1e9, abs=1e-3)
 
 
-def test_the_wait_for_data_is_told_apart():
+def test_the_wait_for_data_is_a_share_of_the_time():
     clock = Clock()
 
     def slow():
@@ -102,25 +102,25 @@ def test_the_wait_for_data_is_told_apart():
             clock.now += 1.0
             yield item
 
-    watch = ThroughputMeter(Ranks(), EngineConfig(), torch.device("cpu"), None, clock)
-    for _ in watch.waiting(slow()):
+    meter = ThroughputMeter(Ranks(), EngineConfig(), torch.device("cpu"), None, clock)
+    for _ in meter.waiting(slow()):
         clock.now += 3.0
-        line = watch.measure([0])
+        line = meter.record([0])
     assert line["data_wait"] == 0.25 and line["text_tokens_per_s"] is None
 
 
-def test_mfu_is_needed_work_over_the_peak_of_all_gpus(monkeypatch):
+def test_mfu_is_needed_flops_over_the_peak_of_all_gpus(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
     monkeypatch.setattr("train.throughput.memory_of", lambda device: 5_000_000_000)
     clock = Clock()
     ranks = SimpleNamespace(world_size=2, sum=lambda values: [2 * value for value in values])
     engine = EngineConfig(precision="bf16")
-    watch = ThroughputMeter(ranks, engine, torch.device("cuda", 0), lambda batch: Work(1, 1, 989e12), clock)
-    for _ in watch.waiting([0]):
+    meter = ThroughputMeter(ranks, engine, torch.device("cuda", 0), lambda batch: Cost(1, 1, 989e12), clock)
+    for _ in meter.waiting([0]):
         clock.now += 4.0
-        line = watch.measure([0])
+        line = meter.record([0])
     assert line["mfu"] == 0.25 and line["memory_gb"] == 5.0
-    assert "MFU 25%" in costs({"expressions_per_s": 1.0} | line)
+    assert "MFU 25%" in rates({"expressions_per_s": 1.0} | line)
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_golden_peaks(name, teraflops):
 
 
 @pytest.mark.parametrize(("lora", "frozen"), [(0, ()), (4, ("low",))])
-def test_counted_work_is_what_torch_counts(lora, frozen):
+def test_counted_flops_are_what_torch_counts(lora, frozen):
     """Forward passes under torch's own counter; the backward factors follow from what is trained."""
     m = MLLMConfig(llm_layers=2, vocabulary=300)
     tuning = TuningConfig(lora_rank=lora, frozen=frozen)
@@ -147,7 +147,7 @@ def test_counted_work_is_what_torch_counts(lora, frozen):
     position = torch.tensor([[0, 1, 2, 3, 4, 0, 1, 2, 3], [0, 1, 2, 3, 4, 5, 0, 0, 0]])
     labels = torch.full((B, T), -100)
     batch = SimpleNamespace(branch_BT=branch, position_BT=position, labels_BT=labels)
-    found = work_counter(model, config)(batch)
+    found = cost_counter(model, config)(batch)
     assert (found.text_tokens, found.visual_tokens) == (15, 2 * visual)
 
     low = torch.zeros(B, 3, 64, 64)
@@ -218,7 +218,7 @@ def losses(run):
     return [record["loss_hex"] for record in read_steps(run / "log.jsonl")]
 
 
-def test_measuring_changes_no_bit(runs):
+def test_validation_changes_no_bit(runs):
     assert losses(runs / "plain") == losses(runs / "measured") == losses(runs / "cut")
     weights = [
         read_tensors(checkpoint.step_folder(runs / name, 4) / "model.safetensors")
@@ -229,7 +229,7 @@ def test_measuring_changes_no_bit(runs):
 
 
 @pytest.mark.parametrize("name", ["measured", "cut"])
-def test_scores_overlay_and_best_lie_where_they_are_looked_for(runs, name):
+def test_scores_overlay_and_best_mark_of_a_validation(runs, name):
     run = runs / name
     lines = [record for record in read_log(run / "log.jsonl") if "eval" in record]
     assert [record["step"] for record in lines] == [2, 4]
@@ -247,7 +247,7 @@ def test_scores_overlay_and_best_lie_where_they_are_looked_for(runs, name):
     assert resolve(run, print).name == f"step_{best['step']:08d}"
 
 
-def test_log_lines_carry_what_a_step_costs(runs):
+def test_log_lines_have_the_throughput(runs):
     record = read_steps(runs / "measured/log.jsonl")[-1]
     assert record["text_tokens_per_s"] > 0 and record["visual_tokens_per_s"] > 0
     assert record["mfu"] is None and 0 <= record["data_wait"] <= 1 and record["memory_gb"] > 0.05
@@ -257,7 +257,7 @@ def test_log_lines_carry_what_a_step_costs(runs):
 @pytest.mark.system
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("stage", [0, 3])
-def test_two_ranks_measure_together(tmp_path, stage):
+def test_two_ranks_validate_together(tmp_path, stage):
     """A real job: the scores are those of the weights it saved, and only rank 0 wrote them."""
     words = [
         "-m", "train", "tiny_scenes", "--optim.steps", "2", "--optim.max_minutes", "None", "--data.batch_images", "2",
@@ -291,25 +291,25 @@ def test_two_ranks_measure_together(tmp_path, stage):
     [
         (EvalConfig(("scenes/val",), every=5, metric="wheel/mIoU"), "--eval.metric wheel/mIoU: unknown"),
         (EvalConfig(("scenes/val",), every=5, metric="iou"), "a score .*as part/mIoU"),
-        (EvalConfig((), every=5), "name what to measure on by --eval.benchmarks"),
+        (EvalConfig((), every=5), "name the benchmarks by --eval.benchmarks"),
         (EvalConfig(("scenes/val",), every=0), "--eval.every 0: must be above 0"),
     ],
 )
-def test_a_measurement_that_cannot_be_made_is_refused(config, line):
+def test_an_impossible_validation_is_refused(config, line):
     with pytest.raises(InputError, match=line):
         check(replace(little(), eval=config))
 
 
 def test_no_checkpoint_is_chosen_on_a_test_split():
     recipe = replace(little(), eval=EvalConfig(("scenes_easy/test",), every=5))
-    with pytest.raises(InputError, match="chosen on val or train, never on a split that measures"):
+    with pytest.raises(InputError, match="chosen on val or train, never on a test split"):
         open_job(recipe, None)
 
 
 # ---- the curve picture and the trackers
 
 
-def test_the_curve_shows_what_was_measured(tmp_path):
+def test_the_curve_shows_validation_scores(tmp_path):
     log = tmp_path / "log.jsonl"
     scores = {"scenes/val": {"mIoU": 30.0, "N-acc": None}}
     lines = [ONE_STEP, {"step": 1, "eval": scores}]
@@ -355,34 +355,34 @@ def test_tensorboard_has_every_step_once_after_a_restart(tmp_path):
 
 
 @pytest.mark.parametrize("package", ["trackio", "wandb"])
-def test_a_service_gets_the_lines(tmp_path, monkeypatch, package):
+def test_a_service_receives_the_numbers(tmp_path, monkeypatch, package):
     """A stand-in with the three calls both packages have; neither is installed for the tests."""
-    told = []
+    text = []
     fake = ModuleType(package)
-    fake.init = lambda **words: told.append(("init", words))
-    fake.log = lambda numbers, step: told.append((step, numbers))
-    fake.finish = lambda: told.append(("finish", None))
+    fake.init = lambda **words: text.append(("init", words))
+    fake.log = lambda numbers, step: text.append((step, numbers))
+    fake.finish = lambda: text.append(("finish", None))
     monkeypatch.setitem(sys.modules, package, fake)
     recipe = little(2, tracker=package)
     train(recipe, open_job(recipe, None), tmp_path / "run")
-    assert [what for what, _ in told] == ["init", 1, 2, "finish"]
-    words = told[0][1]
+    assert [what for what, _ in text] == ["init", 1, 2, "finish"]
+    words = text[0][1]
     assert (words["project"], words["name"], words["resume"]) == ("uniresxx", "run", "allow")
     assert words["config"]["recipe"]["name"] == "tiny_scenes" and ("id" in words) == (package == "wandb")
-    assert told[1][1]["train/loss"] == read_log(tmp_path / "run/log.jsonl")[0]["loss"]
+    assert text[1][1]["train/loss"] == read_log(tmp_path / "run/log.jsonl")[0]["loss"]
 
 
 @pytest.mark.parametrize(
     "option", [("--log.tensorboard", "True"), ("--log.tracker", "trackio"), ("--log.tracker", "wandb")]
 )
-def test_what_is_not_installed_is_one_line(monkeypatch, capsys, tmp_path, option):
+def test_a_tracker_that_is_not_installed_is_one_line(monkeypatch, capsys, tmp_path, option):
     monkeypatch.setattr("train.trackers.find_spec", lambda name: None)
     for name in ("tensorboard", "trackio", "wandb"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     assert main(["tiny_scenes", *option, "--out", str(tmp_path / "run")]) == 2
-    told = capsys.readouterr().err
+    text = capsys.readouterr().err
     assert (
-        told.count("\n") == 1 and "is not installed: pip install" in told and not (tmp_path / "run").exists()
+        text.count("\n") == 1 and "is not installed: pip install" in text and not (tmp_path / "run").exists()
     )
 
 
@@ -395,7 +395,7 @@ def write_log(path, curve):
     )
 
 
-def test_the_committed_curve_is_whole():
+def test_the_committed_curve_is_complete():
     curve = compare_curves.read_reference(compare_curves.REFERENCE)
     assert list(curve) == list(range(1, len(curve) + 1)) and len(curve) >= 150
     assert {"loss", "text", "mask", "dice"} <= set(curve[1])
@@ -427,9 +427,9 @@ def test_verdicts(tmp_path, capsys):
             values.pop("none", None)
         write_log(log, curve)
         assert compare_curves.main([str(log)]) == code, name
-        said = capsys.readouterr().out
-        assert ("DIFFERS" in said) == bool(code)
-        assert said.splitlines()[-1].endswith(f"over {len(reference)} steps")
+        output = capsys.readouterr().out
+        assert ("DIFFERS" in output) == bool(code)
+        assert output.splitlines()[-1].endswith(f"over {len(reference)} steps")
 
 
 @pytest.mark.parametrize("lines", [None, [], [{"step": 7}], [{"step": 1, "extra": 1.0}]])

@@ -1,0 +1,210 @@
+"""The command line of training, as dataclasses."""
+
+from __future__ import annotations
+
+import io
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import asdict, dataclass, replace
+from itertools import zip_longest
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import tyro
+
+from train.log import mute
+from train.recipe import Recipe, check
+from train.recipe_changes import FORMER_FIELDS, flatten
+from uniresxx.cli import did_you_mean
+from uniresxx.errors import InputError
+from uniresxx.model.config import FORMER_VALUES
+
+_USAGE = "python -m train RECIPE [--section.field value] [--data DIR] --out DIR [--fresh]"
+_PLAN = "python -m train plan RECIPE [--gpus N] [--json] [--section.field value]"
+_FINETUNE = "python -m train finetune --from CKPT --data STORE --out DIR [--section.field value]"
+_Options = TypeVar("_Options")
+_RecipeOption = Annotated[tyro.conf.FlagConversionOff[Recipe], tyro.conf.arg(name="")]
+_DataOption = Annotated[Path | None, tyro.conf.arg(aliases=("--root",))]
+Recipes = Mapping[str, Callable[[], Recipe]]
+
+
+@dataclass(frozen=True)
+class Command:
+    """The command line after the recipe's name."""
+
+    recipe: _RecipeOption
+    out: Path  # run folder; an unfinished run in it continues
+    data: _DataOption = None  # root of the data sets' native layouts
+    fresh: bool = False  # remove the run in --out and start over
+
+
+@dataclass(frozen=True)
+class PlanCommand:
+    """The command line of `plan` after the recipe's name."""
+
+    recipe: _RecipeOption
+    gpus: int = 1  # processes of the job, one per GPU
+    tokens: int | None = None  # of an expression with its question and answer; None: a usual number
+    json: bool = False  # print one JSON object instead of a table
+
+
+@dataclass(frozen=True)
+class _Start:
+    """The checkpoint alone: it is read first, because the other options get their defaults from it."""
+
+    start: Annotated[Path, tyro.conf.arg(name="from")]
+
+
+@dataclass(frozen=True)
+class FinetuneCommand:
+    """The command line of `finetune`."""
+
+    recipe: _RecipeOption
+    start: Annotated[Path, tyro.conf.arg(name="from")]  # run folder or from_pretrained folder
+    out: Path  # run folder; an unfinished run in it continues
+    data: _DataOption = None  # a prepared store, or the root of native layouts for --data.source
+    fresh: bool = False  # remove the run in --out and start over
+
+
+def without_rank(argv: list[str]) -> list[str]:
+    """The arguments without a launcher's `--local_rank=N` or `--local_rank N`."""
+    kept: list[str] = []
+    arguments = iter(argv)
+    for argument in arguments:
+        name, equals, _ = argument.partition("=")
+        if name not in ("--local_rank", "--local-rank"):
+            kept.append(argument)
+        elif not equals:
+            next(arguments, None)
+    return kept
+
+
+def parse(argv: list[str], known: Recipes) -> Command:
+    """The command line of a recipe. Raises InputError with one line; `--help` exits with 0."""
+    arguments = without_rank(argv)
+    name = _recipe_name(arguments, known, _USAGE)
+    default = Command(recipe=known[name](), out=tyro.MISSING)
+    command = _options(arguments[1:], known[name], default, f"python -m train {name}")
+    check(command.recipe)
+    return command
+
+
+def parse_plan(argv: list[str], known: Recipes) -> PlanCommand:
+    """The command line after `plan`. Raises InputError with one line; `--help` exits with 0."""
+    arguments = without_rank(argv)
+    name = _recipe_name(arguments, known, _PLAN)
+    default = PlanCommand(recipe=known[name]())
+    command = _options(arguments[1:], known[name], default, f"python -m train plan {name}")
+    check(command.recipe)
+    for option, value, least in (("gpus", command.gpus, 1), ("tokens", command.tokens, 2)):
+        if value is not None and value < least:
+            raise InputError(f"--{option} {value}: must be at least {least}")
+    return command
+
+
+def parse_finetune(argv: list[str]) -> Command:
+    """The command line after `finetune`; the checkpoint decides the defaults. Raises InputError; `--help` exits."""
+    from train.finetune import finetune, recipe_of, with_data
+
+    arguments = without_rank(argv)
+    default = FinetuneCommand(recipe=finetune(), start=tyro.MISSING, out=tyro.MISSING)
+    program = "python -m train finetune"
+    if not {"-h", "--help"} & {*arguments}:
+        start = _options(
+            _with_value("--from", arguments, _FINETUNE), finetune, _Start(tyro.MISSING), program
+        ).start
+        default = replace(default, recipe=recipe_of(start), start=start)
+    found = _options(arguments, finetune, default, program)
+    check(found.recipe)
+    recipe, root = with_data(found.recipe, found.data)
+    return Command(recipe, found.out, root, found.fresh)
+
+
+def _with_value(option: str, arguments: list[str], usage: str) -> list[str]:
+    """`option` and its value among the arguments."""
+    for place, word in enumerate(arguments):
+        if word.split("=")[0] == option:
+            return arguments[place : place + 2] if word == option else [word]
+    raise InputError(f"{option} is missing: {usage}")
+
+
+def _recipe_name(arguments: list[str], known: Recipes, usage: str) -> str:
+    """The first word, which names a recipe."""
+    names = ", ".join(sorted(known)) or "none"
+    if arguments and arguments[0] in ("-h", "--help"):
+        others = f"\n       {_PLAN}\n       {_FINETUNE}" if usage == _USAGE else ""
+        start = usage.partition("RECIPE")[0]
+        with _help_into_closed_pipe():
+            print(f"usage: {usage}{others}\nrecipes: {names}\noptions of a recipe: {start}RECIPE --help")
+        raise SystemExit(0)
+    if not arguments or arguments[0].startswith("-"):
+        raise InputError(f"the recipe's name comes first: {usage}; known recipes: {names}")
+    if arguments[0] not in known:
+        also = ("plan", "finetune") if usage == _USAGE else ()
+        hint = did_you_mean(arguments[0], (*known, *also))
+        raise InputError(f"unknown recipe {arguments[0]!r}{hint}; known: {names}")
+    return arguments[0]
+
+
+@contextmanager
+def _help_into_closed_pipe() -> Iterator[None]:
+    """Print help; a reader that stops early (`| head`) is no error."""
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        mute()
+        raise SystemExit(0) from None
+
+
+def _options(
+    arguments: list[str], described: Callable[[], Recipe], default: _Options, program: str
+) -> _Options:
+    """The options, over `default`."""
+    messages = io.StringIO()
+    try:
+        with redirect_stderr(messages), _help_into_closed_pipe():
+            return tyro.cli(
+                type(default),
+                prog=program,
+                description=(described.__doc__ or "").strip(),
+                default=default,
+                args=arguments,
+                use_underscores=True,
+            )
+    except SystemExit as end:
+        if not end.code:
+            raise
+        hint = _hint(arguments, default)
+        raise InputError(f"{plain(messages.getvalue())}{hint}; see {program} --help") from None
+
+
+def _hint(arguments: list[str], default: Any) -> str:
+    """What to write instead of the first option or value that has a new or similar name."""
+    values = asdict(default)
+    known = [*flatten(values.pop("recipe", {})), *("from" if name == "start" else name for name in values)]
+    words = [part for word in arguments for part in word.split("=", 1)]
+    for option, value in zip_longest(words, words[1:]):
+        name = option.removeprefix("--").replace("-", "_")
+        if not option.startswith("--"):
+            continue
+        if name in FORMER_FIELDS:
+            new = FORMER_FIELDS[name]
+            return f"; --{name} is now --{new}" if new else f"; --{name} no longer exists: leave it out"
+        if (name.rpartition(".")[2], value) in FORMER_VALUES:
+            return f"; {value} is now {FORMER_VALUES[name.rpartition('.')[2], value]}"
+        if name not in known and name != "root":
+            return did_you_mean(option, [f"--{name}" for name in known])
+    return ""
+
+
+def plain(box: str) -> str:
+    """The message in a box as one line, without the title and the hints; drawn in Unicode or in ASCII."""
+    lines = [line for line in box.splitlines() if not line.startswith(("╭", "╰"))]
+    paragraphs = re.split(r"\n[ │]*[─-]{3,}[ │]*\n", "\n".join(lines))
+    titled = "╭" not in box and len(paragraphs) > 1
+    return " ".join(paragraphs[titled].replace("│", " ").split()).removesuffix(".") or "wrong arguments"
