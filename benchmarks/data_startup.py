@@ -91,7 +91,7 @@ def write_native(root: Path, sizes: Sizes) -> None:
             {"id": number, "file_name": file_name(number), "height": 480, "width": 640, "license": 1}
             for number in range(images)
         ],
-        "annotations": list(annotations(sizes.annotations, images)),
+        "annotations": list(outlines(sizes.annotations, images)),
         "categories": [{"id": n, "name": f"kind {n}", "supercategory": "thing"} for n in range(1, 91)],
     }
     (folder / "instances.json").write_text(json.dumps(content))
@@ -103,7 +103,7 @@ def file_name(image: int) -> str:
     return f"COCO_train2014_{image:012d}.jpg"
 
 
-def annotations(count: int, images: int) -> Iterator[dict[str, Any]]:
+def outlines(count: int, images: int) -> Iterator[dict[str, Any]]:
     """Uneven round outlines; annotation k lies on image k modulo `images`."""
     draw = np.random.default_rng(0)
     for number in range(count):
