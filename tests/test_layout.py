@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import runpy
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -223,3 +225,17 @@ def test_clean_source_passes(rules: ModuleType) -> None:
     source = (ROOT / "uniresxx" / "cli" / "__init__.py").read_text(encoding="utf-8")
     rules.check_source("x.py", source, False, tally)
     assert tally.problems == [] and tally.arguments == tally.annotated
+
+
+def test_every_dependency_has_a_lowest_version_that_can_be_installed() -> None:
+    """What `make lower-bounds` installs: one exact version for each requirement of pyproject.toml."""
+    lowest = runpy.run_path(str(ROOT / "tools" / "lower_bounds.py"))["lowest"]
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    project = tomllib.loads(text)["project"]
+    groups = [project["dependencies"], *project["optional-dependencies"].values()]
+    wanted = {
+        item.partition(">=")[0] for group in groups for item in group if not item.startswith("uniresxx")
+    }
+    assert set(lowest(text)) == wanted and set(lowest(text, ["torch"])) == wanted - {"torch"}
+    made = '[project]\ndependencies = ["a.b>=1,<3"]\n[project.optional-dependencies]\nx = ["uniresxx[y]", "c[e]>=4"]'
+    assert lowest(made) == {"a.b": "1", "c": "4"}
