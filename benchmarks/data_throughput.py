@@ -109,7 +109,7 @@ class Bench:
 
 def opened(folder: Path, photos: int) -> Bench:
     """The store, and the tiny recipe on it."""
-    from train.job import open_job
+    from train.assemble import open_job
 
     pictures = folder / "images"
     pictures.mkdir()

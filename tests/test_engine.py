@@ -24,8 +24,9 @@ from train.distributed import OtherRankError, Ranks, is_lost
 from train.engines.base import Engine, device_of
 from train.engines.zero import deepspeed_config
 from train.guards import WINDOW, Background, is_spike, remember
+from train.job import Job
 from train.log import read_log, read_steps
-from train.loop import DONE, Job, do_step, train
+from train.loop import DONE, do_step, train
 from train.recipe import DataConfig, EngineConfig, EvalConfig, LogConfig, OptimConfig, Recipe, share_of
 from train.validation import ValidationResult
 from uniresxx.checkpoints import folders as checkpoint
@@ -407,7 +408,7 @@ def ends_with(error, monkeypatch, tmp_path):
     def fail(*arguments):
         raise error
 
-    monkeypatch.setattr("train.job.open_job", lambda recipe, data: Job(None, lambda step, micro: None))
+    monkeypatch.setattr("train.assemble.open_job", lambda recipe, data: Job(None, lambda step, micro: None))
     monkeypatch.setattr("train.loop.train", fail)
     monkeypatch.setattr("train.plan.forecast", lambda recipe, gpus: "")  # tests/test_plan.py has it
     return main(["tiny_scenes", "--engine.device", "cpu", "--out", str(tmp_path / "x")])
@@ -460,7 +461,7 @@ def test_only_rank_0_prints_what_is_opened(rank, monkeypatch, tmp_path, capsys):
         return Job(None, lambda step, micro: None)
 
     monkeypatch.setattr("train.engines.choose.join_ranks", lambda config: Ranks(rank, world_size=2))
-    monkeypatch.setattr("train.job.open_job", open_job)
+    monkeypatch.setattr("train.assemble.open_job", open_job)
     monkeypatch.setattr("train.loop.train", lambda *arguments: print("step 1") or DONE)
     assert main(["tiny_scenes", "--engine.device", "cpu", "--out", str(tmp_path / "x")]) == DONE
     assert capsys.readouterr().out.splitlines() == ["the table of what is trained", "step 1"][rank:]

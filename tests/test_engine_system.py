@@ -25,9 +25,9 @@ import pytest
 import torch
 
 from mllm.config import MLLMConfig
+from train.assemble import open_job, overlay
 from train.command_line import parse, without_rank
 from train.engines.choose import join_ranks
-from train.job import open_job, overlay
 from train.log import read_log
 from train.loop import train
 from train.recipe import DataConfig, EngineConfig, LogConfig, OptimConfig, Recipe
@@ -432,7 +432,7 @@ import sys
 from dataclasses import replace
 import torch
 from train.engines.choose import build_engine, join_ranks
-from train.job import open_job
+from train.assemble import open_job
 from train.recipe import EngineConfig
 from train.recipes import KNOWN
 for stage in (1, 3):

@@ -233,7 +233,7 @@ def test_no_upsampled_map_of_all_stages_is_made() -> None:
 
 
 def test_recipes_start_from_named_weights_only(capsys: pytest.CaptureFixture[str]) -> None:
-    from train.job import open_job
+    from train.assemble import open_job
 
     for recipe in FULL:
         with pytest.raises(InputError, match=r"--model\.weights\.llava .*--model\.weights\.convnext"):

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mllm.tokens import Vocabulary
-from train.job import open_job
+from train.assemble import open_job
 from train.loop import DONE, train
 from train.recipe import DataConfig, check
 from train.recipes import KNOWN

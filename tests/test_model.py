@@ -12,7 +12,7 @@ import torch
 from mllm.chat import render
 from mllm.config import MLLMConfig
 from mllm.tokens import Vocabulary
-from train.job import open_job
+from train.assemble import open_job
 from train.recipes import KNOWN
 from uniresxx.checkpoints.folders import save_pretrained
 from uniresxx.data.mixture.batches import Batches, SceneSource

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from train.__main__ import main
 from train.command_line import parse, plain, without_rank
-from train.loop import Job
+from train.job import Job
 from train.recipe import DataConfig, OptimConfig, Recipe, check
 from train.recipe_changes import differences, flatten, recipe_differences, recipe_values
 from train.recipes import KNOWN
@@ -173,7 +173,7 @@ def test_sizes_that_do_not_fit_together_get_one_line_when_the_job_is_built(tmp_p
     def refuse(recipe, data):
         raise ValueError("width 7 must divide\nby heads 4")
 
-    monkeypatch.setattr("train.job.open_job", refuse)
+    monkeypatch.setattr("train.assemble.open_job", refuse)
     assert main(["tiny_scenes", "--out", str(tmp_path / "x")]) == 2
     assert capsys.readouterr().err == "error: width 7 must divide by heads 4\n"
     assert not (tmp_path / "x").exists()
@@ -183,7 +183,7 @@ def test_a_bug_while_training_is_not_wrong_input(tmp_path, monkeypatch):
     def fail(*arguments):
         raise ValueError("a mistake of ours")
 
-    monkeypatch.setattr("train.job.open_job", lambda recipe, data: Job(None, lambda step, micro: None))
+    monkeypatch.setattr("train.assemble.open_job", lambda recipe, data: Job(None, lambda step, micro: None))
     monkeypatch.setattr("train.loop.train", fail)
     with pytest.raises(ValueError, match="a mistake of ours"):
         main(["tiny_scenes", "--out", str(tmp_path / "x")])
@@ -197,7 +197,7 @@ def test_a_run_records_versions_as_metrics_do(tmp_path, monkeypatch):
         return 0
 
     job = Job(None, lambda step, micro: None, extra={"templates": {}})
-    monkeypatch.setattr("train.job.open_job", lambda recipe, data: job)
+    monkeypatch.setattr("train.assemble.open_job", lambda recipe, data: job)
     monkeypatch.setattr("train.loop.train", train)
     assert main(["tiny_scenes", "--out", str(tmp_path / "x")]) == 0
     assert kept == [{"templates": {}, "versions": versions()}]

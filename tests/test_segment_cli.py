@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from uniresxx.cli import main as uniresxx_main
-from uniresxx.cli.segment import Job, names_for, parse
+from uniresxx.cli.segment import Job, name_for, parse
 from uniresxx.errors import InputError
 from uniresxx.files import safe_name, write_atomic
 from uniresxx.imaging import masks
@@ -51,7 +51,7 @@ def test_one_photo_two_expressions(tmp_path, capsys):
     assert segment(tmp_path, photo, "the red block", "a blue cat") == 0
     out = tmp_path / "out"
     mask_name = "card.mask_01_the_red_block.png"
-    assert sorted(path.name for path in out.iterdir()) == ["card.json", mask_name, "card.overlay.png"]
+    assert sorted(path.name for path in out.glob("[!.]*")) == ["card.json", mask_name, "card.overlay.png"]
     with Image.open(out / mask_name) as picture:
         mask = np.array(picture)
     assert mask.shape == (40, 60) and set(np.unique(mask)) == {0, 255}
@@ -144,17 +144,22 @@ def results(out):
     return records
 
 
-def test_a_second_call_for_a_photo_leaves_no_mask_of_the_first(tmp_path):
+def test_other_expressions_for_a_photo_keep_the_earlier_results(tmp_path):
     photo, out = photo_at(tmp_path / "card.png"), tmp_path / "out"
-    segment(tmp_path, photo, "red", "the red one", "blue")
-    (out / "card.mask_07_mine.png").write_bytes(b"mine")  # a name like ours, but no JSON of ours names it
-    for words in (["the red block"], ["blue"], ["red", "blue"]):
+    calls = [["red", "the red one", "blue"], ["the red block"], ["blue"]]
+    for words in (*calls, *calls):  # the second time they replace their own results
         assert segment(tmp_path, photo, *words) == 0
-        assert (out / "card.mask_07_mine.png").read_bytes() == b"mine"
-        (out / "card.mask_07_mine.png").rename(tmp_path / "aside")
-        record = results(out)["card"]
-        assert [entry["text"] for entry in record["expressions"]] == words
-        (tmp_path / "aside").rename(out / "card.mask_07_mine.png")
+    found = results(out)
+    asked = {name: [entry["text"] for entry in record["expressions"]] for name, record in found.items()}
+    assert asked == {"card": calls[0], "card_2": calls[1], "card_3": calls[2]}
+
+
+def test_a_mask_that_no_json_of_ours_names_stays(tmp_path):
+    photo, out = photo_at(tmp_path / "card.png"), tmp_path / "out"
+    segment(tmp_path, photo, "red")
+    (out / "card.mask_07_mine.png").write_bytes(b"mine")  # a name like ours
+    assert segment(tmp_path, photo, "red") == 0
+    assert (out / "card.mask_07_mine.png").read_bytes() == b"mine"
 
 
 def test_a_mask_goes_when_the_thing_is_gone(tmp_path):
@@ -178,7 +183,7 @@ def test_photos_of_one_name_in_two_calls_keep_their_results(tmp_path, monkeypatc
     }
     segment(tmp_path, str(tmp_path / "1" / "x.png"), "blue")
     found = results(tmp_path / "out")
-    assert [found[name]["expressions"][0]["text"] for name in ("x", "x_2")] == ["blue", "red"]
+    assert [found[name]["expressions"][0]["text"] for name in ("x", "x_2", "x_3")] == ["red", "red", "blue"]
 
 
 def test_a_photo_given_twice_has_two_results(tmp_path):
@@ -208,10 +213,10 @@ def test_a_json_cannot_name_files_outside_of_its_results(tmp_path):
     kept = [tmp_path / "b.mask_01_x.png", out / "notes.txt", out / "b.mask_01_x.png"]
     for path in kept:
         path.write_bytes(b"mine")
-    names = ["../b.mask_01_x.png", "notes.txt", "b.mask_01_x.png", str(kept[0])]
-    record["expressions"] += [{"mask_png": name} for name in names]
-    (out / "a.json").write_text(json.dumps(record))
-    assert segment(tmp_path, photo, "blue") == 0
+    for name in ("../b.mask_01_x.png", "notes.txt", "b.mask_01_x.png", str(kept[0])):
+        record["expressions"][0]["mask_png"] = name
+        (out / "a.json").write_text(json.dumps(record))
+        assert segment(tmp_path, photo, "red") == 0
     assert all(path.read_bytes() == b"mine" for path in kept)
 
 
@@ -240,8 +245,10 @@ def test_words_with_a_slash_or_a_dot_are_asked(tmp_path, text):
 
 @given(st.lists(st.text(min_size=1, max_size=300), max_size=6))
 def test_names_are_safe_and_different(stems):
-    photos = tuple(f"{stem.replace(chr(0), '')}.png" for stem in stems)
-    names = names_for(Job(photos, ("red",), "ck", Path("out")))
+    job = Job(tuple(f"{stem.replace(chr(0), '')}.png" for stem in stems), ("red",), "ck", Path("out"))
+    names: list[str] = []
+    for photo in job.photos:
+        names.append(name_for(job, photo, {name.lower() for name in names}))
     assert len({name.lower() for name in names}) == len(stems)
     for name in names:
         assert name and len(name) < 80 and name.isascii() and not set(name) & set("/\\.: \n")

@@ -22,8 +22,8 @@ from mllm.modeling import Boxes
 from mllm.tokens import Vocabulary
 from tools import compare_curves
 from train.__main__ import main
+from train.assemble import open_job
 from train.distributed import Ranks
-from train.job import open_job
 from train.log import draw_curve, rates, read_log, read_steps
 from train.loop import DONE, train
 from train.recipe import EngineConfig, EvalConfig, LogConfig, check
@@ -196,7 +196,7 @@ def little(steps=4, **config):
 def _short_corpus():
     """The vocabulary of a few texts: quicker, and enough for all but the committed curve."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("train.job.CORPUS_LINES", 300)
+        patch.setattr("train.assemble.CORPUS_LINES", 300)
         yield
 
 
@@ -443,7 +443,7 @@ def test_no_comparison_is_wrong_input(tmp_path, capsys, lines):
 
 def test_a_short_run_follows_the_committed_curve(tmp_path, capsys, monkeypatch):
     """The recipe itself, three steps of it; then its log with one of them changed."""
-    monkeypatch.setattr("train.job.CORPUS_LINES", 4_000)
+    monkeypatch.setattr("train.assemble.CORPUS_LINES", 4_000)
     full = KNOWN["tiny_scenes"]()
     recipe = replace(
         full, optim=replace(full.optim, max_minutes=None), engine=EngineConfig(device="cpu", threads=1)

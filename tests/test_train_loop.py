@@ -29,8 +29,9 @@ from PIL import Image
 from torch import nn
 
 from train.engines.base import Engine
+from train.job import Job
 from train.log import draw_curve, read_log, smooth, trim_log
-from train.loop import DONE, STOPPED, Job, train
+from train.loop import DONE, STOPPED, train
 from train.recipe import DataConfig, EngineConfig, EvalConfig, LogConfig, OptimConfig, Recipe
 from train.run_folder import start_over
 from train.step import TrainingError, do_step, prefetch

@@ -31,9 +31,10 @@ from unittest.mock import patch
 import torch
 
 from mllm.config import MLLMConfig
-from train.job import open_job
+from train.assemble import open_job
+from train.job import Job
 from train.log import RunLog, read_log
-from train.loop import Job, train
+from train.loop import train
 from train.recipe import EngineConfig, LogConfig, Recipe
 from train.recipes import KNOWN
 from uniresxx.checkpoints import folders as checkpoint

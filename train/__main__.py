@@ -21,7 +21,7 @@ from uniresxx.errors import InputError
 
 if TYPE_CHECKING:
     from train.distributed import Ranks
-    from train.loop import Job
+    from train.job import Job
 
 FAILED, WRONG_INPUT, STOPPED = 1, 2, 75
 _MESSAGE_SECONDS = 10  # that process 0 may need to print its message after another process has failed
@@ -55,7 +55,7 @@ def _train(command: Command, argv: list[str], ranks: Ranks) -> int:
 
 def _open(recipe: Recipe, data: Path | None) -> Job:
     """Open what the recipe names. Raises InputError."""
-    from train.job import open_job
+    from train.assemble import open_job
 
     try:
         return open_job(recipe, data)

@@ -1,176 +1,47 @@
-"""Open what a recipe names: data, vocabulary, model, and the overlay of its answers."""
+"""What a recipe trains: model, batches, and what the loop calls on the way."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from hashlib import sha256
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 
-from mllm.tokens import Vocabulary
-from train.loop import Job
-from train.recipe import Recipe, check
-from train.throughput import cost_counter
-from train.validation import open_validation
-from uniresxx.data.catalog import SCENES
-from uniresxx.data.guard import lines_of_report
-from uniresxx.data.mixture.batches import Batches, SceneSource, Source
-from uniresxx.data.mixture.counts import texts_of
+from train.step import Batches
+from train.throughput import Cost
+from train.validation import ValidationResult
 from uniresxx.data.mixture.data_log import DataLog
-from uniresxx.data.mixture.mix import Mixture
-from uniresxx.data.mixture.open import open_mixture
-from uniresxx.data.mixture.parts import MixturePart, mixture_named
-from uniresxx.data.scenes import scene_record, text_corpus
-from uniresxx.data.scenes.warmup import COLOUR_TEMPLATES, SIDE_TEMPLATES
-from uniresxx.data.store.photos import photo_of
-from uniresxx.errors import InputError
-from uniresxx.evaluation.regions import encode_records
-from uniresxx.imaging.masks import decode
-from uniresxx.imaging.overlay import Layer, draw_overlay
-from uniresxx.model.build import build_for_training, check_sources, open_vocabulary
-from uniresxx.model.config import UniRESPlusPlusConfig
-from uniresxx.model.templates import TRAINING_TEMPLATES
-from uniresxx.segmenters.base import Segmenter
-from uniresxx.segmenters.film_unet.config import FilmUNetConfig
-from uniresxx.segmenters.film_unet.modeling import FilmUNet
-from uniresxx.types import EVALUATION_TEMPLATE, Decoding, ImageRecord
-
-CORPUS_LINES = 4_000
-CORPUS_TEXTS = 200_000  # of one data set, for the vocabulary
-SHOWN = 3  # pictures in an overlay
-
-# What `recipe.model` may be, and who builds it from a vocabulary.
-BUILDERS: dict[type, Callable[[Any, Vocabulary], Any]] = {
-    UniRESPlusPlusConfig: build_for_training,
-    FilmUNetConfig: FilmUNet,
-}
-
-
-def open_job(recipe: Recipe, data: Path | None) -> Job:
-    """Everything `train` needs. Raises InputError where the data cannot be read."""
-    check(recipe)
-    inputs = recipe.model.view if isinstance(recipe.model, FilmUNetConfig) else recipe.model
-    check_sources(inputs)
-    found = _open_data(recipe, data, all_boxes=inputs.boxes == "learned")
-    vocabulary = open_vocabulary(inputs, [*found.texts, *TRAINING_TEMPLATES])
-    torch.manual_seed(recipe.seed)
-    model = BUILDERS[type(recipe.model)](recipe.model, vocabulary)
-    d = recipe.data
-    batches = Batches(
-        found.source, inputs, vocabulary, recipe.seed,
-        d.batch_images, d.accumulate, d.expressions_per_image, d.dialogue_share, d.flip,
-    )  # fmt: skip
-    extra = {
-        "templates": {"training": list(TRAINING_TEMPLATES), "evaluation": EVALUATION_TEMPLATE},
-        "training_data": found.about,
-    }
-    picture = (lambda step: overlay(model, found.shown, step)) if found.shown else None
-    data_log = DataLog(found.source.shares, d.batch_images * d.accumulate, d.max_bad_fraction)
-    counter = cost_counter(model, recipe.model) if isinstance(recipe.model, UniRESPlusPlusConfig) else None
-    validate = open_validation(recipe.eval, model, data)
-    messages = _guard_lines(found.about)
-    return Job(model, batches, picture, found.fingerprint, extra, data_log, validate, counter, messages)
-
-
-def _guard_lines(about: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
-    """Lines on what the leak guard removed and which lists are missing, each once; none for drawn pictures."""
-    reports = [item["guard"] for item in about if item["guard"]["mode"] != "drawn"]
-    return tuple(dict.fromkeys(line for report in reports for line in lines_of_report(report)))
 
 
 @dataclass(frozen=True)
-class _Data:
-    """Training images, pictures for the overlay, text for the vocabulary, fingerprint, and facts for recipe.json.
+class Job:
+    """What a recipe trains.
 
-    `about` has an entry for each data set: its share of the expressions, its fingerprint, the guard's report.
+    Attributes:
+        model: nn.Module with `forward(batch)`, `loss(output, batch) -> LossTerms`, `config` and `tokenizer` (see
+            checkpoint.Saveable), and `counts(batch) -> dict[str, int]`, the denominator of each loss term.
+        batches: pure function (step, micro) -> Batch, step from 0, micro < data.accumulate. It uses no global state,
+            because `data.workers` processes call it. For several ranks it has `for_rank(rank, world_size)`, which
+            returns the function of that rank's share; all shares together are the same micro-batch.
+        overlay: (step) -> picture of the model's answers; called in eval mode without gradients.
+        fingerprint: identifies the data by content; a run continues only on the same data.
+        extra: saved in recipe.json and not compared (prompt templates, …).
+        data_log: counts the samples, and the bad ones among them.
+        validate: (step, folder) -> ValidationResult; writes into the folder. Every rank calls it, in eval mode, at
+            every `eval.every`-th step and the last, and gets the same result. After a step that is not finite it
+            waits for the next one that is. A checkpoint is saved then, and the best one is kept and marked.
+        cost: tokens and FLOPs of a micro-batch, for the log.
+        messages: lines about the data, printed before the first step.
     """
 
-    source: Source
-    shown: list[ImageRecord]
-    texts: list[str]
-    fingerprint: str
-    about: list[dict[str, Any]]
-
-
-def _open_data(recipe: Recipe, data: Path | None, all_boxes: bool) -> _Data:
-    d, seed = recipe.data, recipe.seed
-    parts = mixture_named(d.mixture) if d.mixture else d.parts
-    if not parts and d.source in SCENES:
-        shown = [scene_record(d.source, "val", index) for index in range(SHOWN)]
-        source = SceneSource(d.source, seed, d.first_preset, d.first_images, d.warmup_images)
-        texts = [*text_corpus(d.source, CORPUS_LINES), *COLOUR_TEMPLATES, *SIDE_TEMPLATES]
-        about = [{"data": f"{d.source}/train", "share": 1.0, "guard": {"mode": "drawn"}}]
-        drawn = _digest([scene_record(d.source, d.split, index, seed) for index in range(SHOWN)])
-        return _Data(source, shown, texts, f"{d.source}/{d.split}, seed {seed}, drawn {drawn[:16]}", about)
-    images = None if d.images is None else Path(d.images)
-    mixture = open_mixture(
-        parts or (MixturePart(d.source, d.split),), d.expressions_per_image, seed,
-        data, images, d.guard, all_boxes,
-    )  # fmt: skip
-    pools = {id(pool.records): pool for pool in mixture.parts}.values()  # parts may share a data set
-    texts = [text for pool in pools for text in texts_of(pool.records, CORPUS_TEXTS)]
-    about = [
-        {"data": pool.label, "share": mixture.shares[pool.label], **pool.about} for pool in mixture.parts
-    ]
-    return _Data(mixture, _readable(mixture), texts, _fingerprint(mixture), about)
-
-
-def _fingerprint(mixture: Mixture) -> str:
-    """Identifies the content of every part: the fingerprint of its store, else of its expressions."""
-    found = [str(p.about.get("fingerprint") or _digest(p.records)) for p in mixture.parts]
-    return found[0] if len(found) == 1 else sha256("\n".join(found).encode()).hexdigest()
-
-
-def _digest(records: Sequence[ImageRecord]) -> str:
-    digest = sha256()
-    for record in records:
-        for e in record.expressions:
-            digest.update(f"{e.expression_id}\0{e.text}\0{e.granularity}\0{e.rle}\n".encode())
-    return digest.hexdigest()
-
-
-def _readable(mixture: Mixture) -> list[ImageRecord]:
-    """A few records of the first part whose photograph can be shown."""
-    pool, shown = mixture.parts[0], []
-    for row in pool.rows[: 10 * SHOWN]:
-        try:
-            record = pool.record(int(row))
-            photo_of(record)
-        except InputError:
-            continue
-        shown.append(record)
-        if len(shown) == SHOWN:
-            break
-    return shown
-
-
-def overlay(model: Segmenter, records: Sequence[ImageRecord], step: int) -> Image.Image:
-    """Truth above, the model's answers below, for a few expressions of each picture."""
-    columns = []
-    for record in records:
-        photo = photo_of(record)
-        chosen = record.expressions[:: max(1, len(record.expressions) // 4)][:4]
-        answers = model.answer(encode_records(model, [record]), [[e.text for e in chosen]], Decoding())
-        truth = [Layer(e.text, None if e.rle is None else decode(e.rle)) for e in chosen]
-        found = [
-            Layer(e.text, None if a.mask is None else decode(a.mask))
-            for e, a in zip(chosen, answers, strict=True)
-        ]
-        columns.append(
-            _stack([draw_overlay(photo, truth, "truth"), draw_overlay(photo, found, f"step {step}")], 0)
-        )
-    return _stack(columns, 1)
-
-
-def _stack(pictures: Sequence[Image.Image], axis: int) -> Image.Image:
-    """Pictures below (axis 0) or beside (axis 1) one another on white."""
-    along = [p.height if axis == 0 else p.width for p in pictures]
-    across = max(p.width if axis == 0 else p.height for p in pictures)
-    canvas = Image.new("RGB", (across, sum(along)) if axis == 0 else (sum(along), across), "white")
-    for start, picture in zip((sum(along[:i]) for i in range(len(along))), pictures, strict=True):
-        canvas.paste(picture, (0, start) if axis == 0 else (start, 0))
-    return canvas
+    model: Any
+    batches: Batches
+    overlay: Callable[[int], Image.Image] | None = None
+    fingerprint: str = ""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    data_log: DataLog | None = None
+    validate: Callable[[int, Path], ValidationResult] | None = None
+    cost: Callable[[Any], Cost] | None = None
+    messages: tuple[str, ...] = ()

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -25,6 +25,7 @@ from train.distributed import FAILED, OtherRankError, Ranks
 from train.engines.base import Engine
 from train.engines.choose import build_engine, join_ranks
 from train.guards import Background, Stop, is_spike, remember
+from train.job import Job
 from train.log import Display, RunLog, draw_curve, print_line, read_log
 from train.optim import longer_run_line, time_used
 from train.recipe import Recipe, check, share_of
@@ -40,51 +41,18 @@ from train.run_folder import (
     previous_run,
     restore,
 )
-from train.step import Batches, StepResult, TrainingError, do_step, prefetch
-from train.throughput import Cost, ThroughputMeter
+from train.step import StepResult, TrainingError, do_step, prefetch
+from train.throughput import ThroughputMeter
 from train.trackers import check_trackers, open_trackers, tracked_numbers
-from train.validation import ValidationResult
 from uniresxx.checkpoints import folders as checkpoint
 from uniresxx.checkpoints.tensors import copied, load_weights
-from uniresxx.data.mixture.data_log import DataError, DataLog, StepData
+from uniresxx.data.mixture.data_log import DataError, StepData
 from uniresxx.files import lock_file, png_bytes, write_atomic
 
 DONE, STOPPED = 0, 75  # exit codes
 GIVE_UP_AFTER = 10  # steps in a row whose loss or gradient is not finite
 _IDS_SHOWN = 8
 _RANK_STRIDE = 1 << 32  # between the seeds of ranks, far from any other run's seed
-
-
-@dataclass(frozen=True)
-class Job:
-    """What a recipe trains.
-
-    Attributes:
-        model: nn.Module with `forward(batch)`, `loss(output, batch) -> LossTerms`, `config` and `tokenizer` (see
-            checkpoint.Saveable), and `counts(batch) -> dict[str, int]`, the denominator of each loss term.
-        batches: pure function (step, micro) -> Batch, step from 0, micro < data.accumulate. It uses no global state,
-            because `data.workers` processes call it. For several ranks it has `for_rank(rank, world_size)`, which
-            returns the function of that rank's share; all shares together are the same micro-batch.
-        overlay: (step) -> picture of the model's answers; called in eval mode without gradients.
-        fingerprint: identifies the data by content; a run continues only on the same data.
-        extra: saved in recipe.json and not compared (prompt templates, …).
-        data_log: counts the samples, and the bad ones among them.
-        validate: (step, folder) -> ValidationResult; writes into the folder. Every rank calls it, in eval mode, at
-            every `eval.every`-th step and the last, and gets the same result. After a step that is not finite it
-            waits for the next one that is. A checkpoint is saved then, and the best one is kept and marked.
-        cost: tokens and FLOPs of a micro-batch, for the log.
-        messages: lines about the data, printed before the first step.
-    """
-
-    model: Any
-    batches: Batches
-    overlay: Callable[[int], Image.Image] | None = None
-    fingerprint: str = ""
-    extra: Mapping[str, Any] = field(default_factory=dict)
-    data_log: DataLog | None = None
-    validate: Callable[[int, Path], ValidationResult] | None = None
-    cost: Callable[[Any], Cost] | None = None
-    messages: tuple[str, ...] = ()
 
 
 def train(

@@ -91,9 +91,9 @@ def lock_file(path: Path, activity: str, wait: bool = False) -> Iterator[None]:
             stream.seek(0)
             owner = stream.read(200).strip() or "another process"
             raise InputError(f"cannot {activity}: {owner} works there; wait for it or stop it") from None
-        stream.truncate(0)
-        stream.write(f"process {os.getpid()} on {platform.node()}")
-        stream.flush()
+        with suppress(OSError):  # a full disk costs the name of this process, not the lock
+            stream.truncate(0)
+            os.write(stream.fileno(), f"process {os.getpid()} on {platform.node()}".encode())
         yield
 
 

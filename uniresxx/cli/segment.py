@@ -8,8 +8,9 @@ Written to OUT per photo NAME.jpg:
   NAME.overlay.png            the photo with coloured masks and a legend
   NAME.mask_01_a_phrase.png   one per expression that is there: 0 outside, 255 inside, at the photo's size
   NAME.json                   texts, rejected, score, p_absent, COCO RLE; written last, so it means "complete"
-The same photo into the same OUT replaces its earlier results: masks that the new JSON does not name are removed.
-Another photo of the same name, or files of your own, are never replaced: the results get another NAME (NAME_2).
+The same photo and expressions again replace their earlier results: masks that the new JSON does not name are removed.
+Results of other expressions or of another photo, and files of your own, are never replaced: the new results get
+another NAME (NAME_2).
 
 Exit codes: 0 done; 1 the disk is full or cannot be written; 2 wrong input (the other photos are still done).
 """
@@ -20,8 +21,9 @@ import json
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,7 @@ from PIL import Image
 
 from uniresxx.cli import parser_for
 from uniresxx.errors import InputError
-from uniresxx.files import png_bytes, safe_name, to_json, write_atomic
+from uniresxx.files import lock_file, png_bytes, safe_name, to_json, write_atomic
 from uniresxx.imaging.inputs import checked
 from uniresxx.imaging.overlay import draw_overlay, one_line
 from uniresxx.predictor import Predictor, layers_of, mask_of
@@ -39,6 +41,7 @@ from uniresxx.types import Prediction
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 OTHER_PHOTO_SUFFIXES = (".avif", ".bmp", ".gif", ".heic", ".heif", ".tif", ".tiff")
 FORMAT = 1  # of the JSON
+LOCK = ".lock"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +86,8 @@ def parse(argv: Sequence[str]) -> Job:
     parser.add_argument("--out", required=True, type=Path, help="folder for the results")
     options = parser.parse_intermixed_args(argv)
     words: list[str] = options.words
-    count = next((at for at, word in enumerate(words) if not looks_like_photo(word)), len(words))
-    photos, expressions = words[:count], words[count:]
+    first = next((at for at, word in enumerate(words) if not looks_like_photo(word)), len(words))
+    photos, expressions = words[:first], words[first:]
     for word in expressions:
         if looks_like_path(word):
             what = "is a folder" if os.path.isdir(word) else "looks like a path"
@@ -94,39 +97,31 @@ def parse(argv: Sequence[str]) -> Job:
             )
     expressions += options.expression
     if not photos:
-        first = f": {one_line(words[0])!r} is not a file" if words else ""
-        raise InputError(f"no photo{first}; name existing photos first, then the expressions")
+        wrong = f": {one_line(words[0])!r} is not a file" if words else ""
+        raise InputError(f"no photo{wrong}; name existing photos first, then the expressions")
     if not expressions:
         raise InputError("no expression: after the photos, say what to segment")
     plain = tuple(str(checked(text)) for text in expressions)
     return Job(tuple(photos), plain, options.checkpoint, options.out)
 
 
-def names_for(job: Job) -> list[str]:
-    """A name per photo: from its file name, made safe, different from each other on any file system.
+def name_for(job: Job, photo: str, taken: Collection[str]) -> str:
+    """A name for the results of a photo: from its file name, made safe.
 
-    A name is passed over where its results would replace one of the photos, the results of another photo, or a
-    file that this command did not write.
+    A name is passed over if it is among the lower-case names `taken`, or if its results would replace one of the
+    photos, other results, or a file that this command did not write.
     """
-    sources = {Path(photo).resolve() for photo in job.photos}
-    taken: set[str] = set()
-    names = []
-    for photo in job.photos:
-        stem, number = safe_name(Path(photo).stem, "photo"), 1
-        name = stem
-        while name.lower() in taken or not _is_free(job, name, photo, sources):
-            number += 1
-            name = f"{stem}_{number}"
-        taken.add(name.lower())
-        names.append(name)
-    return names
+    sources = {Path(path).resolve() for path in job.photos}
+    stem = safe_name(Path(photo).stem, "photo")
+    names = (stem if number == 1 else f"{stem}_{number}" for number in count(1))
+    return next(name for name in names if name.lower() not in taken and _is_free(job, name, photo, sources))
 
 
 def _is_free(job: Job, name: str, photo: str, sources: set[Path]) -> bool:
-    """Whether results of this name replace nothing but earlier results of the same photo."""
+    """Whether results of this name replace nothing but earlier results of the same photo and expressions."""
     if any(source.parent == job.out.resolve() and _is_result(source.name, name) for source in sources):
         return False
-    earlier = earlier_results(job.out, name, photo)
+    earlier = earlier_results(job, name, photo)
     targets = {f"{name}.json", _overlay_name(name)}
     targets |= {_mask_name(name, number, text) for number, text in enumerate(job.expressions, start=1)}
     return not any(os.path.lexists(job.out / target) for target in targets - earlier)
@@ -146,16 +141,17 @@ def _is_result(file: str, name: str) -> bool:
     return file in (_overlay_name(name), f"{name}.json") or file.startswith(f"{name}.mask_")
 
 
-def earlier_results(out: Path, name: str, photo: str) -> set[str]:
-    """Names of the files that an earlier call wrote for this photo under this name; empty where there are none."""
-    path = out / f"{name}.json"
+def earlier_results(job: Job, name: str, photo: str) -> set[str]:
+    """Names of the files that an earlier call wrote for this photo and these expressions."""
+    path = job.out / f"{name}.json"
     try:
         record = json.loads(path.read_bytes())
         source, entries = record.get("source", record["photo"]), record["expressions"]
         files = [record["overlay"], *(entry["mask_png"] for entry in entries)]
+        texts = [entry["text"] for entry in entries]
     except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError):
         return set()
-    if not isinstance(source, str) or _absolute(source) != _absolute(photo):
+    if not isinstance(source, str) or _absolute(source) != _absolute(photo) or texts != [*job.expressions]:
         return set()
     named = {file for file in files if isinstance(file, str) and Path(file).name == file}
     return {path.name} | {file for file in named if _is_result(file, name)}
@@ -195,7 +191,7 @@ def write_results(
         "overlay": overlay,
         "expressions": entries,
     }
-    earlier = earlier_results(job.out, name, photo_name)
+    earlier = earlier_results(job, name, photo_name)
     for file, data in pictures.items():  # all are ready: little time passes until the JSON names them
         write_atomic(job.out / file, data)
     write_atomic(job.out / f"{name}.json", to_json(record))
@@ -255,7 +251,8 @@ def main(argv: Sequence[str]) -> int:
     predictor = Predictor.from_pretrained(job.checkpoint)
     _prepare(job.out)
     code = 0
-    for photo_name, name in zip(job.photos, names_for(job), strict=True):
+    taken: set[str] = set()
+    for photo_name in job.photos:
         try:
             photo = predictor.set_image(photo_name)
         except InputError as error:
@@ -264,7 +261,12 @@ def main(argv: Sequence[str]) -> int:
             continue
         found = predictor.segment(job.expressions)
         rule = predictor.decoding.rule or predictor.segmenter.decision_rule
-        files = write_results(job, photo_name, name, photo, found, rule)
+        with lock_file(
+            job.out / LOCK, f"write into {job.out}", wait=True
+        ):  # another call may choose names, too
+            name = name_for(job, photo_name, taken)
+            taken.add(name.lower())
+            files = write_results(job, photo_name, name, photo, found, rule)
         print(f"{one_line(photo_name)} ({photo.shape[1]} x {photo.shape[0]})")
         for text, prediction in zip(job.expressions, found, strict=True):
             print(f"  {describe(text, prediction)}")
