@@ -38,7 +38,7 @@ def compare(
     judged_by.check(name)
     for path in (a, b):
         if not path.exists():
-            raise InputError(f"{path} is no file: give a predictions.jsonl or a folder of PNGs")
+            raise InputError(f"{path} is not a file: give a predictions.jsonl or a folder of PNGs")
     records = with_truth(load_records(benchmark, data, limit), protocol, data)
     found = compare_pairs(*(_rows(path, records, protocol, rejection) for path in (a, b)))
     rows = [_row(key, values) for key, values in found.items() if key not in judged_by.undefined]

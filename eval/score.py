@@ -44,7 +44,7 @@ def score(
     name = benchmark_name(benchmark, data)
     protocol_of(protocol).check(name)
     if not predictions.exists():
-        raise InputError(f"{predictions} is no file: give a predictions.jsonl or a folder of PNGs")
+        raise InputError(f"{predictions} is not a file: give a predictions.jsonl or a folder of PNGs")
     metrics = out / "metrics.json"
     if metrics.exists():
         read_metrics(metrics)  # refuse another file of this name before the work, not after it

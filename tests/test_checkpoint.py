@@ -305,7 +305,7 @@ def test_load_segmenter_takes_run_and_plain_folders(tmp_path, monkeypatch):
         ({"config.json": '{"model_type": ["uniresxx"]}'}, "has model_type \\['uniresxx'\\]"),
         ({"config.json": "{}"}, "has model_type None"),
         ({"config.json": '{"model_type": "uniresxx"}'}, "model.safetensors is missing"),
-        ({"pytorch_model.bin": "x"}, "is no checkpoint"),
+        ({"pytorch_model.bin": "x"}, "is not a checkpoint"),
     ],
 )
 def test_folders_of_another_kind_get_one_line(tmp_path, monkeypatch, files, line):

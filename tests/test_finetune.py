@@ -97,7 +97,7 @@ def test_the_checkpoint_decides_the_model_and_the_store_the_data(place: Path) ->
     [
         ("--data stores/mine --out x", "--from is missing"),
         ("--from nothing --data stores/mine --out x", "does not exist"),
-        ("--from mine --data stores/mine --out x", "is no checkpoint"),
+        ("--from mine --data stores/mine --out x", "is not a checkpoint"),
         ("--from film --data stores/mine --out x", "FiLM-UNet"),
         ("--from model --data stores/mine", "--out"),
         ("--from model --out x", "--data is missing"),

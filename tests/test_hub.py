@@ -298,7 +298,7 @@ def test_sizes(text: str | int, bytes_: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "GB", "-1", "5TBB", "1.5GB", 0])
 def test_wrong_sizes_are_refused(text: str | int) -> None:
-    with pytest.raises(InputError, match="is no size"):
+    with pytest.raises(InputError, match="is not a size"):
         byte_size(text)
 
 
@@ -501,7 +501,7 @@ def test_wrong_exports_give_one_line(
         (["adapted", "out", "--unmerge", folders["apart"]], "their configs differ"),
         (["plain", "out", "--merge", "--adapter"], "not allowed with"),
         (["plain", "out", "--adapter", "--max-shard-size", "5GB"], "whole weights"),
-        (["plain", "out", "--max-shard-size", "big"], "is no size"),
+        (["plain", "out", "--max-shard-size", "big"], "is not a size"),
         (["plain", "plain"], "is the checkpoint itself"),
     ):
         known = [folders.get(word, word) for word in words]

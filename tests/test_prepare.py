@@ -297,7 +297,7 @@ def test_the_sheet_replaces_only_a_sheet(data, out, capsys):
     Image.new("RGB", (6, 4)).save(photo)
     before = photo.read_bytes()
     assert program(["data", "inspect", "refcoco", "--data", str(data), "--sheet", str(photo)]) == 2
-    assert f"{photo}: is there and is no contact sheet" in capsys.readouterr().err.splitlines()[-1]
+    assert f"{photo} exists and is not a contact sheet" in capsys.readouterr().err.splitlines()[-1]
     assert photo.read_bytes() == before
     sheet = out.parent / "sheet.png"
     for _ in range(2):

@@ -347,7 +347,7 @@ def test_no_folder_of_another_kind_is_overwritten(tmp_path):
     (tmp_path / "s").mkdir()
     (tmp_path / "s" / "notes.txt").write_text("mine")
     for fresh in (False, True):
-        with pytest.raises(InputError, match="is there and is no store"):
+        with pytest.raises(InputError, match="exists and is not a store"):
             write_store(tmp_path / "s", work_of({"train": [simple(0)]}), fresh=fresh)
     with pytest.raises(InputError, match="is no store"):
         Store.open(tmp_path / "s")

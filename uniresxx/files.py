@@ -64,14 +64,13 @@ def write_json(path: Path, value: Any) -> None:
 
 
 @contextmanager
-def lock_file(path: Path, activity: str, wait: bool = False) -> Iterator[None]:
+def lock_file(path: Path, activity: str) -> Iterator[None]:
     """Hold the lock file `path` while one process works.
 
     Args:
         path: a file of its own, such as OUT/.lock; missing folders are made. The file stays, the lock ends with
             the process, however it ends.
         activity: what this process does, as "train into runs/a"; part of the error.
-        wait: wait until the lock is free instead of raising.
 
     Raises:
         InputError: another process holds the lock (the message names it), or `path` cannot be written.
@@ -86,7 +85,7 @@ def lock_file(path: Path, activity: str, wait: bool = False) -> Iterator[None]:
         raise InputError(f"cannot {activity}: {path}: {reason}; name another folder") from None
     with stream:
         try:
-            fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             stream.seek(0)
             owner = stream.read(200).strip() or "another process"
@@ -95,6 +94,20 @@ def lock_file(path: Path, activity: str, wait: bool = False) -> Iterator[None]:
             stream.truncate(0)
             os.write(stream.fileno(), f"process {os.getpid()} on {platform.node()}".encode())
         yield
+
+
+@contextmanager
+def folder_turn(folder: Path) -> Iterator[None]:
+    """Wait until no other process has its turn in `folder`, then take it: for short writes. Leaves no file."""
+    import fcntl
+
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def sync_to_disk(path: Path) -> None:

@@ -35,7 +35,7 @@ def resolve(name: str | os.PathLike[str], log: folders.Log) -> Path:
             raise InputError(f"checkpoint {path} is damaged ({reason}): use another one of the run")
         return path
     if not (path / CHECKPOINTS).is_dir():
-        raise InputError(f"{path} is no checkpoint: it has neither {CONFIG} nor a {CHECKPOINTS} folder")
+        raise InputError(f"{path} is not a checkpoint: it has neither {CONFIG} nor a {CHECKPOINTS} folder")
     best = folders.best_step(path)
     if best is not None:
         folder = folders.step_folder(path, best)

@@ -32,7 +32,7 @@ from PIL import Image
 
 from uniresxx.cli import parser_for
 from uniresxx.errors import InputError
-from uniresxx.files import lock_file, png_bytes, safe_name, to_json, write_atomic
+from uniresxx.files import folder_turn, png_bytes, safe_name, to_json, write_atomic
 from uniresxx.imaging.inputs import checked
 from uniresxx.imaging.overlay import draw_overlay, one_line
 from uniresxx.predictor import Predictor, layers_of, mask_of
@@ -41,7 +41,6 @@ from uniresxx.types import Prediction
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 OTHER_PHOTO_SUFFIXES = (".avif", ".bmp", ".gif", ".heic", ".heif", ".tif", ".tiff")
 FORMAT = 1  # of the JSON
-LOCK = ".lock"
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,9 +260,7 @@ def main(argv: Sequence[str]) -> int:
             continue
         found = predictor.segment(job.expressions)
         rule = predictor.decoding.rule or predictor.segmenter.decision_rule
-        with lock_file(
-            job.out / LOCK, f"write into {job.out}", wait=True
-        ):  # another call may choose names, too
+        with folder_turn(job.out):  # another call may choose names, too
             name = name_for(job, photo_name, taken)
             taken.add(name.lower())
             files = write_results(job, photo_name, name, photo, found, rule)

@@ -111,7 +111,7 @@ def check_sheet_path(path: Path) -> None:
     if path.suffix.lower() != ".png" or not path.parent.is_dir():
         raise InputError(f"{path}: --sheet must name a PNG file in a folder that is there")
     if path.exists() and not _is_sheet(path):
-        raise InputError(f"{path}: is there and is no contact sheet; name another file with --sheet")
+        raise InputError(f"{path} exists and is not a contact sheet: name another file with --sheet")
 
 
 def _is_sheet(path: Path) -> bool:

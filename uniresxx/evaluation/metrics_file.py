@@ -10,7 +10,7 @@ from typing import Any
 from uniresxx.errors import InputError
 from uniresxx.evaluation.files import IMAGES, PREDICTIONS, read_about
 from uniresxx.evaluation.regions import image_summary
-from uniresxx.files import lock_file, versions, write_json
+from uniresxx.files import folder_turn, versions, write_json
 from uniresxx.scoring.predictions import Problems, sizes_of, stream_predictions
 from uniresxx.scoring.protocols import STRICT, protocol_of
 from uniresxx.scoring.rejection import FLAG, Rejection
@@ -89,7 +89,7 @@ def write_metrics(path: Path, entries: Sequence[Mapping[str, Any]]) -> list[dict
     and predictions file, whole or partial alike. It also replaces those that another checkpoint got from the same
     predictions file, whose answers are gone. Everything else stays.
     """
-    with lock_file(path.parent / f".{path.name}.lock", f"write {path}", wait=True):
+    with folder_turn(path.parent):
         kept = read_metrics(path) if path.exists() else []
         asked, checkpoints = (
             [_question(e) for e in entries],

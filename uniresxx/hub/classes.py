@@ -312,5 +312,5 @@ def byte_size(size: int | str) -> int:
     unit = next((unit for unit in units if text.endswith(unit)), "")
     number = text.removesuffix(unit).strip()
     if not number.isdecimal() or int(number) < 1:
-        raise InputError(f"{size!r} is no size: write 500MB or 5GB")
+        raise InputError(f"{size!r} is not a size: write 500MB or 5GB")
     return int(number) * units.get(unit, 1)

@@ -42,13 +42,16 @@ def check_output(out: Path) -> None:
     if out.name in ("", ".."):
         raise InputError(f"{out}: --out must name a folder of its own, as stores/refcoco")
     if out.exists() and not is_empty(out) and not _is_ours(out):
-        raise InputError(f"{out}: is there and is no store; name a folder that is not there yet")
+        raise InputError(f"{out} exists and is not a store: name another --out")
     partial = partial_of(out)
     if partial.is_symlink() or (partial.exists() and not partial.is_dir()):
-        raise InputError(f"{partial}: is no folder; the store is written there first, so name another --out")
+        raise InputError(
+            f"{partial} is not a folder, and the store is written there first: name another --out"
+        )
     if partial.is_dir() and not is_empty(partial) and not _is_partial(partial):
         raise InputError(
-            f"{partial}: holds files of others and the store is written there first; name another --out"
+            f"{partial} holds files that uniresxx did not write, and the store is written there first: "
+            "name another --out"
         )
 
 
