@@ -23,10 +23,12 @@ TWIN_THRESHOLD = 0.5
 TWIN_MEMBERS = frozenset((Granularity.PART, Granularity.OBJECT, Granularity.MULTI))
 SIZES = {"small": 32**2, "medium": 96**2, "large": None}  # pixels of the truth below the number (COCO areas)
 LENGTHS = {"1-2": 2, "3-5": 5, "6-10": 10, "11+": None}  # words up to the number
+ANSWER_COUNTS = ("no_answer", "truncated", "empty")  # of answers that are not as they should be
 ROW = (
     *("n", "n_target", "intersection", "union", "iou_units", "iou_units_target"),
     *(f"above_{x}" for x in THRESHOLDS),
-    *("target_answered", "none_rejected", "no_answer"),
+    *("target_answered", "none_rejected"),
+    *ANSWER_COUNTS,
 )  # one `Counts` as a row of int64
 _ONE = 1 << 40
 
@@ -60,6 +62,8 @@ class Outcome:
     level: int | None = None
     twin: str | None = None
     no_answer: bool = False  # the model produced neither [SEG] nor [REJ]
+    truncated: bool = False  # the answer had not ended when the limit of its tokens was reached
+    empty: bool = False  # not rejected, and the mask has no pixel
     pixels: int | None = None  # of the truth; None: not counted by size
     words: int | None = None  # of the expression; None: not counted by length
 
@@ -69,7 +73,8 @@ class Outcome:
         return [
             *(1, target, self.intersection, self.union, units, target * units),
             *(target * above for above in self.above),
-            *(target * (not self.rejected), (1 - target) * self.rejected, int(self.no_answer)),
+            *(target * (not self.rejected), (1 - target) * self.rejected),
+            *(int(self.no_answer), int(self.truncated), int(self.empty)),
         ]
 
     def parts(self) -> Iterator[Part]:
@@ -108,9 +113,10 @@ class Counts:
 
     def sizes(self) -> dict[str, int]:
         """How many expressions stand behind the scores: all (gIoU, cIoU), targeted (mIoU, Pr, T-acc), none
-        (N-acc)."""
+        (N-acc); and ANSWER_COUNTS."""
         n, n_target = self["n"], self["n_target"]
-        return {"n": n, "n_target": n_target, "n_none": n - n_target, "no_answer": self["no_answer"]}
+        sizes = {"n": n, "n_target": n_target, "n_none": n - n_target}
+        return sizes | {name: self[name] for name in ANSWER_COUNTS}
 
 
 def percent(part: int, whole: int) -> float | None:
