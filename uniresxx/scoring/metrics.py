@@ -23,13 +23,13 @@ TWIN_THRESHOLD = 0.5
 TWIN_MEMBERS = frozenset((Granularity.PART, Granularity.OBJECT, Granularity.MULTI))
 SIZES = {"small": 32**2, "medium": 96**2, "large": None}  # pixels of the truth below the number (COCO areas)
 LENGTHS = {"1-2": 2, "3-5": 5, "6-10": 10, "11+": None}  # words up to the number
-ANSWER_COUNTS = ("no_answer", "truncated", "empty")  # of answers that are not as they should be
 ROW = (
     *("n", "n_target", "intersection", "union", "iou_units", "iou_units_target"),
     *(f"above_{x}" for x in THRESHOLDS),
     *("target_answered", "none_rejected"),
-    *ANSWER_COUNTS,
-)  # one `Counts` as a row of int64
+)  # the counters behind the scores, as a row of int64
+ANSWER_COUNTS = ("no_answer", "truncated", "empty")  # of answers that are not as they should be
+COUNTERS = (*ROW, *ANSWER_COUNTS)
 _ONE = 1 << 40
 
 Scores = dict[str, float | None]
@@ -68,7 +68,7 @@ class Outcome:
     words: int | None = None  # of the expression; None: not counted by length
 
     def row(self) -> list[int]:
-        """What it adds to each counter, in the order of ROW."""
+        """What it adds to each counter, in the order of COUNTERS."""
         units, target = round(self.iou * _ONE), int(self.targeted)
         return [
             *(1, target, self.intersection, self.union, units, target * units),
@@ -91,12 +91,12 @@ class Outcome:
 
 @dataclass(slots=True)
 class Counts:
-    """Sums over judged expressions, in the order of ROW."""
+    """Sums over judged expressions, in the order of COUNTERS."""
 
-    row: list[int] = field(default_factory=lambda: [0] * len(ROW))
+    row: list[int] = field(default_factory=lambda: [0] * len(COUNTERS))
 
     def __getitem__(self, name: str) -> int:
-        return self.row[ROW.index(name)]
+        return self.row[COUNTERS.index(name)]
 
     def add(self, outcome: Outcome) -> None:
         """Count one more expression."""
@@ -108,7 +108,7 @@ class Counts:
 
     def scores(self) -> Scores:
         """All scores in percent by SCORE_KEYS; None where there is nothing to divide by."""
-        ratios = _ratios(dict(zip(ROW, self.row, strict=True)))
+        ratios = _ratios(dict(zip(COUNTERS, self.row, strict=True)))
         return {key: percent(part, whole) for key, (part, whole) in ratios.items()}
 
     def sizes(self) -> dict[str, int]:

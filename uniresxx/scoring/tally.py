@@ -115,7 +115,8 @@ def _close(image: _Image, scored: Scored, protocol: Protocol, again: Mapping[str
         tally = Tally.of_image(outcomes)
         scored.tallies[answer] = scored.tallies[answer].merge(tally)
         if answer == MODEL:
-            scored.images_IGK[image.number] = [tally.part("by_granularity", g.value).row for g in Granularity]
+            rows = [tally.part("by_granularity", g.value).row[: len(ROW)] for g in Granularity]
+            scored.images_IGK[image.number] = rows
             scored.twins_I2[image.number] = tally.twins, tally.twins_answered
 
 
