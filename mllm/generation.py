@@ -68,10 +68,8 @@ class Branches:
 
     def last_of(self, states_BATD: Tensor) -> Tensor:
         """The state (B, A, D) of each branch's last token."""
-        last_BA = (self.lengths_BA - 1).clamp(min=0)
-        return states_BATD.gather(2, last_BA[..., None, None].expand(-1, -1, 1, states_BATD.shape[3]))[
-            :, :, 0
-        ]
+        index_BA11 = (self.lengths_BA - 1).clamp(min=0)[..., None, None]
+        return states_BATD.gather(2, index_BA11.expand(-1, -1, 1, states_BATD.shape[3])).squeeze(2)
 
 
 def by_image(

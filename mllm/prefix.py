@@ -109,10 +109,12 @@ class PrefixCache:
     def with_room(self, images: Sequence[int], room: int) -> Cache:
         """A cache that begins with the prefixes of `images` and has room for `room` more tokens of each."""
         chosen = list(images)
-        return Cache(layers=[RoomyLayer(keys[chosen], values[chosen], room) for keys, values in self.layers])
+        return Cache(
+            layers=[BufferedLayer(keys[chosen], values[chosen], room) for keys, values in self.layers]
+        )
 
 
-class RoomyLayer(DynamicLayer):
+class BufferedLayer(DynamicLayer):
     """Keys and values of one layer in a buffer that is allocated once; new ones are written behind the old ones."""
 
     def __init__(self, keys_BGLd: Tensor, values_BGLd: Tensor, room: int) -> None:
