@@ -60,11 +60,11 @@ class Branches:
     """The rows of a chunk by image; an image with fewer branches than another has empty places of length 0."""
 
     images: list[int]  # number of each of the B images
+    places: list[tuple[int, int]]  # image and branch of each row
     ids_BAT: Tensor
     lengths_BA: Tensor
     branch_BA: Tensor  # number of each branch in its image, -1 for an empty place
     branch_BAT: Tensor  # the same for each token, -1 on padding
-    places: list[tuple[int, int]]  # image and branch of each row
 
     def last_of(self, states_BATD: Tensor) -> Tensor:
         """The state (B, A, D) of each branch's last token."""
@@ -91,8 +91,8 @@ def by_image(
     numbers_A = torch.arange(A)
     branch_BA = torch.where(lengths_BA > 0, numbers_A, -1)
     branch_BAT = torch.where(torch.arange(T) < lengths_BA[..., None], numbers_A[:, None], -1)
-    tensors = (x.to(device) for x in (ids_BAT, lengths_BA, branch_BA, branch_BAT))
-    return Branches(images, *tensors, places)
+    tensors = (ids_BAT, lengths_BA, branch_BA, branch_BAT)
+    return Branches(images, places, *(x.to(device) for x in tensors))
 
 
 class Answers:
