@@ -163,6 +163,8 @@ def _interval_rows(entry: Mapping[str, Any]) -> list[list[str]]:
 def notes(entry: Mapping[str, Any]) -> list[str]:
     """Lines that belong under the tables of one benchmark."""
     lines = [f"protocol {entry['protocol']}, {_rejected_by(entry)}, no answer {entry['no_answer']}"]
+    if cut_off := entry.get("truncated"):  # entries of earlier versions have no such count
+        lines.append(f"truncated: {cut_off} answers had not ended when the limit of their tokens was reached")
     if entry.get("partial"):
         lines.append("PARTIAL: {scored} of {expressions} expressions scored".format(**entry["partial"]))
     if entry.get("problems"):

@@ -7,6 +7,7 @@ from inspect import signature
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from mllm.config import MLLMConfig
@@ -61,3 +62,13 @@ def enable_activation_checkpointing(llm: Any) -> None:
 def cache_argument(forward: Callable[..., Any]) -> str:
     """The argument that takes the keys and values: `cache` since transformers 5.24, before `past_key_values`."""
     return "cache" if "cache" in signature(forward).parameters else "past_key_values"
+
+
+def in_compute_dtype(hidden: Tensor) -> Tensor:
+    """Embeddings in the dtype of autocast where it is on.
+
+    The residual stream, keys and values follow the embeddings: one matrix kept in fp32, such as trained token rows,
+    must not change the dtype of all.
+    """
+    device = hidden.device.type
+    return hidden.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else hidden

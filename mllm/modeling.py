@@ -1,8 +1,8 @@
 """The multimodal LLM: `encode_image`, `forward` (training), `prefill` and `generate` (answers).
 
-Shapes: B images, R rows to generate, T text tokens, L prefix length, S keys (prefix and text), N image tokens,
-O objects, P parts, K decisions of one answer, D width, C channels of a tower, V vocabulary, h w pixels of the low
-frame, H W of the high frame. Boxes are xyxy in the high frame.
+Shapes: B images, A branches of an image, T text tokens, Q newest of all tokens, L prefix length, N image tokens,
+O objects, P parts, D width, C channels of a tower, V vocabulary, h w pixels of the low frame, H W of the high frame.
+Boxes are xyxy in the high frame.
 """
 
 from __future__ import annotations
@@ -13,20 +13,22 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
+from transformers import Cache, DynamicCache
 
-from mllm.config import MLLMConfig
+from mllm.config import Attention, MLLMConfig
 from mllm.exploitation import FeatureExploitation
-from mllm.language import build_llama, cache_argument
+from mllm.generation import Answers, GeneratedAnswer, by_image, chunks
+from mllm.language import build_llama, cache_argument, in_compute_dtype
 from mllm.prefix import (
     CACHE_BYTES,
     PrefixCache,
+    branch_mask,
     check_attention,
     check_packed,
-    decoding_mask,
     packed_blocks,
     packed_mask,
     packed_positions,
+    prefix_branch,
 )
 from mllm.splice import Layout, splice
 from mllm.tokens import Vocabulary
@@ -64,19 +66,6 @@ class ImageFeatures:
     object_BOD: Tensor
     part_BPD: Tensor
     boxes: Boxes
-
-
-@dataclass(frozen=True, slots=True)
-class GeneratedAnswer:
-    """One generated answer: tokens, and for each [SEG]/[REJ] the mask prompt and P([SEG] | [SEG] or [REJ]).
-
-    Without any decision in the text, `prompts` holds the state where the answer begins (a forced [SEG]).
-    """
-
-    ids: list[int]
-    decisions: list[int]
-    prompts_KD: Tensor
-    p_seg_K: Tensor
 
 
 class MLLM(nn.Module):
@@ -152,7 +141,7 @@ class MLLM(nn.Module):
             is_mark_V = torch.zeros(self.config.vocabulary, dtype=torch.bool, device=ids_BT.device)
             is_mark_V[[v.user, v.assistant, v.seg, v.rej, v.end]] = True
             ids_BT = torch.where(is_mark_V[ids_BT], ids_BT, v.pad)
-        return self.embed(ids_BT)
+        return in_compute_dtype(self.embed(ids_BT))
 
     def forward(
         self, features: ImageFeatures, ids_BT: Tensor, branch_BT: Tensor, position_BT: Tensor
@@ -169,7 +158,7 @@ class MLLM(nn.Module):
             ValueError: the attention backend cannot pack branches.
         """
         check_packed(self.config.attention)
-        hidden = torch.cat((features.prefix_BLD, self._embed_text(ids_BT)), dim=1)
+        hidden = torch.cat((in_compute_dtype(features.prefix_BLD), self._embed_text(ids_BT)), dim=1)
         L = features.layout.length
         flex = self.config.attention == "flex_attention"
         output = self.llm.model(
@@ -190,8 +179,12 @@ class MLLM(nn.Module):
         """Encode the visual prefix of B images once for generation."""
         B, L = features.valid_BL.shape
         position_BL = torch.arange(L, device=features.valid_BL.device).expand(B, -1)
-        cache = DynamicCache()
-        self._extend(features.prefix_BLD, position_BL, features.valid_BL, cache)
+        cache, attention = DynamicCache(), self.config.attention
+        hidden_BLD, mask = in_compute_dtype(features.prefix_BLD), features.valid_BL
+        if attention != "flash_attention_2":  # flash takes the validity alone, and is causal by itself
+            mask = branch_mask(prefix_branch(mask), L, hidden_BLD.dtype)
+        with self._attention("sdpa" if attention == "flex_attention" else attention):
+            self._extend(hidden_BLD, position_BL, cache, mask)
         return PrefixCache(tuple((layer.keys, layer.values) for layer in cache.layers), features.valid_BL)
 
     @torch.no_grad()
@@ -202,115 +195,84 @@ class MLLM(nn.Module):
         image_of_row: Sequence[int],
         max_new: int,
         cache_bytes: int = CACHE_BYTES,
+        phrases: int | None = None,
     ) -> list[GeneratedAnswer]:
-        """Greedy answers to R branches, decoded together in chunks of rows.
+        """Greedy answers to the branches of B images; the branches of an image share its prefix.
 
         Args:
             prefix: of B images, from `prefill`.
-            branches: token ids of each row, ending with <assistant>.
-            image_of_row: the image of each row.
+            branches: token ids of each branch, ending with <assistant>.
+            image_of_row: the image of each branch.
             max_new: tokens of an answer at most.
-            cache_bytes: a chunk holds as many rows as keep its keys and values within this, at least one;
-                appending needs one layer twice for a moment. Answers do not depend on it.
+            cache_bytes: branches are decoded in chunks whose keys and values fit into this, at least one at a
+                time. A chunk holds the prefix of each of its images once and the text of each branch, see
+                `PrefixCache.chunk_bytes`. Answers do not depend on it.
+            phrases: how many phrases each branch asks for: an answer ends at the full stop after as many
+                decisions. None: not known, it runs to the end token.
         """
-        longest = max((len(branch) for branch in branches), default=0)
-        rows = max(1, cache_bytes // prefix.row_bytes(longest + max_new))
+        tokens = max((len(branch) for branch in branches), default=0) + max_new
         answers: list[GeneratedAnswer] = []
-        for start in range(0, len(branches), rows):
-            stop = start + rows
-            answers += self._generate_rows(prefix, branches[start:stop], image_of_row[start:stop], max_new)
+        # FlexAttention would be compiled anew for every length, and flash cannot hide branches from one another
+        with self._attention("eager" if self.config.attention == "eager" else "sdpa"):
+            for rows in chunks(prefix, image_of_row, tokens, cache_bytes):
+                answers += self._generate_chunk(prefix, branches[rows], image_of_row[rows], max_new, phrases)
         return answers
 
-    def _generate_rows(
+    def _generate_chunk(
         self,
         prefix: PrefixCache,
         branches: Sequence[Sequence[int]],
         image_of_row: Sequence[int],
         max_new: int,
+        phrases: int | None,
     ) -> list[GeneratedAnswer]:
-        """One chunk: every row has its own copy of its image's prefix in the cache."""
-        v, device = self.vocabulary, prefix.valid_BL.device
-        rows = [torch.tensor(branch, device=device) for branch in branches]
-        ids_RT = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=v.pad)
-        lengths_R = torch.tensor([len(branch) for branch in branches], device=device)
-        (R, T), L = ids_RT.shape, prefix.length
-        cache, valid_RS = prefix.repeat(torch.tensor(image_of_row, device=device))
-        step_RT = torch.arange(T, device=device).expand(R, -1)
-        valid_RS = torch.cat((valid_RS, step_RT < lengths_R[:, None]), dim=1)
-        states_RTD = self._extend(self._embed_text(ids_RT), step_RT + L, valid_RS, cache)
-        state_RD = states_RTD[torch.arange(R, device=device), lengths_R - 1]
-
-        tokens: list[Tensor] = []
-        states: list[Tensor] = []
-        p_seg: list[Tensor] = []
-        done_R = torch.zeros(R, dtype=torch.bool, device=device)
+        """One row per image: its prefix, the texts of all its branches, then the newest token of each in turn."""
+        device = prefix.valid_BL.device
+        asked = by_image(branches, image_of_row, self.vocabulary.pad, device)
+        (B, A, T), L = asked.ids_BAT.shape, prefix.length
+        own = self.config.prompt_state == "own"
         # the state after the last token is a prompt only where `prompt_state` is "own"
-        last_step = max_new if self.config.prompt_state == "own" else max_new - 1
-        for step in range(max_new):
-            logits_RV = self.logits(state_RD)
-            token_R = torch.where(done_R, v.end, logits_RV.argmax(dim=-1))
-            pair_R2 = logits_RV[:, [v.seg, v.rej]].float().softmax(dim=-1)
-            tokens.append(token_R)
-            states.append(state_RD)
-            p_seg.append(pair_R2[:, 0])
-            done_R = done_R | (token_R == v.end)
-            if bool(done_R.all()) or step >= last_step:
-                break
-            valid_RS = torch.cat((valid_RS, ~done_R[:, None]), dim=1)
-            position_R1 = (L + lengths_R + step)[:, None]
-            state_RD = self._extend(self._embed_text(token_R[:, None]), position_R1, valid_RS, cache)[:, 0]
-        return self._collect(torch.stack(tokens, 1), torch.stack(states, 1), torch.stack(p_seg, 1), state_RD)
+        last_step = max_new if own else max_new - 1
+        cache = prefix.with_room(asked.images, A * (T + last_step))
+        branch_BS = torch.cat(
+            (prefix_branch(prefix.valid_BL[asked.images]), asked.branch_BAT.flatten(1)), dim=1
+        )
+        position_BQ = (torch.arange(T, device=device) + L).repeat(B, A)
+        hidden_BQD = self._embed_text(asked.ids_BAT.flatten(1))
+        mask = branch_mask(branch_BS, A * T, hidden_BQD.dtype)
+        states_BQD = self._extend(hidden_BQD, position_BQ, cache, mask)
+        state_BAD = asked.last_of(states_BQD.unflatten(1, (A, T)))
 
-    def _extend(
-        self, hidden_RTD: Tensor, position_RT: Tensor, valid_RS: Tensor, cache: DynamicCache
-    ) -> Tensor:
-        """States (R, T, D) of the T newest of S tokens; their keys and values are appended to `cache`."""
-        mask = self._causal(valid_RS, hidden_RTD.shape[1], hidden_RTD.dtype)
-        with self._sdpa_instead_of_flex():
-            output = self.llm.model(
-                inputs_embeds=hidden_RTD,
-                attention_mask=mask,
-                position_ids=position_RT,
-                use_cache=True,
-                **{self.cache_argument: cache},
-            )
+        answers = Answers(self.vocabulary, asked, phrases)
+        for step in range(max_new):
+            token_BA = answers.add(state_BAD, self.logits(state_BAD))
+            if bool(answers.done_BA.all()) or step >= last_step:
+                break
+            branch_BS = torch.cat((branch_BS, asked.branch_BA), dim=1)
+            hidden_BAD = self._embed_text(token_BA)
+            mask = branch_mask(branch_BS, A, hidden_BAD.dtype)
+            state_BAD = self._extend(hidden_BAD, L + asked.lengths_BA + step, cache, mask)
+        return answers.collect(state_BAD, own)
+
+    def _extend(self, hidden_BQD: Tensor, position_BQ: Tensor, cache: Cache, mask: Tensor) -> Tensor:
+        """States (B, Q, D) of the newest tokens; their keys and values are appended to `cache`."""
+        output = self.llm.model(
+            inputs_embeds=hidden_BQD,
+            attention_mask=mask,
+            position_ids=position_BQ,
+            use_cache=True,
+            **{self.cache_argument: cache},
+        )
         return output.last_hidden_state
 
-    def _causal(self, valid_RS: Tensor, new: int, dtype: torch.dtype) -> Tensor:
-        """Mask of the last `new` of S tokens: causal, and no key that is not valid.
-
-        Flash attention takes the validity alone, (R, S), and is causal by itself.
-        """
-        if self.config.attention == "flash_attention_2":
-            return valid_RS
-        return decoding_mask(valid_RS, new, dtype)
-
     @contextmanager
-    def _sdpa_instead_of_flex(self) -> Iterator[None]:
-        """Generate with SDPA: FlexAttention would be compiled anew for every length of the cache."""
-        if self.config.attention != "flex_attention":
+    def _attention(self, name: Attention) -> Iterator[None]:
+        """Use this attention backend for a while."""
+        if name == self.config.attention:
             yield
             return
-        self.llm.set_attn_implementation("sdpa")
+        self.llm.set_attn_implementation(name)
         try:
             yield
         finally:
-            self.llm.set_attn_implementation("flex_attention")
-
-    def _collect(
-        self, ids_RT: Tensor, states_RTD: Tensor, p_seg_RT: Tensor, last_RD: Tensor
-    ) -> list[GeneratedAnswer]:
-        """Answers of R rows from the tokens of all steps and the states that predict them."""
-        v, answers = self.vocabulary, []
-        own = self.config.prompt_state == "own"
-        after_RTD = torch.cat((states_RTD[:, 1:], last_RD[:, None]), dim=1)
-        for row, ids in enumerate(ids_RT.tolist()):
-            if v.end in ids:
-                ids = ids[: ids.index(v.end)]
-            places = [i for i, token in enumerate(ids) if token in (v.seg, v.rej)]
-            used = places or [0]
-            source = after_RTD if own and places else states_RTD
-            answers.append(
-                GeneratedAnswer(ids, [ids[i] for i in places], source[row, used], p_seg_RT[row, used])
-            )
-        return answers
+            self.llm.set_attn_implementation(self.config.attention)

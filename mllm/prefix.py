@@ -1,37 +1,53 @@
 """One visual prefix, many branches: the attention layout of training and the KV reuse of generation.
 
-Shapes: B images, R rows (branches to generate), L prefix tokens, T text tokens of a row, S keys (prefix and text),
-G heads, d head width.
+Shapes: B images, L prefix tokens, T text tokens of a row, S keys (prefix and text), Q newest of these keys, G heads,
+d head width.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
-from transformers import DynamicCache
+from transformers import Cache
+from transformers.cache_utils import DynamicLayer
 from transformers.utils import is_flash_attn_2_available
 
 from mllm.config import Attention
 
-CACHE_BYTES = 4 * 2**30  # 11 rows of the 7B model in bf16, thousands of the tiny one (our choice)
+CACHE_BYTES = 4 * 2**30  # 5 images of 12 branches each for the 7B model in bf16 (our choice)
+_PREFIX, _PADDING = -2, -1  # in place of a branch number
 
 
 def packed_mask(prefix_valid_BL: Tensor, branch_BT: Tensor, dtype: torch.dtype) -> Tensor:
-    """Additive mask (B, 1, L+T, L+T): i sees j iff j <= i and j is in the prefix or in i's own branch.
+    """`branch_mask` (B, 1, L+T, L+T) of whole rows: the prefix and the branches after it."""
+    branch_BS = torch.cat((prefix_branch(prefix_valid_BL), branch_BT), dim=1)
+    return branch_mask(branch_BS, branch_BS.shape[1], dtype)
 
-    `branch` is -1 on padding, which nothing else sees; every position sees itself, so that no row is empty.
+
+def prefix_branch(prefix_valid_BL: Tensor) -> Tensor:
+    """What `branch_mask` takes as the branch of prefix tokens."""
+    return torch.where(prefix_valid_BL, _PREFIX, _PADDING)
+
+
+def branch_mask(branch_BS: Tensor, new: int, dtype: torch.dtype) -> Tensor:
+    """Additive mask (B, 1, Q, S) for the Q = `new` last of S tokens.
+
+    i sees j iff j <= i and j is in the prefix or in i's own branch. `branch_BS` is -1 on padding, which nothing else
+    sees; every token sees itself, so that no row is empty.
     """
-    B, L = prefix_valid_BL.shape
-    branch = torch.cat((branch_BT.new_full((B, L), -2), branch_BT), dim=1)
-    key_ok = torch.cat((prefix_valid_BL, branch_BT >= 0), dim=1)
-    same = (branch[:, None, :] == branch[:, :, None]) | (branch[:, None, :] == -2)
-    visible = same & key_ok[:, None, :]
-    visible &= torch.ones(visible.shape[-2:], dtype=torch.bool, device=visible.device).tril()
-    visible |= torch.eye(visible.shape[-1], dtype=torch.bool, device=visible.device)
-    return _additive(visible, dtype)
+    S = branch_BS.shape[1]
+    branch_BQ = branch_BS[:, S - new :]
+    visible = (branch_BS[:, None, :] == branch_BQ[:, :, None]) & (branch_BS != _PADDING)[:, None, :]
+    visible |= (branch_BS == _PREFIX)[:, None, :]
+    visible &= torch.ones(new, S, dtype=torch.bool, device=visible.device).tril(S - new)
+    visible[:, :, S - new :] |= torch.eye(new, dtype=torch.bool, device=visible.device)
+    mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
+    return mask.masked_fill_(~visible, torch.finfo(dtype).min)[:, None]
 
 
 def packed_blocks(prefix_valid_BL: Tensor, branch_BT: Tensor) -> BlockMask:
@@ -62,7 +78,7 @@ def check_packed(name: Attention) -> None:
     if name == "flash_attention_2":
         raise ValueError(
             "attention='flash_attention_2' cannot hide branches from one another, which packed training rows need: "
-            "train with 'flex_attention' on a GPU, or 'sdpa'; flash serves generation"
+            "train with 'flex_attention' on a GPU, or 'sdpa'; flash encodes the visual prefix in use"
         )
 
 
@@ -85,32 +101,43 @@ class PrefixCache:
         """Tokens of the prefix, padding included."""
         return int(self.valid_BL.shape[1])
 
-    def row_bytes(self, tokens: int) -> int:
-        """Bytes of the cache of one row: its copy of the prefix and `tokens` of text, all layers."""
-        per_token = 0
-        for keys, values in self.layers:
-            per_token += sum(x.shape[1] * x.shape[3] * x.element_size() for x in (keys, values))
-        return per_token * (self.length + tokens)
+    def chunk_bytes(self, images: int, branches: int, tokens: int) -> int:
+        """Bytes of the cache of a chunk: each image's prefix once, and `tokens` of text for each of its branches."""
+        per_token = sum(x.shape[1] * x.shape[3] * x.element_size() for pair in self.layers for x in pair)
+        return per_token * images * (self.length + branches * tokens)
 
-    def repeat(self, image_of_row_R: Tensor) -> tuple[DynamicCache, Tensor]:
-        """A fresh cache with one row per branch, and its key validity (R, L)."""
-        cache = DynamicCache()
-        for index, (keys, values) in enumerate(self.layers):
-            cache.update(keys[image_of_row_R], values[image_of_row_R], index)
-        return cache, self.valid_BL[image_of_row_R]
+    def with_room(self, images: Sequence[int], room: int) -> Cache:
+        """A cache that begins with the prefixes of `images` and has room for `room` more tokens of each."""
+        chosen = list(images)
+        return Cache(
+            layers=[BufferedLayer(keys[chosen], values[chosen], room) for keys, values in self.layers]
+        )
 
 
-def decoding_mask(key_valid_RS: Tensor, new: int, dtype: torch.dtype) -> Tensor:
-    """Additive mask (R, 1, new, S) for the last `new` of S keys: causal among them, all valid keys before."""
-    S = key_valid_RS.shape[1]
-    causal = torch.ones(new, S, dtype=torch.bool, device=key_valid_RS.device).tril(S - new)
-    visible = causal & key_valid_RS[:, None, :]
-    own = torch.eye(new, dtype=torch.bool, device=visible.device)
-    visible[:, :, S - new :] |= own
-    return _additive(visible, dtype)
+class BufferedLayer(DynamicLayer):
+    """Keys and values of one layer in a buffer that is allocated once; new ones are written behind the old ones."""
+
+    def __init__(self, keys_BGLd: Tensor, values_BGLd: Tensor, room: int) -> None:
+        super().__init__()
+        self.buffers = tuple(_with_room(x, room) for x in (keys_BGLd, values_BGLd))
+        self.dtype, self.device, self.is_initialized = keys_BGLd.dtype, keys_BGLd.device, True
+        self._show(keys_BGLd.shape[2])
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Write the new keys and values (B, G, Q, d); returns all so far, (B, G, S, d), without a copy."""
+        start = self.keys.shape[2]
+        stop = start + key_states.shape[2]
+        for buffer, new in zip(self.buffers, (key_states, value_states), strict=True):
+            buffer[:, :, start:stop] = new
+        self._show(stop)
+        return self.keys, self.values
+
+    def _show(self, length: int) -> None:
+        self.keys, self.values = (buffer[:, :, :length] for buffer in self.buffers)
 
 
-def _additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
-    """0 where visible, else the smallest number, with an axis for the heads."""
-    mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
-    return mask.masked_fill_(~visible, torch.finfo(dtype).min)[:, None]
+def _with_room(x_BGLd: Tensor, room: int) -> Tensor:
+    B, G, L, d = x_BGLd.shape
+    buffer = x_BGLd.new_empty(B, G, L + room, d)
+    buffer[:, :, :L] = x_BGLd
+    return buffer

@@ -164,6 +164,15 @@ def test_always_rejecting(tmp_path):
     assert entry["no_answer"] == 20  # its text holds neither mark
 
 
+def test_cut_off_answers_are_counted_and_printed(tmp_path):
+    whole = score(tmp_path / "whole", perfect)
+    assert whole["truncated"] == 0 and not any("truncated" in line for line in score_module.notes(whole))
+    cut = score(tmp_path / "cut", lambda n, text: replace(perfect(n, text), truncated=n == 1))
+    assert cut["truncated"] == cut["counts"]["overall"]["truncated"] == len(RECORDS[1].expressions)
+    assert any(line.startswith(f"truncated: {cut['truncated']} answers") for line in score_module.notes(cut))
+    assert whole["overall"] == cut["overall"]
+
+
 def test_full_masks(tmp_path):
     entry = score(tmp_path, always(False, FULL))
     areas = {"part": 4, "object": 25, "multi": 49}
@@ -382,7 +391,9 @@ def test_golden_metrics(tmp_path):
     assert list(entry["by_granularity"]) == ["part", "object", "multi", "none"]
     assert entry["by_granularity"]["none"]["N-acc"] == 50
     assert set(entry["by_level"]) == {"1", "2"} and entry["by_level"]["2"]["gIoU"] == 100
-    assert entry["counts"]["overall"] == {"n": 8, "n_target": 6, "n_none": 2, "no_answer": 0}
+    assert entry["counts"]["overall"] == {
+        "n": 8, "n_target": 6, "n_none": 2, "no_answer": 0, "truncated": 0, "empty": 0,
+    }  # fmt: skip
     write_metrics(tmp_path / "metrics.json", [entry])
     assert "NaN" not in (tmp_path / "metrics.json").read_text()
     assert read_metrics(tmp_path / "metrics.json") == [json.loads(json.dumps(entry))]

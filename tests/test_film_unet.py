@@ -230,6 +230,18 @@ def test_answers_do_not_depend_on_the_batch_or_the_rule(vocabulary: Vocabulary) 
     assert model.answer(model.encode_images(photos), [[], [], []], Decoding()) == []
 
 
+def test_an_answer_without_a_pixel_is_not_there(
+    vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make(vocabulary).eval()
+    empty = np.zeros((4, 4), dtype=bool)
+    monkeypatch.setattr("uniresxx.segmenters.film_unet.modeling.photo_masks", lambda *_: [empty])
+    photo = RECORDS[0].pixels
+    assert photo is not None
+    answer = model.answer(model.encode_images([photo]), [["the red square"]], Decoding())[0]
+    assert answer.rejected and answer.mask is None
+
+
 @pytest.mark.parametrize("stats", ["half", "clip"])
 def test_training_and_answering_give_the_same_logits(vocabulary: Vocabulary, stats: str) -> None:
     """One expression through the batch and through encode_images and answer, whatever normalises the pixels."""

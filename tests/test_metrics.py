@@ -232,6 +232,28 @@ def test_no_answer_is_counted(text, rejected, expected):
     assert entry_of(scored, "made/val", STRICT)["no_answer"] == expected
 
 
+@pytest.mark.parametrize(
+    ("rejected", "mask", "truncated", "expected"),
+    [
+        (False, bar(4), False, (0, 0)),
+        (False, bar(4), True, (1, 0)),
+        (False, None, False, (0, 1)),
+        (False, bar(0), False, (0, 1)),
+        (True, bar(0), True, (1, 0)),
+    ],
+)
+@pytest.mark.parametrize("protocol", ["strict", "rela", "gsva", "lisa"])
+def test_cut_off_and_empty_answers_are_counted(protocol, rejected, mask, truncated, expected):
+    record, _ = build([(bar(4), Granularity.OBJECT, None, None, False)])
+    mask = None if mask is None else masks.encode(mask)
+    answer = Prediction(rejected, mask, "[SEG]", truncated=truncated)
+    how = protocol_of(protocol)
+    scored = tally_answers([(record.expressions[0].expression_id, answer)], [record], how)
+    entry = entry_of(scored, "made/val", how)
+    assert (entry["truncated"], entry["empty"]) == expected
+    assert (entry["counts"]["overall"]["truncated"], entry["counts"]["overall"]["empty"]) == expected
+
+
 def test_unknown_protocol_names_the_known():
     with pytest.raises(InputError, match="known: strict"):
         protocol_of("lenient")

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
+from transformers import Cache
 from transformers.utils import is_flash_attn_2_available
 
 from mllm.chat import IGNORE, ChatTurn, Mark, Row, render
-from mllm.config import MLLMConfig
+from mllm.config import MLLMConfig, TuningConfig
 from mllm.language import cache_argument, enable_activation_checkpointing
+from mllm.lora import adapt
 from mllm.modeling import MLLM, Boxes
 from mllm.prefix import PrefixCache, packed_blocks, packed_mask
 from mllm.tokens import SPECIAL_TOKENS, Vocabulary
@@ -309,12 +312,7 @@ def test_prompt_states_of_both_kinds_come_from_the_right_position(vocabulary: Vo
             model.llm.lm_head.weight.zero_()
         features = encode_images(model, images=1)
         branch = render([ChatTurn("the car")], vocabulary).ids_T
-        script = iter([vocabulary.seg, vocabulary.end])
-        model.logits = (
-            lambda states, script=script: (  # type: ignore[method-assign]
-                F.one_hot(torch.full(states.shape[:-1], next(script)), 340).float()
-            )
-        )
+        model.logits = always(vocabulary.seg, vocabulary.end)  # type: ignore[method-assign]
         answers = model.generate(model.prefill(features), [branch], [0], max_new=4)[0]
         assert answers.ids == [vocabulary.seg]
         ids = [*branch, vocabulary.seg]
@@ -378,8 +376,8 @@ def test_answers_are_those_of_one_expression_at_a_time_whatever_the_chunk(vocabu
     assert len({len(b) for b in branches}) > 2
     prefix = model.prefill(two_images(model))
     assert (~prefix.valid_BL).any() and not torch.equal(prefix.valid_BL[0], prefix.valid_BL[1])
-    one_row = prefix.row_bytes(max(map(len, branches)) + 6)
-    ways = [model.generate(prefix, branches, image_of_row, 6, budget) for budget in (2**30, 3 * one_row, 1)]
+    two_rows = prefix.chunk_bytes(1, 2, max(map(len, branches)) + 6)
+    ways = [model.generate(prefix, branches, image_of_row, 6, budget) for budget in (2**30, two_rows, 1)]
     alone = []
     for branch, image in zip(branches, image_of_row, strict=True):
         own = PrefixCache(
@@ -394,32 +392,157 @@ def test_answers_are_those_of_one_expression_at_a_time_whatever_the_chunk(vocabu
             torch.testing.assert_close(got.p_seg_K, expected.p_seg_K, atol=1e-4, rtol=0)
 
 
-def test_the_repeated_cache_stays_within_its_budget(
+@dataclass(frozen=True)
+class WatchedPrefix(PrefixCache):
+    """Notes every cache that is made of it."""
+
+    made: list[Cache] = field(default_factory=list)
+
+    def with_room(self, images: Sequence[int], room: int) -> Cache:
+        self.made.append(super().with_room(images, room))
+        return self.made[-1]
+
+
+def watched(prefix: PrefixCache) -> WatchedPrefix:
+    return WatchedPrefix(prefix.layers, prefix.valid_BL)
+
+
+def buffer_bytes(cache: Cache) -> int:
+    """Bytes of the memory behind the keys and values."""
+    tensors = [x for layer in cache.layers for x in (layer.keys, layer.values)]
+    return sum(x.untyped_storage().nbytes() for x in tensors)
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("kind", ["predict", "own"])
+def test_the_cache_has_the_documented_size_and_holds_each_prefix_once(
+    vocabulary: Vocabulary, kind: str, bf16: bool
+) -> None:
+    """Trained token rows are fp32; keys and values are bf16 under autocast all the same."""
+    model = make(vocabulary, prompt_state=kind)
+    if bf16:
+        adapt(model.llm, TuningConfig(token_rows="new"), vocabulary.special)
+        model.llm.requires_grad_(False).bfloat16()
+        model.embed.rows_RD.data = model.embed.rows_RD.data.float()
+        assert model.embed(torch.tensor([vocabulary.seg])).dtype == torch.float32
+    branches, image_of_row = asked(vocabulary, 9), [0] * 5 + [1] * 4
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        prefix = watched(model.prefill(encode_images(model)))
+        model.generate(prefix, branches, image_of_row, 8)
+    (cache,) = prefix.made
+    size, L, tokens = 2 if bf16 else 4, prefix.length, max(map(len, branches)) + 8
+    documented = 2 * 2 * 32 * size * 2 * (L + 5 * tokens)  # keys and values, layers, width; images
+    assert prefix.chunk_bytes(2, 5, tokens) == documented
+    assert 0.8 * documented < buffer_bytes(cache) <= documented
+
+
+def test_training_keeps_the_residual_stream_in_the_compute_dtype(vocabulary: Vocabulary) -> None:
+    model = make(vocabulary)
+    dtypes = []
+    model.llm.model.layers[-1].register_forward_hook(
+        lambda module, inputs, output: dtypes.append(output.dtype)
+    )
+    row = render([ChatTurn("the car", (Mark.SEG, "."))], vocabulary)
+    args = [torch.tensor([v]) for v in (row.ids_T, row.branch_T, row.position_T)]
+    for on in (True, False):
+        with torch.autocast("cpu", torch.bfloat16, enabled=on):
+            model(encode_images(model, images=1), *args)
+    assert dtypes == [torch.bfloat16, torch.float32]
+
+
+def test_chunks_of_branches_stay_within_the_budget(vocabulary: Vocabulary) -> None:
+    model = make(vocabulary)
+    branches = asked(vocabulary, 40)
+    prefix = watched(model.prefill(encode_images(model)))
+    budget = prefix.chunk_bytes(2, 5, max(map(len, branches)) + 3) + 17
+    model.generate(prefix, branches, [0, 1] * 20, 3, budget)
+    assert len(prefix.made) == 4
+    assert all(0.5 * budget < buffer_bytes(cache) <= budget for cache in prefix.made)
+    prefix.made.clear()
+    model.generate(
+        prefix, branches, [0] * 3 + [1] * 37, 3
+    )  # an image with few branches counts as many places
+    assert [cache.layers[0].keys.shape[0] for cache in prefix.made] == [2, 1]
+
+
+def test_new_tokens_are_written_into_one_buffer(
     vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """No step allocates keys or values anew."""
     model = make(vocabulary)
-    branches, image_of_row = asked(vocabulary, 40), [0, 1] * 20
-    prefix = model.prefill(encode_images(model))
-    budget = 5 * prefix.row_bytes(max(map(len, branches)) + 3) + 17
-    sizes, rows = [], []
-    extend, repeat = MLLM._extend, PrefixCache.repeat
+    prefix = watched(model.prefill(encode_images(model)))
+    places, extend = set(), MLLM._extend
 
-    def measured(
-        self: MLLM, hidden: torch.Tensor, position: torch.Tensor, valid: torch.Tensor, cache: object
-    ):
-        out = extend(self, hidden, position, valid, cache)
-        sizes.append(sum(x.nbytes for layer in cache.layers for x in (layer.keys, layer.values)))
+    def noted(self: MLLM, hidden: torch.Tensor, position: torch.Tensor, cache: Cache, mask: torch.Tensor):
+        out = extend(self, hidden, position, cache, mask)
+        places.add(tuple(layer.keys.data_ptr() for layer in cache.layers))
         return out
 
-    def counted(self: PrefixCache, image_of_row: torch.Tensor):
-        rows.append(len(image_of_row))
-        return repeat(self, image_of_row)
+    monkeypatch.setattr(MLLM, "_extend", noted)
+    monkeypatch.setattr(model, "logits", always(vocabulary.seg))
+    model.generate(prefix, asked(vocabulary, 3), [0, 1, 1], 5)
+    assert len(places) == 1
 
-    monkeypatch.setattr(MLLM, "_extend", measured)
-    monkeypatch.setattr(PrefixCache, "repeat", counted)
-    model.generate(prefix, branches, image_of_row, 3, budget)
-    assert rows == [5] * 8
-    assert 0.5 * budget < max(sizes) <= budget
+
+def always(*script: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Logits that ask for the tokens of `script`, one per step; the last one stays."""
+    left = list(script)
+
+    def logits(states: torch.Tensor) -> torch.Tensor:
+        token = left.pop(0) if len(left) > 1 else left[0]
+        return F.one_hot(torch.full(states.shape[:-1], token), 340).float()
+
+    return logits
+
+
+@pytest.mark.parametrize(
+    ("phrases", "script", "expected", "truncated"),
+    [
+        (1, "S . w w", "S .", False),  # the full stop after the one decision
+        (1, "R . E", "R .", False),
+        (1, "R R R R R R", "R", False),  # nothing but decisions: the first one answers
+        (1, "w . S .", "w . S .", False),  # a full stop before the decision ends nothing
+        (1, "w : S , w : R . w", "w : S , w : R .", False),  # phrases that the text names by itself
+        (2, "S . R . w", "S . R .", False),
+        (None, "S . w E", "S . w", False),  # a conversation runs to the end token
+        (None, "R R R R R R", "R R R R R R", True),
+        (1, "w w w w w w", "w w w w w w", True),
+        (1, "E", "", False),
+    ],
+)
+@pytest.mark.parametrize("kind", ["predict", "own"])
+def test_an_answer_ends_when_what_was_asked_is_answered(
+    vocabulary: Vocabulary, kind: str, phrases: int | None, script: str, expected: str, truncated: bool
+) -> None:
+    model = make(vocabulary, prompt_state=kind)
+    names = {"S": vocabulary.seg, "R": vocabulary.rej, "E": vocabulary.end}
+    words = {mark: vocabulary.encode(mark)[-1] for mark in ".:,w"}
+
+    def ids(text: str) -> list[int]:
+        return [(names | words)[name] for name in text.split()]
+
+    model.logits = always(*ids(script))  # type: ignore[method-assign]
+    limit = 6 if truncated else 10
+    prefix = model.prefill(encode_images(model))
+    for answer in model.generate(prefix, asked(vocabulary, 3), [0, 1, 1], limit, phrases=phrases):
+        assert answer.ids == ids(expected) and answer.truncated is truncated
+        assert len(answer.prompts_KD) == max(1, len(answer.decisions))
+
+
+def test_branches_end_each_for_itself(vocabulary: Vocabulary) -> None:
+    model = make(vocabulary)
+    stop, word = vocabulary.encode(".")[-1], vocabulary.encode("w")[-1]
+    scripts = [[vocabulary.seg, stop, word, word], [word, word, word, vocabulary.rej]]
+    steps = iter(zip(*scripts, strict=True))
+
+    def logits(states: torch.Tensor) -> torch.Tensor:
+        return F.one_hot(torch.tensor(next(steps)).view(states.shape[:-1]), 340).float()
+
+    model.logits = logits  # type: ignore[method-assign]
+    prefix = model.prefill(encode_images(model, images=1))
+    first, second = model.generate(prefix, asked(vocabulary, 2), [0, 0], 4, phrases=1)
+    assert (first.ids, first.truncated) == ([vocabulary.seg, stop], False)
+    assert (second.ids, second.truncated) == (scripts[1], True)
 
 
 @pytest.mark.parametrize(("kind", "passes"), [("predict", 3), ("own", 4)])
@@ -429,10 +552,7 @@ def test_no_pass_of_the_model_is_thrown_away(
     """The last token's own state is needed where it prompts the mask head, and only there."""
     model = make(vocabulary, prompt_state=kind)
 
-    def never_ends(states: torch.Tensor) -> torch.Tensor:
-        return F.one_hot(torch.full(states.shape[:-1], vocabulary.seg), 340).float()
-
-    monkeypatch.setattr(model, "logits", never_ends)
+    monkeypatch.setattr(model, "logits", always(vocabulary.seg))
     prefix = model.prefill(encode_images(model))
     widths, extend = [], MLLM._extend
 
@@ -444,7 +564,7 @@ def test_no_pass_of_the_model_is_thrown_away(
     branches, image_of_row = asked(vocabulary, 2), [0, 1]
     answers = model.generate(prefix, branches, image_of_row, 3)
     assert [answer.ids for answer in answers] == [[vocabulary.seg] * 3] * 2
-    assert widths == [max(map(len, branches)), *[1] * (passes - 1)]
+    assert widths == [max(map(len, branches)), *[1] * (passes - 1)]  # one branch of each image
 
 
 def test_generation_and_checkpointing_warn_of_nothing(vocabulary: Vocabulary) -> None:
@@ -515,10 +635,10 @@ def test_flash_attention_that_is_not_installed_is_refused(vocabulary: Vocabulary
         make(vocabulary, attention="flash_attention_2")
 
 
-def test_flash_attention_gets_the_same_masks_and_refuses_packed_rows(
+def test_flash_attention_encodes_the_prefix_and_refuses_packed_rows(
     vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What flash is given is the validity of keys alone; here SDPA answers for it with the same mask."""
+    """Flash is given the validity of keys alone; here SDPA answers for it. It is replaced once per call."""
     model = make(vocabulary)
     branches, image_of_row = asked(vocabulary, 5), [0, 1, 1, 0, 1]
     features = two_images(model)
@@ -526,17 +646,20 @@ def test_flash_attention_gets_the_same_masks_and_refuses_packed_rows(
     config = replace(model.config)
     object.__setattr__(config, "attention", "flash_attention_2")
     model.config = config
-    given: list[tuple[int, ...]] = []
-    causal = MLLM._causal
+    masks: list[int] = []
+    used: list[str] = []
+    extend = MLLM._extend
 
-    def watched(self: MLLM, valid: torch.Tensor, new: int, dtype: torch.dtype) -> torch.Tensor:
-        mask = causal(self, valid, new, dtype)
-        given.append(tuple(mask.shape))
-        return mask
+    def watched(self: MLLM, hidden: torch.Tensor, position: torch.Tensor, cache: Cache, mask: torch.Tensor):
+        masks.append(mask.dim())
+        return extend(self, hidden, position, cache, mask)
 
-    monkeypatch.setattr(MLLM, "_causal", watched)
-    got = model.generate(model.prefill(features), branches, image_of_row, 5)
-    assert all(len(shape) == 2 for shape in given)
+    monkeypatch.setattr(MLLM, "_extend", watched)
+    monkeypatch.setattr(model.llm, "set_attn_implementation", used.append)
+    prefix = model.prefill(features)
+    assert (masks, used) == ([2], [])
+    got = model.generate(prefix, branches, image_of_row, 5, cache_bytes=1)
+    assert used == ["sdpa", "flash_attention_2"] and set(masks[1:]) == {4}
     for a, b in zip(got, expected, strict=True):
         assert a.ids == b.ids
         torch.testing.assert_close(a.prompts_KD, b.prompts_KD, atol=1e-5, rtol=1e-5)

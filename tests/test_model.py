@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +25,7 @@ from uniresxx.errors import InputError
 from uniresxx.evaluation.regions import encode_records
 from uniresxx.imaging import masks
 from uniresxx.imaging.geometry import Letterbox
+from uniresxx.model.answering import prediction_of
 from uniresxx.model.collate import collate, make_sample
 from uniresxx.model.config import LossConfig, PyramidHeadConfig, UniRESPlusPlusConfig
 from uniresxx.model.heads.pyramid import HeadOutput, PyramidHead
@@ -35,6 +38,7 @@ from uniresxx.segmenters.base import Segmenter
 from uniresxx.segmenters.load import load_segmenter
 from uniresxx.types import (
     Batch,
+    DecisionRule,
     Decoding,
     Dialogue,
     Expression,
@@ -277,6 +281,67 @@ def test_answers_come_in_parts_without_a_change(
             b.score, abs=1e-4
         )
     assert "cache_bytes" not in Decoding(cache_bytes=1).describe("token")
+
+
+def always_seg(vocabulary: Vocabulary, then: str) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Logits that ask for [SEG], and from the second step on for `then`."""
+    steps = itertools.chain([vocabulary.seg], itertools.repeat(vocabulary.encode(then)[-1]))
+
+    def logits(states: torch.Tensor) -> torch.Tensor:
+        token = torch.full(states.shape[:-1], next(steps))
+        return torch.nn.functional.one_hot(token, CONFIG.mllm.vocabulary).float() * 50
+
+    return logits
+
+
+@pytest.mark.parametrize(
+    ("template", "text", "truncated"),
+    [("Segment {expression}.", "[SEG].", False), ("{expression}", "[SEG].....", True)],
+)
+def test_only_a_question_for_one_phrase_ends_at_the_full_stop(
+    vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch, template: str, text: str, truncated: bool
+) -> None:
+    model = new_model(vocabulary)
+    monkeypatch.setattr(model.mllm, "logits", always_seg(vocabulary, "."))
+    decoding = Decoding(template=template, max_new_tokens=6)
+    answer = model.answer(model.encode_images([picture(0).pixels]), [["the red square"]], decoding)[0]
+    assert (answer.text, answer.truncated) == (text, truncated)
+
+
+@pytest.mark.parametrize("rule", ["token", "token_and_presence"])
+def test_an_answer_without_a_pixel_is_not_there(
+    vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch, rule: DecisionRule
+) -> None:
+    model = new_model(vocabulary)
+    record = picture(0)
+    encoded = model.encode_images([record.pixels])
+    for pixels, rejected in ((0, True), (1, False)):
+        mask = np.arange(32 * 32).reshape(32, 32) < pixels
+        monkeypatch.setattr("uniresxx.model.answering.photo_masks", lambda *_, mask=mask: [mask])
+        monkeypatch.setattr(model.mllm, "logits", always_seg(vocabulary, "."))
+        monkeypatch.setattr(model.head, "forward", certain(model.head.forward))
+        answer = model.answer(encoded, [["the red square"]], Decoding(rule=rule))[0]
+        assert answer.text == "[SEG]." and answer.p_absent < 0.5
+        assert answer.rejected is rejected and (answer.mask is None) is rejected
+        assert [part.mask is None for part in answer.segments] == [rejected]
+        assert (answer.mask_if_forced is not None) is rejected
+
+
+def certain(forward: Callable[..., HeadOutput]) -> Callable[..., HeadOutput]:
+    """A mask head that sees everything in the picture."""
+
+    def output(*args: object) -> HeadOutput:
+        plain = forward(*args)
+        return plain._replace(presence_E=torch.full_like(plain.presence_E, 9.0))
+
+    return output
+
+
+def test_of_several_masks_those_without_a_pixel_are_left_out() -> None:
+    some, none = np.eye(4, dtype=bool), np.zeros((4, 4), dtype=bool)
+    answer = prediction_of("a: [SEG], b: [SEG].", [some, none], [True, True], [0.3, 0.9], [0.1, 0.1])
+    assert answer.mask == masks.encode(some) and not answer.rejected and answer.score == 0.3
+    assert [part.mask for part in answer.segments] == [masks.encode(some), None]
 
 
 def test_marks_typed_by_a_user_change_no_count(model: UniRESPlusPlusModel) -> None:

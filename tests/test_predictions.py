@@ -54,6 +54,7 @@ segments = st.builds(Segment, st.text(max_size=5), st.sampled_from([None, HALF])
         p_absent=numbers,
         mask_if_forced=st.sampled_from([None, FULL]),
         segments=st.lists(segments, max_size=2).map(tuple),
+        truncated=st.booleans(),
     )
 )  # fmt: skip
 def test_a_line_comes_back_as_it_was(prediction):

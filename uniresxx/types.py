@@ -133,6 +133,7 @@ class Prediction:
     p_absent: float | None = None
     mask_if_forced: RLE | None = None  # of a rejected expression: what a forced [SEG] gives
     segments: tuple[Segment, ...] = ()  # one per phrase, where several were asked together
+    truncated: bool = False  # the answer had not ended after `Decoding.max_new_tokens`
 
 
 DecisionRule = Literal["token", "token_and_presence"]
@@ -149,6 +150,11 @@ class Decoding:
     cache_bytes: int = (
         4 * 2**30
     )  # for keys and values while generating; changes memory and time, but no answer
+
+    @property
+    def phrases(self) -> int | None:
+        """How many phrases a text asks for; None: not known, because the text goes to the model as typed."""
+        return None if self.template == "{expression}" else 1
 
     def describe(self, rule: DecisionRule) -> dict[str, Any]:
         """A record for JSON, with the rule that was used and a hash of the template."""

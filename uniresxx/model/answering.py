@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from mllm.modeling import MLLM, GeneratedAnswer, PrefixCache
+from mllm.generation import GeneratedAnswer
+from mllm.modeling import MLLM
+from mllm.prefix import PrefixCache
 from mllm.tokens import REJ, SEG, Vocabulary
 from uniresxx.imaging.masks import encode, union
 from uniresxx.model.heads.base import HeadOutput, MaskHead
@@ -46,7 +48,12 @@ def answer_texts(
     if not branches:
         return []
     answers = mllm.generate(
-        encoded.prefix, branches, image_of_row, decoding.max_new_tokens, decoding.cache_bytes
+        encoded.prefix,
+        branches,
+        image_of_row,
+        decoding.max_new_tokens,
+        decoding.cache_bytes,
+        decoding.phrases,
     )
     predictions: list[Prediction] = []
     for start in range(0, len(answers), ANSWERS_AT_ONCE):
@@ -89,7 +96,9 @@ def predictions_of(
         else:
             accepted = [p <= 0.5 for p in p_absent[own]] if answer.decisions else []
         text = vocabulary.decode(answer.ids)
-        predictions.append(prediction_of(text, masks[own], accepted, scores[own], p_absent[own]))
+        predictions.append(
+            prediction_of(text, masks[own], accepted, scores[own], p_absent[own], answer.truncated)
+        )
     return predictions
 
 
@@ -99,8 +108,9 @@ def prediction_of(
     accepted: Sequence[bool],
     scores: Sequence[float],
     p_absent: Sequence[float],
+    truncated: bool = False,
 ) -> Prediction:
-    """The prediction of one answer; accepted masks are united.
+    """The prediction of one answer; accepted masks are united. A mask without a pixel is never accepted.
 
     Args:
         text: the answer, such as "a: [SEG], b: [REJ]."
@@ -108,7 +118,9 @@ def prediction_of(
         accepted: whether each decision's mask counts; empty without any decision.
         scores: predicted IoU of each mask.
         p_absent: probability of each mask's target to be absent.
+        truncated: the answer had not ended when the limit of its tokens was reached.
     """
+    accepted = [yes and bool(mask.any()) for yes, mask in zip(accepted, masks, strict=False)]
     rles = [encode(mask) for mask in masks]
     segments = tuple(
         Segment(phrase, rle if yes else None, score)
@@ -126,6 +138,7 @@ def prediction_of(
         p_absent=min(p_absent),
         mask_if_forced=None if united else union(rles, size),
         segments=segments,
+        truncated=truncated,
     )
 
 

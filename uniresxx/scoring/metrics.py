@@ -26,8 +26,10 @@ LENGTHS = {"1-2": 2, "3-5": 5, "6-10": 10, "11+": None}  # words up to the numbe
 ROW = (
     *("n", "n_target", "intersection", "union", "iou_units", "iou_units_target"),
     *(f"above_{x}" for x in THRESHOLDS),
-    *("target_answered", "none_rejected", "no_answer"),
-)  # one `Counts` as a row of int64
+    *("target_answered", "none_rejected"),
+)  # the counters behind the scores, as a row of int64
+ANSWER_COUNTS = ("no_answer", "truncated", "empty")  # of answers that are not as they should be
+COUNTERS = (*ROW, *ANSWER_COUNTS)
 _ONE = 1 << 40
 
 Scores = dict[str, float | None]
@@ -60,16 +62,19 @@ class Outcome:
     level: int | None = None
     twin: str | None = None
     no_answer: bool = False  # the model produced neither [SEG] nor [REJ]
+    truncated: bool = False  # the answer had not ended when the limit of its tokens was reached
+    empty: bool = False  # not rejected, and the mask has no pixel
     pixels: int | None = None  # of the truth; None: not counted by size
     words: int | None = None  # of the expression; None: not counted by length
 
     def row(self) -> list[int]:
-        """What it adds to each counter, in the order of ROW."""
+        """What it adds to each counter, in the order of COUNTERS."""
         units, target = round(self.iou * _ONE), int(self.targeted)
         return [
             *(1, target, self.intersection, self.union, units, target * units),
             *(target * above for above in self.above),
-            *(target * (not self.rejected), (1 - target) * self.rejected, int(self.no_answer)),
+            *(target * (not self.rejected), (1 - target) * self.rejected),
+            *(int(self.no_answer), int(self.truncated), int(self.empty)),
         ]
 
     def parts(self) -> Iterator[Part]:
@@ -86,12 +91,12 @@ class Outcome:
 
 @dataclass(slots=True)
 class Counts:
-    """Sums over judged expressions, in the order of ROW."""
+    """Sums over judged expressions, in the order of COUNTERS."""
 
-    row: list[int] = field(default_factory=lambda: [0] * len(ROW))
+    row: list[int] = field(default_factory=lambda: [0] * len(COUNTERS))
 
     def __getitem__(self, name: str) -> int:
-        return self.row[ROW.index(name)]
+        return self.row[COUNTERS.index(name)]
 
     def add(self, outcome: Outcome) -> None:
         """Count one more expression."""
@@ -103,14 +108,15 @@ class Counts:
 
     def scores(self) -> Scores:
         """All scores in percent by SCORE_KEYS; None where there is nothing to divide by."""
-        ratios = _ratios(dict(zip(ROW, self.row, strict=True)))
+        ratios = _ratios(dict(zip(COUNTERS, self.row, strict=True)))
         return {key: percent(part, whole) for key, (part, whole) in ratios.items()}
 
     def sizes(self) -> dict[str, int]:
         """How many expressions stand behind the scores: all (gIoU, cIoU), targeted (mIoU, Pr, T-acc), none
-        (N-acc)."""
+        (N-acc); and ANSWER_COUNTS."""
         n, n_target = self["n"], self["n_target"]
-        return {"n": n, "n_target": n_target, "n_none": n - n_target, "no_answer": self["no_answer"]}
+        sizes = {"n": n, "n_target": n_target, "n_none": n - n_target}
+        return sizes | {name: self[name] for name in ANSWER_COUNTS}
 
 
 def percent(part: int, whole: int) -> float | None:

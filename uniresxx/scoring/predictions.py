@@ -2,7 +2,7 @@
 
 predictions.jsonl has one line per expression, each flushed when it is written: `expression_id`, `rejected`, `mask`
 (COCO RLE at the photo's size, or null), `mask_if_forced` (optional), `score`, `p_absent` (numbers or null), `text`
-(or null). Unknown keys are ignored.
+(or null), `truncated` (only where true). Unknown keys are ignored.
 
 A folder of PNG masks at the photos' sizes serves as well, `<expression_id>.png`: nested as the id is
 (`refcoco/val/17.png`), or with `__` for `/` (`refcoco__val__17.png`). Grey value 0 is background, anything above is
@@ -115,6 +115,8 @@ def to_json(expression_id: str, prediction: Prediction) -> dict[str, Any]:
     }
     if prediction.mask_if_forced is not None:
         line["mask_if_forced"] = prediction.mask_if_forced
+    if prediction.truncated:
+        line["truncated"] = True
     if prediction.segments:
         line["segments"] = [
             {"phrase": s.phrase, "mask": s.mask, "score": s.score} for s in prediction.segments
@@ -145,6 +147,7 @@ def from_json(line: Any, size: tuple[int, int] | None = None) -> Prediction:
         p_absent=_number(line.get("p_absent"), "p_absent"),
         mask_if_forced=_mask(line.get("mask_if_forced"), "mask_if_forced", size),
         segments=tuple(_segment(s, size) for s in segments),
+        truncated=line.get("truncated") is True,
     )
 
 

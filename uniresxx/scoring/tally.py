@@ -15,7 +15,7 @@ import numpy as np
 
 from uniresxx.imaging import masks
 from uniresxx.scoring.intervals import bootstrap
-from uniresxx.scoring.metrics import LENGTHS, ROW, SIZES, Counts, Outcome, Scores, Tally
+from uniresxx.scoring.metrics import ANSWER_COUNTS, LENGTHS, ROW, SIZES, Counts, Outcome, Scores, Tally
 from uniresxx.scoring.protocols import Protocol
 from uniresxx.scoring.rejection import FLAG, Rejection
 from uniresxx.scoring.trivial import ALWAYS_REJECT, TRIVIAL_NAMES, all_objects, never_reject
@@ -115,7 +115,8 @@ def _close(image: _Image, scored: Scored, protocol: Protocol, again: Mapping[str
         tally = Tally.of_image(outcomes)
         scored.tallies[answer] = scored.tallies[answer].merge(tally)
         if answer == MODEL:
-            scored.images_IGK[image.number] = [tally.part("by_granularity", g.value).row for g in Granularity]
+            rows = [tally.part("by_granularity", g.value).row[: len(ROW)] for g in Granularity]
+            scored.images_IGK[image.number] = rows
             scored.twins_I2[image.number] = tally.twins, tally.twins_answered
 
 
@@ -147,7 +148,7 @@ def entry_of(
         "padded_expressions": scored.repeated,
         **_scores(model, parts, protocol),
         "twin_groups": model.twins,
-        "no_answer": model.overall["no_answer"],
+        **{name: model.overall[name] for name in ANSWER_COUNTS},
         "intervals": bootstrap(scored.images_IGK, scored.twins_I2, protocol.undefined),
         "proposal_recall": None,
         "counts": {

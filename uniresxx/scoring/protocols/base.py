@@ -121,6 +121,8 @@ def outcome(
         level=expression.level,
         twin=expression.twin,
         no_answer=is_no_answer(prediction),
+        truncated=prediction.truncated,
+        empty=not prediction.rejected and (prediction.mask is None or masks.area(prediction.mask) == 0),
     )
 
 

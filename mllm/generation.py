@@ -1,0 +1,160 @@
+"""Greedy answers: which branches are decoded together, and when each of them ends.
+
+Shapes: B images of a chunk, A branches of an image, R rows of a chunk (one per branch), T tokens of a branch,
+N generated tokens, K decisions of one answer, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mllm.prefix import PrefixCache
+from mllm.tokens import Vocabulary
+
+BRANCHES = 32  # of an image in one chunk: the cost of attention among packed branches grows with the square
+
+
+@dataclass(frozen=True, slots=True)
+class GeneratedAnswer:
+    """One generated answer: tokens, and for each [SEG]/[REJ] the mask prompt and P([SEG] | [SEG] or [REJ]).
+
+    Without any decision in the text, `prompts_KD` holds the state where the answer begins (a forced [SEG]).
+    """
+
+    ids: list[int]
+    decisions: list[int]
+    prompts_KD: Tensor
+    p_seg_K: Tensor
+    truncated: bool  # the answer had not ended when the number of tokens was used up
+
+
+def chunks(
+    prefix: PrefixCache, image_of_row: Sequence[int], tokens: int, cache_bytes: int
+) -> Iterator[slice]:
+    """Runs of rows whose cache fits into `cache_bytes`, at least one row each.
+
+    Args:
+        prefix: of the images.
+        image_of_row: the image of each row.
+        tokens: room for each row's text.
+        cache_bytes: limit of one chunk.
+    """
+    start, counts = 0, Counter[int]()
+    for row, image in enumerate(image_of_row):
+        counts[image] += 1
+        most = max(counts.values())
+        if row > start and (most > BRANCHES or prefix.chunk_bytes(len(counts), most, tokens) > cache_bytes):
+            yield slice(start, row)
+            start, counts = row, Counter([image])
+    if counts:
+        yield slice(start, len(image_of_row))
+
+
+@dataclass(frozen=True, slots=True)
+class Branches:
+    """The rows of a chunk by image; an image with fewer branches than another has empty places of length 0."""
+
+    images: list[int]  # number of each of the B images
+    places: list[tuple[int, int]]  # image and branch of each row
+    ids_BAT: Tensor
+    lengths_BA: Tensor
+    branch_BA: Tensor  # number of each branch in its image, -1 for an empty place
+    branch_BAT: Tensor  # the same for each token, -1 on padding
+
+    def last_of(self, states_BATD: Tensor) -> Tensor:
+        """The state (B, A, D) of each branch's last token."""
+        index_BA11 = (self.lengths_BA - 1).clamp(min=0)[..., None, None]
+        return states_BATD.gather(2, index_BA11.expand(-1, -1, 1, states_BATD.shape[3])).squeeze(2)
+
+
+def by_image(
+    branches: Sequence[Sequence[int]], image_of_row: Sequence[int], pad: int, device: torch.device
+) -> Branches:
+    """Sort the rows of a chunk by image; `pad` fills the ids."""
+    counts, filled = Counter(image_of_row), Counter[int]()
+    images = list(counts)
+    B, A, T = len(images), max(counts.values()), max(map(len, branches))
+    ids_BAT = torch.full((B, A, T), pad)
+    lengths_BA = torch.zeros(B, A, dtype=torch.long)
+    places = []
+    for branch, image in zip(branches, image_of_row, strict=True):
+        place = (images.index(image), filled[image])
+        filled[image] += 1
+        ids_BAT[place][: len(branch)] = torch.tensor(branch)
+        lengths_BA[place] = len(branch)
+        places.append(place)
+    numbers_A = torch.arange(A)
+    branch_BA = torch.where(lengths_BA > 0, numbers_A, -1)
+    branch_BAT = torch.where(torch.arange(T) < lengths_BA[..., None], numbers_A[:, None], -1)
+    tensors = (ids_BAT, lengths_BA, branch_BA, branch_BAT)
+    return Branches(images, places, *(x.to(device) for x in tensors))
+
+
+class Answers:
+    """The answers of a chunk while they grow.
+
+    An answer ends at the end token. Where the number of asked phrases is known, it also ends at a full stop that
+    follows as many decisions, and before a decision that directly follows another one beyond that number.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, branches: Branches, phrases: int | None) -> None:
+        """`phrases`: how many are asked for; None: not known."""
+        device = branches.ids_BAT.device
+        self.vocabulary, self.branches, self.phrases = vocabulary, branches, phrases
+        self.done_BA = branches.lengths_BA == 0
+        self._tokens: list[Tensor] = []
+        self._states: list[Tensor] = []
+        self._p_seg: list[Tensor] = []
+        self._decided_BA = torch.zeros_like(branches.lengths_BA)
+        self._after_decision_BA = torch.zeros_like(self.done_BA)
+        self._decisions = torch.tensor([vocabulary.seg, vocabulary.rej], device=device)
+        # a tokenizer may spell a full stop in two ways: on its own and at the end of a word
+        full_stops = {vocabulary.encode(text)[-1] for text in (".", "a.")}
+        self._full_stops = torch.tensor(sorted(full_stops), device=device)
+
+    def add(self, state_BAD: Tensor, logits_BAV: Tensor) -> Tensor:
+        """Append the most likely token (B, A) of every branch; an answer that has ended gets end tokens."""
+        end = self.vocabulary.end
+        token_BA = torch.where(self.done_BA, end, logits_BAV.argmax(dim=-1))
+        is_decision_BA = torch.isin(token_BA, self._decisions)
+        if self.phrases is not None:
+            complete_BA = self._decided_BA >= self.phrases
+            token_BA = token_BA.masked_fill(complete_BA & self._after_decision_BA & is_decision_BA, end)
+            self.done_BA = self.done_BA | complete_BA & torch.isin(token_BA, self._full_stops)
+        self.done_BA = self.done_BA | (token_BA == end)
+        self._decided_BA = self._decided_BA + is_decision_BA
+        self._after_decision_BA = is_decision_BA
+        self._tokens.append(token_BA)
+        self._states.append(state_BAD)
+        self._p_seg.append(logits_BAV[..., self._decisions].float().softmax(dim=-1)[..., 0])
+        return token_BA
+
+    def collect(self, last_BAD: Tensor, own: bool) -> list[GeneratedAnswer]:
+        """The answers in the order of the rows.
+
+        Args:
+            last_BAD: states after the last tokens.
+            own: a decision's prompt is its token's own state, not the state that predicts it.
+        """
+        ids_BAN, p_seg_BAN = torch.stack(self._tokens, 2), torch.stack(self._p_seg, 2)
+        states_BAND = torch.stack(self._states, 2)
+        after_BAND = torch.cat((states_BAND[:, :, 1:], last_BAD[:, :, None]), dim=2)
+        rows, done = ids_BAN.tolist(), self.done_BA.tolist()
+        answers, v = [], self.vocabulary
+        for b, a in self.branches.places:
+            ids = rows[b][a]
+            if v.end in ids:
+                ids = ids[: ids.index(v.end)]
+            places = [i for i, token in enumerate(ids) if token in (v.seg, v.rej)]
+            used = places or [0]
+            source = after_BAND if own and places else states_BAND
+            decisions = [ids[i] for i in places]
+            answers.append(
+                GeneratedAnswer(ids, decisions, source[b, a, used], p_seg_BAN[b, a, used], not done[b][a])
+            )
+        return answers
