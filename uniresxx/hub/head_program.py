@@ -53,7 +53,9 @@ class Encode(nn.Module):
         """
         boxes = None
         if self.side is not None:
-            boxes, inputs = RegionBoxes(*inputs[-4:], self.side), inputs[:-4]
+            objects, object_valid, parts, part_valid = inputs[-4:]
+            boxes = RegionBoxes(objects, object_valid, parts, part_valid, self.side)
+            inputs = inputs[:-4]
         if isinstance(self.head, PyramidHead):
             *stages, image, regions, valid = inputs
             return tuple(self.head.encode(stages, image, regions, valid, None, boxes))

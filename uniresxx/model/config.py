@@ -194,7 +194,12 @@ class UniRESPlusPlusConfig:
     @property
     def paints_regions(self) -> bool:
         """`paint_regions` of the chosen mask head."""
-        return {"pyramid": self.head, "sam": self.sam, "sam2": self.sam2}[self.mask_head].paint_regions
+        heads: dict[HeadKind, PyramidHeadConfig | SamHeadConfig | Sam2HeadConfig] = {
+            "pyramid": self.head,
+            "sam": self.sam,
+            "sam2": self.sam2,
+        }
+        return heads[self.mask_head].paint_regions
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form with its `model_type`."""
