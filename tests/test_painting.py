@@ -252,6 +252,27 @@ def test_painting_learns(kind: str) -> None:
         assert model.head.get_parameter(name).grad.any(), name
 
 
+@pytest.mark.parametrize("kind", HEADS)
+def test_painting_takes_and_gives_what_zero_3_looks_into(kind: str) -> None:
+    """DeepSpeed finds tensors only in tuples, lists and dicts."""
+    model = painting_model(kind)
+    plain = (Tensor, float, int, type(None))
+    calls = 0
+
+    def check(_: nn.Module, inputs: tuple[object, ...], output: object) -> None:
+        nonlocal calls
+        calls += 1
+        for value in (*inputs, output):
+            nested = value if isinstance(value, tuple) else (value,)
+            assert all(isinstance(item, plain) for item in nested), type(value)
+
+    for module in model.modules():
+        if isinstance(module, RegionPainting):
+            module.register_forward_hook(check)
+    model.encode_images([picture(0).pixels])
+    assert calls == (3 if kind == "sam2" else 1)
+
+
 def test_painting_in_bf16_stays_near_fp32() -> None:
     torch.manual_seed(0)
     made, boxes = RegionPainting(D, 16), some_boxes()
