@@ -22,6 +22,9 @@ FORMER_FIELDS: dict[str, str | None] = {
     "data.feature_cache": None,
 }
 
+# Fields added since, and what the runs that lack them did.
+ADDED_FIELDS = {f"model.{head}.paint_regions": False for head in ("head", "sam", "sam2")}
+
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested dicts as one dict with dotted keys."""
@@ -54,6 +57,7 @@ def recipe_values(about: Mapping[str, Any]) -> dict[str, Any]:
 def recipe_differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Lines "field: saved -> now" for what forbids to continue the run of one recipe.json with another."""
     old, new = recipe_values(saved), recipe_values(now)
+    old = {key: value for key, value in ADDED_FIELDS.items() if key in new} | old
     for key in GROWING:
         if key in old and key in new and _at_least(new[key], old[key]):
             del old[key], new[key]

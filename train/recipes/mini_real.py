@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mllm.config import MLLMConfig
 from train.recipe import DataConfig, EvalConfig, LogConfig, OptimConfig, Recipe
-from uniresxx.model.config import LossConfig, UniRESPlusPlusConfig
+from uniresxx.model.config import LossConfig, PyramidHeadConfig, UniRESPlusPlusConfig
 
 
 def mini_real() -> Recipe:
@@ -25,6 +25,7 @@ def mini_real() -> Recipe:
                 llm_mlp=256,
                 vocabulary=512,
             ),
+            head=PyramidHeadConfig(paint_regions=True),
             loss=LossConfig(mask=4.0, dice=2.0),
         ),
         data=DataConfig(source="mini_real", batch_images=4, expressions_per_image=12),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from mllm.config import MLLMConfig
 from train.recipe import DataConfig, EvalConfig, LogConfig, OptimConfig, Recipe
 from uniresxx.data.scenes import dense_classes
-from uniresxx.model.config import LossConfig, UniRESPlusPlusConfig
+from uniresxx.model.config import LossConfig, PyramidHeadConfig, UniRESPlusPlusConfig
 
 
 def tiny_scenes() -> Recipe:
@@ -18,6 +18,7 @@ def tiny_scenes() -> Recipe:
         name="tiny_scenes",
         model=UniRESPlusPlusConfig(
             mllm=MLLMConfig(llm_layers=2, llm_mlp=256, vocabulary=768),
+            head=PyramidHeadConfig(paint_regions=True),
             loss=LossConfig(
                 mask=4.0, dice=2.0, dense=1.5
             ),  # rebalanced: small masks are learned late otherwise

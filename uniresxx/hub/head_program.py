@@ -23,9 +23,10 @@ from mllm.modeling import Boxes
 from uniresxx.checkpoints.publish import Content, publish
 from uniresxx.errors import InputError
 from uniresxx.files import to_json
+from uniresxx.model.heads.base import RegionBoxes
 from uniresxx.model.heads.pyramid import MaskFeatures, PyramidHead
 from uniresxx.model.heads.sam import Sam2Head, SamFeatures, SamHead
-from uniresxx.model.modeling import UniRESPlusPlusModel
+from uniresxx.model.modeling import BOX_FIELDS, UniRESPlusPlusModel
 
 Form = Literal["torch", "onnx"]
 TOLERANCE = 1e-4  # largest difference from eager, in logits
@@ -40,17 +41,27 @@ OUTPUTS = ("masks_Ehw", "quality_E", "presence_E")
 class Encode(nn.Module):
     """Inputs of one photo -> the features that `Answer` takes, flat."""
 
-    def __init__(self, head: PyramidHead | SamHead | Sam2Head) -> None:
+    def __init__(self, head: PyramidHead | SamHead | Sam2Head, side: float | None) -> None:
+        """`side`: of the square that the boxes are in; None where the head paints no regions and takes no boxes."""
         super().__init__()
-        self.head = head
+        self.head, self.side = head, side
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """Pyramid: stage maps, image map, regions, validity. SAM: its own pixels (1, 3, S, S)."""
+        """Pyramid: stage maps, image map, regions, validity. SAM: its own pixels (1, 3, S, S), regions to paint.
+
+        A head that paints regions also takes object boxes, their validity, part boxes, their validity.
+        """
+        boxes = None
+        if self.side is not None:
+            objects, object_valid, parts, part_valid = inputs[-4:]
+            boxes = RegionBoxes(objects, object_valid, parts, part_valid, self.side)
+            inputs = inputs[:-4]
         if isinstance(self.head, PyramidHead):
             *stages, image, regions, valid = inputs
-            return tuple(self.head.encode(stages, image, regions, valid))
-        none = inputs[0][:, :0]
-        features = self.head.encode([], none, none, none, inputs[0])
+            return tuple(self.head.encode(stages, image, regions, valid, None, boxes))
+        pixels, none = inputs[0], inputs[0][:, :0]
+        regions = none if boxes is None else inputs[1]
+        features = self.head.encode([], none, regions, none, pixels, boxes)
         return features.image_BChw, *features.fine
 
 
@@ -90,7 +101,17 @@ def programs_of(model: UniRESPlusPlusModel) -> list[Program]:
     def draw(*size: int) -> Tensor:
         return torch.randn(size, generator=generator)
 
-    encode, answer = Encode(head).eval(), Answer(_without_encoder(head)).eval()
+    def draw_boxes() -> list[Tensor]:
+        """Boxes of objects, which are real, the same of parts."""
+        drawn = []
+        for count in (m.max_objects, m.max_parts):
+            corner = torch.rand(1, count, 2, generator=generator) * m.high_size / 2
+            drawn += [torch.cat((corner, 2 * corner), dim=-1), torch.arange(count)[None] % 2 == 0]
+        return drawn
+
+    paints, D = model.config.paints_regions, m.llm_width
+    encode = Encode(head, float(m.high_size) if paints else None).eval()
+    answer = Answer(_without_encoder(head)).eval()
     with torch.no_grad():
         if isinstance(head, PyramidHead):
             none = torch.zeros(1, m.max_objects, 4), torch.zeros(1, m.max_objects, dtype=torch.bool)
@@ -113,9 +134,15 @@ def programs_of(model: UniRESPlusPlusModel) -> list[Program]:
             given, other = (draw(1, 3, side, side),), (draw(1, 3, side, side),)
             names = ("pixels_B3SS",)
             features = ("image_BChw", "fine_0", "fine_1")
+            if paints:
+                count = m.max_objects + m.max_parts
+                given, other = (*given, draw(1, count, D)), (*other, draw(1, count, D))
+                names = (*names, "regions_BMD")
+        if paints:
+            given, other, names = (*given, *draw_boxes()), (*other, *draw_boxes()), (*names, *BOX_FIELDS)
         encoded = [encode(*given), encode(*other)]
     features = features[: len(encoded[0])]
-    asked = [(draw(count, m.llm_width), *values) for count, values in zip((3, 5), encoded, strict=True)]
+    asked = [(draw(count, D), *values) for count, values in zip((3, 5), encoded, strict=True)]
     return [
         Program("encode", encode, given, other, names, features, False),
         Program("answer", answer, asked[0], asked[1], ("prompts_ED", *features), OUTPUTS, True),

@@ -29,6 +29,7 @@ class PyramidHeadConfig:
     blocks: int = 2
     memory_stage: int = -2  # the stage map that joins the decoder's memory
     region_memory: bool = True  # MGFE tokens reach the mask without passing through one vector
+    paint_regions: bool = False  # each pixel of the fine map gets the tokens of the boxes that it lies in
 
     def __post_init__(self) -> None:
         """Reject sizes that cannot fit together."""
@@ -52,6 +53,9 @@ class SamHeadConfig:
     decoder_mlp: int = 2048
     decoder_heads: int = 8
     fuse_early: bool = False  # early encoder features join the decoder's image embedding
+    paint_regions: bool = (
+        False  # each cell of the image embedding gets the tokens of the boxes that it lies in
+    )
 
 
 def sam_large() -> SamHeadConfig:
@@ -78,6 +82,7 @@ class Sam2HeadConfig:
     decoder_width: int = 256
     decoder_mlp: int = 2048
     decoder_heads: int = 8
+    paint_regions: bool = False  # as for SAM; the maps of strides 4 and 8 as well
 
 
 @dataclass(frozen=True)
@@ -185,6 +190,16 @@ class UniRESPlusPlusConfig:
     def mask_size(self) -> int | None:
         """Side of the frame that the mask head encodes itself; None: it uses the high tower."""
         return {"pyramid": None, "sam": self.sam.size, "sam2": self.sam2.size}[self.mask_head]
+
+    @property
+    def paints_regions(self) -> bool:
+        """`paint_regions` of the chosen mask head."""
+        heads: dict[HeadKind, PyramidHeadConfig | SamHeadConfig | Sam2HeadConfig] = {
+            "pyramid": self.head,
+            "sam": self.sam,
+            "sam2": self.sam2,
+        }
+        return heads[self.mask_head].paint_regions
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form with its `model_type`."""

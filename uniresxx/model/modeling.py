@@ -23,7 +23,7 @@ from uniresxx.errors import InputError
 from uniresxx.model.answering import EncodedPhotos, answer_texts
 from uniresxx.model.config import UniRESPlusPlusConfig
 from uniresxx.model.criterion import ModelOutput, all_counts, loss_terms
-from uniresxx.model.heads.base import MaskHead
+from uniresxx.model.heads.base import MaskHead, RegionBoxes
 from uniresxx.model.heads.pyramid import PyramidHead
 from uniresxx.model.heads.sam import Sam2Head, SamHead
 from uniresxx.model.losses import Counts, LossTerms, photo_extent
@@ -173,12 +173,18 @@ class UniRESPlusPlusModel(nn.Module):
         valid_BM = torch.cat((image.valid_BL[:, layout.objects], image.valid_BL[:, layout.parts]), dim=1)
         return image.stages, image_BDhw, regions_BMD, valid_BM
 
+    def region_boxes(self, image: ImageFeatures) -> RegionBoxes:
+        """The boxes that MGVF used: none of them is valid where an ablation switches a stream off."""
+        b = image.boxes
+        side = float(self.config.mllm.high_size)
+        return RegionBoxes(b.objects_BO4, b.object_valid_BO, b.parts_BP4, b.part_valid_BP, side)
+
     def _mask_features(self, image: ImageFeatures, pixels_mask_B3SS: Tensor | None) -> Any:
         """The mask head's features; `blind_to_image` zeroes the pixels of its own frame as well."""
         head: MaskHead = self.head
         if pixels_mask_B3SS is not None and self.config.mllm.blind_to_image:
             pixels_mask_B3SS = pixels_mask_B3SS * 0
-        return head.encode(*self.head_inputs(image), pixels_mask_B3SS)
+        return head.encode(*self.head_inputs(image), pixels_mask_B3SS, self.region_boxes(image))
 
     def _encode(
         self, low_B3hw: Tensor, high_B3HW: Tensor, given: Boxes, extent_B2: Tensor

@@ -1,6 +1,7 @@
 """The protocol of mask heads: encode images once, then decode any number of prompts. No head loops over masks.
 
-Shapes: B images, E expressions of all images, D LLM width, M region tokens, S side of the mask frame, h w grid.
+Shapes: B images, E expressions of all images, D LLM width, O objects, P parts, M = O + P region tokens, S side of the
+mask frame, h w grid.
 """
 
 from __future__ import annotations
@@ -18,6 +19,19 @@ class HeadOutput(NamedTuple):  # ZeRO-3 finds tensors only in tuples, lists and 
     presence_E: Tensor
 
 
+class RegionBoxes(NamedTuple):
+    """Boxes of the regions, xyxy in a padded square of `side` pixels that shows the same picture as the mask frame.
+
+    A stream that is switched off has no valid box: its tokens are constants and belong to no place.
+    """
+
+    objects_BO4: Tensor
+    object_valid_BO: Tensor
+    parts_BP4: Tensor
+    part_valid_BP: Tensor
+    side: float
+
+
 class MaskHead(Protocol):
     """`pyramid`, `sam` or `sam2`; the result of `encode` is opaque to the caller."""
 
@@ -28,6 +42,7 @@ class MaskHead(Protocol):
         regions_BMD: Tensor,
         region_valid_BM: Tensor,
         pixels_B3SS: Tensor | None = None,
+        boxes: RegionBoxes | None = None,
     ) -> Any:
         """Encode images, once for all expressions.
 
@@ -37,6 +52,7 @@ class MaskHead(Protocol):
             regions_BMD: object and part tokens after MGFE.
             region_valid_BM: which of them are real.
             pixels_B3SS: normalised pixels of the mask frame, for heads with an encoder of their own.
+            boxes: of the region tokens, for heads with `paint_regions`.
         """
         ...
 

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from uniresxx.model.config import NORM_GROUPS, PyramidHeadConfig
-from uniresxx.model.heads.base import HeadOutput
+from uniresxx.model.heads.base import HeadOutput, RegionBoxes
+from uniresxx.model.heads.painting import RegionPainting
 
 
 class MaskFeatures(NamedTuple):  # ZeRO-3 finds tensors only in tuples, lists and dicts
@@ -97,6 +98,7 @@ class PyramidHead(nn.Module):
         self.norm = nn.LayerNorm(C)
         self.mask = nn.Sequential(nn.Linear(C, C), nn.GELU(), nn.Linear(C, C + 1))
         self.judge = nn.Sequential(nn.Linear(2 * C, C), nn.GELU(), nn.Linear(C, 2))
+        self.painting = RegionPainting(D, C) if config.paint_regions else None
 
     def encode(
         self,
@@ -105,6 +107,7 @@ class PyramidHead(nn.Module):
         regions_BMD: Tensor,
         region_valid_BM: Tensor,
         pixels_B3SS: Tensor | None = None,
+        boxes: RegionBoxes | None = None,
     ) -> MaskFeatures:
         """Once per image: fused fine map and memory (coarse map + object and part tokens)."""
         laterals = [conv(stage) for conv, stage in zip(self.lateral, stages, strict=True)]
@@ -122,8 +125,11 @@ class PyramidHead(nn.Module):
         if self.config.region_memory:
             memory.append(self.memory_region(regions_BMD))
             bias.append(torch.where(region_valid_BM, 0.0, -1e4))
-        fine = self.smooth(x + self.place(_grid_like(x)))
-        return MaskFeatures(fine, torch.cat(memory, dim=1), torch.cat(bias, dim=1))
+        x = x + self.place(_grid_like(x))
+        if self.painting is not None:
+            assert boxes is not None, "paint_regions needs the boxes of the regions"
+            x = self.painting(x, regions_BMD, boxes)
+        return MaskFeatures(self.smooth(x), torch.cat(memory, dim=1), torch.cat(bias, dim=1))
 
     def forward(self, features: MaskFeatures, prompts_ED: Tensor, image_of_expr_E: Tensor) -> HeadOutput:
         """All expressions of all images at once."""

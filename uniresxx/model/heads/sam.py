@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from transformers import Sam2Config, Sam2Model, SamConfig, SamModel
 
 from uniresxx.model.config import Sam2HeadConfig, SamHeadConfig
-from uniresxx.model.heads.base import HeadOutput
+from uniresxx.model.heads.base import HeadOutput, RegionBoxes
+from uniresxx.model.heads.painting import RegionPainting
 
 IOU_EPS = 1e-4  # SAM 2 predicts IoU after a sigmoid; this bounds its logit
 
@@ -80,6 +81,7 @@ class SamHead(nn.Module):
             nn.init.zeros_(last.weight)  # starts as plain SAM
             last.bias = nn.Parameter(torch.zeros(C))
             self.early = nn.Sequential(nn.Conv2d(config.width, C, 1), nn.GELU(), last)
+        self.painting = RegionPainting(llm_width, C, gated=True) if config.paint_regions else None
 
     def encode(
         self,
@@ -88,6 +90,7 @@ class SamHead(nn.Module):
         regions_BMD: Tensor,
         region_valid_BM: Tensor,
         pixels_B3SS: Tensor | None = None,
+        boxes: RegionBoxes | None = None,
     ) -> SamFeatures:
         """The image embedding; with `fuse_early`, the output of the first global-attention layer is added.
 
@@ -106,6 +109,9 @@ class SamHead(nn.Module):
         if self.early is not None:
             assert early is not None
             image = image + self.early(early.permute(0, 3, 1, 2))
+        if self.painting is not None:
+            assert boxes is not None, "paint_regions needs the boxes of the regions"
+            image = self.painting(image, regions_BMD, boxes)
         return SamFeatures(image, ())
 
     def forward(self, features: SamFeatures, prompts_ED: Tensor, image_of_expr_E: Tensor) -> HeadOutput:
@@ -132,7 +138,10 @@ class Sam2Head(nn.Module):
         super().__init__()
         self.sam = Sam2Model(_sam2_config(config))
         freeze_unused(self.sam)
-        self.prompt = prompt_mlp(llm_width, config.decoder_width)
+        C = config.decoder_width
+        self.prompt = prompt_mlp(llm_width, C)
+        widths = (C, C // 8, C // 4) if config.paint_regions else ()  # image embedding, strides 4 and 8
+        self.painting = nn.ModuleList(RegionPainting(llm_width, width, gated=True) for width in widths)
 
     def encode(
         self,
@@ -141,13 +150,18 @@ class Sam2Head(nn.Module):
         regions_BMD: Tensor,
         region_valid_BM: Tensor,
         pixels_B3SS: Tensor | None = None,
+        boxes: RegionBoxes | None = None,
     ) -> SamFeatures:
         """The three maps of the feature pyramid; the two finer ones are SAM 2's own early features."""
         assert pixels_B3SS is not None, "SAM 2 needs the pixels of its own frame"
         fine, middle, image = self.sam.vision_encoder(pixels_B3SS).fpn_hidden_states
         image = image + self.sam.no_memory_embedding.reshape(1, -1, 1, 1)
         decoder = self.sam.mask_decoder
-        return SamFeatures(image, (decoder.conv_s0(fine), decoder.conv_s1(middle)))
+        maps = [image, decoder.conv_s0(fine), decoder.conv_s1(middle)]
+        if len(self.painting):
+            assert boxes is not None, "paint_regions needs the boxes of the regions"
+            maps = [paint(x, regions_BMD, boxes) for paint, x in zip(self.painting, maps, strict=True)]
+        return SamFeatures(maps[0], (maps[1], maps[2]))
 
     def forward(self, features: SamFeatures, prompts_ED: Tensor, image_of_expr_E: Tensor) -> HeadOutput:
         """All expressions of all images at once."""
