@@ -45,7 +45,7 @@ from uniresxx.model.templates import TRAINING_TEMPLATES
 from uniresxx.segmenters.load import load_segmenter
 from uniresxx.types import Decoding, Granularity
 
-HEAD = BoxHeadConfig(width=16, stages=(0, 1, 2), convs=1)
+HEAD = BoxHeadConfig(width=16, stages=(0, 1, 2), convs=1, min_score=0.0)  # random heads propose too
 CLIP_PIXELS = replace(CONFIG, mllm=replace(CONFIG.mllm, pixel_stats="clip"))
 LEARNED = replace(CONFIG, boxes="learned", box_head=HEAD)
 

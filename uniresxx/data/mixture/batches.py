@@ -35,6 +35,11 @@ class Source(Protocol):
         """Share of the expressions that each data set shall show, adding up to 1."""
         ...
 
+    @property
+    def box_levels(self) -> set[str]:
+        """Levels ("object", "part") that the records have truth boxes of."""
+        ...
+
     def __call__(self, slot: int, attempt: int = 0) -> ImageRecord:
         """The record of a slot; `attempt` n > 0: its n-th replacement."""
         ...
@@ -62,6 +67,11 @@ class SceneSource:
     def shares(self) -> dict[str, float]:
         """All expressions come from the preset."""
         return {self.preset: 1.0}
+
+    @property
+    def box_levels(self) -> set[str]:
+        """Every picture has boxes of both."""
+        return {"object", "part"}
 
     def __call__(self, slot: int, attempt: int = 0) -> ImageRecord:
         """Picture number `slot`."""

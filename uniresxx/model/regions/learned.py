@@ -17,9 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mllm.modeling import Boxes
-from uniresxx.model.config import NORM_GROUPS, BoxHeadConfig
+from uniresxx.model.config import BOX_LEVELS, NORM_GROUPS, BoxHeadConfig
 
-GRANULARITIES = ("object", "part")
 NMS_IOU = 0.7
 RADIUS = (
     1.5  # strides from a box's centre within which locations are responsible for it (FCOS, centre sampling)
@@ -52,12 +51,12 @@ class BoxHead(nn.Module):
         for _ in range(config.convs):
             layers += [nn.Conv2d(C, C, 3, padding=1), nn.GroupNorm(NORM_GROUPS, C), nn.GELU()]
         self.tower = nn.Sequential(*layers)
-        self.out = nn.Conv2d(C, 6 * len(GRANULARITIES), 3, padding=1)
+        self.out = nn.Conv2d(C, 6 * len(BOX_LEVELS), 3, padding=1)
         self.scale = nn.Parameter(torch.ones(len(config.stages)))
         nn.init.normal_(self.out.weight, std=0.01)
         with torch.no_grad():
             first = torch.tensor([PRIOR, 0.0, 1.0, 1.0, 1.0, 1.0])
-            self.out.bias = nn.Parameter(first.repeat(len(GRANULARITIES)))
+            self.out.bias = nn.Parameter(first.repeat(len(BOX_LEVELS)))
 
     def forward(self, stages: list[Tensor]) -> BoxOutput:
         """All stage maps of the high tower -> predictions at every location."""
@@ -66,7 +65,7 @@ class BoxHead(nn.Module):
             maps[i] = maps[i] + F.interpolate(maps[i + 1], size=maps[i].shape[-2:], mode="nearest")
         raw, points, strides = [], [], []
         for i, (map_BChw, stride) in enumerate(zip(maps, self.strides, strict=True)):
-            x = self.out(self.tower(map_BChw)).float().unflatten(1, (len(GRANULARITIES), 6))
+            x = self.out(self.tower(map_BChw)).float().unflatten(1, (len(BOX_LEVELS), 6))
             size = F.softplus(x[:, :, 2:] * self.scale[i]) * stride
             raw.append(torch.cat((x[:, :, :2], size), dim=2).flatten(3))
             points.append(_centres(map_BChw, stride))
@@ -79,13 +78,18 @@ class BoxHead(nn.Module):
 
     @torch.no_grad()
     def propose(self, output: BoxOutput, extent_B2: Tensor, max_objects: int, max_parts: int) -> Boxes:
-        """The best boxes of both levels after NMS, cut to the photo, whose (x, y) size is `extent`."""
-        score = (output.objectness_BGA.float().sigmoid() * output.centre_BGA.float().sigmoid()).sqrt()
+        """The best boxes of both levels after NMS, cut to the photo, whose (x, y) size is `extent`.
+
+        Boxes that score below `min_score`, and all boxes of a level that is off, are not valid.
+        """
+        c = self.config
+        score_BGA = (output.objectness_BGA.float().sigmoid() * output.centre_BGA.float().sigmoid()).sqrt()
+        on_G = torch.tensor([level in c.active_levels for level in BOX_LEVELS], device=score_BGA.device)
+        score_BGA = torch.where((score_BGA >= c.min_score) & on_G[:, None], score_BGA, -1.0)
         found: list[Tensor] = []
         for g, count in enumerate((max_objects, max_parts)):
-            found += best_boxes(
-                output.boxes_BGA4[:, g].float(), score[:, g], extent_B2, count, self.config.candidates
-            )
+            boxes_BA4 = output.boxes_BGA4[:, g].float()
+            found += best_boxes(boxes_BA4, score_BGA[:, g], extent_B2, count, c.candidates)
         return Boxes(*found)
 
     def loss_sum(self, output: BoxOutput, truth_BGM4: Tensor, valid_BGM: Tensor, extent_B2: Tensor) -> Tensor:
