@@ -39,6 +39,7 @@ class Sample:
     label: str = ""  # the data set it is of
     bad: tuple[BadSample, ...] = ()  # samples it stands in for
     truth_boxes: tuple[np.ndarray, np.ndarray] | None = None  # object and part level, high frame
+    boxes_complete: tuple[bool, bool] = (False, False)  # they are all that the photo shows of the level
     masks_photo: list[np.ndarray] = field(default_factory=list)  # bool (y, x) of targets, for loss "photo"
 
 
@@ -87,9 +88,11 @@ def make_sample(
     drawn = {"images": 1, "dialogues": len(dialogues)} | Counter(str(e.granularity) for e in expressions)
     levels = config.box_head.active_levels
     boxes = truth_boxes(record, view.letterbox, levels) if config.boxes == "learned" else None
+    complete = "object" in record.boxes, "part" in record.boxes
     dense = _dense(record, view.letterbox)
     own = [m for m in truth if m is not None] if config.loss.resolution == "photo" else []
-    return Sample(view, row, framed, kinds, ids, dense, truth_boxes=boxes, masks_photo=own, drawn=drawn)
+    return Sample(view, row, framed, kinds, ids, dense, drawn, truth_boxes=boxes, boxes_complete=complete,
+                  masks_photo=own)  # fmt: skip
 
 
 def truth_boxes(
@@ -154,6 +157,7 @@ def collate(samples: Sequence[Sample], config: UniRESPlusPlusConfig, vocabulary:
         **inputs,
         truth_boxes_BGM4=truth[0],
         truth_boxes_valid_BGM=truth[1],
+        boxes_complete_BG=None if truth[0] is None else torch.tensor([s.boxes_complete for s in samples]),
         token_ids_BT=rows("ids_T", vocabulary.pad),
         labels_BT=rows("labels_T", IGNORE),
         branch_BT=rows("branch_T", -1),

@@ -88,15 +88,16 @@ class Sam2HeadConfig:
 class BoxHeadConfig:
     """The `learned` proposer: a class-agnostic detector with an object and a part level.
 
-    A level that is not in `levels` has no boxes anywhere. None becomes the levels that the training data has boxes
-    of when a run opens its data.
+    A level that is not in `levels` has no boxes in training and in use. A run replaces None when it opens its data.
     """
 
     width: int = 256
     stages: tuple[int, ...] = (1, 2, 3)  # of the high tower, finest first
     convs: int = 2
     candidates: int = 256  # best-scored boxes per level that enter NMS
-    levels: tuple[BoxLevel, ...] | None = None  # a level named here must have boxes in the training data
+    levels: tuple[BoxLevel, ...] | None = (
+        None  # None: those that the training data has boxes of; a named one must have some
+    )
     min_score: float = 0.15  # a box below it is no proposal; random heads stay below (our choice)
 
     def __post_init__(self) -> None:
@@ -167,16 +168,12 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class UniRESPlusPlusConfig:
-    """Everything needed to build the model.
-
-    `boxes` is the source of region proposals in training and in use. `owlv2` has no part level: its parts are small
-    boxes inside an object box.
-    """
+    """Everything needed to build the model; `boxes` is the source of region proposals in training and in use."""
 
     mllm: MLLMConfig = field(default_factory=MLLMConfig)
     head: PyramidHeadConfig = field(default_factory=PyramidHeadConfig)
     loss: LossConfig = field(default_factory=LossConfig)
-    boxes: BoxSource = "classical"
+    boxes: BoxSource = "classical"  # "owlv2" has no part level: its parts are small boxes inside objects
     decision_rule: DecisionRule = "token_and_presence"
     dense_classes: tuple[int, int, int] = (
         0,

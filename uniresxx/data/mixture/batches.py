@@ -179,10 +179,9 @@ class Batches:
         talks = int(count * self.dialogue_share / (1 - self.dialogue_share) + rng.random())
         picked = rng.permutation(len(record.dialogues))[:talks]
         dialogues = tuple(record.dialogues[int(i)] for i in picked)
-        boxes = record.boxes
-        if self.config.boxes == "learned":  # also of expressions that were not chosen
-            boxes = boxes_of_masks(record)
-        shown = replace(record, expressions=expressions, dialogues=dialogues, boxes=boxes)
+        # also of expressions that were not chosen
+        boxes = boxes_of_masks(record) if self.config.boxes == "learned" else None
+        shown = replace(record, expressions=expressions, dialogues=dialogues, referent_boxes=boxes)
         if self.flip and np.random.default_rng((self.seed, slot, FLIP_STREAM)).random() < self.flip:
             shown = mirrored(shown) or shown
         return make_sample(

@@ -110,8 +110,8 @@ class OpenedPart:
         if not self.granularities:
             return record
         expressions = tuple(e for e in record.expressions if e.granularity in self.granularities)
-        boxes = boxes_of_masks(record) if self.all_boxes else record.boxes
-        return replace(record, expressions=expressions, dialogues=(), boxes=boxes)
+        boxes = boxes_of_masks(record) if self.all_boxes else None
+        return replace(record, expressions=expressions, dialogues=(), referent_boxes=boxes)
 
 
 @dataclass(frozen=True)
