@@ -19,7 +19,7 @@ Source = Literal["llava", "clip", "convnext", "sam"]
 NORM_GROUPS = 8
 # (last part of a field, value in files of earlier versions) -> value now
 FORMER_VALUES = {("boxes", "segmenter"): "classical"}
-# part of a config -> values of its fields that files of earlier versions do not have
+# part of a config -> values of its fields that files of earlier versions do not have, where boxes are "learned"
 FORMER_DEFAULTS: dict[str, dict[str, Any]] = {"box_head": {"levels": list(BOX_LEVELS), "min_score": 0.0}}
 BOOKKEEPING = ("architectures", "transformers_version", "dtype")  # what transformers may add to a config.json
 
@@ -234,8 +234,9 @@ class UniRESPlusPlusConfig:
                 "head": PyramidHeadConfig(**values.pop("head")),
                 "loss": LossConfig(**values.pop("loss")),
             }
+            former = FORMER_DEFAULTS if values.get("boxes") == "learned" else {}
             for name, kind in _LATER.items():  # absent from checkpoints of earlier versions: defaults
-                parts[name] = kind(**_tuples(FORMER_DEFAULTS.get(name, {}) | values.pop(name, {})))
+                parts[name] = kind(**_tuples(former.get(name, {}) | values.pop(name, {})))
             return cls(**parts, **_tuples(values))
         except (TypeError, KeyError, AttributeError, ValueError) as error:
             raise InputError(f"config.json does not fit this version: {error}") from error
