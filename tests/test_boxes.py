@@ -35,17 +35,18 @@ from uniresxx.model.regions.classical import propose
 from uniresxx.model.regions.learned import (
     NMS_IOU,
     BoxHead,
+    BoxOutput,
     assign,
     best_boxes,
     centreness,
-    pairwise_giou,
+    iou_and_giou,
     pairwise_iou,
 )
 from uniresxx.model.templates import TRAINING_TEMPLATES
 from uniresxx.segmenters.load import load_segmenter
 from uniresxx.types import Decoding, Granularity
 
-HEAD = BoxHeadConfig(width=16, stages=(0, 1, 2), convs=1)
+HEAD = BoxHeadConfig(width=16, stages=(0, 1, 2), convs=1, min_score=0.0)  # random heads propose too
 CLIP_PIXELS = replace(CONFIG, mllm=replace(CONFIG.mllm, pixel_stats="clip"))
 LEARNED = replace(CONFIG, boxes="learned", box_head=HEAD)
 
@@ -96,8 +97,8 @@ def test_boxes_are_cut_to_the_photo_and_never_empty() -> None:
 def test_overlap_measures_equal_their_definitions() -> None:
     a, b = torch.tensor([[0.0, 0, 4, 4]]), torch.tensor([[2.0, 0, 6, 4]])
     assert pairwise_iou(a[None], b[None]).item() == pytest.approx(8 / 24)
-    assert pairwise_giou(a, b).item() == pytest.approx(8 / 24 - 0.0)
-    assert pairwise_giou(a, torch.tensor([[8.0, 0, 12, 4]])).item() == pytest.approx(-(48 - 32) / 48)
+    assert iou_and_giou(a, b)[1].item() == pytest.approx(8 / 24 - 0.0)
+    assert iou_and_giou(a, torch.tensor([[8.0, 0, 12, 4]]))[1].item() == pytest.approx(-(48 - 32) / 48)
     points = torch.tensor([[5.0, 5.0], [2.5, 5.0], [20.0, 5.0]])
     box = torch.tensor([0.0, 0, 10, 10]).expand(1, 1, 3, 4)
     assert centreness(points, box)[0, 0].tolist() == pytest.approx([1.0, (2.5 / 7.5) ** 0.5, 0.0])
@@ -134,7 +135,9 @@ def test_the_head_learns_to_find_what_masks_show(vocabulary: Vocabulary) -> None
         stages = model.mllm.high(batch.pixels_high_B3HW)
     optimizer = torch.optim.Adam(head.parameters(), lr=1e-2)
     for _ in range(150):
-        loss = head.loss_sum(head(stages), batch.truth_boxes_BGM4, batch.truth_boxes_valid_BGM, extent)
+        loss = head.loss_sum(
+            head(stages), batch.truth_boxes_BGM4, batch.truth_boxes_valid_BGM, batch.boxes_complete_BG, extent
+        )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -323,7 +326,9 @@ def test_the_learned_head_finds_about_what_the_classical_proposer_finds_on_scene
     for step in range(500):
         _, photos, truth, valid = pictures("train", 12 * step, 12)
         optimizer.param_groups[0]["lr"] = 2e-3 * min(1, (step + 1) / 20) * (1 - step / 500)
-        loss = head.loss_sum(head(tower(photos)), truth, valid, torch.full((12, 2), 64.0))
+        loss = head.loss_sum(
+            head(tower(photos)), truth, valid, torch.ones(12, 2, dtype=torch.bool), torch.full((12, 2), 64.0)
+        )
         optimizer.zero_grad()
         (loss / int(valid.sum())).backward()
         torch.nn.utils.clip_grad_norm_(tower.parameters(), 1.0)
@@ -345,3 +350,49 @@ def test_the_learned_head_finds_about_what_the_classical_proposer_finds_on_scene
         ]
         print(name, float(found_by_learned.float().mean()), float(torch.cat(other).float().mean()))
         assert found_by_learned.float().mean() > {"objects": 0.95, "parts": 0.9}[name]
+
+
+def test_only_complete_boxes_teach_background() -> None:
+    """Two photos with one box of 8 x 8 and four locations; in the second one only the referent's box is known."""
+    points = torch.tensor([[4.0, 4.0], [12.0, 4.0], [4.0, 12.0], [12.0, 12.0]])
+    objectness = torch.zeros(2, 2, 4, requires_grad=True)
+    predicted = torch.tensor([0.0, 0.0, 8.0, 4.0]).expand(2, 2, 4, 4)  # IoU and GIoU 0.5 with the truth
+    output = BoxOutput(objectness, torch.zeros(2, 2, 4), predicted, points, torch.full((4,), 8.0))
+    truth = torch.tensor([0.0, 0.0, 8.0, 8.0]).expand(2, 2, 1, 4)
+    valid = torch.tensor([[[True], [False]]]).expand(2, 2, 1)
+    complete = torch.tensor([[True, True], [False, False]])
+    head = BoxHead(HEAD, (8, 16, 24, 32), 4)
+    loss = head.loss_sum(output, truth, valid, complete, torch.full((2, 2), 16.0))
+    log2 = np.log(2)
+    focal = 0.25 * 0.25 * log2 + 3 * 0.75 * 0.25 * log2
+    both = 2 * (0.5 + log2)  # 1 - GIoU and the centre-ness of the one responsible location
+    assert loss.item() == pytest.approx((focal + log2 + both) / 9, rel=1e-6)
+    loss.backward()
+    assert objectness.grad[0, 0].ne(0).all() and not objectness.grad[0, 1].any()
+    assert not objectness.grad[1].any()  # sigmoid(0) is the IoU already; no other location is taught
+    with torch.no_grad():
+        objectness += 1
+    objectness.grad = None
+    head.loss_sum(output, truth, valid, complete, torch.full((2, 2), 16.0)).backward()
+    expected = (torch.tensor(1.0).sigmoid().item() - 0.5) / 9
+    assert objectness.grad[1, 0].tolist() == pytest.approx([expected, 0, 0, 0])
+
+
+def test_a_batch_says_which_boxes_are_complete(vocabulary: Vocabulary) -> None:
+    """Those of the data set are, those of the masks are not; also after expressions are left out and mirrored."""
+    record = picture(0)
+    own = replace(record, boxes={"object": np.array([[1, 2, 9, 9], [4, 4, 8, 8]], np.float32)})
+    asked = OpenedPart("toy[multi]", [own], 4, granularities=(Granularity.MULTI,), all_boxes=True)
+    for pool in (OpenedPart("toy", [own], 4), asked):
+        for flip in (0.0, 1.0):
+            source = Mixture((pool,), 0)
+            batch = Batches(source, LEARNED, vocabulary, 3, 1, 1, 4, 0.0, flip)(0, 0)
+            assert batch.boxes_complete_BG.tolist() == [[True, False]]
+            assert batch.truth_boxes_valid_BGM.sum(dim=2).tolist() == [[2, 1]]
+            objects = [[23, 2, 31, 9], [24, 4, 28, 8]] if flip else [[1, 2, 9, 9], [4, 4, 8, 8]]
+            assert batch.truth_boxes_BGM4[0, 0].tolist() == objects
+            x0, _, x1, _ = boxes_of_masks(record)["part"][0].tolist()
+            x0, x1 = (32 - x1, 32 - x0) if flip else (x0, x1)
+            assert batch.truth_boxes_BGM4[0, 1, 0, [0, 2]].tolist() == [x0, x1]
+    assert batch_of([record], vocabulary, LEARNED).boxes_complete_BG.tolist() == [[False, False]]
+    assert batch_of([record], vocabulary, CONFIG).boxes_complete_BG is None

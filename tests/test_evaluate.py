@@ -437,7 +437,8 @@ def test_box_recall_against_a_loop():
     for _ in range(30):
         corners = [np.sort(rng.integers(0, 12, (n, 2, 2)), axis=1).reshape(n, 4) for n in (6, 9)]
         truth, boxes = (c.astype(np.float32) + np.array([0, 0, 1, 1], np.float32) for c in corners)
-        record = ImageRecord("i", H, W, (), boxes={"object": truth, "part": truth[:0]})
+        drawn = np.zeros((H, W, 3), np.uint8)
+        record = ImageRecord("i", H, W, (), pixels=drawn, boxes={"object": truth, "part": truth[:0]})
         hits = 0
         for t in truth:
             a = np.zeros((20, 20), bool)
@@ -450,6 +451,16 @@ def test_box_recall_against_a_loop():
             hits += best >= 0.5
         found, total = box_recall(record, {"object": boxes, "part": boxes})
         assert (found, total) == ({"object": hits, "part": 0}, {"object": 6, "part": 0})
+
+
+def test_the_box_recall_of_a_photo_counts_its_referents():
+    mask = np.zeros((H, W), bool)
+    mask[2:6, 2:6] = True
+    asked = Expression("a/val/1", "it", Granularity.OBJECT, masks.encode(mask), 16)
+    known = np.array([[2, 2, 6, 6], [8, 8, 12, 12], [0, 0, 3, 3]], np.float32)
+    photo = ImageRecord("i", H, W, (asked,), path="photo.jpg", boxes={"object": known})
+    found = box_recall(photo, {"object": known[:1], "part": known[:0]})
+    assert found == ({"object": 1, "part": 0}, {"object": 1, "part": 0})
 
 
 # -------------------------------------------------------------------------------------- the truth stays out

@@ -414,7 +414,7 @@ def test_a_full_recipe_with_small_numbers_trains_saves_and_answers(tmp_path: Pat
         recipe.model,
         mllm=mllm,
         head=PyramidHeadConfig(width=16, heads=2),
-        box_head=BoxHeadConfig(width=16, convs=1),
+        box_head=BoxHeadConfig(width=16, convs=1, min_score=0.0),  # proposes before it is trained
         loss=replace(recipe.model.loss, points=100),
         weights=whole(tmp_path).weights,
     )

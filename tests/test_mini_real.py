@@ -16,6 +16,7 @@ from uniresxx.data.catalog import load_benchmark
 from uniresxx.data.readers.refcocom import known_stems
 from uniresxx.data.store.photos import photo_of
 from uniresxx.imaging import masks
+from uniresxx.imaging.geometry import box_iou
 from uniresxx.types import Granularity
 
 ROOT = Path(__file__).resolve().parents[1].parent / "shared" / "mini_real"
@@ -131,3 +132,26 @@ def test_dump_lines_hold_everything_once():
         assert set(line) == {"expression_id", "image", "granularity", "text", "no_target", "area", "rle"}
         assert line["no_target"] == (line["rle"] is None) == (line["granularity"] == "none")
         assert line["area"] == (0 if line["rle"] is None else masks.area(line["rle"]))
+
+
+@pytest.mark.parametrize("dataset", ["refcoco", "grefcoco"])
+def test_records_have_the_boxes_of_all_instances(dataset):
+    """Not those of the referents alone; crowd regions are left out."""
+    rows = json.loads((ROOT / dataset / "instances.json").read_text())["annotations"]
+    counts = Counter(str(row["image_id"]) for row in rows if not row["iscrowd"])
+    records = [record for split in SPLITS for record in read(f"{dataset}/{split}")]
+    assert {r.image_id: len(r.boxes["object"]) for r in records} == {
+        r.image_id: counts[r.image_id] for r in records
+    }
+    assert sum(counts.values()) == 125
+    for record in records:
+        boxes = record.boxes["object"]
+        assert boxes.dtype == np.float32 and list(record.boxes) == ["object"]
+        for e in record.expressions:
+            if e.granularity == Granularity.OBJECT:
+                overlap = box_iou(np.array([masks.box_of(e.rle)], float), boxes.astype(float))
+                assert overlap.max() > 0.7
+    merged = {record.image_id: record for record in read("mini_real/train")}
+    for record in read("grefcoco/train"):
+        np.testing.assert_array_equal(merged[record.image_id].boxes["object"], record.boxes["object"])
+    assert not any(record.boxes for record in read("refcocom/train_part_only"))

@@ -783,3 +783,25 @@ def test_without_lmdb_the_extra_is_named(tmp_path, monkeypatch):
 def test_readers_start_without_pyarrow_and_lmdb():
     code = "import sys, uniresxx.data.catalog; sys.exit(bool({'pyarrow', 'lmdb'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, [[2, 2, 8, 8], [25, 15, 30, 20]]),  # cut to the photo
+        ({"iscrowd": 1}, [[2, 2, 8, 8]]),
+        ({"bbox": [3, 3, 0, 4]}, [[2, 2, 8, 8]]),
+        ({"image_id": 8}, [[2, 2, 8, 8]]),
+        ({"image_id": [7]}, [[2, 2, 8, 8]]),
+        ({"bbox": None}, None),
+        ({"bbox": [1, 2, 3]}, None),
+        ({"bbox": [1, 2, float("inf"), 4]}, None),
+        ({"bbox": [1, 2, 10**400, 4]}, None),
+    ],
+)
+def test_boxes_of_all_instances_or_none(tmp_path, changes, expected):
+    """Nobody refers to the second instance. Where its box is not known, the boxes of the photo are not complete."""
+    rows = [ann(1, [BOX]), ann(2, [FAR], bbox=[25, 15, 10, 10]) | changes]
+    [record] = read_refcoco(refer_root(tmp_path, [ref()], rows), "val")
+    found = {kind: boxes.tolist() for kind, boxes in record.boxes.items()}
+    assert found == ({} if expected is None else {"object": expected})

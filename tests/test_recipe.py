@@ -18,6 +18,7 @@ from train.job import Job
 from train.recipe import DataConfig, OptimConfig, Recipe, check
 from train.recipe_changes import differences, flatten, recipe_differences, recipe_values
 from train.recipes import KNOWN
+from uniresxx.data.catalog import known_benchmarks
 from uniresxx.errors import InputError
 from uniresxx.files import versions
 
@@ -259,3 +260,8 @@ def test_every_shipped_recipe_parses_and_documents_itself(name):
     assert command.recipe == KNOWN[name]() and command.recipe.name == name
     text = KNOWN[name].__doc__ or ""
     assert f"python -m train {name}" in text and "Expected" in text
+
+
+@pytest.mark.parametrize("name", sorted(KNOWN))
+def test_every_benchmark_of_a_shipped_recipe_is_known(name):
+    assert set(KNOWN[name]().eval.benchmarks) <= set(known_benchmarks())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -53,9 +53,11 @@ BUILDERS: dict[type, Callable[[Any, Vocabulary], Any]] = {
 def open_job(recipe: Recipe, data: Path | None) -> Job:
     """Everything `train` needs. Raises InputError where the data cannot be read."""
     check(recipe)
-    inputs = recipe.model.view if isinstance(recipe.model, FilmUNetConfig) else recipe.model
+    inputs = _inputs_of(recipe)
     check_sources(inputs)
     found = _open_data(recipe, data, all_boxes=inputs.boxes == "learned")
+    recipe, level_lines = _with_box_levels(recipe, found.source)
+    inputs = _inputs_of(recipe)
     vocabulary = open_vocabulary(inputs, [*found.texts, *TRAINING_TEMPLATES])
     torch.manual_seed(recipe.seed)
     model = BUILDERS[type(recipe.model)](recipe.model, vocabulary)
@@ -72,8 +74,39 @@ def open_job(recipe: Recipe, data: Path | None) -> Job:
     data_log = DataLog(found.source.shares, d.batch_images * d.accumulate, d.max_bad_fraction)
     counter = cost_counter(model, recipe.model) if isinstance(recipe.model, UniRESPlusPlusConfig) else None
     validate = open_validation(recipe.eval, model, data)
-    messages = _guard_lines(found.about)
-    return Job(model, batches, picture, found.fingerprint, extra, data_log, validate, counter, messages)
+    messages = _guard_lines(found.about) + level_lines
+    return Job(
+        model, batches, picture, found.fingerprint, extra, data_log, validate, counter, messages, recipe
+    )
+
+
+def _inputs_of(recipe: Recipe) -> UniRESPlusPlusConfig:
+    """The config that decides what a batch holds."""
+    config: UniRESPlusPlusConfig = (
+        recipe.model.view if isinstance(recipe.model, FilmUNetConfig) else recipe.model
+    )
+    return config
+
+
+def _with_box_levels(recipe: Recipe, source: Source) -> tuple[Recipe, tuple[str, ...]]:
+    """The recipe with the levels of its box head that the data has boxes of, and a line for each other level.
+
+    Raises InputError where the recipe names a level that has none.
+    """
+    config = recipe.model
+    if not isinstance(config, UniRESPlusPlusConfig) or config.boxes != "learned":
+        return recipe, ()
+    named, known = config.box_head.levels, source.box_levels
+    missing = [level for level in config.box_head.active_levels if level not in known]
+    if missing and named is not None:
+        raise InputError(
+            f"--model.box_head.levels {' '.join(named)}: the training data has no {missing[0]} boxes; leave the "
+            "option out to switch that level off, or add data with them"
+        )
+    levels = tuple(level for level in config.box_head.active_levels if level in known)
+    model = replace(config, box_head=replace(config.box_head, levels=levels))
+    line = "box head: the {} level is off, and there are no {} tokens: the training data has no boxes of it"
+    return replace(recipe, model=model), tuple(line.format(level, level) for level in missing)
 
 
 def _guard_lines(about: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:

@@ -23,13 +23,14 @@ def finetune() -> Recipe:
 def recipe_for(config: UniRESPlusPlusConfig, start: str) -> Recipe:
     """The recipe of `finetune` for a model that starts from the checkpoint `start`.
 
-    Frozen weights in bf16 need autocast, so their dtype decides the precision.
+    Frozen weights in bf16 need autocast, so their dtype decides the precision. The new data decides which levels of
+    the box head are on.
     """
     weights = WeightsConfig(start=start, owlv2=config.weights.owlv2)
     mixed = config.tuning.frozen_dtype == "bf16"
     return Recipe(
         name="finetune",
-        model=replace(config, weights=weights),
+        model=replace(config, weights=weights, box_head=replace(config.box_head, levels=None)),
         data=DataConfig(source="", batch_images=8),
         optim=OptimConfig(steps=500, lr=2e-4, warmup_steps=20),
         engine=EngineConfig(precision="bf16" if mixed else "fp32"),

@@ -9,6 +9,7 @@ from typing import Any
 
 from PIL import Image
 
+from train.recipe import Recipe
 from train.step import Batches
 from train.throughput import Cost
 from train.validation import ValidationResult
@@ -34,6 +35,7 @@ class Job:
             waits for the next one that is. A checkpoint is saved then, and the best one is kept and marked.
         cost: tokens and FLOPs of a micro-batch, for the log.
         messages: lines about the data, printed before the first step.
+        recipe: the recipe with what the data decided; it is saved and compared. None: the recipe as it was given.
     """
 
     model: Any
@@ -45,3 +47,4 @@ class Job:
     validate: Callable[[int, Path], ValidationResult] | None = None
     cost: Callable[[Any], Cost] | None = None
     messages: tuple[str, ...] = ()
+    recipe: Recipe | None = None

@@ -82,6 +82,7 @@ def train(
         TrainingError: training cannot go on.
         OtherRankError: rank 0 failed; on the other ranks.
     """
+    recipe = job.recipe or recipe
     check(recipe)
     check_trackers(recipe.log)
     ranks = ranks or join_ranks(recipe.engine)
@@ -305,6 +306,8 @@ class _Run:
         self._write({"step": state.step, "eval": found.scores}, "eval")
         shown = "not defined" if value is None else f"{value:.2f}"
         self.display.log(f"step {state.step}: {found.metric} {shown}{', the best so far' if best else ''}")
+        for line in found.lines:
+            self.display.log(line)
         return True
 
     def _save(self) -> None:

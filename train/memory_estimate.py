@@ -188,6 +188,7 @@ def _batch(config: UniRESPlusPlusConfig, sizes: Sizes, fake: FakeTensorMode) -> 
         part_valid_BP=filled(B, m.max_parts, dtype=torch.bool),
         truth_boxes_BGM4=box.repeat(B, 2, TRUTH_BOXES, 1),
         truth_boxes_valid_BGM=filled(B, 2, TRUTH_BOXES, dtype=torch.bool),
+        boxes_complete_BG=filled(B, 2, dtype=torch.bool),
         token_ids_BT=filled(B, T, dtype=torch.long),
         labels_BT=torch.where(position_T >= t - labels, 1, IGNORE).repeat(B, 1),
         branch_BT=(torch.arange(T) // t).repeat(B, 1),

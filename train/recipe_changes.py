@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from uniresxx.model.config import FORMER_VALUES
+from uniresxx.model.config import FORMER_DEFAULTS, FORMER_VALUES
 
 # Fields that change no weight: they may differ when a run continues.
 FREE = (
@@ -40,7 +40,8 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def recipe_values(about: Mapping[str, Any]) -> dict[str, Any]:
     """The values of a recipe.json by dotted field, under the names of today, with the fingerprint of the data.
 
-    How a step is cut into micro-batches may change, so only its number of images is among them.
+    How a step is cut into micro-batches may change, so only its number of images is among them. Sizes of a box head
+    that the model does not have are not.
     """
     values: dict[str, Any] = {}
     for key, value in flatten(about.get("recipe", {})).items():
@@ -48,6 +49,10 @@ def recipe_values(about: Mapping[str, Any]) -> dict[str, Any]:
         if name is not None:
             last = name.rpartition(".")[2]
             values[name] = FORMER_VALUES.get((last, value), value) if isinstance(value, str) else value
+    if values.get("model.boxes") == "learned":
+        values = flatten(FORMER_DEFAULTS, "model.") | values
+    else:
+        values = {key: value for key, value in values.items() if ".box_head." not in key}
     cut = "data.batch_images", "data.accumulate"
     if all(key in values for key in cut):
         values[" * ".join(cut)] = values.pop(cut[0]) * values.pop(cut[1])

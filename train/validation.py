@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
@@ -12,6 +12,7 @@ from train.recipe import EvalConfig
 from uniresxx.data.catalog import benchmark_name, open_benchmark
 from uniresxx.errors import InputError
 from uniresxx.evaluation.metrics_file import score_file, write_metrics
+from uniresxx.evaluation.regions import RECALL_IOU
 from uniresxx.evaluation.run import evaluate
 from uniresxx.segmenters.base import Segmenter
 from uniresxx.types import Decoding, ImageRecord
@@ -27,6 +28,7 @@ class ValidationResult:
     metric: str
     value: float | None
     scores: dict[str, Any] = field(default_factory=dict)  # by NAME/SPLIT
+    lines: tuple[str, ...] = ()  # on the region proposals, for the terminal
 
 
 def open_validation(
@@ -72,7 +74,19 @@ def validate(
         config.metric,
         fmean(values) if values else None,
         {name: _short(entry) for name, entry in zip(named, entries, strict=True)},
+        tuple(line for entry in entries if (line := recall_line(entry)) is not None),
     )
+
+
+def recall_line(entry: Mapping[str, Any]) -> str | None:
+    """Proposal recall of each level, in one line; None where the model proposes no regions."""
+    boxes = {level: count for level, count in (entry.get("proposal_boxes") or {}).items() if count}
+    if not boxes:
+        return None
+    recalls = [
+        f"{level} {entry['proposal_recall'][level]:.1f} % of {count}" for level, count in boxes.items()
+    ]
+    return f"{entry['benchmark']}/{entry['split']}: proposal recall at box IoU {RECALL_IOU}: {', '.join(recalls)}"
 
 
 def value_of(entry: dict[str, Any], metric: str) -> float | None:

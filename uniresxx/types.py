@@ -105,12 +105,14 @@ class ImageRecord:
     path: str | None = None
     pixels: np.ndarray | None = None  # uint8 (y, x, 3), RGB, as a person sees it
     dialogues: tuple[Dialogue, ...] = ()
-    # true boxes, xyxy, float32 (boxes, 4), by "object" and "part"
+    # true boxes, xyxy, float32 (boxes, 4), by "object" and "part": all that the photo shows of a level
     boxes: Mapping[str, np.ndarray] = field(default_factory=dict)
     # scenes only: uint8 (y, x, 3), the kind, colour and part of each pixel, from 1 on; 0 is none
     dense: np.ndarray | None = None
     source: Mapping[str, Any] = field(default_factory=dict)
     inside: PhotoInside | None = None
+    # boxes of the masks of all expressions, by the same names, of a record that shows only some of them
+    referent_boxes: Mapping[str, np.ndarray] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,8 +210,9 @@ class Batch:
     pixel_valid_BHW: torch.Tensor  # bool: False on padding of the high frame
     dense_BHW3: torch.Tensor | None = None
     pixels_mask_B3SS: torch.Tensor | None = None  # for mask heads with a frame of their own (SAM)
-    truth_boxes_BGM4: torch.Tensor | None = None  # boxes of all masks, xyxy, high frame
+    truth_boxes_BGM4: torch.Tensor | None = None  # all boxes that are known, xyxy, high frame
     truth_boxes_valid_BGM: torch.Tensor | None = None
+    boxes_complete_BG: torch.Tensor | None = None  # bool: they are all that the photo shows of the level
     # by image: bool (targets, y, x), for a loss at the photo's size
     masks_photo: list[torch.Tensor] = field(default_factory=list)
     expression_ids: list[str] = field(default_factory=list)

@@ -9,7 +9,8 @@ from train.recipe import DataConfig, EngineConfig, EvalConfig, LogConfig, OptimC
 from uniresxx.model.config import PyramidHeadConfig, UniRESPlusPlusConfig, WeightsConfig
 
 BENCHMARKS = (
-    "refcocom/val_part_only", "refcocom/val", "grefcoco/val", "refcoco/val", "refcoco+/val", "refcocog_umd/val",
+    "refcocom/val_part_only", "refcocom/val_object_part", "grefcoco/val", "refcoco/val", "refcoco+/val",
+    "refcocog_umd/val",
 )  # fmt: skip
 
 
@@ -30,7 +31,7 @@ def joint(name: str, mllm: MLLMConfig, tuning: TuningConfig) -> Recipe:
 
     The mixture has the granularities whose data sets have readers (object, multi, none). Sets of parts (composed,
     PACO, Pascal-Part, PartImageNet), semantic, reasoning and dialogue sets have none yet: add a store of them to
-    `data.parts`.
+    `data.parts`. Until the mixture has parts, the part level of the box head is off.
     """
     return Recipe(
         name=name,

@@ -179,6 +179,7 @@ def merge_records(*sets: list[ImageRecord]) -> list[ImageRecord]:
         merged[record.image_id] = replace(
             known,
             expressions=known.expressions + record.expressions,
+            boxes={**record.boxes, **known.boxes},
             source=_merged(known.source, record.source) | ({"left_out": left_out} if left_out else {}),
         )
     return list(merged.values())

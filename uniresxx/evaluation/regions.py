@@ -77,10 +77,13 @@ def image_lines(
 def box_recall(
     record: ImageRecord, proposals: Mapping[str, np.ndarray]
 ) -> tuple[dict[str, int], dict[str, int]]:
-    """(found, total) truth boxes per stream: the image's own boxes, or those of its expressions."""
+    """(found, total) truth boxes per stream: all boxes of a drawn picture, those of the expressions of a photo.
+
+    So the recall on photos counts referents, whether a data set marks other objects or not.
+    """
     found, total = {}, {}
     for granularity, stream in STREAM_OF.items():
-        truth = record.boxes.get(stream)
+        truth = record.boxes.get(stream) if record.pixels is not None else None
         if truth is None:
             boxes = [_box(e) for e in record.expressions if e.granularity == granularity and has_target(e)]
             truth = np.array(boxes, dtype=np.float64).reshape(-1, 4)

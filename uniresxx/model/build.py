@@ -106,12 +106,18 @@ def load_sources(model: UniRESPlusPlusModel, log: Log) -> None:
 
     if w.start is not None:
         folder = resolve(Path(w.start), log)
-        boxes = UniRESPlusPlusConfig.from_dict(read_json(folder / CONFIG)).boxes
-        if boxes != model.config.boxes:
+        before = UniRESPlusPlusConfig.from_dict(read_json(folder / CONFIG))
+        if before.boxes != model.config.boxes:
             raise InputError(
-                f"{folder} was trained with boxes={boxes!r} and would go on with {model.config.boxes!r}: "
+                f"{folder} was trained with boxes={before.boxes!r} and would go on with {model.config.boxes!r}: "
                 "region tokens mean what their boxes are; give the same --model.boxes"
             )
+        if model.box_head is not None:
+            for level in model.config.box_head.active_levels:
+                if level not in before.box_head.active_levels:
+                    log(
+                        f"box head: the {level} level, off in {folder}, is on: the training data has boxes of it"
+                    )
         load("start", ["model"], partial(load_part, model, str(folder), OWN_RULES))
         return
     if w.llava is not None:

@@ -6,7 +6,7 @@ Shapes as in uniresxx.types.Batch.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +19,7 @@ from uniresxx.errors import InputError
 from uniresxx.imaging.boxes import boxes_of_masks
 from uniresxx.imaging.geometry import Letterbox
 from uniresxx.imaging.masks import decode
-from uniresxx.model.config import UniRESPlusPlusConfig
+from uniresxx.model.config import BOX_LEVELS, BoxLevel, UniRESPlusPlusConfig
 from uniresxx.model.processing import View, tensors_of, view_photo
 from uniresxx.model.templates import dialogue_turn, expression_turn
 from uniresxx.types import RLE, BadSample, Batch, Dialogue, Expression, Granularity, ImageRecord
@@ -39,6 +39,7 @@ class Sample:
     label: str = ""  # the data set it is of
     bad: tuple[BadSample, ...] = ()  # samples it stands in for
     truth_boxes: tuple[np.ndarray, np.ndarray] | None = None  # object and part level, high frame
+    boxes_complete: tuple[bool, bool] = (False, False)  # they are all that the photo shows of the level
     masks_photo: list[np.ndarray] = field(default_factory=list)  # bool (y, x) of targets, for loss "photo"
 
 
@@ -85,18 +86,23 @@ def make_sample(
     truth = [None if rle is None else _decoded(rle, record) for rle in masks]
     framed = [None if mask_yx is None else _framed(mask_yx, view.letterbox) for mask_yx in truth]
     drawn = {"images": 1, "dialogues": len(dialogues)} | Counter(str(e.granularity) for e in expressions)
-    boxes = truth_boxes(record, view.letterbox) if config.boxes == "learned" else None
+    levels = config.box_head.active_levels
+    boxes = truth_boxes(record, view.letterbox, levels) if config.boxes == "learned" else None
+    complete = "object" in record.boxes, "part" in record.boxes
     dense = _dense(record, view.letterbox)
     own = [m for m in truth if m is not None] if config.loss.resolution == "photo" else []
-    return Sample(view, row, framed, kinds, ids, dense, truth_boxes=boxes, masks_photo=own, drawn=drawn)
+    return Sample(view, row, framed, kinds, ids, dense, drawn, truth_boxes=boxes, boxes_complete=complete,
+                  masks_photo=own)  # fmt: skip
 
 
-def truth_boxes(record: ImageRecord, letterbox: Letterbox) -> tuple[np.ndarray, np.ndarray]:
-    """Object and part boxes that the box head learns, in the high frame."""
+def truth_boxes(
+    record: ImageRecord, letterbox: Letterbox, levels: Collection[BoxLevel] = BOX_LEVELS
+) -> tuple[np.ndarray, np.ndarray]:
+    """Object and part boxes that the box head learns, in the high frame; none of other levels."""
     known, none_N4 = boxes_of_masks(record), np.zeros((0, 4), dtype=np.float32)
     objects, parts = (
-        letterbox.boxes(known.get(name, none_N4)).astype(np.float32)
-        for name in (Granularity.OBJECT, Granularity.PART)
+        letterbox.boxes(known.get(level, none_N4) if level in levels else none_N4).astype(np.float32)
+        for level in BOX_LEVELS
     )
     return objects, parts
 
@@ -151,6 +157,7 @@ def collate(samples: Sequence[Sample], config: UniRESPlusPlusConfig, vocabulary:
         **inputs,
         truth_boxes_BGM4=truth[0],
         truth_boxes_valid_BGM=truth[1],
+        boxes_complete_BG=None if truth[0] is None else torch.tensor([s.boxes_complete for s in samples]),
         token_ids_BT=rows("ids_T", vocabulary.pad),
         labels_BT=rows("labels_T", IGNORE),
         branch_BT=rows("branch_T", -1),

@@ -11,12 +11,16 @@ from uniresxx.types import DecisionRule
 
 MODEL_TYPE = "uniresxx"
 BoxSource = Literal["classical", "learned", "owlv2", "grid", "truth", "shuffled", "random"]
+BoxLevel = Literal["object", "part"]
+BOX_LEVELS: tuple[BoxLevel, ...] = get_args(BoxLevel)
 HeadKind = Literal["pyramid", "sam", "sam2"]
 MaskResolution = Literal["full", "low", "points", "photo"]
 Source = Literal["llava", "clip", "convnext", "sam"]
 NORM_GROUPS = 8
 # (last part of a field, value in files of earlier versions) -> value now
 FORMER_VALUES = {("boxes", "segmenter"): "classical"}
+# part of a config -> values of its fields that files of earlier versions do not have, where boxes are "learned"
+FORMER_DEFAULTS: dict[str, dict[str, Any]] = {"box_head": {"levels": list(BOX_LEVELS), "min_score": 0.0}}
 BOOKKEEPING = ("architectures", "transformers_version", "dtype")  # what transformers may add to a config.json
 
 
@@ -87,12 +91,33 @@ class Sam2HeadConfig:
 
 @dataclass(frozen=True)
 class BoxHeadConfig:
-    """The `learned` proposer: a class-agnostic detector with an object and a part level."""
+    """The `learned` proposer: a class-agnostic detector with an object and a part level.
+
+    A level that is not in `levels` has no boxes in training and in use. A run replaces None when it opens its data.
+    """
 
     width: int = 256
     stages: tuple[int, ...] = (1, 2, 3)  # of the high tower, finest first
     convs: int = 2
     candidates: int = 256  # best-scored boxes per level that enter NMS
+    levels: tuple[BoxLevel, ...] | None = (
+        None  # None: those that the training data has boxes of; a named one must have some
+    )
+    min_score: float = 0.15  # a box below it is no proposal; random heads stay below (our choice)
+
+    def __post_init__(self) -> None:
+        """Reject unknown levels and thresholds that no score can reach."""
+        unknown = [level for level in self.levels or () if level not in BOX_LEVELS]
+        if unknown or not 0 <= self.min_score < 1:
+            raise ValueError(
+                f"box_head.levels={self.levels!r} must be of {', '.join(BOX_LEVELS)}, and "
+                f"min_score={self.min_score} from 0 to below 1"
+            )
+
+    @property
+    def active_levels(self) -> tuple[BoxLevel, ...]:
+        """The levels that are on."""
+        return BOX_LEVELS if self.levels is None else self.levels
 
 
 @dataclass(frozen=True)
@@ -106,7 +131,7 @@ class WeightsConfig:
     clip: str | None = None
     convnext: str | None = None
     sam: str | None = None  # of mask_head "sam" or "sam2"
-    owlv2: str | None = None  # detector of boxes "owlv2"; never part of the model
+    owlv2: str | None = None  # detector of boxes "owlv2" (its parts: small boxes inside objects); never saved
     start: str | None = None  # a checkpoint folder of ours, such as the stage before; adapters may be new
     required: tuple[Source, ...] = ()
 
@@ -153,7 +178,7 @@ class UniRESPlusPlusConfig:
     mllm: MLLMConfig = field(default_factory=MLLMConfig)
     head: PyramidHeadConfig = field(default_factory=PyramidHeadConfig)
     loss: LossConfig = field(default_factory=LossConfig)
-    boxes: BoxSource = "classical"
+    boxes: BoxSource = "classical"  # "owlv2" has no part level: its parts are small boxes inside objects
     decision_rule: DecisionRule = "token_and_presence"
     dense_classes: tuple[int, int, int] = (
         0,
@@ -224,8 +249,9 @@ class UniRESPlusPlusConfig:
                 "head": PyramidHeadConfig(**values.pop("head")),
                 "loss": LossConfig(**values.pop("loss")),
             }
+            former = FORMER_DEFAULTS if values.get("boxes") == "learned" else {}
             for name, kind in _LATER.items():  # absent from checkpoints of earlier versions: defaults
-                parts[name] = kind(**_tuples(values.pop(name, {})))
+                parts[name] = kind(**_tuples(former.get(name, {}) | values.pop(name, {})))
             return cls(**parts, **_tuples(values))
         except (TypeError, KeyError, AttributeError, ValueError) as error:
             raise InputError(f"config.json does not fit this version: {error}") from error

@@ -79,8 +79,9 @@ def loss_terms(output: ModelOutput, batch: Batch, config: LossConfig, box_head: 
         sums["dense"] = _dense_sum(output.dense, batch.dense_BHW3, batch.pixel_valid_BHW)
     if output.boxes is not None and box_head is not None:
         truth, valid = batch.truth_boxes_BGM4, batch.truth_boxes_valid_BGM
-        assert truth is not None and valid is not None
-        sums["box"] = box_head.loss_sum(output.boxes, truth, valid, photo_extent(batch.pixel_valid_BHW))
+        complete, extent_B2 = batch.boxes_complete_BG, photo_extent(batch.pixel_valid_BHW)
+        assert truth is not None and valid is not None and complete is not None
+        sums["box"] = box_head.loss_sum(output.boxes, truth, valid, complete, extent_B2)
     return weighted(sums, config)
 
 

@@ -7,6 +7,7 @@ Shapes: N boxes of a record.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -41,7 +42,10 @@ def mirrored(record: ImageRecord) -> ImageRecord | None:
         pixels=np.ascontiguousarray(photo_of(record)[:, ::-1]),
         path=None,
         inside=None,
-        boxes={kind: _mirror_boxes(boxes, record.width) for kind, boxes in record.boxes.items()},
+        boxes=_mirror_boxes(record.boxes, record.width),
+        referent_boxes=None
+        if record.referent_boxes is None
+        else _mirror_boxes(record.referent_boxes, record.width),
         dense=None if record.dense is None else np.ascontiguousarray(record.dense[:, ::-1]),
     )
 
@@ -65,6 +69,10 @@ def _mirror_mask(rle: RLE | None) -> RLE | None:
     return None if rle is None else encode(decode(rle)[:, ::-1])
 
 
-def _mirror_boxes(boxes_N4: np.ndarray, width: int) -> np.ndarray:
-    x0_N, y0_N, x1_N, y1_N = boxes_N4.T
-    return np.stack([width - x1_N, y0_N, width - x0_N, y1_N], axis=1)
+def _mirror_boxes(boxes: Mapping[str, np.ndarray], width: int) -> dict[str, np.ndarray]:
+    """Mirrored boxes (N, 4) of each kind."""
+    found = {}
+    for kind, boxes_N4 in boxes.items():
+        x0_N, y0_N, x1_N, y1_N = boxes_N4.T
+        found[kind] = np.stack([width - x1_N, y0_N, width - x0_N, y1_N], axis=1)
+    return found

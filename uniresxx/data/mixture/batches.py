@@ -35,6 +35,11 @@ class Source(Protocol):
         """Share of the expressions that each data set shall show, adding up to 1."""
         ...
 
+    @property
+    def box_levels(self) -> set[str]:
+        """Levels ("object", "part") that the records have truth boxes of."""
+        ...
+
     def __call__(self, slot: int, attempt: int = 0) -> ImageRecord:
         """The record of a slot; `attempt` n > 0: its n-th replacement."""
         ...
@@ -62,6 +67,11 @@ class SceneSource:
     def shares(self) -> dict[str, float]:
         """All expressions come from the preset."""
         return {self.preset: 1.0}
+
+    @property
+    def box_levels(self) -> set[str]:
+        """Every picture has boxes of both."""
+        return {"object", "part"}
 
     def __call__(self, slot: int, attempt: int = 0) -> ImageRecord:
         """Picture number `slot`."""
@@ -169,10 +179,9 @@ class Batches:
         talks = int(count * self.dialogue_share / (1 - self.dialogue_share) + rng.random())
         picked = rng.permutation(len(record.dialogues))[:talks]
         dialogues = tuple(record.dialogues[int(i)] for i in picked)
-        boxes = record.boxes
-        if self.config.boxes == "learned":  # also of expressions that were not chosen
-            boxes = boxes_of_masks(record)
-        shown = replace(record, expressions=expressions, dialogues=dialogues, boxes=boxes)
+        # also of expressions that were not chosen
+        boxes = boxes_of_masks(record) if self.config.boxes == "learned" else None
+        shown = replace(record, expressions=expressions, dialogues=dialogues, referent_boxes=boxes)
         if self.flip and np.random.default_rng((self.seed, slot, FLIP_STREAM)).random() < self.flip:
             shown = mirrored(shown) or shown
         return make_sample(

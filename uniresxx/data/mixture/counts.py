@@ -35,6 +35,18 @@ def count_granularities(records: Sequence[ImageRecord]) -> np.ndarray:
     return counts_N4
 
 
+def box_kinds(records: Sequence[ImageRecord]) -> set[str]:
+    """Kinds ("object", "part") of the boxes that records bring with them; kinds without a box do not count."""
+    if not isinstance(records, StoreRecords):
+        return {kind for record in records for kind, boxes in record.boxes.items() if len(boxes)}
+    kinds: set[str] = set()
+    for _, _, batch in _batches(records):
+        boxes = batch.column("boxes").flatten()
+        filled = pc.greater(pc.list_value_length(boxes.field("xyxy")), 0)
+        kinds |= set(boxes.field("kind").filter(filled).unique().to_pylist())
+    return kinds
+
+
 def texts_of(records: Sequence[ImageRecord], at_most: int) -> list[str]:
     """Texts of the expressions. Of a store with over `at_most`, only about so many, evenly spaced."""
     if not isinstance(records, StoreRecords):

@@ -16,12 +16,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from uniresxx.data.mixture.counts import GRANULARITIES, count_granularities
+from uniresxx.data.mixture.counts import GRANULARITIES, box_kinds, count_granularities
 from uniresxx.errors import InputError
 from uniresxx.imaging.boxes import boxes_of_masks
 from uniresxx.types import Granularity, ImageRecord
 
 TOTAL_SHARES = 1_000_000  # shares of slots are whole numbers that add up to about this
+LEVELS = (Granularity.OBJECT, Granularity.PART)  # of truth boxes
 REPLACEMENT_STREAM = 2  # keeps the random numbers of replaced samples apart from all others
 
 
@@ -75,11 +76,23 @@ class OpenedPart:
             raise InputError(f"{self.label}: holds no expression{wanted}")
 
     @cached_property
+    def _all_counts(self) -> np.ndarray:
+        """Expressions of each record by granularity, int32 (N, 4)."""
+        return count_granularities(self.records)
+
+    @cached_property
     def _counts(self) -> np.ndarray:
         """How many expressions of this part each record has, int32."""
         columns = [GRANULARITIES.index(item) for item in self.granularities or GRANULARITIES]
-        counts_N: np.ndarray = count_granularities(self.records)[:, columns].sum(axis=1, dtype=np.int32)
+        counts_N: np.ndarray = self._all_counts[:, columns].sum(axis=1, dtype=np.int32)
         return counts_N
+
+    @cached_property
+    def box_levels(self) -> set[str]:
+        """Levels ("object", "part") that the shown records have truth boxes of: their own, or those of masks."""
+        with_masks = self._all_counts[self.rows].any(axis=0)
+        found = {str(g) for g in LEVELS if with_masks[GRANULARITIES.index(g)]}
+        return found if len(found) == len(LEVELS) else found | box_kinds(self.records)
 
     @cached_property
     def rows(self) -> np.ndarray:
@@ -97,8 +110,8 @@ class OpenedPart:
         if not self.granularities:
             return record
         expressions = tuple(e for e in record.expressions if e.granularity in self.granularities)
-        boxes = boxes_of_masks(record) if self.all_boxes else record.boxes
-        return replace(record, expressions=expressions, dialogues=(), boxes=boxes)
+        boxes = boxes_of_masks(record) if self.all_boxes else None
+        return replace(record, expressions=expressions, dialogues=(), referent_boxes=boxes)
 
 
 @dataclass(frozen=True)
@@ -183,6 +196,11 @@ class Mixture:
         index = self.index(slot, attempt)
         part = self.parts[index.part]
         return Origin(part.label, f"{part.label} row {index.row}", part.hint)
+
+    @property
+    def box_levels(self) -> set[str]:
+        """Levels ("object", "part") that any part has truth boxes of."""
+        return set().union(*(part.box_levels for part in self.parts))
 
     @property
     def shares(self) -> dict[str, float]:

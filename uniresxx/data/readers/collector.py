@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from uniresxx.data.readers.fields import Sentence, need, sentences, shown
 from uniresxx.data.readers.instances import NOT_STATED
@@ -28,12 +30,14 @@ class Photo:
         place: its path, or its place in another file.
         size: (height, width).
         licence: of the photo alone.
+        boxes: of all its objects, as in ImageRecord; empty where the data set does not have them.
     """
 
     image_id: str
     place: Path | PhotoInside
     size: tuple[int, int]
     licence: str = NOT_STATED
+    boxes: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +121,7 @@ class Collector:
                     tuple(expressions),
                     path=path,
                     inside=inside,
+                    boxes=photo.boxes,
                     source={"licence": licence},
                 )
             )

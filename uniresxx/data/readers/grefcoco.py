@@ -43,8 +43,9 @@ def read_grefcoco(root: Path, split: str) -> list[ImageRecord]:
         source: dict[str, Any] = {"ref_id": record.get("ref_id"), "ann_id": targets}
         source |= instances.overlap_source(targets, parts, image_id, who)
         photo = Photo(
-            str(image_id), finder.path(file_name, who), (height, width), instances.licence(image_id)
-        )
+            str(image_id), finder.path(file_name, who), (height, width), instances.licence(image_id),
+            instances.boxes(image_id, who),
+        )  # fmt: skip
         collector.add(who, photo, Target(granularity, rle, source), with_sent_ids(record, who))
     return collector.records()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,31 @@ class Instances:
     def licence(self, image_id: int) -> str:
         """The licence of a photo by its name, "not stated" where the file has none."""
         return photo_licence(self.images[image_id], self.licences)
+
+    @cached_property
+    def _rows_of_image(self) -> dict[Any, list[Mapping[str, Any]]]:
+        rows: dict[Any, list[Mapping[str, Any]]] = {}
+        for row in self.annotations.values():
+            if isinstance(row.get("image_id"), int):
+                rows.setdefault(row["image_id"], []).append(row)
+        return rows
+
+    def boxes(self, image_id: int, who: str) -> dict[str, np.ndarray]:
+        """{"object": xyxy (N, 4) float32 of all instances of an image}, crowd regions left out.
+
+        Empty where an instance has no `bbox` of four numbers: the boxes would not be complete.
+        """
+        _, height, width = self.image(image_id, who)
+        rows = [row for row in self._rows_of_image.get(image_id, ()) if not row.get("iscrowd", 0)]
+        try:
+            xywh = np.array([row["bbox"] for row in rows], dtype=np.float32).reshape(len(rows), 4)
+        except (KeyError, TypeError, ValueError, OverflowError):
+            return {}
+        if not np.isfinite(xywh).all():
+            return {}
+        corners = np.concatenate((xywh[:, :2], xywh[:, :2] + xywh[:, 2:]), axis=1)
+        boxes = corners.clip(0, [width, height, width, height]).astype(np.float32)
+        return {"object": boxes[(boxes[:, 2:] > boxes[:, :2]).all(axis=1)]}
 
     def annotation(self, ann_id: int, image_id: int, who: str) -> Mapping[str, Any]:
         """An annotation, which must belong to the image."""

@@ -1,7 +1,8 @@
-"""`owlv2`: object and part boxes of a pretrained open-vocabulary detector, used without any vocabulary.
+"""`owlv2`: boxes of a pretrained open-vocabulary detector, used without any vocabulary.
 
-Boxes are ranked by OWLv2's class-agnostic objectness. Parts are small boxes inside a chosen object box (our choice:
-the detector has no part level). Shapes: B images, A detector patches, N object boxes. Boxes are xyxy, high frame.
+Boxes are ranked by OWLv2's class-agnostic objectness. The detector has no part level: its "parts" are small boxes
+inside a chosen object box, whatever they show (our choice). Shapes: B images, A detector patches, N object boxes.
+Boxes are xyxy, high frame.
 """
 
 from __future__ import annotations

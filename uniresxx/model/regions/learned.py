@@ -1,8 +1,8 @@
 """The `learned` proposer: a class-agnostic detector with an object and a part level on the high tower's stages.
 
 One location per cell of each stage predicts, for each of the two levels, objectness, centre-ness and the
-distances to the four sides: FCOS (Tian et al. 2019) without classes. Trained on the boxes of all masks in the
-mixture, whatever their expressions are.
+distances to the four sides: FCOS (Tian et al. 2019) without classes. Trained on all boxes that a data set has, else
+on the boxes of all masks, whatever their expressions are.
 
 Shapes: B images, G levels of boxes (object, part), A locations of all stages, M truth boxes, N chosen boxes,
 K candidates, C width, h w a stage map. Boxes are xyxy in the high frame.
@@ -17,9 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mllm.modeling import Boxes
-from uniresxx.model.config import NORM_GROUPS, BoxHeadConfig
+from uniresxx.model.config import BOX_LEVELS, NORM_GROUPS, BoxHeadConfig
 
-GRANULARITIES = ("object", "part")
 NMS_IOU = 0.7
 RADIUS = (
     1.5  # strides from a box's centre within which locations are responsible for it (FCOS, centre sampling)
@@ -52,12 +51,12 @@ class BoxHead(nn.Module):
         for _ in range(config.convs):
             layers += [nn.Conv2d(C, C, 3, padding=1), nn.GroupNorm(NORM_GROUPS, C), nn.GELU()]
         self.tower = nn.Sequential(*layers)
-        self.out = nn.Conv2d(C, 6 * len(GRANULARITIES), 3, padding=1)
+        self.out = nn.Conv2d(C, 6 * len(BOX_LEVELS), 3, padding=1)
         self.scale = nn.Parameter(torch.ones(len(config.stages)))
         nn.init.normal_(self.out.weight, std=0.01)
         with torch.no_grad():
             first = torch.tensor([PRIOR, 0.0, 1.0, 1.0, 1.0, 1.0])
-            self.out.bias = nn.Parameter(first.repeat(len(GRANULARITIES)))
+            self.out.bias = nn.Parameter(first.repeat(len(BOX_LEVELS)))
 
     def forward(self, stages: list[Tensor]) -> BoxOutput:
         """All stage maps of the high tower -> predictions at every location."""
@@ -66,7 +65,7 @@ class BoxHead(nn.Module):
             maps[i] = maps[i] + F.interpolate(maps[i + 1], size=maps[i].shape[-2:], mode="nearest")
         raw, points, strides = [], [], []
         for i, (map_BChw, stride) in enumerate(zip(maps, self.strides, strict=True)):
-            x = self.out(self.tower(map_BChw)).float().unflatten(1, (len(GRANULARITIES), 6))
+            x = self.out(self.tower(map_BChw)).float().unflatten(1, (len(BOX_LEVELS), 6))
             size = F.softplus(x[:, :, 2:] * self.scale[i]) * stride
             raw.append(torch.cat((x[:, :, :2], size), dim=2).flatten(3))
             points.append(_centres(map_BChw, stride))
@@ -79,17 +78,33 @@ class BoxHead(nn.Module):
 
     @torch.no_grad()
     def propose(self, output: BoxOutput, extent_B2: Tensor, max_objects: int, max_parts: int) -> Boxes:
-        """The best boxes of both levels after NMS, cut to the photo, whose (x, y) size is `extent`."""
-        score = (output.objectness_BGA.float().sigmoid() * output.centre_BGA.float().sigmoid()).sqrt()
+        """The best boxes of both levels after NMS, cut to the photo, whose (x, y) size is `extent`.
+
+        Boxes that score below `min_score`, and all boxes of a level that is off, are not valid.
+        """
+        c = self.config
+        score_BGA = (output.objectness_BGA.float().sigmoid() * output.centre_BGA.float().sigmoid()).sqrt()
+        on_G = torch.tensor([level in c.active_levels for level in BOX_LEVELS], device=score_BGA.device)
+        score_BGA = torch.where((score_BGA >= c.min_score) & on_G[:, None], score_BGA, -1.0)
         found: list[Tensor] = []
         for g, count in enumerate((max_objects, max_parts)):
-            found += best_boxes(
-                output.boxes_BGA4[:, g].float(), score[:, g], extent_B2, count, self.config.candidates
-            )
+            boxes_BA4 = output.boxes_BGA4[:, g].float()
+            found += best_boxes(boxes_BA4, score_BGA[:, g], extent_B2, count, c.candidates)
         return Boxes(*found)
 
-    def loss_sum(self, output: BoxOutput, truth_BGM4: Tensor, valid_BGM: Tensor, extent_B2: Tensor) -> Tensor:
-        """Focal loss on objectness, 1 - GIoU and centre-ness on responsible locations; divide by the truth boxes.
+    def loss_sum(
+        self,
+        output: BoxOutput,
+        truth_BGM4: Tensor,
+        valid_BGM: Tensor,
+        complete_BG: Tensor,
+        extent_B2: Tensor,
+    ) -> Tensor:
+        """Loss on objectness, 1 - GIoU and centre-ness on responsible locations; divide by the truth boxes.
+
+        Objectness has the focal loss on all locations of the photo where the truth boxes are `complete`. Where they
+        are only those of the referents, what lies outside them may be an object too: then objectness learns the IoU
+        of its box, on responsible locations alone (OLN, Kim et al. 2022).
 
         FCOS divides by the number of responsible locations; `POSITIVES` per box stands in for it, so that the
         denominator is known before the forward pass (our choice). A level without any truth box adds nothing:
@@ -99,15 +114,17 @@ class BoxHead(nn.Module):
         positive = chosen_BGA >= 0
         on_photo_BA = (output.points_A2 < extent_B2[:, None]).all(dim=-1)
         logits = output.objectness_BGA.float()
-        counted_BGA = on_photo_BA[:, None] & valid_BGM.any(dim=2)[..., None]
+        counted_BGA = on_photo_BA[:, None] & (valid_BGM.any(dim=2) & complete_BG)[..., None]
         focal = _focal(logits, positive.float()) * counted_BGA
         index = chosen_BGA.clamp(min=0)[..., None].expand(-1, -1, -1, 4)
         target = truth_BGM4.gather(2, index) if truth_BGM4.shape[2] else output.boxes_BGA4.detach()
-        giou = pairwise_giou(output.boxes_BGA4.float(), target)
+        iou, giou = iou_and_giou(output.boxes_BGA4.float(), target)
+        quality = F.binary_cross_entropy_with_logits(logits, iou.detach(), reduction="none")
+        quality = quality * ~complete_BG[..., None]
         centre = F.binary_cross_entropy_with_logits(
             output.centre_BGA.float(), centreness(output.points_A2, target), reduction="none"
         )
-        return (focal.sum() + ((1 - giou + centre) * positive).sum()) / POSITIVES
+        return (focal.sum() + ((1 - giou + centre + quality) * positive).sum()) / POSITIVES
 
 
 def _centres(map_BChw: Tensor, stride: int) -> Tensor:
@@ -148,15 +165,16 @@ def pairwise_iou(a_BM4: Tensor, b_BN4: Tensor) -> Tensor:
     return shared / (areas[0][:, :, None] + areas[1][:, None] - shared).clamp(min=1e-6)
 
 
-def pairwise_giou(a: Tensor, b: Tensor) -> Tensor:
-    """Generalised IoU (Rezatofighi et al. 2019) of boxes one by one, any leading shape, -1..1."""
+def iou_and_giou(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """IoU and generalised IoU (Rezatofighi et al. 2019, -1..1) of boxes one by one, any leading shape."""
     low, high = torch.maximum(a[..., :2], b[..., :2]), torch.minimum(a[..., 2:], b[..., 2:])
     shared = (high - low).clamp(min=0).prod(dim=-1)
     areas = [(x[..., 2:] - x[..., :2]).clamp(min=0).prod(dim=-1) for x in (a, b)]
     union = (areas[0] + areas[1] - shared).clamp(min=1e-6)
     hull = torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])
     hull = hull.clamp(min=0).prod(dim=-1).clamp(min=1e-6)
-    return shared / union - (hull - union) / hull
+    iou = shared / union
+    return iou, iou - (hull - union) / hull
 
 
 def centreness(points_A2: Tensor, boxes_BGA4: Tensor) -> Tensor:
