@@ -89,6 +89,8 @@ def compute(function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
             return False
         assert name not in ("numpy", "__array__") or not any(on_gpu), "numpy reads tensors of the CPU alone"
         met = [isinstance(x, OnGpu) for x in leaves if isinstance(x, torch.Tensor) and x.dim()]
+        if name in ("__getitem__", "__setitem__") and any(met):
+            assert met[0], "indices of the GPU on a tensor of the CPU"
         if name not in JOINS:
             assert all(met) or not any(met), f"{name} joins tensors of the GPU and the CPU"
         named = [x for x in leaves if isinstance(x, torch.device)]
