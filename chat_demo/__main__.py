@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from uniresxx.cli import OneLineParser, exit_code
+from uniresxx.cli import OneLineParser, add_placement_options, exit_code, placement_words
 from uniresxx.errors import InputError
 
 
@@ -23,12 +23,13 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--out", type=Path, default=Path(), help="folder for saved overlays (default: the current one)"
     )
+    add_placement_options(parser)
     options = parser.parse_args(argv)
     if not options.terminal:
         raise InputError("the web page does not exist yet: add --terminal")
     from chat_demo.terminal import run
 
-    return run(options.checkpoint, options.image, options.out)
+    return run(options.checkpoint, options.image, options.out, **placement_words(options))
 
 
 if __name__ == "__main__":

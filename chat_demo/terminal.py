@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from io import TextIOWrapper
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from chat_demo import session as state
 from uniresxx.errors import InputError
@@ -141,11 +141,11 @@ def talk(predictor: Predictor, image: str | None, folder: Path, source: TextIO, 
     return 0
 
 
-def run(checkpoint: str, image: str | None, folder: Path) -> int:
-    """Load the model and talk on the standard streams."""
+def run(checkpoint: str, image: str | None, folder: Path, **placement: Any) -> int:
+    """Load the model, placed as in `Predictor.from_pretrained`, and talk on the standard streams."""
     if sys.stdin is None:
         raise InputError("standard input is closed: type the questions, or pipe them in")
-    predictor = Predictor.from_pretrained(checkpoint, state.CHAT_DECODING)
+    predictor = Predictor.from_pretrained(checkpoint, state.CHAT_DECODING, **placement)
     if isinstance(sys.stdin, TextIOWrapper):
         sys.stdin.reconfigure(errors="replace")  # piped bytes that are no text must not end the chat
     return talk(predictor, image, folder, sys.stdin, sys.stdout)

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from uniresxx.cli import OneLineParser
+from uniresxx.cli import OneLineParser, add_placement_options
 from uniresxx.errors import InputError
 from uniresxx.scoring.protocols import PROTOCOLS
 from uniresxx.scoring.rejection import CRITERION, RULE_NAMES, RULES
@@ -39,6 +39,7 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--fresh", action="store_true", help="remove earlier evaluations of these benchmarks in --out first"
     )
+    add_placement_options(run)
 
     score = commands.add_parser(
         "score",

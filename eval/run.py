@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,9 @@ def run(
     limit: int | None = None,
     batch_images: int = 8,
     fresh: bool = False,
+    device: str = "auto",
+    dtype: str = "auto",
+    attention: str | None = None,
 ) -> list[dict[str, Any]]:
     """Answer and score every benchmark into OUT/NAME/SPLIT/predictions.jsonl and OUT/metrics.json.
 
@@ -47,6 +50,9 @@ def run(
         rule: how the model decides that nothing is there; its own rule where None.
         limit: only the first images of each benchmark.
         fresh: remove earlier evaluations of these benchmarks first.
+        device: where the model computes, as in `load_segmenter`, like the next two.
+        dtype: of its weights.
+        attention: of its language model.
 
     Returns:
         The entries of metrics.json.
@@ -64,8 +70,10 @@ def run(
     if metrics.exists():
         read_metrics(metrics)  # refuse another file of this name before the work, not after it
     from uniresxx.checkpoints.resolve import resolve
-    from uniresxx.segmenters.load import load_segmenter  # imports torch
+    from uniresxx.model.placement import computed_on, placement_of  # imports torch
+    from uniresxx.segmenters.load import load_segmenter
 
+    placement_of(device, dtype, attention)  # refuse wrong values before the work
     console = Console(stderr=True)
     # Resolved once: a run that still trains may save a newer checkpoint and remove this one.
     folder = resolve(checkpoint, lambda line: console.print(line, markup=False, highlight=False))
@@ -74,7 +82,8 @@ def run(
         benchmark: with_truth(load_records(benchmark, data, limit, images), protocol, data)
         for benchmark in names
     }
-    segmenter = load_segmenter(folder)
+    segmenter = load_segmenter(folder, device=device, dtype=dtype, attention=attention)
+    notes = {"computed_on": computed_on(segmenter)}
     entries = []
     for place, (benchmark, records) in enumerate(loaded.items()):
         name = names[benchmark]
@@ -83,7 +92,7 @@ def run(
         try:
             entry = _answer_and_score(
                 segmenter, records, name, out / name, Decoding(rule=rule), protocol, console,
-                checkpoint=identity, batch_images=batch_images, fresh=fresh,
+                checkpoint=identity, batch_images=batch_images, fresh=fresh, notes=notes,
             )  # fmt: skip
         except MissingPhotoError as error:
             remedy = f"photographs of {benchmark} must lie below --data {data}"
@@ -112,6 +121,7 @@ def _answer_and_score(
     checkpoint: str,
     batch_images: int,
     fresh: bool,
+    notes: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Evaluate one benchmark and its conversations behind a progress bar; returns its entry of metrics.json."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -123,7 +133,7 @@ def _answer_and_score(
 
         path = evaluate(
             segmenter, records, benchmark, decoding, folder, checkpoint=checkpoint, batch_images=batch_images,
-            fresh=fresh, progress=show,
+            fresh=fresh, progress=show, notes=notes,
         )  # fmt: skip
         bar.update(task, description=f"{benchmark} conversations", completed=0)
         dialogues = evaluate_dialogues(

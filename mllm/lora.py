@@ -65,9 +65,9 @@ class RowLinear(nn.Linear):
 def _own_rows(module: RowEmbedding | RowLinear, rows: Sequence[int]) -> None:
     """Add the trained rows and two index tables, which are not saved, to a matrix module."""
     weight = module.weight
-    ids = torch.tensor(sorted(rows), device=weight.device)
-    place = torch.full((len(weight),), -1, device=weight.device)
-    place[ids] = torch.arange(len(ids), device=weight.device)
+    ids = torch.tensor(sorted(rows))
+    place = torch.full((len(weight),), -1)
+    place[ids] = torch.arange(len(ids))
     module.register_buffer("row_ids_R", ids, persistent=False)
     module.register_buffer("place_V", place, persistent=False)
     module.rows_RD = nn.Parameter(weight.detach()[ids].clone())

@@ -27,11 +27,17 @@ def roi_align_mean(map_BChw: Tensor, boxes_BO4: Tensor, side: float, bins: int) 
     grid = torch.stack(
         (x_BOR[:, :, None, :].expand(B, O, bins, bins), y_BOR[:, :, :, None].expand(B, O, bins, bins)), dim=-1
     )
+    padding = "border"
+    if map_BChw.device.type == "mps":  # has no border mode before torch 2.13: stop at the outermost centres
+        padding = "zeros"
+        h, w = map_BChw.shape[-2:]
+        edge_2 = 1 - 1 / grid.new_tensor([w, h])
+        grid = torch.minimum(torch.maximum(grid, -edge_2), edge_2)
     samples = F.grid_sample(
         map_BChw,
         grid.reshape(B, O, bins * bins, 2),
         mode="bilinear",
-        padding_mode="border",
+        padding_mode=padding,
         align_corners=False,
     )
     return samples.mean(dim=-1).transpose(1, 2)

@@ -68,7 +68,7 @@ def run(argv):
 @pytest.fixture
 def stub(monkeypatch):
     """The command line with a model that needs no weights."""
-    loader = classmethod(lambda cls, path, decoding=None: cls(ColourSegmenter(), decoding))
+    loader = classmethod(lambda cls, path, decoding=None, **options: cls(ColourSegmenter(), decoding))
     monkeypatch.setattr(Predictor, "from_pretrained", loader)
 
 

@@ -237,7 +237,7 @@ import sys
 from chat_demo import terminal
 from uniresxx.predictor import Predictor
 from uniresxx.testing import ColourSegmenter
-Predictor.from_pretrained = classmethod(lambda cls, path, decoding=None: cls(ColourSegmenter(), decoding))
+Predictor.from_pretrained = classmethod(lambda cls, path, decoding=None, **options: cls(ColourSegmenter(), decoding))
 from pathlib import Path
 sys.exit(terminal.run("none", sys.argv[1], Path(".")))
 """

@@ -273,7 +273,7 @@ def test_a_really_full_file_system(tmp_path):
 
 
 def known(monkeypatch):
-    monkeypatch.setitem(load.LOADERS, "uniresxx", lambda folder: folder)
+    monkeypatch.setitem(load.LOADERS, "uniresxx", lambda folder, placement: folder)
 
 
 def test_load_segmenter_takes_run_and_plain_folders(tmp_path, monkeypatch):

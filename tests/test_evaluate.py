@@ -629,7 +629,7 @@ def cli(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(score_module, "load_records", load)
     monkeypatch.setattr("uniresxx.checkpoints.resolve.resolve", lambda name, log: Path(name))
     monkeypatch.setattr(run_module, "checkpoint_identity", lambda path: path.name)
-    monkeypatch.setattr("uniresxx.segmenters.load.load_segmenter", lambda path: stubs[path.name])
+    monkeypatch.setattr("uniresxx.segmenters.load.load_segmenter", lambda path, **options: stubs[path.name])
     stubs["talker"] = Stub(reply)
 
     def call(*words):
@@ -790,7 +790,9 @@ def test_the_checkpoint_that_is_named_is_the_one_that_answers(tmp_path, monkeypa
         return RECORDS
 
     monkeypatch.setattr(run_module, "load_records", save_another)
-    monkeypatch.setitem(load.LOADERS, "uniresxx", lambda folder: loaded.append(folder) or Stub(perfect))
+    monkeypatch.setitem(
+        load.LOADERS, "uniresxx", lambda folder, placement: loaded.append(folder) or Stub(perfect)
+    )
     (entry,) = run_module.run(run, ["made/val"], tmp_path / "out")
     assert len(loaded) == 1 and entry["checkpoint"].startswith(f"{loaded[0].name}:")
 
@@ -925,7 +927,7 @@ def test_full_disk_is_exit_1(cli, tmp_path, monkeypatch):
 def test_a_missing_photo_names_the_path_and_the_option(tmp_path, monkeypatch):
     monkeypatch.setattr("uniresxx.checkpoints.resolve.resolve", lambda name, log: Path(name))
     monkeypatch.setattr(run_module, "checkpoint_identity", lambda path: path.name)
-    monkeypatch.setattr("uniresxx.segmenters.load.load_segmenter", lambda path: Stub(perfect))
+    monkeypatch.setattr("uniresxx.segmenters.load.load_segmenter", lambda path, **options: Stub(perfect))
     photos = tmp_path / "photos"
     photos.mkdir()
     records = [

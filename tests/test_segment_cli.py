@@ -29,7 +29,7 @@ def run(argv):
 @pytest.fixture(autouse=True)
 def stub(monkeypatch):
     segmenter = ColourSegmenter()
-    loader = classmethod(lambda cls, path, decoding=None: cls(segmenter))
+    loader = classmethod(lambda cls, path, decoding=None, **options: cls(segmenter))
     monkeypatch.setattr(Predictor, "from_pretrained", loader)
     return segmenter
 

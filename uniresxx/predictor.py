@@ -41,19 +41,31 @@ class Predictor:
         self._encoded: Any = None
 
     @classmethod
-    def from_pretrained(cls, path: str | os.PathLike[str], decoding: Decoding | None = None) -> Predictor:
+    def from_pretrained(
+        cls,
+        path: str | os.PathLike[str],
+        decoding: Decoding | None = None,
+        *,
+        device: str = "auto",
+        dtype: str | None = None,
+        attention: str | None = None,
+    ) -> Predictor:
         """Load a model.
 
         Args:
             path: a run folder (its best checkpoint), a `from_pretrained` folder, or `hub:OWNER/NAME`.
             decoding: how answers are generated; the default suits masks.
+            device: as in `load_segmenter`, like the next two; "auto" takes a GPU where there is one.
+            dtype: "float32" or "bfloat16" for all weights; None: as saved.
+            attention: backend of the language model; None: that of the checkpoint.
 
         Raises:
-            InputError: the path holds no complete checkpoint of a known model.
+            InputError: the path holds no complete checkpoint of a known model, or the device is not there.
         """
         from uniresxx.segmenters.load import load_segmenter
 
-        return cls(load_segmenter(path), decoding)
+        segmenter = load_segmenter(path, device=device, dtype=dtype, attention=attention)
+        return cls(segmenter, decoding)
 
     @property
     def photo(self) -> np.ndarray | None:

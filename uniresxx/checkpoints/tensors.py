@@ -4,27 +4,22 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from uniresxx.errors import InputError
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
 INDEX = "model.safetensors.index.json"  # names the shards, in the layout of transformers
 SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 _SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)")
 _SHOWN = 3  # keys named in an error
-
-
-class Loadable(Protocol):
-    """What `load_weights` needs of a model."""
-
-    def state_dict(self) -> dict[str, torch.Tensor]: ...
-    def load_state_dict(self, state_dict: Mapping[str, torch.Tensor], strict: bool = True) -> Any: ...
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -42,15 +37,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     """All tensors of a safetensors file, on the CPU; InputError where it is missing or not one."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except FileNotFoundError:
-        raise InputError(f"{path} is missing: give a complete checkpoint folder") from None
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path} is not a readable safetensors file ({one_line(error)})") from None
+    with _opened(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -105,19 +93,24 @@ def weight_files(folder: Path) -> dict[str, list[str] | None]:
     return files
 
 
-def load_weights(model: Loadable, folder: Path) -> None:
+def load_weights(model: nn.Module, folder: Path, device: str | torch.device = "cpu") -> None:
     """Fill `model` from the safetensors of `folder`, whole or sharded; every key must match, in name and shape.
 
-    Shards are read one after another. Raises InputError that names the first few missing, unexpected or
-    differently shaped keys; the model is unchanged then.
+    One tensor after another is read and copied into the model's own, in the model's dtype. Tensors of the model that
+    are on the meta device get their memory on `device`.
+
+    Raises:
+        InputError: names the first few missing, unexpected or differently shaped keys; the model is unchanged then.
     """
-    files, wanted = weight_files(folder), model.state_dict()
+    files, wanted = weight_files(folder), model.state_dict(keep_vars=True)
     given: dict[str, tuple[int, ...]] = {}
+    path_of: dict[str, Path] = {}
     for name, listed in files.items():
         shapes = _shapes(folder / name)
         if listed is not None and set(listed) != set(shapes):
             raise InputError(f"{folder / name} does not hold what {INDEX} says: copy all files of one save")
         given |= shapes
+        path_of |= dict.fromkeys(shapes, folder / name)
     wrong = {
         "missing": sorted(wanted.keys() - given.keys()),
         "unexpected": sorted(given.keys() - wanted.keys()),
@@ -131,17 +124,45 @@ def load_weights(model: Loadable, folder: Path) -> None:
     if problems:
         at = folder / (WEIGHTS if WEIGHTS in files else INDEX)
         raise InputError(f"{at} does not fit its {CONFIG}: {'; '.join(problems)}")
-    for name in files:
-        model.load_state_dict(read_tensors(folder / name), strict=False)  # checked above, in name and shape
+    _allocate(model, wanted, device)
+    own = model.state_dict()
+    for key, path in path_of.items():
+        with _opened(path) as file:  # for each tensor anew: what was read stays in memory until it closes
+            own[key].copy_(file.get_tensor(key))
+
+
+def _allocate(model: nn.Module, wanted: Mapping[str, torch.Tensor], device: str | torch.device) -> None:
+    """Give memory on `device` to the tensors `wanted` of a model that are on the meta device."""
+    import torch
+
+    made: dict[int, torch.Tensor] = {}  # by the tensor that it replaces: tied ones stay tied
+    for key, old in wanted.items():
+        if not old.is_meta:
+            continue
+        if id(old) not in made:
+            new = torch.empty_like(old, device=device)
+            parameter = isinstance(old, torch.nn.Parameter)
+            made[id(old)] = torch.nn.Parameter(new, old.requires_grad) if parameter else new
+        path, _, name = key.rpartition(".")
+        setattr(model.get_submodule(path), name, made[id(old)])
 
 
 def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """Shapes of the tensors of a safetensors file, from its header."""
+    with _opened(path) as file:
+        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A safetensors file, open; InputError where it is missing or not one."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            yield file
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing: give a complete checkpoint folder") from None
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path} is not a readable safetensors file ({one_line(error)})") from None
 

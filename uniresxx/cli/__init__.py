@@ -12,8 +12,9 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 from importlib import import_module
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
+from mllm.config import Attention
 from uniresxx.errors import InputError
 
 COMMANDS = (
@@ -65,6 +66,27 @@ def parser_for(program: str, page: str | None) -> OneLineParser:
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+
+
+def add_placement_options(parser: argparse.ArgumentParser) -> None:
+    """`--device`, `--dtype`, `--attention`: the options of every command that loads a model."""
+    parser.add_argument(
+        "--device", default="auto", metavar="auto|cpu|cuda[:N]|mps",
+        help="where the model computes; auto (default): a CUDA GPU, else Apple's MPS, else the CPU",
+    )  # fmt: skip
+    parser.add_argument(
+        "--dtype", default="auto", choices=("auto", "float32", "bfloat16"),
+        help="of all weights; auto (default): as saved; bfloat16 halves the memory and changes answers a little",
+    )  # fmt: skip
+    parser.add_argument(
+        "--attention", choices=get_args(Attention),
+        help="attention of the language model (default: that of the checkpoint)",
+    )  # fmt: skip
+
+
+def placement_words(options: argparse.Namespace) -> dict[str, str | None]:
+    """The values of these three options, as keyword arguments of `Predictor.from_pretrained`."""
+    return {"device": options.device, "dtype": options.dtype, "attention": options.attention}
 
 
 def exit_code(program: str, work: Callable[[], int]) -> int:

@@ -68,20 +68,30 @@ def check_torchvision() -> list[Finding]:
 
 
 def check_devices() -> list[Finding]:
-    """What torch can compute on."""
+    """What torch can compute on, and what `--device auto` takes of it."""
     if version_of("torch") is None:
         return []
     import torch
 
+    from uniresxx.model.placement import device_of
+
     rows = [Finding("threads", "ok", f"torch uses {torch.get_num_threads()}")]
-    if torch.cuda.is_available():
-        for index in range(torch.cuda.device_count()):
-            info = torch.cuda.get_device_properties(index)
-            rows.append(Finding(f"cuda:{index}", "ok", f"{info.name}, {info.total_memory / 2**30:.0f} GiB"))
+    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        info = torch.cuda.get_device_properties(index)
+        native = torch.cuda.get_device_capability(index) >= (8, 0) or torch.version.hip is not None
+        dtypes = "float32, bfloat16" if native else "float32; bfloat16 is emulated and slow"
+        memory = " of ".join(f"{number / 2**30:.0f}" for number in torch.cuda.mem_get_info(index))
+        rows.append(Finding(f"cuda:{index}", "ok", f"{info.name}, {memory} GiB free; {dtypes}"))
+    if torch.backends.mps.is_available():
+        memory = f"{torch.mps.recommended_max_memory() / 2**30:.0f} GiB"
+        rows.append(Finding("mps", "ok", f"Apple GPU, {memory}; float32, bfloat16 from macOS 14 on"))
+    if len(rows) > 1:
+        rows.append(Finding("device", "ok", f"--device auto takes {device_of('auto')}"))
         attention = "flash_attention_2" if version_of("flash-attn") else "sdpa"
         rows.append(Finding("attention", "ok", attention))
     else:
-        rows.append(Finding("device", "note", "no GPU seen: everything runs on the CPU"))
+        detail = "no GPU seen: --device auto takes cpu; float32, bfloat16 (slow on most CPUs)"
+        rows.append(Finding("device", "note", detail))
     return rows
 
 

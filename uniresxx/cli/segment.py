@@ -21,8 +21,8 @@ import json
 import os
 import re
 import sys
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from uniresxx.cli import parser_for
+from uniresxx.cli import add_placement_options, parser_for, placement_words
 from uniresxx.errors import InputError
 from uniresxx.files import folder_turn, png_bytes, safe_name, to_json, write_atomic
 from uniresxx.imaging.inputs import checked
@@ -51,6 +51,7 @@ class Job:
     expressions: tuple[str, ...]
     checkpoint: str
     out: Path
+    placement: Mapping[str, Any] = field(default_factory=dict)  # options of Predictor.from_pretrained
 
 
 def looks_like_photo(word: str) -> bool:
@@ -83,6 +84,7 @@ def parse(argv: Sequence[str]) -> Job:
         "--checkpoint", required=True, help="run or from_pretrained folder, or hub:OWNER/NAME"
     )
     parser.add_argument("--out", required=True, type=Path, help="folder for the results")
+    add_placement_options(parser)
     options = parser.parse_intermixed_args(argv)
     words: list[str] = options.words
     first = next((at for at, word in enumerate(words) if not looks_like_photo(word)), len(words))
@@ -101,7 +103,7 @@ def parse(argv: Sequence[str]) -> Job:
     if not expressions:
         raise InputError("no expression: after the photos, say what to segment")
     plain = tuple(str(checked(text)) for text in expressions)
-    return Job(tuple(photos), plain, options.checkpoint, options.out)
+    return Job(tuple(photos), plain, options.checkpoint, options.out, placement_words(options))
 
 
 def name_for(job: Job, photo: str, taken: Collection[str]) -> str:
@@ -247,7 +249,7 @@ def _prepare(out: Path) -> None:
 def main(argv: Sequence[str]) -> int:
     """Do the job. A photo that cannot be used is reported on stderr; the others are still done."""
     job = parse(argv)
-    predictor = Predictor.from_pretrained(job.checkpoint)
+    predictor = Predictor.from_pretrained(job.checkpoint, **job.placement)
     _prepare(job.out)
     code = 0
     taken: set[str] = set()

@@ -62,6 +62,8 @@ def score_file(
     if about is not None:
         entry["decoding"], entry["template"] = about["decoding"], about["decoding"]["template"]
         entry["checkpoint"] = about["checkpoint"]
+        if computed_on := about.get("notes", {}).get("computed_on"):
+            entry["computed_on"] = computed_on
         if (images := path.parent / IMAGES).exists():
             entry |= image_summary(images, {r.image_id for r in records})
     return entry

@@ -46,7 +46,7 @@ def evaluate(
         checkpoint: identifies the weights; another one is refused.
         fresh: remove an earlier evaluation in `out` first.
         progress: called with the number of answered expressions and of all.
-        notes: kept in evaluation.json, not compared (data folder, limit).
+        notes: kept in evaluation.json, not compared (limit, device).
 
     Returns:
         The predictions file.

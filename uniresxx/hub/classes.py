@@ -31,6 +31,7 @@ from uniresxx.model.build import load_model, load_vocabulary
 from uniresxx.model.config import MODEL_TYPE, UniRESPlusPlusConfig
 from uniresxx.model.criterion import ModelOutput
 from uniresxx.model.modeling import UniRESPlusPlusModel
+from uniresxx.model.placement import placement_of
 from uniresxx.model.processing import tensors_of, view_photo
 from uniresxx.types import Batch, DecisionRule, Decoding, Prediction, Question
 
@@ -138,15 +139,17 @@ class UniRESPlusPlus(PreTrainedModel):
         cls,
         source: str | os.PathLike[str],
         *model_args: Any,
+        device: str | torch.device = "cpu",
         dtype: str | torch.dtype | None = None,
         attn_implementation: str | None = None,
         **options: Any,
     ) -> Self:
-        """Load a model in evaluation mode, on the CPU.
+        """Load a model in evaluation mode.
 
         Args:
             source: a run folder, a `from_pretrained` folder, or a Hub id, which is downloaded.
             model_args: none.
+            device: "cpu", where models of transformers start, "cuda", "cuda:N", "mps", or "auto", the first there is.
             dtype: of all weights; None and "auto": fp32, and bf16 for frozen weights that were trained so.
             attn_implementation: as in `mllm.attention`.
             options: of the download: revision, token, cache_dir, local_files_only, force_download.
@@ -154,14 +157,14 @@ class UniRESPlusPlus(PreTrainedModel):
         Raises:
             InputError: `source` is no complete checkpoint, or an option would be ignored.
         """
-        kind = _weight_type(dtype)
+        placement = placement_of(device, dtype, attn_implementation)
         folder = checkpoint_folder(source, options)
         known = (*_AUTO_OPTIONS, *_HUB_OPTIONS)
         unknown = [name for name, value in options.items() if name not in known and value is not None]
         if model_args or unknown:
-            raise InputError(f"from_pretrained does not know {', '.join(unknown) or model_args}")
-        model = cls(load_model(folder, attn_implementation), folder).eval()
-        return model if kind is None else model.to(kind)
+            hint = "; one device is device=" if "device_map" in unknown else ""
+            raise InputError(f"from_pretrained does not know {', '.join(unknown) or model_args}{hint}")
+        return cls(load_model(folder, placement), folder).eval()
 
     def save_pretrained(
         self,
@@ -293,16 +296,6 @@ def checkpoint_folder(source: str | os.PathLike[str], options: Mapping[str, Any]
         return folder_of(name, **wanted)
     except ValueError as error:
         raise InputError(str(error)) from error
-
-
-def _weight_type(dtype: str | torch.dtype | None) -> torch.dtype | None:
-    """The dtype of `from_pretrained`; None: as saved. InputError for a type that the model does not run in."""
-    if dtype is None or dtype == "auto":
-        return None
-    kind = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if not isinstance(kind, torch.dtype) or kind not in (torch.float32, torch.bfloat16):
-        raise InputError(f"dtype {dtype} is not one of float32, bfloat16, auto")
-    return kind
 
 
 def byte_size(size: int | str) -> int:

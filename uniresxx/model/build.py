@@ -30,8 +30,9 @@ from uniresxx.errors import InputError
 from uniresxx.model.config import UniRESPlusPlusConfig
 from uniresxx.model.heads.pyramid import PyramidHead
 from uniresxx.model.modeling import UniRESPlusPlusModel
+from uniresxx.model.placement import Placement, parameters_without_memory
 from uniresxx.model.regions.detector import Owlv2Proposer
-from uniresxx.model.tuning import cast_frozen, format_table, parameter_table
+from uniresxx.model.tuning import cast, cast_frozen, format_table, parameter_table
 
 Config = TypeVar("Config")
 Model = TypeVar("Model", bound=nn.Module)
@@ -168,45 +169,55 @@ def load_with(
     folder: Path,
     read_config: Callable[[dict[str, Any]], Config],
     build: Callable[[Config, Vocabulary], Model],
+    placement: Placement,
 ) -> Model:
-    """The model of a `from_pretrained` folder, in evaluation mode; InputError where files do not fit."""
+    """The model of a `from_pretrained` folder, in evaluation mode; InputError where files do not fit.
+
+    Weights are built without memory and go from the file to the device one by one, so that host memory never holds
+    a second copy of them.
+    """
     config = read_config(read_json(folder / CONFIG))
     vocabulary = load_vocabulary(folder)
     try:
-        model = build(config, vocabulary)
+        with parameters_without_memory():
+            model = build(config, vocabulary)
     except ValueError as error:
         raise InputError(f"{folder / CONFIG}: {error}") from error
-    load_weights(model, folder)
-    return model.eval()
+    if placement.dtype is not None:
+        cast(model.parameters(), placement.dtype)
+    load_weights(model, folder, placement.device)
+    return model.to(placement.device).eval()  # buffers are still on the CPU
 
 
-def _uninitialised(config: UniRESPlusPlusConfig, vocabulary: Vocabulary) -> UniRESPlusPlusModel:
-    """A model without initial weights, because all of them are loaded next."""
-    model = UniRESPlusPlusModel(config, vocabulary, skip_llm_init=True)
+def _with_frozen_dtype(config: UniRESPlusPlusConfig, vocabulary: Vocabulary) -> UniRESPlusPlusModel:
+    """A model whose frozen weights have the dtype in which they were trained."""
+    model = UniRESPlusPlusModel(config, vocabulary)
     if config.tuning.frozen_dtype == "bf16":
         cast_frozen(model, torch.bfloat16)
     return model
 
 
-def load_model(folder: Path, attention: str | None = None) -> UniRESPlusPlusModel:
+def load_model(folder: Path, placement: Placement | None = None) -> UniRESPlusPlusModel:
     """The UniRES++ of a `from_pretrained` folder, in evaluation mode.
 
     Frozen weights that were trained in bf16 stay in it: answers equal those of the evaluations during training.
 
     Args:
         folder: config.json, weights and tokenizer.json.
-        attention: backend to use instead of that of the config.
+        placement: device, and dtype and attention to use instead of those of the checkpoint; None: on the CPU.
 
     Raises:
         InputError: files are missing or do not fit together.
     """
+    placement = placement or Placement()
+    attention = placement.attention
 
     def read(values: dict[str, Any]) -> UniRESPlusPlusConfig:
         if attention is not None and isinstance(values.get("mllm"), dict):
             values = values | {"mllm": values["mllm"] | {"attention": attention}}
         return UniRESPlusPlusConfig.from_dict(values)
 
-    model = load_with(folder, read, _uninitialised)
+    model = load_with(folder, read, _with_frozen_dtype, placement)
     if model.config.boxes == "owlv2":
         attach_detector(model)
     return model

@@ -7,7 +7,6 @@ M region tokens, h w low frame or grid, H W high frame, S mask frame.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -27,6 +26,7 @@ from uniresxx.model.heads.base import MaskHead, RegionBoxes
 from uniresxx.model.heads.pyramid import PyramidHead
 from uniresxx.model.heads.sam import Sam2Head, SamHead
 from uniresxx.model.losses import Counts, LossTerms, photo_extent
+from uniresxx.model.placement import autocast_of, wait_for
 from uniresxx.model.processing import FROM_FEATURES, View, tensors_of, view_photo, with_boxes
 from uniresxx.model.regions.learned import BoxHead, BoxOutput
 from uniresxx.model.tuning import apply_tuning
@@ -133,7 +133,7 @@ class UniRESPlusPlusModel(nn.Module):
         tensors = tensors_of(views, self.config) if tensors is None else tensors
         given = {name: value.to(device) for name, value in tensors.items() if isinstance(value, Tensor)}
         boxes = Boxes(*(given[name] for name in BOX_FIELDS))
-        with self._autocast():
+        with autocast_of(self):
             image, found = self._encode(
                 given["pixels_low_B3hw"], given["pixels_high_B3HW"], boxes, given["extent_B2"]
             )
@@ -162,7 +162,7 @@ class UniRESPlusPlusModel(nn.Module):
     ) -> list[Prediction]:
         """Generate the answers of all texts of all photos together; flat, photo by photo."""
         rule = decoding.rule or self.decision_rule
-        with self._autocast():
+        with autocast_of(self):
             return answer_texts(self.mllm, self.head, encoded, texts, decoding, rule)
 
     def head_inputs(self, image: ImageFeatures) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
@@ -216,15 +216,8 @@ class UniRESPlusPlusModel(nn.Module):
         """Seconds once the GPU is done; 0 in training, which never waits for it."""
         if self.training:
             return 0.0
-        if next(self.parameters()).is_cuda:
-            torch.cuda.synchronize()
+        wait_for(next(self.parameters()).device)
         return perf_counter()
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        """Autocast where any weight is in bf16; nothing elsewhere."""
-        if any(parameter.dtype == torch.bfloat16 for parameter in self.parameters()):
-            return torch.autocast(next(self.parameters()).device.type, dtype=torch.bfloat16)
-        return nullcontext()
 
 
 def _mask_head(config: UniRESPlusPlusConfig) -> PyramidHead | SamHead | Sam2Head:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -94,6 +95,10 @@ def format_table(rows: list[PartRow]) -> str:
 
 def cast_frozen(model: nn.Module, dtype: torch.dtype) -> None:
     """Convert frozen parameters to `dtype` (bf16 halves their memory); forward then needs autocast."""
-    for parameter in model.parameters():
-        if not parameter.requires_grad:
-            parameter.data = parameter.data.to(dtype)
+    cast([p for p in model.parameters() if not p.requires_grad], dtype)
+
+
+def cast(parameters: Iterable[nn.Parameter], dtype: torch.dtype) -> None:
+    """Convert parameters in place. Buffers, such as those of position codes, stay in full precision."""
+    for parameter in parameters:
+        parameter.data = parameter.data.to(dtype)

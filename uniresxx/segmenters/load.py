@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from uniresxx.checkpoints.folders import Log
 from uniresxx.checkpoints.resolve import resolve
@@ -13,34 +14,54 @@ from uniresxx.checkpoints.tensors import CONFIG, read_json, weight_files
 from uniresxx.errors import InputError
 from uniresxx.segmenters.base import Segmenter
 
+if TYPE_CHECKING:
+    import torch
 
-def _load_uniresxx(folder: Path) -> Segmenter:
+    from uniresxx.model.placement import Placement
+
+
+def _load_uniresxx(folder: Path, placement: Placement) -> Segmenter:
     from uniresxx.model.build import load_model
 
-    return load_model(folder)
+    return load_model(folder, placement)
 
 
-def _load_film_unet(folder: Path) -> Segmenter:
+def _load_film_unet(folder: Path, placement: Placement) -> Segmenter:
     from uniresxx.segmenters.film_unet.modeling import load_film_unet
 
-    return load_film_unet(folder)
+    return load_film_unet(folder, placement)
 
 
+Loader = Callable[[Path, "Placement"], Segmenter]
 # model_type of the config -> loader of the folder
-LOADERS: dict[str, Callable[[Path], Segmenter]] = {"uniresxx": _load_uniresxx, "film_unet": _load_film_unet}
+LOADERS: dict[str, Loader] = {"uniresxx": _load_uniresxx, "film_unet": _load_film_unet}
 
 
-def load_segmenter(path: str | os.PathLike[str], log: Log | None = None) -> Segmenter:
-    """Load the model of a checkpoint, in evaluation mode, on the CPU.
+def load_segmenter(
+    path: str | os.PathLike[str],
+    log: Log | None = None,
+    *,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype | None = None,
+    attention: str | None = None,
+) -> Segmenter:
+    """Load the model of a checkpoint, in evaluation mode. Its weights go from the file to the device one by one.
 
     Args:
         path: a run folder (its best, else its newest verified checkpoint), a `from_pretrained` folder, or
             `hub:OWNER/NAME`.
         log: gets a line for each damaged checkpoint that is skipped; None: a warning each.
+        device: "auto" (a CUDA GPU, else MPS, else the CPU), "cpu", "cuda", "cuda:N" or "mps".
+        dtype: "float32" or "bfloat16" for all weights; None: fp32, and bf16 for frozen weights trained so.
+        attention: backend of the language model, such as "sdpa"; None: that of the checkpoint.
 
     Raises:
-        InputError: `path` holds no complete checkpoint of a known kind.
+        InputError: `path` holds no complete checkpoint of a known kind, the device is not there, or a value is
+            unknown.
     """
+    from uniresxx.model.placement import placement_of
+
+    placement = placement_of(device, dtype, attention)
     folder = resolve(path, log or _warn)
     kind = read_json(folder / CONFIG).get("model_type")
     loader = LOADERS.get(kind) if isinstance(kind, str) else None
@@ -50,7 +71,7 @@ def load_segmenter(path: str | os.PathLike[str], log: Log | None = None) -> Segm
             "give a checkpoint trained or converted by this project"
         )
     weight_files(folder)  # refuses an incomplete folder before anything is built
-    return loader(folder)
+    return loader(folder, placement)
 
 
 def _warn(line: str) -> None:

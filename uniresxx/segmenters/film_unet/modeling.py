@@ -17,11 +17,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mllm.tokens import REJ, SEG, Vocabulary
+from uniresxx.errors import InputError
 from uniresxx.model.answering import prediction_of
 from uniresxx.model.build import load_with
 from uniresxx.model.criterion import mask_counts, mask_terms, weighted
 from uniresxx.model.heads.base import HeadOutput
 from uniresxx.model.losses import Counts, LossTerms
+from uniresxx.model.placement import Placement, autocast_of
 from uniresxx.model.processing import View, photo_masks, pixels, view_photo
 from uniresxx.model.templates import asked_branches
 from uniresxx.segmenters.film_unet.config import GROUPS, FilmUNetConfig
@@ -214,7 +216,8 @@ class FilmUNet(nn.Module):
         """Encode photos once."""
         views = [view_photo(photo, self.config.view) for photo in photos]
         inputs = pixels([view.high_HW3 for view in views], self.config.inputs.mllm.pixel_stats)
-        return EncodedPhotos(views, self.encoder(inputs.to(self.text.embed.weight.device)))
+        with autocast_of(self):
+            return EncodedPhotos(views, self.encoder(inputs.to(self.text.embed.weight.device)))
 
     @torch.no_grad()
     def answer(
@@ -227,8 +230,9 @@ class FilmUNet(nn.Module):
         device = self.text.embed.weight.device
         asked = [torch.tensor(branch, device=device) for branch in branches]
         ids_EQ = nn.utils.rnn.pad_sequence(asked, batch_first=True, padding_value=self.vocabulary.pad)
-        text_ED = self.text(ids_EQ, torch.tensor([len(ids) for ids in asked]))
-        output = self.decoder(encoded.maps, text_ED, torch.tensor(image_of_row, device=device))
+        with autocast_of(self):
+            text_ED = self.text(ids_EQ, torch.tensor([len(ids) for ids in asked]))
+            output = self.decoder(encoded.maps, text_ED, torch.tensor(image_of_row, device=device))
         masks = photo_masks(output.masks_Ehw, image_of_row, encoded.views)
         presence, score = output.presence_E.sigmoid().tolist(), output.quality_E.sigmoid().tolist()
         return [
@@ -237,6 +241,10 @@ class FilmUNet(nn.Module):
         ]
 
 
-def load_film_unet(folder: Path) -> FilmUNet:
-    """The baseline of a `from_pretrained` folder."""
-    return load_with(folder, FilmUNetConfig.from_dict, FilmUNet)
+def load_film_unet(folder: Path, placement: Placement) -> FilmUNet:
+    """The baseline of a `from_pretrained` folder; InputError for an attention backend, which it does not have."""
+    if placement.attention is not None:
+        raise InputError(
+            f"attention {placement.attention!r}: the FiLM-UNet of {folder} has none; leave it out"
+        )
+    return load_with(folder, FilmUNetConfig.from_dict, FilmUNet, placement)

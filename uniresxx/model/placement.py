@@ -1,0 +1,124 @@
+"""Where a model computes: its device, the dtype of its weights, its attention backend."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from threading import get_ident
+from typing import Any, get_args
+
+import torch
+from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+
+from mllm.config import Attention
+from uniresxx.errors import InputError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?|mps")
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Checked choices; the defaults are the CPU, and dtype and attention as the checkpoint has them."""
+
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    dtype: torch.dtype | None = None  # of all weights; None: fp32, and bf16 for frozen weights trained so
+    attention: Attention | None = None
+
+
+def placement_of(
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype | None = None,
+    attention: str | None = None,
+) -> Placement:
+    """Check where and how a model is to compute.
+
+    Args:
+        device: "auto" (a CUDA GPU, else MPS, else the CPU), "cpu", "cuda", "cuda:N" or "mps".
+        dtype: "float32" or "bfloat16" for all weights; "auto" or None: as saved.
+        attention: backend of the language model; None: that of the config.
+
+    Raises:
+        InputError: a value is unknown, or the device is not there.
+    """
+    if attention is not None and attention not in get_args(Attention):
+        raise InputError(f"attention {attention!r} is not one of {', '.join(get_args(Attention))}")
+    chosen = device_of(device)
+    if attention == "flash_attention_2" and chosen.type != "cuda":
+        raise InputError(f"attention 'flash_attention_2' needs a CUDA GPU, not {chosen}: use 'sdpa'")
+    return Placement(chosen, dtype_of(dtype), attention)  # type: ignore[arg-type]
+
+
+def device_of(device: str | torch.device) -> torch.device:
+    """The device that a word means; InputError for one that is unknown or not there."""
+    name = str(device)
+    if not _DEVICE.fullmatch(name):
+        raise InputError(f"device {name!r} is not one of auto, cpu, cuda, cuda:N, mps")
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    mps = torch.backends.mps.is_available()
+    if name == "auto":
+        name = "cuda" if gpus else "mps" if mps else "cpu"
+    if name == "cuda" and gpus:
+        return torch.device("cuda", torch.cuda.current_device())
+    there = ["cpu", *(f"cuda:{index}" for index in range(gpus)), *(["mps"] if mps else [])]
+    if name not in there:
+        raise InputError(
+            f"device {name!r} is not there: torch sees {', '.join(there)}; use one of these or auto"
+        )
+    return torch.device(name)
+
+
+def dtype_of(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    """The dtype that a word means, None for "as saved"; InputError for one that the model does not run in."""
+    if dtype is None or dtype == "auto":
+        return None
+    found = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if found not in DTYPES.values():
+        raise InputError(f"dtype {dtype} is not one of {', '.join(DTYPES)}, auto")
+    return found
+
+
+def autocast_of(model: nn.Module) -> AbstractContextManager[Any]:
+    """Autocast where any weight is in bf16; nothing elsewhere."""
+    if any(parameter.dtype == torch.bfloat16 for parameter in model.parameters()):
+        return torch.autocast(next(model.parameters()).device.type, dtype=torch.bfloat16)
+    return nullcontext()
+
+
+def wait_for(device: torch.device) -> None:
+    """Return once the device has done all that was asked of it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def computed_on(segmenter: object) -> dict[str, str] | None:
+    """A record for JSON: the device and the dtypes of a model's weights; None where the model is not torch's."""
+    parameters = [*segmenter.parameters()] if isinstance(segmenter, nn.Module) else []
+    if not parameters:
+        return None
+    device = parameters[0].device
+    name = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
+    dtypes = sorted({str(parameter.dtype).removeprefix("torch.") for parameter in parameters})
+    return {"device": f"{device}{name}", "dtype": ", ".join(dtypes)}
+
+
+@contextmanager
+def parameters_without_memory() -> Iterator[None]:
+    """Build modules of this thread with parameters on the meta device; buffers are real, with their values."""
+    thread = get_ident()
+
+    def forget(module: nn.Module, name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
+        if parameter is None or parameter.is_meta or get_ident() != thread:
+            return None
+        return nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
+
+    hook = register_module_parameter_registration_hook(forget)  # type: ignore[arg-type]  # it may return one
+    try:
+        yield
+    finally:
+        hook.remove()
