@@ -698,7 +698,7 @@ def test_run_stopped_by_a_signal_exits_75_and_continues(cli, tmp_path):
             ("run", "--checkpoint", "c", "--benchmark", "made/val", "--out", "OUT", "--protocol", "x"),
             "known: strict",
         ),
-        (("score", "OUT/nope.jsonl", "--benchmark", "made/val", "--out", "OUT"), "is no file"),
+        (("score", "OUT/nope.jsonl", "--benchmark", "made/val", "--out", "OUT"), "is not a file"),
         (("report", "OUT"), "holds no metrics.json"),
         ((), "required"),
         (("dance",), "invalid choice"),
@@ -899,7 +899,7 @@ def test_compare_pairs_two_files_and_writes_nothing(cli, tmp_path):
     code, said = cli("compare", path, other, "--benchmark", "made/val")
     assert code == 2 and "truncated last line" in said.err
     code, said = cli("compare", path, tmp_path / "nope", "--benchmark", "made/val")
-    assert code == 2 and "is no file" in said.err
+    assert code == 2 and "is not a file" in said.err
 
 
 def test_a_stopped_score_changes_nothing(cli, tmp_path, monkeypatch):
