@@ -57,9 +57,7 @@ class SamHeadConfig:
     decoder_mlp: int = 2048
     decoder_heads: int = 8
     fuse_early: bool = False  # early encoder features join the decoder's image embedding
-    paint_regions: bool = (
-        False  # each cell of the image embedding gets the tokens of the boxes that it lies in
-    )
+    paint_regions: bool = False  # the image embedding gets the tokens of the boxes that each cell lies in
 
 
 def sam_large() -> SamHeadConfig:
@@ -100,9 +98,8 @@ class BoxHeadConfig:
     stages: tuple[int, ...] = (1, 2, 3)  # of the high tower, finest first
     convs: int = 2
     candidates: int = 256  # best-scored boxes per level that enter NMS
-    levels: tuple[BoxLevel, ...] | None = (
-        None  # None: those that the training data has boxes of; a named one must have some
-    )
+    # None: the levels that the training data has boxes of; a named one must have some
+    levels: tuple[BoxLevel, ...] | None = None
     min_score: float = 0.15  # a box below it is no proposal; random heads stay below (our choice)
 
     def __post_init__(self) -> None:

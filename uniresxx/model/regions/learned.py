@@ -20,9 +20,8 @@ from mllm.modeling import Boxes
 from uniresxx.model.config import BOX_LEVELS, NORM_GROUPS, BoxHeadConfig
 
 NMS_IOU = 0.7
-RADIUS = (
-    1.5  # strides from a box's centre within which locations are responsible for it (FCOS, centre sampling)
-)
+# strides from a box's centre within which locations are responsible for it (FCOS, centre sampling)
+RADIUS = 1.5
 POSITIVES = (2 * RADIUS) ** 2  # about so many locations are, per box
 REACH = 16  # a stage is responsible for boxes whose longer side is at most so many strides
 PRIOR = -4.6  # logit of 0.01: nearly all locations are empty (Lin et al. 2017)
