@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+
+from uniresxx.cli import main, wrapped
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -26,8 +29,6 @@ ROOT = Path(__file__).resolve().parents[1]
     ],
 )  # fmt: skip
 def test_near_misses_are_named(capsys: pytest.CaptureFixture[str], words: list[str], says: str) -> None:
-    from uniresxx.cli import main
-
     assert main(words) == 2
     said = capsys.readouterr()
     assert said.err.startswith("error: ") and says in said.err and said.err.count("\n") == 1 and not said.out
@@ -61,3 +62,29 @@ def test_a_reader_that_stops_early_sees_no_traceback(words: list[str]) -> None:
         program.stdout.close()  # before a line is written, as `| head -0`
         assert program.stderr.read() == ""
     assert program.returncode in (0, 1)  # 0 where argparse itself met the closed pipe
+
+
+@pytest.mark.parametrize(
+    "words", [["segment"], ["export"], ["data"], ["data", "prepare"], ["data", "inspect"], ["data", "verify"]]
+)
+def test_help_fits_a_terminal_of_80_columns(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with suppress(SystemExit):
+        main([*words, "--help"])
+    usage, _, rest = capsys.readouterr().out.partition("\n")
+    assert usage and rest and max(map(len, rest.splitlines())) <= 80
+
+
+def test_wrapped_text_fills_paragraphs_and_keeps_columns() -> None:
+    text = "One sentence\nin two lines.\n\n  name.png   a long explanation\n  b\nThe end."
+    assert wrapped(text, 24).splitlines() == [
+        "One sentence in two",
+        "lines.",
+        "",
+        "  name.png   a long",
+        "             explanation",
+        "  b",
+        "The end.",
+    ]

@@ -77,6 +77,8 @@ def lock_file(path: Path, activity: str) -> Iterator[None]:
     """
     import fcntl
 
+    if path.parent.exists() and not path.parent.is_dir():
+        raise InputError(f"cannot {activity}: {path.parent} is a file; name a folder")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         stream = path.open("a+")

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 from importlib import import_module
+from itertools import groupby
+from textwrap import wrap
 from typing import Any, NoReturn, get_args
 
 from mllm.config import Attention
@@ -57,6 +60,24 @@ class OneLineParser(argparse.ArgumentParser):
             raise argparse.ArgumentError(action, f"invalid choice: {value!r} (choose from {choices}){hint}")
 
 
+def wrapped(text: str, width: int) -> str:
+    """A docstring for a terminal of `width` columns: paragraphs are filled, indented lines keep their columns."""
+    lines: list[str] = []
+    for indented, group in groupby(text.strip("\n").splitlines(), lambda line: not line or line[0] == " "):
+        for line in group if indented else [" ".join(group)]:
+            columns = re.match(r"\s*(\S.*?\s{2,})?", line)
+            after = " " * columns.end() if indented and columns else ""
+            lines += wrap(line, width, subsequent_indent=after) or [""]
+    return "\n".join(lines)
+
+
+class PageFormatter(argparse.HelpFormatter):
+    """The help of a command, with its docstring as description."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return wrapped(text, width)
+
+
 def parser_for(program: str, page: str | None) -> OneLineParser:
     """A parser whose help is a module's docstring: its first line, in backticks, is the usage."""
     usage, _, description = (page or "").partition("\n")
@@ -64,7 +85,7 @@ def parser_for(program: str, page: str | None) -> OneLineParser:
         prog=program,
         usage=usage.strip("`"),
         description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=PageFormatter,
     )
 
 

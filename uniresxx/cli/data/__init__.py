@@ -19,8 +19,9 @@ import argparse
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
+from shutil import get_terminal_size
 
-from uniresxx.cli import OneLineParser, did_you_mean
+from uniresxx.cli import OneLineParser, PageFormatter, did_you_mean, wrapped
 from uniresxx.errors import InputError
 
 COMMANDS = ("inspect", "dump", "prepare", "verify")
@@ -29,7 +30,7 @@ COMMANDS = ("inspect", "dump", "prepare", "verify")
 def main(argv: Sequence[str]) -> int:
     """Run a data command; returns the exit code. Errors are raised, `uniresxx.cli.main` prints them."""
     if argv and argv[0] in ("-h", "--help", "help"):
-        print((__doc__ or "").strip())
+        print(wrapped(__doc__ or "", get_terminal_size().columns))
         return 0
     if not argv or argv[0] not in COMMANDS:
         wrong = f"unknown command {argv[0]!r}{did_you_mean(argv[0], COMMANDS)}" if argv else "no command"
@@ -42,7 +43,7 @@ def parser_of(command: str, description: str) -> OneLineParser:
     return OneLineParser(
         prog=f"uniresxx data {command}",
         description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=PageFormatter,
     )
 
 
