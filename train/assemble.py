@@ -76,7 +76,7 @@ def open_job(recipe: Recipe, data: Path | None) -> Job:
     validate = open_validation(recipe.eval, model, data)
     messages = _guard_lines(found.about) + level_lines
     return Job(
-        model, batches, picture, found.fingerprint, extra, data_log, validate, counter, messages, recipe
+        model, batches, picture, found.fingerprint, extra, data_log, validate, counter, messages, recipe.model
     )
 
 

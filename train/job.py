@@ -9,7 +9,6 @@ from typing import Any
 
 from PIL import Image
 
-from train.recipe import Recipe
 from train.step import Batches
 from train.throughput import Cost
 from train.validation import ValidationResult
@@ -35,7 +34,8 @@ class Job:
             waits for the next one that is. A checkpoint is saved then, and the best one is kept and marked.
         cost: tokens and FLOPs of a micro-batch, for the log.
         messages: lines about the data, printed before the first step.
-        recipe: the recipe with what the data decided; it is saved and compared. None: the recipe as it was given.
+        model_config: `recipe.model` with what the data decided (levels of the box head); it is saved and compared.
+            None: as the recipe has it.
     """
 
     model: Any
@@ -47,4 +47,4 @@ class Job:
     validate: Callable[[int, Path], ValidationResult] | None = None
     cost: Callable[[Any], Cost] | None = None
     messages: tuple[str, ...] = ()
-    recipe: Recipe | None = None
+    model_config: Any = None

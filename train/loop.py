@@ -82,7 +82,7 @@ def train(
         TrainingError: training cannot go on.
         OtherRankError: rank 0 failed; on the other ranks.
     """
-    recipe = job.recipe or recipe
+    recipe = recipe if job.model_config is None else replace(recipe, model=job.model_config)
     check(recipe)
     check_trackers(recipe.log)
     ranks = ranks or join_ranks(recipe.engine)
