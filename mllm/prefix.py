@@ -52,15 +52,13 @@ def branch_mask(branch_BS: Tensor, new: int, dtype: torch.dtype) -> Tensor:
 
 def packed_blocks(prefix_valid_BL: Tensor, branch_BT: Tensor) -> BlockMask:
     """The rule of `packed_mask` for FlexAttention: fully masked blocks are never computed."""
-    B, L = prefix_valid_BL.shape
-    branch_BS = torch.cat((branch_BT.new_full((B, L), -2), branch_BT), dim=1)
-    key_ok_BS = torch.cat((prefix_valid_BL, branch_BT >= 0), dim=1)
+    branch_BS = torch.cat((prefix_branch(prefix_valid_BL), branch_BT), dim=1)
 
     def visible(b: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        same = (branch_BS[b, key] == branch_BS[b, query]) | (branch_BS[b, key] == -2)
-        return ((key <= query) & same & key_ok_BS[b, key]) | (key == query)
+        own = (branch_BS[b, key] == branch_BS[b, query]) & (branch_BS[b, key] != _PADDING)
+        return ((key <= query) & (own | (branch_BS[b, key] == _PREFIX))) | (key == query)
 
-    S = branch_BS.shape[1]
+    B, S = branch_BS.shape
     return create_block_mask(visible, B, None, S, S, device=str(branch_BS.device))
 
 
