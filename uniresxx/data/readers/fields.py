@@ -58,6 +58,14 @@ def file_name_of(row: Mapping[str, Any], who: str, field_name: str = "file_name"
     return _unicode(value, who)
 
 
+def text_of(row: Mapping[str, Any], name: str, who: str) -> str:
+    """A field of text, which may be empty; InputError where it is something else."""
+    value = need(row, name, who)
+    if not isinstance(value, str):
+        raise InputError(f"{who}: {name} must be text, not {shown(value)}")
+    return _unicode(value, who)
+
+
 def _unicode(text: str, who: str) -> str:
     """The text; InputError where it holds half a character (JSON can), which no file or tokenizer takes."""
     try:

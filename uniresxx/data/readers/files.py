@@ -91,6 +91,24 @@ def load_records(path: Path) -> list[dict[str, Any]]:
     return content
 
 
+def load_json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a file with one JSON object per line, as they are asked for; InputError naming the line."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    note_opened(path)
+    with path.open("rb") as stream:
+        for number, line in enumerate(stream, start=1):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line, object_pairs_hook=_without_repeats)
+            except (ValueError, RecursionError) as error:
+                raise InputError(f"{path}: line {number}: is no readable JSON ({one_line(str(error))})") from None
+            if not isinstance(record, dict):
+                raise InputError(f"{path}: line {number}: must be an object, not {type(record).__name__}")
+            yield record
+
+
 def _read(path: Path, max_bytes: int) -> bytes:
     if not path.is_file():
         raise InputError(f"{path}: no such file")
