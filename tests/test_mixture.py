@@ -307,10 +307,7 @@ def test_a_store_is_counted_by_columns_as_its_records_are(tmp_path, monkeypatch)
     records = [record(str(i), "pomn"[: i % 5] * (i % 3)) for i in range(19)]
     store = store_at(tmp_path / "s", records)
     lazy = store.records()
-    assert (
-        np.array_equal(count_asked(lazy), count_asked(records))
-        and count_asked(records).sum() > 0
-    )
+    assert np.array_equal(count_asked(lazy), count_asked(records)) and count_asked(records).sum() > 0
     assert np.array_equal(count_asked(lazy[3:17:5]), count_asked(records[3:17:5]))
     assert texts_of(lazy, 10**6) == texts_of(records, 10**6)
     assert 0 < len(texts_of(lazy, 8)) < len(texts_of(records, 8))

@@ -35,7 +35,9 @@ class Sample:
     granularities: list[Granularity]
     expression_ids: list[str]
     dense_HW3: np.ndarray | None
-    drawn: dict[str, int] = field(default_factory=dict)  # 1 image, expressions by granularity, texts, dialogues
+    drawn: dict[str, int] = field(
+        default_factory=dict
+    )  # 1 image, expressions by granularity, texts, dialogues
     label: str = ""  # the data set it is of
     bad: tuple[BadSample, ...] = ()  # samples it stands in for
     truth_boxes: tuple[np.ndarray, np.ndarray] | None = None  # object and part level, high frame

@@ -2,7 +2,8 @@
 
 Asked are a record's expressions; of a record without any, its conversations: captions and other plain answers.
 A prepared store is read column by column; other records are looped over.
-Shapes: N records, 5 columns: 4 granularities, and conversations of records without expressions; R rows of a record batch.
+Shapes: N records, 5 columns: 4 granularities, and conversations of records without expressions; R rows of a record
+batch.
 """
 
 from __future__ import annotations

@@ -103,7 +103,9 @@ def load_json_lines(path: Path) -> Iterator[dict[str, Any]]:
             try:
                 record = json.loads(line, object_pairs_hook=_without_repeats)
             except (ValueError, RecursionError) as error:
-                raise InputError(f"{path}: line {number}: is no readable JSON ({one_line(str(error))})") from None
+                raise InputError(
+                    f"{path}: line {number}: is no readable JSON ({one_line(str(error))})"
+                ) from None
             if not isinstance(record, dict):
                 raise InputError(f"{path}: line {number}: must be an object, not {type(record).__name__}")
             yield record

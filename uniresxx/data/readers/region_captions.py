@@ -96,7 +96,9 @@ def read_visual_genome(root: Path, split: str) -> list[ImageRecord]:
         regions = []
         for place, item in enumerate(_regions(row, who)):
             named = f"{who}: region {place}"
-            x, y, width, height = _numbers([need(item, key, named) for key in ("x", "y", "width", "height")], named)
+            x, y, width, height = _numbers(
+                [need(item, key, named) for key in ("x", "y", "width", "height")], named
+            )
             phrase = text_of(item, "phrase", named)
             regions.append((need(item, "region_id", named), (x, y, x + width, y + height), phrase))
         _add(collector, photo, regions)
@@ -137,7 +139,9 @@ def _add(collector: Collector, photo: Photo, regions: Sequence[tuple[object, Box
     for native, (x0, y0, x1, y1), caption in regions:
         box = max(x0, 0.0), max(y0, 0.0), min(x1, float(width)), min(y1, float(height))
         if not caption.strip() or box[2] - box[0] < 1 or box[3] - box[1] < 1:
-            collector.leave_out(f"{collector.where}: region {native}: has no caption, or no pixel in its photo")
+            collector.leave_out(
+                f"{collector.where}: region {native}: has no caption, or no pixel in its photo"
+            )
             continue
         question = QUESTIONS[len(boxes) % len(QUESTIONS)].format(region=on_grid(box, photo.size))
         asked.append((native, Turn(question, answer=caption.strip())))
@@ -158,14 +162,17 @@ def _named_box(region: Mapping[str, Any], who: str) -> Box:
     """`xyxy`, or `xywh` as corners; InputError where a region has not exactly one of them."""
     named = [name for name in ("xyxy", "xywh") if name in region]
     if len(named) != 1:
-        raise InputError(f"{who}: must have one of xyxy and xywh, a box in pixels; it has {named or 'neither'}")
+        raise InputError(
+            f"{who}: must have one of xyxy and xywh, a box in pixels; it has {named or 'neither'}"
+        )
     a, b, c, d = _numbers(region[named[0]], who)
     return (a, b, c, d) if named[0] == "xyxy" else (a, b, a + c, b + d)
 
 
 def _numbers(values: Any, who: str) -> Box:
     plain = isinstance(values, list) and all(
-        isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) for value in values
+        isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        for value in values
     )
     if not plain or len(values) != 4:
         raise InputError(f"{who}: a box must be four numbers in pixels, not {shown(values)}")
