@@ -16,18 +16,20 @@ from safetensors.torch import load_file
 
 from mllm.config import TuningConfig
 from mllm.loading import CONVNEXT_RULES, translate
-from tests.test_loading import whole, with_small_numbers
+from tests.test_loading import SMALL, whole
 from tests.test_model import batch_of, picture
 from tests.test_text_data import photo
 from train.engines.base import Engine
 from train.finetune import recipe_of
 from train.log import read_log
+from train.recipe import Recipe
 from train.recipes import KNOWN
+from train.recipes.uniresxx_7b import align
 from train.step import do_step
 from uniresxx.checkpoints.folders import save_pretrained
 from uniresxx.errors import InputError
 from uniresxx.model.build import build_for_training, open_vocabulary
-from uniresxx.model.config import UniRESPlusPlusConfig, WeightsConfig
+from uniresxx.model.config import BoxHeadConfig, PyramidHeadConfig, UniRESPlusPlusConfig, WeightsConfig
 from uniresxx.model.modeling import UniRESPlusPlusModel
 from uniresxx.model.tuning import part_of, rounded_parts
 from uniresxx.types import Dialogue, ImageRecord, Turn
@@ -44,14 +46,27 @@ def described(index: int, regions: bool) -> ImageRecord:
     return replace(picture(index), expressions=(), dialogues=asked, boxes=boxes, dense=None)
 
 
+def joint() -> Recipe:
+    """The last stage with small numbers, a pyramid head, and a high tower that is trained."""
+    recipe = KNOWN["uniresxx_7b"]()
+    model = replace(
+        recipe.model,
+        mllm=SMALL,
+        mask_head="pyramid",
+        head=PyramidHeadConfig(width=16, heads=2),
+        box_head=BoxHeadConfig(width=16, convs=1),
+        tuning=replace(recipe.model.tuning, frozen=("low",), lora_rank=4),
+    )
+    return replace(recipe, model=model)
+
+
 def stage_a(tmp_path: Path, **tuning: object) -> UniRESPlusPlusConfig:
-    config = with_small_numbers(KNOWN["uniresxx_7b_align"]())
+    config = align("small_align", joint()).model
     return replace(config, weights=whole(tmp_path).weights, tuning=replace(config.tuning, **tuning))
 
 
 def stage_b(start: Path, **changes: object) -> UniRESPlusPlusConfig:
-    config = replace(with_small_numbers(KNOWN["uniresxx_7b_ground"]()), **changes)
-    return replace(config, weights=WeightsConfig(start=str(start)))
+    return replace(joint().model, weights=WeightsConfig(start=str(start)), **changes)
 
 
 def saved(tmp_path: Path, config: UniRESPlusPlusConfig) -> Path:
@@ -73,7 +88,7 @@ def built(config: UniRESPlusPlusConfig, lines: list[str] | None = None) -> UniRE
 def test_only_what_the_stage_trains_gets_a_gradient_and_the_mask_head_never_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe, config = KNOWN["uniresxx_7b_align"](), stage_a(tmp_path)
+    recipe, config = align("small_align", joint()), stage_a(tmp_path)
     model = built(config)
     monkeypatch.setattr(model.head, "encode", lambda *arguments: pytest.fail("the mask head was run"))
     monkeypatch.setattr(model.head, "forward", lambda *arguments: pytest.fail("the mask head was run"))
@@ -111,8 +126,8 @@ def test_the_stage_keeps_what_later_stages_train_in_fp32(recipe: str) -> None:
 
 def test_a_step_without_any_mask_is_finite_and_teaches_no_mask_head(tmp_path: Path) -> None:
     """Plain answers in a stage that trains masks: a whole step may have no expression."""
-    recipe = KNOWN["uniresxx_7b"]()
-    config = replace(with_small_numbers(recipe), weights=whole(tmp_path).weights)
+    recipe = joint()
+    config = replace(recipe.model, weights=whole(tmp_path).weights)
     model = built(config)
     texts = batch_of([described(0, True), described(1, False)], model.vocabulary, config)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}

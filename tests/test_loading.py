@@ -35,7 +35,6 @@ from mllm.tokens import SPECIAL_TOKENS, Vocabulary
 from tests.test_heads import SAM, SAM2, encode
 from tests.test_model import batch_of, picture
 from train.engines.base import Engine
-from train.recipe import Recipe
 from train.recipes import KNOWN
 from train.step import do_step
 from uniresxx.checkpoints.folders import save_pretrained
@@ -405,23 +404,20 @@ SIZES = (
 )  # fmt: skip
 
 
-def with_small_numbers(recipe: Recipe) -> UniRESPlusPlusConfig:
-    """The model of a full-size recipe; only the sizes are small."""
-    small = {name: getattr(SMALL, name) for name in SIZES}
-    return replace(
-        recipe.model,
-        mllm=replace(recipe.model.mllm, **small, mgfe_width=16),
-        head=PyramidHeadConfig(width=16, heads=2),
-        box_head=BoxHeadConfig(width=16, convs=1, min_score=0.0),  # proposes before it is trained
-        loss=replace(recipe.model.loss, points=100),
-    )
-
-
 @pytest.mark.parametrize("stage", ["uniresxx_7b", "uniresxx_7b_24gb"])
 def test_a_full_recipe_with_small_numbers_trains_saves_and_answers(tmp_path: Path, stage: str) -> None:
     """Every switch of the full size, from named folders, in mixed precision; only the sizes are small."""
     recipe = KNOWN[stage]()
-    config = replace(with_small_numbers(recipe), weights=whole(tmp_path).weights)
+    small = {name: getattr(SMALL, name) for name in SIZES}
+    mllm = replace(recipe.model.mllm, **small, mgfe_width=16)
+    config = replace(
+        recipe.model,
+        mllm=mllm,
+        head=PyramidHeadConfig(width=16, heads=2),
+        box_head=BoxHeadConfig(width=16, convs=1, min_score=0.0),  # proposes before it is trained
+        loss=replace(recipe.model.loss, points=100),
+        weights=whole(tmp_path).weights,
+    )
     vocabulary = open_vocabulary(config, [])
     model = build_for_training(config, vocabulary)
     records = [picture(0), picture(1, 20, 32)]

@@ -18,7 +18,8 @@ from train.job import Job
 from train.recipe import DataConfig, OptimConfig, Recipe, check
 from train.recipe_changes import differences, flatten, recipe_differences, recipe_values
 from train.recipes import KNOWN
-from uniresxx.data.catalog import known_benchmarks
+from uniresxx.data.catalog import SCENES, known_benchmarks
+from uniresxx.data.mixture.parts import MixturePart, mixture_named
 from uniresxx.errors import InputError
 from uniresxx.files import versions
 
@@ -263,5 +264,10 @@ def test_every_shipped_recipe_parses_and_documents_itself(name):
 
 
 @pytest.mark.parametrize("name", sorted(KNOWN))
-def test_every_benchmark_of_a_shipped_recipe_is_known(name):
-    assert set(KNOWN[name]().eval.benchmarks) <= set(known_benchmarks())
+def test_every_benchmark_and_every_training_set_of_a_shipped_recipe_is_known(name):
+    recipe = KNOWN[name]()
+    d = recipe.data
+    parts = mixture_named(d.mixture) if d.mixture else d.parts or (MixturePart(d.source, d.split),)
+    assert set(recipe.eval.benchmarks) <= set(known_benchmarks())
+    trained = {f"{part.source}/{part.split}" for part in parts}
+    assert trained and trained <= {*known_benchmarks(), *(f"{scenes}/train" for scenes in SCENES)}

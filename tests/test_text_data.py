@@ -20,8 +20,8 @@ from uniresxx.data.catalog import known_benchmarks, load_benchmark, splits_of
 from uniresxx.data.guard import record_coco_id
 from uniresxx.data.mixture.augment import mirrored
 from uniresxx.data.mixture.batches import Batches
-from uniresxx.data.mixture.counts import ASKED, count_asked, texts_of
-from uniresxx.data.mixture.data_log import DataLog
+from uniresxx.data.mixture.counts import count_asked, texts_of
+from uniresxx.data.mixture.data_log import ASKED, DataLog
 from uniresxx.data.mixture.mix import Mixture, OpenedPart
 from uniresxx.data.mixture.open import open_mixture
 from uniresxx.data.mixture.parts import MIXTURES, MixturePart

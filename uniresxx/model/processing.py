@@ -98,7 +98,10 @@ def _truth_boxes(truth: ImageRecord | None) -> tuple[np.ndarray, np.ndarray]:
         regions_N4 = truth.boxes.get("region", none_N4)
         return truth.boxes.get("object", regions_N4), truth.boxes.get("part", regions_N4)
     if truth is None or not {"object", "part"} <= truth.boxes.keys():
-        raise InputError("boxes='truth' is an ablation on data with truth boxes; use boxes='classical' here")
+        raise InputError(
+            "boxes='truth' is an ablation on data with truth boxes, and that of the align stage, whose masks mean "
+            "nothing; use boxes='classical' here, or a checkpoint of a later stage"
+        )
     return truth.boxes["object"], truth.boxes["part"]
 
 

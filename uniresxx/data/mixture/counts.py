@@ -14,11 +14,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from uniresxx.data.mixture.data_log import ASKED, TEXTS
 from uniresxx.data.store.read import StoreRecords
 from uniresxx.types import Granularity, ImageRecord
-
-TEXTS = "texts"
-ASKED = (*Granularity, TEXTS)
 
 
 def count_asked(records: Sequence[ImageRecord]) -> np.ndarray:

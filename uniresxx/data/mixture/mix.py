@@ -5,7 +5,7 @@ A record without expressions, of captions or other plain answers, shows its conv
 A training run shows one image per slot; slots are numbered 0, 1, 2, … without end. The record of a slot is a
 pure function of (seed, slot), so the state of the data is one integer, any slot is found at once, and any
 number of processes sees the same order. Needs no torch.
-Shapes: N records of a part, P parts, 5 kinds of what is asked (counts.ASKED).
+Shapes: N records of a part, P parts, 5 kinds of what is asked (data_log.ASKED).
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from uniresxx.data.mixture.counts import ASKED, box_kinds, count_asked
+from uniresxx.data.mixture.counts import box_kinds, count_asked
+from uniresxx.data.mixture.data_log import ASKED
 from uniresxx.errors import InputError
 from uniresxx.imaging.boxes import boxes_of_masks
 from uniresxx.types import Granularity, ImageRecord
