@@ -192,12 +192,13 @@ def test_visual_genome_is_read_as_released(root: Path) -> None:
         ({"xyxy": [0, 0, 4, "4"], "caption": "a"}, "four numbers"),
         ({"xyxy": [0, 0, 4, 4]}, "no field 'caption'"),
         ("a", "regions must be a list of objects"),
+        ({"xyxy": [0, 0, 4, 4], "caption": 5}, "caption must be text, not 5"),
     ],
 )
 def test_a_wrong_region_is_named(root: Path, region: object, line: str) -> None:
     row = {"image": "2.jpg", "width": 40, "height": 30, "regions": [region]}
     (root / "region_captions/train.jsonl").write_text(json.dumps(row))
-    with pytest.raises(InputError, match=rf"train\.jsonl: record 0.*{line}"):
+    with pytest.raises(InputError, match=rf"train\.jsonl: line 1.*{line}"):
         load_benchmark("region_captions/train", root)
 
 

@@ -58,14 +58,6 @@ def file_name_of(row: Mapping[str, Any], who: str, field_name: str = "file_name"
     return _unicode(value, who)
 
 
-def text_of(row: Mapping[str, Any], name: str, who: str) -> str:
-    """A field of text, which may be empty; InputError where it is something else."""
-    value = need(row, name, who)
-    if not isinstance(value, str):
-        raise InputError(f"{who}: {name} must be text, not {shown(value)}")
-    return _unicode(value, who)
-
-
 def _unicode(text: str, who: str) -> str:
     """The text; InputError where it holds half a character (JSON can), which no file or tokenizer takes."""
     try:
@@ -73,6 +65,22 @@ def _unicode(text: str, who: str) -> str:
     except UnicodeEncodeError:
         raise InputError(f"{who}: {shown(text)} holds half a character; correct the file") from None
     return text
+
+
+def text_of(row: Mapping[str, Any], field_name: str, who: str) -> str:
+    """A field that holds text, without blanks at its ends; InputError where it is no text."""
+    value = need(row, field_name, who)
+    if not isinstance(value, str):
+        raise InputError(f"{who}: {field_name} must be text, not {shown(value)}")
+    return _unicode(value, who).strip()
+
+
+def list_of(row: Mapping[str, Any], field_name: str, who: str) -> list[Any]:
+    """A field that holds a list; InputError otherwise."""
+    value = need(row, field_name, who)
+    if not isinstance(value, list):
+        raise InputError(f"{who}: {field_name} must be a list, not {shown(value)}")
+    return value
 
 
 def photo_id(file_name: str) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from uniresxx.data.readers.collector import Collector, Photo
-from uniresxx.data.readers.fields import file_name_of, need, shown, text_of
+from uniresxx.data.readers.fields import file_name_of, list_of, need, shown, text_of
 from uniresxx.data.readers.files import load_records
 from uniresxx.data.readers.folders import PhotoFinder, data_file
 from uniresxx.data.readers.region_captions import visual_genome_coco_ids
@@ -97,8 +97,8 @@ def _photo(name: str, path: Path, coco_ids: Mapping[str, int]) -> Photo | None:
 
 def _turns(row: Mapping[str, Any], who: str) -> tuple[Turn, ...] | None:
     """Questions and answers of a row; None where they cannot be asked and answered in turn."""
-    said = need(row, "conversations", who)
-    if not isinstance(said, list) or not all(isinstance(item, dict) for item in said):
+    said = list_of(row, "conversations", who)
+    if not all(isinstance(item, dict) for item in said):
         raise InputError(f"{who}: conversations must be a list of {{from, value}}, not {shown(said)}")
     roles = [need(item, "from", who) for item in said]
     values = [text_of(item, "value", who).replace(PLACEHOLDER, "").strip() for item in said]

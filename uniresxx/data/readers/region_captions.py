@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 
 from uniresxx.data.readers.collector import Collector, Photo
-from uniresxx.data.readers.fields import file_name_of, need, shown, size_of, text_of, whole
-from uniresxx.data.readers.files import load_json_lines, load_records
+from uniresxx.data.readers.fields import file_name_of, list_of, need, shown, size_of, text_of, whole
+from uniresxx.data.readers.files import json_lines, load_records
 from uniresxx.data.readers.folders import PhotoFinder, data_file, data_folders
 from uniresxx.errors import InputError, NotThereError
 from uniresxx.types import ImageRecord, Turn
@@ -46,21 +46,24 @@ def read_region_captions(root: Path, split: str) -> list[ImageRecord]:
     is left out and reported. Raises InputError naming file, record and region.
     """
     path = data_file(root, FOLDERS, (f"{split}.json", f"{split}.jsonl"))
-    folders = [f"{folder.name}/images" for folder in data_folders(root, FOLDERS)]
-    finder = PhotoFinder(root, (*folders, *(f.name for f in data_folders(root, FOLDERS)), "images", "."))
+    parents = [folder.name for folder in data_folders(root, FOLDERS)]
+    finder = PhotoFinder(root, (*(f"{name}/images" for name in parents), *parents, "images", "."))
     collector = Collector(str(path), root, f"region_captions/{split}", "not stated")
-    rows = load_json_lines(path) if path.suffix == ".jsonl" else load_records(path)
-    for index, row in enumerate(rows):
-        who = f"{path}: record {index}"
+    listed = json_lines(path) if path.suffix == ".jsonl" else _named(load_records(path), path)
+    for index, (who, row) in enumerate(listed):
         name = file_name_of(row, who, "image")
-        coco_id = None if row.get("coco_id") is None else whole(row["coco_id"], "coco_id", who)
-        photo = Photo(name, finder.path(name, who), size_of(row, who), coco_id=coco_id)
+        photo = Photo(name, finder.path(name, who), size_of(row, who), coco_id=_coco_id(row, who))
         regions = [
             (item.get("id", f"{index}_{place}"), _named_box(item, f"{who}: region {place}"), item)
             for place, item in enumerate(_regions(row, who))
         ]
         _add(collector, photo, [(key, box, text_of(item, "caption", who)) for key, box, item in regions])
     return collector.records()
+
+
+def _named(rows: Sequence[dict[str, Any]], path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Rows with their names for errors."""
+    return ((f"{path}: record {index}", row) for index, row in enumerate(rows))
 
 
 def splits_there(root: Path) -> list[str]:
@@ -77,12 +80,11 @@ def read_visual_genome(root: Path, split: str) -> list[ImageRecord]:
     """
     path = data_file(root, VISUAL_GENOME, ("region_descriptions.json",))
     about = data_file(root, VISUAL_GENOME, ("image_data.json",))
-    known = {_image_id(row, f"{about}: record {i}"): row for i, row in enumerate(load_records(about))}
+    known = {_image_id(row, who): row for who, row in _named(load_records(about), about)}
     parents = [folder.name for folder in data_folders(root, VISUAL_GENOME)]
     finder = PhotoFinder(root, [f"{name}/{inner}" for name in parents for inner in ("VG_100K", "VG_100K_2")])
     collector = Collector(str(path), root, f"visual_genome/{split}", "CC BY 4.0 (Visual Genome)")
-    for index, row in enumerate(load_records(path)):
-        who = f"{path}: record {index}"
+    for who, row in _named(load_records(path), path):
         image_id = _image_id(row, who)
         if image_id not in known:
             raise InputError(f"{who}: {about} does not list image {image_id}; download both files again")
@@ -111,13 +113,8 @@ def visual_genome_coco_ids(root: Path) -> dict[str, int]:
         path = data_file(root, VISUAL_GENOME, ("image_data.json",))
     except NotThereError:
         return {}
-    found = {}
-    for index, row in enumerate(load_records(path)):
-        who = f"{path}: record {index}"
-        coco_id = _coco_id(row, who)
-        if coco_id is not None:
-            found[str(_image_id(row, who))] = coco_id
-    return found
+    listed = ((_image_id(row, who), _coco_id(row, who)) for who, row in _named(load_records(path), path))
+    return {str(image_id): coco_id for image_id, coco_id in listed if coco_id is not None}
 
 
 def on_grid(box: Box, size: tuple[int, int]) -> str:
@@ -138,13 +135,13 @@ def _add(collector: Collector, photo: Photo, regions: Sequence[tuple[object, Box
     asked: list[tuple[object, Turn]] = []
     for native, (x0, y0, x1, y1), caption in regions:
         box = max(x0, 0.0), max(y0, 0.0), min(x1, float(width)), min(y1, float(height))
-        if not caption.strip() or box[2] - box[0] < 1 or box[3] - box[1] < 1:
+        if not caption or box[2] - box[0] < 1 or box[3] - box[1] < 1:
             collector.leave_out(
                 f"{collector.where}: region {native}: has no caption, or no pixel in its photo"
             )
             continue
         question = QUESTIONS[len(boxes) % len(QUESTIONS)].format(region=on_grid(box, photo.size))
-        asked.append((native, Turn(question, answer=caption.strip())))
+        asked.append((native, Turn(question, answer=caption)))
         boxes.append(box)
     boxes_N4 = np.array(boxes, dtype=np.float32).reshape(-1, 4)
     for native, turn in asked:
@@ -152,8 +149,8 @@ def _add(collector: Collector, photo: Photo, regions: Sequence[tuple[object, Box
 
 
 def _regions(row: Mapping[str, Any], who: str) -> Iterator[Mapping[str, Any]]:
-    regions = need(row, "regions", who)
-    if not isinstance(regions, list) or not all(isinstance(item, dict) for item in regions):
+    regions = list_of(row, "regions", who)
+    if not all(isinstance(item, dict) for item in regions):
         raise InputError(f"{who}: regions must be a list of objects, not {shown(regions)}")
     yield from regions
 
