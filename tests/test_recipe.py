@@ -247,6 +247,15 @@ def test_a_former_value_of_a_model_is_its_name_of_today():
     assert values[0] == values[1] == {"model.boxes": "classical", "data set": ""}
 
 
+def test_a_run_that_kept_no_frozen_part_in_fp32_goes_on():
+    now = {"recipe": KNOWN["uniresxx_7b"]().to_dict(), "data": "x"}
+    saved = json.loads(json.dumps(now))
+    del saved["recipe"]["model"]["tuning"]["keep_fp32"]
+    assert recipe_differences(saved, now) == []
+    now["recipe"]["model"]["tuning"]["keep_fp32"] = ["high"]
+    assert recipe_differences(saved, now) == ['model.tuning.keep_fp32: [] -> ["high"]']
+
+
 def test_flatten():
     assert flatten({"a": {"b": 1, "c": {"d": [2]}}, "e": None}) == {"a.b": 1, "a.c.d": [2], "e": None}
 

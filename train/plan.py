@@ -30,10 +30,8 @@ CONTEXT = 800_000_000  # CUDA context, cuBLAS and cuDNN workspaces: our choice, 
 PER_JOB = 500_000_000  # NCCL's buffers with more than one process: our choice, not measured
 FRAGMENTED = 0.05  # of activations, lost to the allocator: our choice, not measured
 TOKENS, SCENE_TOKENS = 32, 14  # of an expression with its question: LLaVA's words (25 to 30); drawn scenes
-CAPTION_TOKENS, CAPTION_LABELS = (
-    48,
-    16,
-)  # of a caption with its question, and of the caption alone: our choice
+CAPTION_TOKENS = 48  # of a caption with its question: our choice
+CAPTION_LABELS = 16  # of the caption alone: our choice
 PHRASES = 1.6  # expressions of a conversation in the scenes, counted
 GB = 1e9
 

@@ -68,10 +68,8 @@ DATA_SETS: dict[str, tuple[Reader, tuple[str, ...]]] = {
     },
     **{name: (partial(llava.read_llava, dataset=name), ("train",)) for name in llava.SETS},
     "visual_genome": (region_captions.read_visual_genome, ("train",)),
-    "region_captions": (
-        region_captions.read_region_captions,
-        ("train",),
-    ),  # others are found in the data folder
+    # other splits are found in the data folder
+    "region_captions": (region_captions.read_region_captions, ("train",)),
 }
 
 

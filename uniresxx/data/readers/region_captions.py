@@ -29,7 +29,7 @@ from uniresxx.types import ImageRecord, Turn
 FOLDERS = ("region_captions",)
 VISUAL_GENOME = ("visual_genome", "VisualGenome", "vg")
 GRID = 999  # corners in a question are whole numbers from 0 to this, across the photo and down (UniRES' captioner)
-# Our choice: the first is that of UniRES' captioner; a region has the one of its place in the photo's list.
+# Our choice: the first asks as UniRES' captioner is asked; a region has that of its place in the photo's list.
 QUESTIONS = (
     "The caption of this region {region} is?",
     "Describe the region {region}.",
@@ -46,7 +46,7 @@ def read_region_captions(root: Path, split: str) -> list[ImageRecord]:
     is left out and reported. Raises InputError naming file, record and region.
     """
     path = data_file(root, FOLDERS, (f"{split}.json", f"{split}.jsonl"))
-    parents = [folder.name for folder in data_folders(root, FOLDERS)]
+    parents = _folders_below(root, FOLDERS)
     finder = PhotoFinder(root, (*(f"{name}/images" for name in parents), *parents, "images", "."))
     collector = Collector(str(path), root, f"region_captions/{split}", "not stated")
     listed = json_lines(path) if path.suffix == ".jsonl" else _named(load_records(path), path)
@@ -81,7 +81,7 @@ def read_visual_genome(root: Path, split: str) -> list[ImageRecord]:
     path = data_file(root, VISUAL_GENOME, ("region_descriptions.json",))
     about = data_file(root, VISUAL_GENOME, ("image_data.json",))
     known = {_image_id(row, who): row for who, row in _named(load_records(about), about)}
-    parents = [folder.name for folder in data_folders(root, VISUAL_GENOME)]
+    parents = _folders_below(root, VISUAL_GENOME)
     finder = PhotoFinder(root, [f"{name}/{inner}" for name in parents for inner in ("VG_100K", "VG_100K_2")])
     collector = Collector(str(path), root, f"visual_genome/{split}", "CC BY 4.0 (Visual Genome)")
     for who, row in _named(load_records(path), path):
@@ -146,6 +146,10 @@ def _add(collector: Collector, photo: Photo, regions: Sequence[tuple[object, Box
     boxes_N4 = np.array(boxes, dtype=np.float32).reshape(-1, 4)
     for native, turn in asked:
         collector.add_dialogue(replace(photo, boxes={"region": boxes_N4}), native, (turn,))
+
+
+def _folders_below(root: Path, names: Sequence[str]) -> list[str]:
+    return [folder.relative_to(root).as_posix() for folder in data_folders(root, names)]
 
 
 def _regions(row: Mapping[str, Any], who: str) -> Iterator[Mapping[str, Any]]:
