@@ -194,10 +194,16 @@ def test_finetune_refuses_a_checkpoint_of_the_stage(tmp_path: Path) -> None:
 # ---- on several processes
 
 
+TEXT_ALONE = (
+    "--model.boxes truth --model.loss.mask 0 --model.loss.dice 0 --model.loss.quality 0 --model.loss.presence 0 "
+    "--model.loss.dense 0 --model.loss.box 0 --model.tuning.frozen low high llm head --model.tuning.token_rows new"
+)
+
+
 @pytest.mark.system
-@pytest.mark.parametrize("stage", [0, 2])
-def test_two_processes_train_on_captions_alone(tmp_path: Path, stage: int) -> None:
-    """With a mask head in the loss: no process has a mask in any step."""
+@pytest.mark.parametrize(("stage", "options"), [(0, ""), (2, ""), (3, TEXT_ALONE)])
+def test_two_processes_train_on_captions_alone(tmp_path: Path, stage: int, options: str) -> None:
+    """With a mask head in the loss, and no mask in any step of any process; and without."""
     rows = [
         {
             "image": f"{i}.png",
@@ -212,7 +218,7 @@ def test_two_processes_train_on_captions_alone(tmp_path: Path, stage: int) -> No
     (tmp_path / "data/region_captions/train.jsonl").write_text("\n".join(map(json.dumps, rows)))
     words = (
         "tiny_scenes --data.source region_captions --data.warmup_images 0 --data.batch_images 4 --optim.steps 2 "
-        f"--engine.zero_stage {stage} --engine.device cpu --data {tmp_path}/data --out {tmp_path}/run"
+        f"--engine.zero_stage {stage} --engine.device cpu --data {tmp_path}/data --out {tmp_path}/run {options}"
     ).split()
     launch = [
         sys.executable,
@@ -230,5 +236,6 @@ def test_two_processes_train_on_captions_alone(tmp_path: Path, stage: int) -> No
     )  # fmt: skip
     assert run.returncode == 0, run.stderr[-3000:]
     steps = list(read_log(tmp_path / "run/log.jsonl"))
-    assert len(steps) == 2 and all(step["mask"] == 0 < step["text"] and not step["skipped"] for step in steps)
+    assert len(steps) == 2 and all(step["text"] > 0 and not step["skipped"] for step in steps)
+    assert [step.get("mask") for step in steps] == ([None] * 2 if options else [0, 0])
     assert [step["drawn"]["region_captions/train texts"] for step in steps] == [4, 4]
