@@ -122,7 +122,7 @@ def build(recipe: Recipe, vocabulary: Vocabulary, device: torch.device) -> UniRE
     torch.manual_seed(0)
     with device:
         model = UniRESPlusPlusModel(recipe.model, vocabulary)
-    cast_frozen(model, torch.bfloat16)
+    cast_frozen(model, replace(model.config.tuning, frozen_dtype="bf16"))
     return model
 
 

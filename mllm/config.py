@@ -120,6 +120,7 @@ class TuningConfig:
     lora_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
     token_rows: TokenRows = "all"
     frozen_dtype: Literal["fp32", "bf16"] = "fp32"  # how frozen weights are kept while training
+    keep_fp32: tuple[Part, ...] = ()  # frozen parts that a later stage trains: never rounded
 
     def __post_init__(self) -> None:
         """Reject numbers and words that mean nothing."""
@@ -132,10 +133,11 @@ class TuningConfig:
             raise ValueError(
                 "lora_targets is empty: name projections such as q_proj v_proj, or set lora_rank 0"
             )
-        unknown = [name for name in self.frozen if name not in get_args(Part)]
+        unknown = [name for name in (*self.frozen, *self.keep_fp32) if name not in get_args(Part)]
         if unknown or self.token_rows not in get_args(TokenRows):
             raise ValueError(
-                f"frozen={unknown} or token_rows={self.token_rows!r} is unknown; parts: {', '.join(get_args(Part))}"
+                f"frozen or keep_fp32 {unknown}, or token_rows={self.token_rows!r}, is unknown; "
+                f"parts: {', '.join(get_args(Part))}"
             )
 
 

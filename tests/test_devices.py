@@ -355,8 +355,7 @@ def test_loading_never_holds_the_weights_twice(vocabulary: Vocabulary, tmp_path:
         folders = [tmp_path / frozen_dtype / name for name in ("small", "large")]
         for folder, sizes in zip(folders, (config, large), strict=True):
             model = UniRESPlusPlusModel(sizes, vocabulary, skip_llm_init=True)
-            if frozen_dtype == "bf16":
-                cast_frozen(model, torch.bfloat16)
+            cast_frozen(model, sizes.tuning)
             save_pretrained(folder, model)
         words = [sys.executable, "-c", MEASURE, *map(str, folders)]
         children[folders[1]] = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True)

@@ -157,7 +157,7 @@ def test_the_whole_model_trains_and_answers_with_a_sam_head(kind: str, words: Vo
 
     half = UniRESPlusPlusModel(config, words).eval()
     half.load_state_dict(model.state_dict())
-    cast_frozen(half, torch.bfloat16)
+    cast_frozen(half, TuningConfig(frozen_dtype="bf16"))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         rounded = half(batch)
     assert torch.isfinite(half.loss(rounded, batch).total(half.counts(batch)))

@@ -25,7 +25,7 @@ from train.recipes import KNOWN
 from train.step import TrainingError, prefetch
 from uniresxx.data.catalog import benchmark_name, find_store, open_benchmark
 from uniresxx.data.mixture.batches import Batches, SceneSource
-from uniresxx.data.mixture.counts import count_granularities, texts_of
+from uniresxx.data.mixture.counts import count_asked, texts_of
 from uniresxx.data.mixture.data_log import DataError, DataLog, StepData, read_quarantine
 from uniresxx.data.mixture.mix import Mixture, OpenedPart, PartSchedule
 from uniresxx.data.mixture.open import open_mixture
@@ -307,11 +307,8 @@ def test_a_store_is_counted_by_columns_as_its_records_are(tmp_path, monkeypatch)
     records = [record(str(i), "pomn"[: i % 5] * (i % 3)) for i in range(19)]
     store = store_at(tmp_path / "s", records)
     lazy = store.records()
-    assert (
-        np.array_equal(count_granularities(lazy), count_granularities(records))
-        and count_granularities(records).sum() > 0
-    )
-    assert np.array_equal(count_granularities(lazy[3:17:5]), count_granularities(records[3:17:5]))
+    assert np.array_equal(count_asked(lazy), count_asked(records)) and count_asked(records).sum() > 0
+    assert np.array_equal(count_asked(lazy[3:17:5]), count_asked(records[3:17:5]))
     assert texts_of(lazy, 10**6) == texts_of(records, 10**6)
     assert 0 < len(texts_of(lazy, 8)) < len(texts_of(records, 8))
 

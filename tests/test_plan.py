@@ -42,6 +42,7 @@ CONFIGS = {
     "learned boxes": UniRESPlusPlusConfig(mllm=SMALL, boxes="learned"),
     "middle": UniRESPlusPlusConfig(mllm=MIDDLE, boxes="learned", head=PyramidHeadConfig(width=96)),
     "lora": UniRESPlusPlusConfig(mllm=MIDDLE, tuning=LORA, loss=LossConfig(resolution="points", points=500)),
+    "text alone": UniRESPlusPlusConfig(mllm=SMALL, loss=LossConfig().text_only()),
     "checkpointing": UniRESPlusPlusConfig(
         mllm=replace(MIDDLE, activation_checkpointing=True), tuning=LORA, loss=LossConfig(resolution="low")
     ),
@@ -128,6 +129,18 @@ def test_more_expressions_and_images_need_more() -> None:
     for more in (Sizes(1, 16, 8), Sizes(2, 2, 8)):
         found = estimate_activations(SHORT, more, False)
         assert found.peak > few.peak and found.saved > few.saved
+
+
+def test_a_stage_without_masks_is_planned_with_captions_and_needs_less() -> None:
+    stages = [KNOWN["uniresxx_7b_align"](), KNOWN["uniresxx_7b"]()]
+    align, joint = (sizes_of(replace(stage, data=stages[1].data), 8) for stage in stages)
+    assert (align.images, align.expressions) == (joint.images, joint.expressions)
+    assert align.tokens > joint.tokens and align.labels > joint.labels
+    assert sizes_of(stages[0], 8, tokens=20).tokens == 20
+    config, sizes = CONFIGS["text alone"], Sizes(1, 4, 12)
+    found = estimate_activations(config, sizes, False)
+    assert found.saved < estimate_activations(CONFIGS["tiny"], sizes, False).saved
+    assert found.saved < estimate_activations(config, replace(sizes, expressions=8), False).saved
 
 
 def test_checkpointing_and_mixed_precision_need_less() -> None:
@@ -254,8 +267,10 @@ def test_a_full_recipe_keeps_its_global_batch(name: str) -> None:
     gpus = 1 if "24gb" in name else 8
     assert share_of(found.data, gpus) >= 1
     assert found.data.batch_images * found.data.accumulate == (256 if name.endswith("align") else 80)
-    assert found.data.expressions_per_image == 8 and found.eval.benchmarks == BENCHMARKS
-    assert found.data.mixture == "refcoco_family" and sizes_of(found, gpus).expressions == 8
+    align = name.endswith("align")
+    assert found.data.expressions_per_image == 8 and found.eval.benchmarks == (() if align else BENCHMARKS)
+    assert found.data.mixture == ("captions" if align else "refcoco_family")
+    assert sizes_of(found, gpus).expressions == 8
 
 
 @pytest.mark.slow
@@ -270,7 +285,7 @@ def test_a_full_recipe_fits_its_gpus(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["uniresxx_7b", "uniresxx_13b", "uniresxx_7b_24gb"])
+@pytest.mark.parametrize("name", ["uniresxx_7b", "uniresxx_7b_align", "uniresxx_13b", "uniresxx_7b_24gb"])
 def test_the_peak_of_a_full_recipe_rises_with_expressions_and_falls_with_the_stage(name: str) -> None:
     found = KNOWN[name]()
     found = replace(found, data=replace(found.data, batch_images=8))

@@ -18,7 +18,8 @@ from train.job import Job
 from train.recipe import DataConfig, OptimConfig, Recipe, check
 from train.recipe_changes import differences, flatten, recipe_differences, recipe_values
 from train.recipes import KNOWN
-from uniresxx.data.catalog import known_benchmarks
+from uniresxx.data.catalog import SCENES, known_benchmarks
+from uniresxx.data.mixture.parts import MixturePart, mixture_named
 from uniresxx.errors import InputError
 from uniresxx.files import versions
 
@@ -246,6 +247,15 @@ def test_a_former_value_of_a_model_is_its_name_of_today():
     assert values[0] == values[1] == {"model.boxes": "classical", "data set": ""}
 
 
+def test_a_run_that_kept_no_frozen_part_in_fp32_goes_on():
+    now = {"recipe": KNOWN["uniresxx_7b"]().to_dict(), "data": "x"}
+    saved = json.loads(json.dumps(now))
+    del saved["recipe"]["model"]["tuning"]["keep_fp32"]
+    assert recipe_differences(saved, now) == []
+    now["recipe"]["model"]["tuning"]["keep_fp32"] = ["high"]
+    assert recipe_differences(saved, now) == ['model.tuning.keep_fp32: [] -> ["high"]']
+
+
 def test_flatten():
     assert flatten({"a": {"b": 1, "c": {"d": [2]}}, "e": None}) == {"a.b": 1, "a.c.d": [2], "e": None}
 
@@ -263,5 +273,10 @@ def test_every_shipped_recipe_parses_and_documents_itself(name):
 
 
 @pytest.mark.parametrize("name", sorted(KNOWN))
-def test_every_benchmark_of_a_shipped_recipe_is_known(name):
-    assert set(KNOWN[name]().eval.benchmarks) <= set(known_benchmarks())
+def test_every_benchmark_and_every_training_set_of_a_shipped_recipe_is_known(name):
+    recipe = KNOWN[name]()
+    d = recipe.data
+    parts = mixture_named(d.mixture) if d.mixture else d.parts or (MixturePart(d.source, d.split),)
+    assert set(recipe.eval.benchmarks) <= set(known_benchmarks())
+    trained = {f"{part.source}/{part.split}" for part in parts}
+    assert trained and trained <= {*known_benchmarks(), *(f"{scenes}/train" for scenes in SCENES)}

@@ -197,7 +197,7 @@ def test_trained_rows_equal_those_of_peft() -> None:
 
 def test_frozen_weights_in_bf16_train_and_answer(vocabulary: Vocabulary) -> None:
     model = tuned(vocabulary, LORA)
-    cast_frozen(model, torch.bfloat16)
+    cast_frozen(model, replace(LORA, frozen_dtype="bf16"))
     batch = batch_of([picture(0)], vocabulary)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         output = model(batch)

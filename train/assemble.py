@@ -19,7 +19,7 @@ from train.validation import open_validation
 from uniresxx.data.catalog import SCENES
 from uniresxx.data.guard import lines_of_report
 from uniresxx.data.mixture.batches import Batches, SceneSource, Source
-from uniresxx.data.mixture.counts import texts_of
+from uniresxx.data.mixture.counts import texts_of, texts_of_record
 from uniresxx.data.mixture.data_log import DataLog
 from uniresxx.data.mixture.mix import Mixture
 from uniresxx.data.mixture.open import open_mixture
@@ -163,11 +163,13 @@ def _digest(records: Sequence[ImageRecord]) -> str:
     for record in records:
         for e in record.expressions:
             digest.update(f"{e.expression_id}\0{e.text}\0{e.granularity}\0{e.rle}\n".encode())
+        if not record.expressions:
+            digest.update("\0".join([record.image_id, *texts_of_record(record), "\n"]).encode())
     return digest.hexdigest()
 
 
 def _readable(mixture: Mixture) -> list[ImageRecord]:
-    """A few records of the first part whose photograph can be shown."""
+    """A few records of the first part whose photograph can be shown, with expressions."""
     pool, shown = mixture.parts[0], []
     for row in pool.rows[: 10 * SHOWN]:
         try:
@@ -175,7 +177,8 @@ def _readable(mixture: Mixture) -> list[ImageRecord]:
             photo_of(record)
         except InputError:
             continue
-        shown.append(record)
+        if record.expressions:
+            shown.append(record)
         if len(shown) == SHOWN:
             break
     return shown

@@ -51,7 +51,12 @@ def recipe_of(checkpoint: Path) -> Recipe:
     kind = values.get("model_type")
     if kind == "film_unet":
         raise InputError(f"{folder} is a FiLM-UNet, the baseline: give a UniRES++ checkpoint")
-    return recipe_for(UniRESPlusPlusConfig.from_dict(values), str(folder.resolve()))
+    config = UniRESPlusPlusConfig.from_dict(values)
+    if not config.loss.teaches_masks:
+        raise InputError(
+            f"{folder} is of an align stage, which trains no masks: give a checkpoint of a later stage"
+        )
+    return recipe_for(config, str(folder.resolve()))
 
 
 def with_data(recipe: Recipe, data: Path | None) -> tuple[Recipe, Path | None]:

@@ -112,8 +112,7 @@ def model_without_memory(config: UniRESPlusPlusConfig) -> UniRESPlusPlusModel:
     vocabulary = Vocabulary.train([], config.mllm.vocabulary)
     with torch.device("meta"):
         model = UniRESPlusPlusModel(config, vocabulary)
-    if config.tuning.frozen_dtype == "bf16":
-        cast_frozen(model, torch.bfloat16)
+    cast_frozen(model, config.tuning)
     return model
 
 

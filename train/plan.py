@@ -30,6 +30,8 @@ CONTEXT = 800_000_000  # CUDA context, cuBLAS and cuDNN workspaces: our choice, 
 PER_JOB = 500_000_000  # NCCL's buffers with more than one process: our choice, not measured
 FRAGMENTED = 0.05  # of activations, lost to the allocator: our choice, not measured
 TOKENS, SCENE_TOKENS = 32, 14  # of an expression with its question: LLaVA's words (25 to 30); drawn scenes
+CAPTION_TOKENS = 48  # of a caption with its question: our choice
+CAPTION_LABELS = 16  # of the caption alone: our choice
 PHRASES = 1.6  # expressions of a conversation in the scenes, counted
 GB = 1e9
 
@@ -153,8 +155,13 @@ def plan(
 
 
 def sizes_of(recipe: Recipe, gpus: int, tokens: int | None = None) -> Sizes:
-    """A process's micro-batch. Scenes have conversations, at `data.dialogue_share`; photographs have none yet."""
+    """A process's micro-batch. Scenes have conversations, at `data.dialogue_share`; photographs have none yet.
+
+    Where no term of the loss needs masks, captions are asked instead of expressions.
+    """
     d = recipe.data
+    if not recipe.model.loss.teaches_masks:
+        return Sizes(share_of(d, gpus), d.expressions_per_image, tokens or CAPTION_TOKENS, CAPTION_LABELS)
     drawn = d.source in SCENES and not (d.mixture or d.parts)
     dialogues = d.expressions_per_image * d.dialogue_share / (1 - d.dialogue_share) if drawn else 0.0
     decisions = round(d.expressions_per_image + PHRASES * dialogues)

@@ -23,7 +23,10 @@ FORMER_FIELDS: dict[str, str | None] = {
 }
 
 # Fields added since, and what the runs that lack them did.
-ADDED_FIELDS = {f"model.{head}.paint_regions": False for head in ("head", "sam", "sam2")}
+ADDED_FIELDS: dict[str, Any] = {
+    **{f"model.{head}.paint_regions": False for head in ("head", "sam", "sam2")},
+    "model.tuning.keep_fp32": [],
+}
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

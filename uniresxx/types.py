@@ -105,7 +105,8 @@ class ImageRecord:
     path: str | None = None
     pixels: np.ndarray | None = None  # uint8 (y, x, 3), RGB, as a person sees it
     dialogues: tuple[Dialogue, ...] = ()
-    # true boxes, xyxy, float32 (boxes, 4), by "object" and "part": all that the photo shows of a level
+    # true boxes, xyxy, float32 (boxes, 4), by "object" and "part": all that the photo shows of a level; "region":
+    # those of captioned regions
     boxes: Mapping[str, np.ndarray] = field(default_factory=dict)
     # scenes only: uint8 (y, x, 3), the kind, colour and part of each pixel, from 1 on; 0 is none
     dense: np.ndarray | None = None

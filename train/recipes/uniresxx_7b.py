@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from mllm.config import MLLMConfig, TuningConfig, llava_7b
+from mllm.config import MLLMConfig, Part, TuningConfig, llava_7b
 from train.recipe import DataConfig, EngineConfig, EvalConfig, LogConfig, OptimConfig, Recipe
 from uniresxx.model.config import PyramidHeadConfig, UniRESPlusPlusConfig, WeightsConfig
 
@@ -59,17 +59,26 @@ def ground(name: str, stage_c: Recipe) -> Recipe:
 
 
 def align(name: str, stage_c: Recipe) -> Recipe:
-    """Stage A from stage C: only fusion, projector, region tokens, MGFE, box head and new token rows; 256 images.
+    """Stage A from stage C: only fusion, projector, region tokens, MGFE and new token rows; 256 images.
 
-    The box head is trained too (our choice): region tokens of untrained boxes have no meaning to align.
+    Captions of photos and of regions teach them, by the loss of the text alone: no gradient passes the mask head,
+    which is random, or published and not ours yet. Region tokens see the boxes of the captioned regions (our choice:
+    boxes of an untrained box head have no meaning to align); the box head is new in stage B. Parts that stages B and
+    C train keep their published fp32 weights.
     """
-    tuning = TuningConfig(frozen=("low", "high", "llm", "head"), token_rows="new", frozen_dtype="bf16")
+    frozen: tuple[Part, ...] = ("low", "high", "llm", "head", "mask_encoder")
+    later = stage_c.model.tuning
+    keep = tuple(
+        part for part in frozen if part not in later.frozen and not (part == "llm" and later.lora_rank)
+    )
+    tuning = TuningConfig(frozen=frozen, token_rows="new", frozen_dtype="bf16", keep_fp32=keep)
     return replace(
         stage_c,
         name=name,
-        model=replace(stage_c.model, tuning=tuning),
-        data=replace(stage_c.data, batch_images=16, accumulate=16),
+        model=replace(stage_c.model, boxes="truth", loss=stage_c.model.loss.text_only(), tuning=tuning),
+        data=replace(stage_c.data, mixture="captions", batch_images=16, accumulate=16),
         optim=replace(stage_c.optim, lr=1e-3, lr_scale=()),
+        eval=EvalConfig(),
     )
 
 

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from uniresxx.data.readers import cris, hub, psalm
+from uniresxx.data.readers import cris, hub, llava, psalm, region_captions
 from uniresxx.data.readers.grefcoco import read_grefcoco
 from uniresxx.data.readers.refcoco import read_refcoco
 from uniresxx.data.readers.refcocom import known_stems, read_refcocom
@@ -66,6 +66,10 @@ DATA_SETS: dict[str, tuple[Reader, tuple[str, ...]]] = {
         f"lmms_{name}": (partial(hub.read_lmms, dataset=name), tuple(splits))
         for name, (_, splits) in hub.LMMS.items()
     },
+    **{name: (partial(llava.read_llava, dataset=name), ("train",)) for name in llava.SETS},
+    "visual_genome": (region_captions.read_visual_genome, ("train",)),
+    # other splits are found in the data folder
+    "region_captions": (region_captions.read_region_captions, ("train",)),
 }
 
 
@@ -199,6 +203,8 @@ def splits_of(dataset: str, data: Path | None) -> list[str]:
         return known_stems(data)
     if dataset == "jxu124_benchmark" and data is not None:
         return hub.benchmark_splits(data)
+    if dataset == "region_captions" and data is not None:
+        return region_captions.splits_there(data)
     if dataset not in DATA_SETS:
         raise InputError(f"unknown data set {dataset!r}; known: {_known_sets()}")
     return list(DATA_SETS[dataset][1])

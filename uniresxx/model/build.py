@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from torch import nn
 
 from mllm.config import TuningConfig
@@ -32,11 +31,12 @@ from uniresxx.model.heads.pyramid import PyramidHead
 from uniresxx.model.modeling import UniRESPlusPlusModel
 from uniresxx.model.placement import Placement, parameters_without_memory
 from uniresxx.model.regions.detector import Owlv2Proposer
-from uniresxx.model.tuning import cast, cast_frozen, format_table, parameter_table
+from uniresxx.model.tuning import cast, cast_frozen, format_table, parameter_table, rounded_parts
 
 Config = TypeVar("Config")
 Model = TypeVar("Model", bound=nn.Module)
 Log = Callable[[str], None]
+BOX_HEAD = r"box_head\..*"  # parameters that the align stage does not have
 
 
 def check_sources(config: UniRESPlusPlusConfig) -> None:
@@ -86,8 +86,7 @@ def build_for_training(
     w = config.weights
     all_loaded = w.llava is not None or w.start is not None
     model = UniRESPlusPlusModel(config, vocabulary, skip_llm_init=all_loaded)
-    if config.tuning.frozen_dtype == "bf16":  # before loading: half the memory is never needed
-        cast_frozen(model, torch.bfloat16)
+    cast_frozen(model, config.tuning)  # before loading: half the memory is never needed
     load_sources(model, log)
     if config.boxes == "owlv2":
         attach_detector(model)
@@ -108,18 +107,17 @@ def load_sources(model: UniRESPlusPlusModel, log: Log) -> None:
     if w.start is not None:
         folder = resolve(Path(w.start), log)
         before = UniRESPlusPlusConfig.from_dict(read_json(folder / CONFIG))
-        if before.boxes != model.config.boxes:
-            raise InputError(
-                f"{folder} was trained with boxes={before.boxes!r} and would go on with {model.config.boxes!r}: "
-                "region tokens mean what their boxes are; give the same --model.boxes"
-            )
-        if model.box_head is not None:
+        _check_start(model, before, folder)
+        new = () if before.boxes == "learned" else (BOX_HEAD,)
+        if model.box_head is not None and new:
+            log(f"box head: new, {folder} has none")
+        elif model.box_head is not None:
             for level in model.config.box_head.active_levels:
                 if level not in before.box_head.active_levels:
                     log(
                         f"box head: the {level} level, off in {folder}, is on: the training data has boxes of it"
                     )
-        load("start", ["model"], partial(load_part, model, str(folder), OWN_RULES))
+        load("start", ["model"], partial(load_part, model, str(folder), OWN_RULES, new))
         return
     if w.llava is not None:
         parts = ["LLM", "projector", "low tower"]
@@ -131,6 +129,25 @@ def load_sources(model: UniRESPlusPlusModel, log: Log) -> None:
     if w.sam is not None:
         assert not isinstance(head, PyramidHead)  # check_sources
         load("sam", ["mask head"], partial(load_sam, head.sam, w.sam))
+
+
+def _check_start(model: UniRESPlusPlusModel, before: UniRESPlusPlusConfig, folder: Path) -> None:
+    """InputError where a run cannot go on from `folder`: other boxes, or rounded weights that it would train."""
+    now = model.config
+    # The align stage teaches region tokens on boxes that are known, whatever finds boxes later.
+    aligned = before.boxes == "truth" and not before.loss.teaches_masks
+    if before.boxes != now.boxes and not aligned:
+        raise InputError(
+            f"{folder} was trained with boxes={before.boxes!r} and would go on with {now.boxes!r}: "
+            "region tokens mean what their boxes are; give the same --model.boxes"
+        )
+    rounded = " ".join(rounded_parts(model, before.tuning))
+    if rounded:
+        raise InputError(
+            f"{folder} holds the part(s) {rounded} frozen and rounded to bf16, and this run trains them: train the "
+            f"stage before again with --model.tuning.keep_fp32 {rounded}, or freeze them here too "
+            "(--model.tuning.frozen)"
+        )
 
 
 def attach_detector(model: UniRESPlusPlusModel) -> None:
@@ -192,8 +209,7 @@ def load_with(
 def _with_frozen_dtype(config: UniRESPlusPlusConfig, vocabulary: Vocabulary) -> UniRESPlusPlusModel:
     """A model whose frozen weights have the dtype in which they were trained."""
     model = UniRESPlusPlusModel(config, vocabulary)
-    if config.tuning.frozen_dtype == "bf16":
-        cast_frozen(model, torch.bfloat16)
+    cast_frozen(model, config.tuning)
     return model
 
 

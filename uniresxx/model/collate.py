@@ -35,7 +35,9 @@ class Sample:
     granularities: list[Granularity]
     expression_ids: list[str]
     dense_HW3: np.ndarray | None
-    drawn: dict[str, int] = field(default_factory=dict)  # 1 image, expressions by granularity, dialogues
+    drawn: dict[str, int] = field(
+        default_factory=dict
+    )  # 1 image, expressions by granularity, texts, dialogues
     label: str = ""  # the data set it is of
     bad: tuple[BadSample, ...] = ()  # samples it stands in for
     truth_boxes: tuple[np.ndarray, np.ndarray] | None = None  # object and part level, high frame
@@ -85,7 +87,8 @@ def make_sample(
     view = view_photo(photo, config, record)
     truth = [None if rle is None else _decoded(rle, record) for rle in masks]
     framed = [None if mask_yx is None else _framed(mask_yx, view.letterbox) for mask_yx in truth]
-    drawn = {"images": 1, "dialogues": len(dialogues)} | Counter(str(e.granularity) for e in expressions)
+    drawn = {"images": 1, "dialogues": len(dialogues), "texts": 0 if expressions else len(dialogues)}
+    drawn |= Counter(str(e.granularity) for e in expressions)
     levels = config.box_head.active_levels
     boxes = truth_boxes(record, view.letterbox, levels) if config.boxes == "learned" else None
     complete = "object" in record.boxes, "part" in record.boxes

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from mllm.config import MLLMConfig, TuningConfig
@@ -137,6 +137,9 @@ class WeightsConfig:
 class LossConfig:
     """Weights of METHOD section 4; `dense` is the auxiliary of the scenes (kind, colour, part per pixel).
 
+    Where all weights of the mask head's terms are 0 it is not run in training, and no term of it is logged; the same
+    holds for `box`.
+
     `resolution` is where BCE and dice are taken: every pixel of the high frame; the head's own grid; `points`
     sampled points (losses.mask_point_sums); or every pixel of the photo at its own size. The `lisa` family has
     "photo" and dice_smooth 0.001 (its scale of 1000 at eps 1e-6).
@@ -166,6 +169,15 @@ class LossConfig:
                 f"loss.points={self.points} and oversample={self.oversample} must be at least 1, "
                 f"uncertain={self.uncertain} from 0 to 1"
             )
+
+    @property
+    def teaches_masks(self) -> bool:
+        """Whether any term needs the mask head."""
+        return any((self.mask, self.dice, self.quality, self.presence, self.dense))
+
+    def text_only(self) -> LossConfig:
+        """The loss of plain answers: no term of the mask head or the box head."""
+        return replace(self, mask=0.0, dice=0.0, quality=0.0, presence=0.0, dense=0.0, box=0.0)
 
 
 @dataclass(frozen=True)

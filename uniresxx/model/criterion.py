@@ -36,7 +36,7 @@ class ModelOutput(NamedTuple):
 
     logits_YV: Tensor
     labels_Y: Tensor
-    head: HeadOutput
+    head: HeadOutput | None  # None: no term of the loss needs the mask head
     dense: tuple[Tensor, ...]  # kind, colour, part logits (B, classes, h, w); empty without a dense head
     boxes: BoxOutput | None = None  # of the learned box head
 
@@ -47,15 +47,16 @@ def mask_counts(batch: Batch) -> Counts:
     return {"mask": masks, "dice": masks, "quality": masks, "presence": len(batch.present_E)}
 
 
-def all_counts(batch: Batch) -> Counts:
-    """Denominators of all terms."""
-    boxes = batch.truth_boxes_valid_BGM
-    return {
-        "text": int((batch.labels_BT != IGNORE).sum()),
-        **mask_counts(batch),
-        "dense": int(batch.pixel_valid_BHW.sum()) if batch.dense_BHW3 is not None else 0,
-        "box": int(boxes.sum()) if boxes is not None else 0,
-    }
+def all_counts(batch: Batch, config: LossConfig) -> Counts:
+    """Denominators of all terms of the loss."""
+    counts = {"text": int((batch.labels_BT != IGNORE).sum())}
+    if config.teaches_masks:
+        counts |= mask_counts(batch)
+        counts["dense"] = int(batch.pixel_valid_BHW.sum()) if batch.dense_BHW3 is not None else 0
+    if config.box:
+        boxes = batch.truth_boxes_valid_BGM
+        counts["box"] = int(boxes.sum()) if boxes is not None else 0
+    return counts
 
 
 def mask_terms(head: HeadOutput, batch: Batch, config: LossConfig) -> dict[str, Tensor]:
@@ -74,10 +75,10 @@ def mask_terms(head: HeadOutput, batch: Batch, config: LossConfig) -> dict[str, 
 def loss_terms(output: ModelOutput, batch: Batch, config: LossConfig, box_head: BoxHead | None) -> LossTerms:
     """Sums of all terms over this micro-batch."""
     text = F.cross_entropy(output.logits_YV.float(), output.labels_Y, reduction="sum")
-    sums = {"text": text, **mask_terms(output.head, batch, config)}
+    sums = {"text": text} | ({} if output.head is None else mask_terms(output.head, batch, config))
     if output.dense and batch.dense_BHW3 is not None:
         sums["dense"] = _dense_sum(output.dense, batch.dense_BHW3, batch.pixel_valid_BHW)
-    if output.boxes is not None and box_head is not None:
+    if output.boxes is not None and box_head is not None and config.box:
         truth, valid = batch.truth_boxes_BGM4, batch.truth_boxes_valid_BGM
         complete, extent_B2 = batch.boxes_complete_BG, photo_extent(batch.pixel_valid_BHW)
         assert truth is not None and valid is not None and complete is not None

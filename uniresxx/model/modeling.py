@@ -22,7 +22,7 @@ from uniresxx.errors import InputError
 from uniresxx.model.answering import EncodedPhotos, answer_texts
 from uniresxx.model.config import UniRESPlusPlusConfig
 from uniresxx.model.criterion import ModelOutput, all_counts, loss_terms
-from uniresxx.model.heads.base import MaskHead, RegionBoxes
+from uniresxx.model.heads.base import HeadOutput, MaskHead, RegionBoxes
 from uniresxx.model.heads.pyramid import PyramidHead
 from uniresxx.model.heads.sam import Sam2Head, SamHead
 from uniresxx.model.losses import Counts, LossTerms, photo_extent
@@ -80,21 +80,24 @@ class UniRESPlusPlusModel(nn.Module):
         labelled_BT = batch.labels_BT != IGNORE
         own = int(self.config.mllm.prompt_state == "own")
         prompts_ED = states_BTD[batch.image_of_expr_E, batch.seg_position_E + own]
-        features = self._mask_features(image, batch.pixels_mask_B3SS)
+        masks: HeadOutput | None = None
         dense: tuple[Tensor, ...] = ()
-        if self.dense is not None:
-            dense = self.dense(features.fine_BChw).split(self.config.dense_classes, dim=1)
+        if self.config.loss.teaches_masks:
+            features = self._mask_features(image, batch.pixels_mask_B3SS)
+            masks = self.head(features, prompts_ED, batch.image_of_expr_E)
+            if self.dense is not None:
+                dense = self.dense(features.fine_BChw).split(self.config.dense_classes, dim=1)
         return ModelOutput(
             self.mllm.logits(states_BTD[labelled_BT]),
             batch.labels_BT[labelled_BT],
-            self.head(features, prompts_ED, batch.image_of_expr_E),
+            masks,
             dense,
             found.output,
         )
 
     def counts(self, batch: Batch) -> Counts:
         """Denominators of the loss terms, known before the forward pass."""
-        return all_counts(batch)
+        return all_counts(batch, self.config.loss)
 
     def loss(self, output: ModelOutput, batch: Batch) -> LossTerms:
         """Sums over this micro-batch."""

@@ -45,7 +45,7 @@ class View:
 
 
 def view_photo(photo_yx3: np.ndarray, config: UniRESPlusPlusConfig, truth: ImageRecord | None = None) -> View:
-    """Prepare one photo; `truth` is read only by the labelled ablation `boxes = "truth"`."""
+    """Prepare one photo; `truth` is read only with `boxes = "truth"`: the align stage, and a labelled ablation."""
     m = config.mllm
     height, width = photo_yx3.shape[:2]
     letterbox = Letterbox.fit(height, width, m.high_size)
@@ -71,14 +71,8 @@ def _boxes_of(
     if config.boxes == "grid":
         return Proposals(grid_boxes(side, m.max_objects), grid_boxes(side, m.max_parts))
     if config.boxes == "truth":
-        if truth is None or not {"object", "part"} <= truth.boxes.keys():
-            raise InputError(
-                "boxes='truth' is an ablation on data with truth boxes; use boxes='classical' here"
-            )
-        return Proposals(
-            letterbox.boxes(truth.boxes["object"])[: m.max_objects],
-            letterbox.boxes(truth.boxes["part"])[: m.max_parts],
-        )
+        objects, parts = _truth_boxes(truth)
+        return Proposals(letterbox.boxes(objects)[: m.max_objects], letterbox.boxes(parts)[: m.max_parts])
     found = propose(high_HW3, m.max_objects, m.max_parts)
     found = Proposals(_on_the_photo(found.objects, letterbox), _on_the_photo(found.parts, letterbox))
     seed = int(high_HW3.sum())  # of this picture alone, whatever else is in the batch
@@ -91,6 +85,24 @@ def _boxes_of(
             random_boxes(side, len(found.objects), seed), random_boxes(side, len(found.parts), seed + 1)
         )
     return found
+
+
+def _truth_boxes(truth: ImageRecord | None) -> tuple[np.ndarray, np.ndarray]:
+    """Object and part boxes (N, 4) of a record. InputError where its expressions were to be found in unknown boxes.
+
+    Captioned regions may be objects or parts, so both streams get them (our choice); a picture that is only described
+    needs none.
+    """
+    none_N4 = np.zeros((0, 4), dtype=np.float32)
+    if truth is not None and not truth.expressions:
+        regions_N4 = truth.boxes.get("region", none_N4)
+        return truth.boxes.get("object", regions_N4), truth.boxes.get("part", regions_N4)
+    if truth is None or not {"object", "part"} <= truth.boxes.keys():
+        raise InputError(
+            "boxes='truth' is an ablation on data with truth boxes, and that of the align stage, whose masks mean "
+            "nothing; use boxes='classical' here, or a checkpoint of a later stage"
+        )
+    return truth.boxes["object"], truth.boxes["part"]
 
 
 def with_boxes(views: Sequence[View], boxes: Boxes) -> list[View]:

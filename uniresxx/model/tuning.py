@@ -1,4 +1,4 @@
-"""Which parameters are trained: parts frozen by name, adapters, new token rows; and a table of them."""
+"""Which parameters are trained: parts frozen by name, adapters, new token rows; their dtypes; a table of them."""
 
 from __future__ import annotations
 
@@ -93,9 +93,25 @@ def format_table(rows: list[PartRow]) -> str:
     return "\n".join(lines)
 
 
-def cast_frozen(model: nn.Module, dtype: torch.dtype) -> None:
-    """Convert frozen parameters to `dtype` (bf16 halves their memory); forward then needs autocast."""
-    cast([p for p in model.parameters() if not p.requires_grad], dtype)
+def cast_frozen(model: nn.Module, tuning: TuningConfig) -> None:
+    """Convert frozen parameters to bf16 where `tuning` says so: half the memory, and forward needs autocast.
+
+    Parts of `keep_fp32` stay as they are: a later stage trains them from the weights that were published.
+    """
+    if tuning.frozen_dtype == "bf16":
+        frozen = ((name, p) for name, p in model.named_parameters() if not p.requires_grad)
+        cast([p for name, p in frozen if part_of(name) not in tuning.keep_fp32], torch.bfloat16)
+
+
+def rounded_parts(model: nn.Module, before: TuningConfig) -> list[Part]:
+    """Parts of which `model` trains the weights themselves, and which a run with `before` kept rounded to bf16."""
+    if before.frozen_dtype != "bf16":
+        return []
+    trained = {
+        part_of(name) for name, p in model.named_parameters() if p.requires_grad and not is_adapter(name)
+    }
+    frozen = [part for part in PARTS if part in before.frozen or (part == "llm" and before.lora_rank)]
+    return [part for part in frozen if part in trained and part not in before.keep_fp32]
 
 
 def cast(parameters: Iterable[nn.Parameter], dtype: torch.dtype) -> None:

@@ -15,9 +15,9 @@ from uniresxx.types import Expression, Granularity, ImageRecord
 def summary(records: Iterable[ImageRecord]) -> dict[str, Any]:
     """What `inspect` prints of one split; passes over the records once and keeps none.
 
-    Counts per granularity (and per level where expressions have one, shares in percent), the median share of
-    the photo that a target covers in percent, the median number of words, how much was left out, and how many
-    photos are missing. `refs` are object records by their native ids, where the data set has such.
+    Counts per granularity and of conversations (and per level where expressions have one, shares in percent), the
+    median share of the photo that a target covers in percent, the median number of words, how much was left out, and
+    how many photos are missing. `refs` are object records by their native ids, where the data set has such.
     """
     totals, kinds, levels = Counter[str](), Counter[Granularity](), Counter[int]()
     shares: dict[Granularity, list[float]] = {
@@ -29,6 +29,7 @@ def summary(records: Iterable[ImageRecord]) -> dict[str, Any]:
         totals["images"] += 1
         totals["left out"] += len(record.source.get("left_out", ()))
         totals["photos missing"] += _is_missing(record)
+        totals["dialogues"] += len(record.dialogues)
         for expression in record.expressions:
             kinds[expression.granularity] += 1
             words.append(len(expression.text.split()))
@@ -44,6 +45,7 @@ def summary(records: Iterable[ImageRecord]) -> dict[str, Any]:
         **({"refs": len(refs)} if refs else {}),
         "expressions": len(words),
         **{str(kind): kinds[kind] for kind in Granularity},
+        **({"dialogues": totals["dialogues"]} if totals["dialogues"] else {}),
         **{
             f"level {level}, %": round(100 * count / levels.total(), 1)
             for level, count in sorted(levels.items())

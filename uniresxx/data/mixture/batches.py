@@ -147,6 +147,8 @@ class Batches:
     def sample(self, slot: int) -> Sample:
         """One prepared image: at most `expressions_per_image` of its expressions, and its share of conversations.
 
+        An image without expressions shows at most as many conversations.
+
         A record that cannot be prepared (photo missing or damaged, mask of another size, broken row) is replaced.
 
         Raises:
@@ -176,7 +178,9 @@ class Batches:
         chosen = rng.permutation(len(record.expressions))[:count]
         expressions = tuple(record.expressions[int(i)] for i in chosen)
         template_choices = [int(i) for i in rng.integers(0, 1 << 16, count)]
-        talks = int(count * self.dialogue_share / (1 - self.dialogue_share) + rng.random())
+        talks = self.expressions_per_image
+        if record.expressions:
+            talks = int(count * self.dialogue_share / (1 - self.dialogue_share) + rng.random())
         picked = rng.permutation(len(record.dialogues))[:talks]
         dialogues = tuple(record.dialogues[int(i)] for i in picked)
         # also of expressions that were not chosen

@@ -1,7 +1,9 @@
-"""Count expressions by granularity, and collect texts, without parsing whole records.
+"""Count what is asked of each record, and collect texts, without parsing whole records.
 
+Asked are a record's expressions; of a record without any, its conversations: captions and other plain answers.
 A prepared store is read column by column; other records are looped over.
-Shapes: N records, 4 granularities.
+Shapes: N records, 5 columns: 4 granularities, and conversations of records without expressions; R rows of a record
+batch.
 """
 
 from __future__ import annotations
@@ -12,27 +14,36 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from uniresxx.data.mixture.data_log import ASKED, TEXTS
 from uniresxx.data.store.read import StoreRecords
 from uniresxx.types import Granularity, ImageRecord
 
-GRANULARITIES = tuple(Granularity)
 
-
-def count_granularities(records: Sequence[ImageRecord]) -> np.ndarray:
-    """Expressions of each record by granularity, int32 (N, 4) in the order of GRANULARITIES.
+def count_asked(records: Sequence[ImageRecord]) -> np.ndarray:
+    """What each record is asked, int32 (N, 5) in the order of ASKED.
 
     Raises:
         InputError: the store is damaged; every record batch that is read is checked.
     """
-    counts_N4 = np.zeros((len(records), len(GRANULARITIES)), dtype=np.int32)
+    counts_N5 = np.zeros((len(records), len(ASKED)), dtype=np.int32)
     if isinstance(records, StoreRecords):
         for places, rows, batch in _batches(records):
-            counts_N4[places] = _count_batch(batch)[rows]
-        return counts_N4
+            counts_N5[places] = _count_batch(batch)[rows]
+        return counts_N5
     for number, record in enumerate(records):
         for expression in record.expressions:
-            counts_N4[number, GRANULARITIES.index(expression.granularity)] += 1
-    return counts_N4
+            counts_N5[number, ASKED.index(expression.granularity)] += 1
+        if not record.expressions:
+            counts_N5[number, ASKED.index(TEXTS)] = len(record.dialogues)
+    return counts_N5
+
+
+def texts_of_record(record: ImageRecord) -> list[str]:
+    """The texts of its expressions; of a record without any, the questions and answers of its conversations."""
+    if record.expressions:
+        return [expression.text for expression in record.expressions]
+    turns = [turn for dialogue in record.dialogues for turn in dialogue.turns]
+    return [text for turn in turns for text in (turn.question, turn.answer) if text]
 
 
 def box_kinds(records: Sequence[ImageRecord]) -> set[str]:
@@ -48,16 +59,20 @@ def box_kinds(records: Sequence[ImageRecord]) -> set[str]:
 
 
 def texts_of(records: Sequence[ImageRecord], at_most: int) -> list[str]:
-    """Texts of the expressions. Of a store with over `at_most`, only about so many, evenly spaced."""
+    """Texts of what is asked. Of a store with over `at_most`, only about so many, evenly spaced."""
     if not isinstance(records, StoreRecords):
-        return [expression.text for record in records for expression in record.expressions]
+        return [text for record in records for text in texts_of_record(record)]
     texts: list[str] = []
-    step = max(1, -(-int(count_granularities(records).sum()) // at_most))
+    step = max(1, -(-int(count_asked(records).sum()) // at_most))
     for number, (_, rows, batch) in enumerate(_batches(records)):
         if number % step == 0:
             column = batch.column("expressions")
             ends, values = column.offsets.to_numpy(), column.values.field("text").to_pylist()
             texts += [text for row in rows for text in values[ends[row] : ends[row + 1]]]
+            without = [row for row in rows if ends[row] == ends[row + 1]]
+            for dialogues in batch.column("dialogues").take(pa.array(without, type=pa.int64())).to_pylist():
+                turns = [turn for dialogue in dialogues for turn in dialogue["turns"]]
+                texts += [text for turn in turns for text in (turn["question"], turn["say"]) if text]
     return texts
 
 
@@ -73,9 +88,11 @@ def _batches(records: StoreRecords) -> Iterator[tuple[np.ndarray, np.ndarray, pa
 def _count_batch(batch: pa.RecordBatch) -> np.ndarray:
     column = batch.column("expressions")
     ends, values = column.offsets.to_numpy(), column.values.field("granularity")
-    counts = np.zeros((batch.num_rows, len(GRANULARITIES)), dtype=np.int32)
-    for place, granularity in enumerate(GRANULARITIES):
+    counts_R5 = np.zeros((batch.num_rows, len(ASKED)), dtype=np.int32)
+    for granularity in Granularity:
         matches = pc.equal(values, str(granularity)).to_numpy(zero_copy_only=False)
         total = np.concatenate(([0], np.cumsum(matches)))
-        counts[:, place] = total[ends[1:]] - total[ends[:-1]]
-    return counts
+        counts_R5[:, ASKED.index(granularity)] = total[ends[1:]] - total[ends[:-1]]
+    dialogues_R = np.diff(batch.column("dialogues").offsets.to_numpy())
+    counts_R5[:, ASKED.index(TEXTS)] = np.where(np.diff(ends) == 0, dialogues_R, 0)
+    return counts_R5

@@ -20,7 +20,9 @@ from uniresxx.types import BadSample, Granularity
 QUARANTINE, DATA = "quarantine.jsonl", "data.json"
 MAX_ATTEMPTS = 10  # samples tried for one slot; if all are bad, the data lies elsewhere or is broken
 MIN_SLOTS = 10_000  # the allowed fraction of bad samples is taken of at least so many slots
-COUNTED = ("images", *Granularity, "dialogues")
+TEXTS = "texts"  # conversations of images without expressions, such as captions; "dialogues" are all conversations
+ASKED = (*Granularity, TEXTS)  # what the shares of a mixture are taken of
+COUNTED = ("images", *ASKED, "dialogues")
 _LISTED = 10
 
 
@@ -99,13 +101,13 @@ class DataLog:
         total: Counter[str] = Counter(zero_counts(self.shares))
         for step_counts in counts:
             total.update(step_counts)
-        whole = sum(total[f"{label} {item}"] for label in self.shares for item in Granularity)
+        whole = sum(total[f"{label} {item}"] for label in self.shares for item in ASKED)
         drawn: dict[str, Any] = {}
         for label, share in self.shares.items():
             own = {what: total[f"{label} {what}"] for what in COUNTED}
-            expressions = sum(own[item] for item in Granularity)
+            expressions, asked = (sum(own[item] for item in kinds) for kinds in (Granularity, ASKED))
             drawn[label] = {
-                "wanted": share, "share": expressions / max(whole, 1), "expressions": expressions, **own,
+                "wanted": share, "share": asked / max(whole, 1), "expressions": expressions, **own,
             }  # fmt: skip
         bad = read_quarantine(out / QUARANTINE)
         content = {"format": 1, "drawn": drawn, "bad_samples": len(bad)}
@@ -115,7 +117,7 @@ class DataLog:
 
 
 def _line(label: str, entry: Mapping[str, Any]) -> str:
-    kinds = ", ".join(f"{entry[item]} {item}" for item in Granularity if entry[item])
+    kinds = ", ".join(f"{entry[item]} {item}" for item in ASKED if entry[item])
     shares = f"{100 * entry['share']:.1f} % (wanted {100 * entry['wanted']:.1f} %)"
     return (
         f"{label}: {entry['expressions']} expressions, {shares}: {kinds or 'none'}; {entry['images']} images"

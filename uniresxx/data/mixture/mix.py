@@ -1,9 +1,11 @@
 """Which record each slot of a training run shows: data sets mixed by the number of expressions they show.
 
+A record without expressions, of captions or other plain answers, shows its conversations, which count instead.
+
 A training run shows one image per slot; slots are numbered 0, 1, 2, … without end. The record of a slot is a
 pure function of (seed, slot), so the state of the data is one integer, any slot is found at once, and any
 number of processes sees the same order. Needs no torch.
-Shapes: N records of a part, P parts, 4 granularities.
+Shapes: N records of a part, P parts, 5 kinds of what is asked (data_log.ASKED).
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from uniresxx.data.mixture.counts import GRANULARITIES, box_kinds, count_granularities
+from uniresxx.data.mixture.counts import box_kinds, count_asked
+from uniresxx.data.mixture.data_log import ASKED
 from uniresxx.errors import InputError
 from uniresxx.imaging.boxes import boxes_of_masks
 from uniresxx.types import Granularity, ImageRecord
@@ -49,7 +52,7 @@ class OpenedPart:
     Args:
         label: name of the part in logs and messages.
         records: all records of the data set.
-        expressions_per_image: how many expressions of an image a slot shows at most.
+        expressions_per_image: how many expressions (or conversations, without any) of an image a slot shows at most.
         weight: share of the expressions shown, relative to the other parts.
         granularities: show only expressions of these; empty: all.
         about: JSON that describes the data: fingerprint, report of the leak guard.
@@ -77,13 +80,13 @@ class OpenedPart:
 
     @cached_property
     def _all_counts(self) -> np.ndarray:
-        """Expressions of each record by granularity, int32 (N, 4)."""
-        return count_granularities(self.records)
+        """What each record is asked, int32 (N, 5)."""
+        return count_asked(self.records)
 
     @cached_property
     def _counts(self) -> np.ndarray:
-        """How many expressions of this part each record has, int32."""
-        columns = [GRANULARITIES.index(item) for item in self.granularities or GRANULARITIES]
+        """How many expressions (or conversations, without any) of this part each record has, int32."""
+        columns = [ASKED.index(item) for item in self.granularities or ASKED]
         counts_N: np.ndarray = self._all_counts[:, columns].sum(axis=1, dtype=np.int32)
         return counts_N
 
@@ -91,8 +94,8 @@ class OpenedPart:
     def box_levels(self) -> set[str]:
         """Levels ("object", "part") that the shown records have truth boxes of: their own, or those of masks."""
         with_masks = self._all_counts[self.rows].any(axis=0)
-        found = {str(g) for g in LEVELS if with_masks[GRANULARITIES.index(g)]}
-        return found if len(found) == len(LEVELS) else found | box_kinds(self.records)
+        found = {str(g) for g in LEVELS if with_masks[ASKED.index(g)]}
+        return found if len(found) == len(LEVELS) else found | (box_kinds(self.records) & {*map(str, LEVELS)})
 
     @cached_property
     def rows(self) -> np.ndarray:

@@ -10,7 +10,10 @@ from uniresxx.errors import InputError
 
 @dataclass(frozen=True)
 class MixturePart:
-    """One data set of a mixture. `weight` is its share of the expressions shown, relative to the other weights."""
+    """One data set of a mixture. `weight` is its share of the expressions shown, relative to the other weights.
+
+    Conversations of images without expressions count as expressions.
+    """
 
     source: str  # NAME of a data set, or a prepared store: its folder, or its name below DIR or DIR/stores
     split: str = "train"
@@ -27,7 +30,9 @@ REFCOCO_FAMILY = (
     MixturePart("grefcoco", weight=19.5, granularities=("multi",)),
     MixturePart("grefcoco", weight=5.5, granularities=("none",)),
 )
-MIXTURES: Mapping[str, tuple[MixturePart, ...]] = {"refcoco_family": REFCOCO_FAMILY}
+# Our choice: as many captions of photos as of regions. Plain answers without masks, for the align stage.
+CAPTIONS = (MixturePart("llava_pretrain"), MixturePart("visual_genome"))
+MIXTURES: Mapping[str, tuple[MixturePart, ...]] = {"refcoco_family": REFCOCO_FAMILY, "captions": CAPTIONS}
 
 
 def mixture_named(name: str) -> tuple[MixturePart, ...]:

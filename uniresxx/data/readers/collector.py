@@ -1,4 +1,4 @@
-"""From the expressions of a split to one ImageRecord per image, with a report of what was left out."""
+"""From the expressions and dialogues of a split to one ImageRecord per image, with a report of what was left out."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from uniresxx.data.readers.fields import Sentence, need, sentences, shown
 from uniresxx.data.readers.instances import NOT_STATED
 from uniresxx.errors import InputError, NotThereError
 from uniresxx.imaging import masks
-from uniresxx.types import RLE, Expression, Granularity, ImageRecord, PhotoInside
+from uniresxx.types import RLE, Dialogue, Expression, Granularity, ImageRecord, PhotoInside, Turn
 
 logger = logging.getLogger("uniresxx.data")
 COCO_MASKS = "masks CC BY 4.0 (COCO), expressions not stated"  # no release of the family names a licence
@@ -31,6 +31,7 @@ class Photo:
         size: (height, width).
         licence: of the photo alone.
         boxes: of all its objects, as in ImageRecord; empty where the data set does not have them.
+        coco_id: its id in COCO, where the data set states one that its name does not hold.
     """
 
     image_id: str
@@ -38,6 +39,7 @@ class Photo:
     size: tuple[int, int]
     licence: str = NOT_STATED
     boxes: Mapping[str, np.ndarray] = field(default_factory=dict)
+    coco_id: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,7 @@ class Collector:
     def __init__(self, where: str, root: Path, start: str, licence: str = COCO_MASKS) -> None:
         self.where, self.root, self.start, self.licence = where, root, start, licence
         self.images: dict[str, tuple[Photo, list[Expression]]] = {}
+        self.dialogues: dict[str, list[Dialogue]] = {}
         self.left_out: list[str] = []
         self._seen: Counter[str] = Counter()
 
@@ -75,17 +78,28 @@ class Collector:
             if not sentence.text:
                 self.leave_out(f"{who}: sentence {native} is blank")
                 continue
-            first, expressions = self.images.setdefault(photo.image_id, (photo, []))
-            if first.size != photo.size:
-                raise InputError(
-                    f"{self.where}: {self.start}/{native} says image {photo.image_id} is {photo.size[0]} x "
-                    f"{photo.size[1]} (height x width), earlier records say {first.size[0]} x {first.size[1]}"
-                )
+            expressions = self._expressions_of(photo, native)
             source = {"raw": sentence.raw, **target.source}
             expression_id = self._unique(f"{self.start}/{native}")
             expressions.append(
                 Expression(expression_id, sentence.text, target.granularity, target.rle, area, source=source)
             )
+
+    def add_dialogue(self, photo: Photo, native: object, turns: tuple[Turn, ...]) -> None:
+        """Add a conversation with its id inside the split; InputError as `add`."""
+        self._expressions_of(photo, native)
+        dialogue = Dialogue(self._unique(f"{self.start}/{native}"), turns)
+        self.dialogues.setdefault(photo.image_id, []).append(dialogue)
+
+    def _expressions_of(self, photo: Photo, native: object) -> list[Expression]:
+        """The expressions of a photo so far; InputError where earlier records give it another size."""
+        first, expressions = self.images.setdefault(photo.image_id, (photo, []))
+        if first.size != photo.size:
+            raise InputError(
+                f"{self.where}: {self.start}/{native} says image {photo.image_id} is {photo.size[0]} x "
+                f"{photo.size[1]} (height x width), earlier records say {first.size[0]} x {first.size[1]}"
+            )
+        return expressions
 
     def _unique(self, expression_id: str) -> str:
         """The id, with `#2`, `#3`, … where it comes again: predictions are stored by id."""
@@ -105,7 +119,7 @@ class Collector:
                 raise InputError(f"{self.where}: nothing left to read: {some}")
             logger.warning("%s: left out %d: %s", self.where, len(self.left_out), some)
         if not self.images:
-            raise InputError(f"{self.where}: holds no expression")
+            raise InputError(f"{self.where}: holds nothing to ask")
         repeated = sum(count > 1 for count in self._seen.values())
         if repeated:
             logger.warning("%s: %d native ids are used more than once; got #2, #3, …", self.where, repeated)
@@ -121,8 +135,10 @@ class Collector:
                     tuple(expressions),
                     path=path,
                     inside=inside,
+                    dialogues=tuple(self.dialogues.get(photo.image_id, ())),
                     boxes=photo.boxes,
-                    source={"licence": licence},
+                    source={"licence": licence}
+                    | ({} if photo.coco_id is None else {"coco_id": photo.coco_id}),
                 )
             )
         if self.left_out:  # noted on the first record only, so that counts over records add up
