@@ -84,7 +84,7 @@ def test_an_exported_head_answers_as_the_model_does(form: Form, head: str, tmp_p
         assert sizes[0] - sizes[1] > encoder / 2
     answer = opened(tmp_path, about["answer"])
     features = (
-        list(encoded.features) if head == "pyramid" else [encoded.features.image_BChw, *encoded.features.fine]
+        list(encoded.features) if head == "pyramid" else [encoded.features.image_BChw, *encoded.features.fine, *encoded.features.memory]
     )
     for count in (1, 2, 9):
         prompts = torch.randn(count, 32)

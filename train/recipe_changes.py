@@ -23,7 +23,11 @@ FORMER_FIELDS: dict[str, str | None] = {
 }
 
 # Fields added since, and what the runs that lack them did.
-ADDED_FIELDS = {f"model.{head}.paint_regions": False for head in ("head", "sam", "sam2")}
+ADDED_FIELDS = {
+    **{f"model.{head}.paint_regions": False for head in ("head", "sam", "sam2")},
+    **{f"model.{head}.region_memory": False for head in ("sam", "sam2")},
+    "model.sam2.fuse_early": False,
+}
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

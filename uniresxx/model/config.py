@@ -56,7 +56,8 @@ class SamHeadConfig:
     decoder_width: int = 256
     decoder_mlp: int = 2048
     decoder_heads: int = 8
-    fuse_early: bool = False  # early encoder features join the decoder's image embedding
+    region_memory: bool = False  # the prompt attends to image and region tokens before it enters the decoder
+    fuse_early: bool = False  # early maps of the encoder and the high tower are a second term of the mask
     paint_regions: bool = False  # the image embedding gets the tokens of the boxes that each cell lies in
 
 
@@ -72,7 +73,7 @@ def sam_huge() -> SamHeadConfig:
 
 @dataclass(frozen=True)
 class Sam2HeadConfig:
-    """SAM 2.1 as mask head; defaults are Hiera-T (facebook/sam2.1-hiera-tiny config.json)."""
+    """SAM 2.1 as mask head; defaults are Hiera-T (facebook/sam2.1-hiera-tiny config.json). Switches as for SAM."""
 
     size: int = 1024
     width: int = 96  # of the first stage; doubles at each of four
@@ -84,7 +85,28 @@ class Sam2HeadConfig:
     decoder_width: int = 256
     decoder_mlp: int = 2048
     decoder_heads: int = 8
-    paint_regions: bool = False  # as for SAM; the maps of strides 4 and 8 as well
+    region_memory: bool = False
+    fuse_early: bool = False  # the maps of strides 4 and 8 get the two finest ones of the high tower
+    paint_regions: bool = False  # the maps of strides 4 and 8 as well
+
+
+def sam2_small() -> Sam2HeadConfig:
+    """Hiera-S (facebook/sam2.1-hiera-small config.json)."""
+    return Sam2HeadConfig(blocks=(1, 2, 11, 2), global_blocks=(7, 10, 13))
+
+
+def sam2_base_plus() -> Sam2HeadConfig:
+    """Hiera-B+ (facebook/sam2.1-hiera-base-plus config.json)."""
+    return Sam2HeadConfig(
+        width=112, blocks=(2, 3, 16, 3), heads=(2, 4, 8, 16), global_blocks=(12, 16, 20), background=14
+    )
+
+
+def sam2_large() -> Sam2HeadConfig:
+    """Hiera-L (facebook/sam2.1-hiera-large config.json)."""
+    return Sam2HeadConfig(
+        width=144, blocks=(2, 6, 36, 4), heads=(2, 4, 8, 16), windows=(8, 4, 16, 8), global_blocks=(23, 33, 43)
+    )
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from uniresxx.errors import InputError
 from uniresxx.model.answering import EncodedPhotos, answer_texts
 from uniresxx.model.config import UniRESPlusPlusConfig
 from uniresxx.model.criterion import ModelOutput, all_counts, loss_terms
-from uniresxx.model.heads.base import MaskHead, RegionBoxes
+from uniresxx.model.heads.base import HeadInputs, MaskHead, RegionBoxes
 from uniresxx.model.heads.pyramid import PyramidHead
 from uniresxx.model.heads.sam import Sam2Head, SamHead
 from uniresxx.model.losses import Counts, LossTerms, photo_extent
@@ -165,26 +165,28 @@ class UniRESPlusPlusModel(nn.Module):
         with autocast_of(self):
             return answer_texts(self.mllm, self.head, encoded, texts, decoding, rule)
 
-    def head_inputs(self, image: ImageFeatures) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
-        """What a mask head takes beside pixels of its own: stage maps, image map, regions, their validity."""
-        g, layout = self.config.mllm.low_grid, image.layout
-        image_BDhw = image.prefix_BLD[:, layout.image].transpose(1, 2).unflatten(2, (g, g))
-        regions_BMD = torch.cat((image.object_BOD, image.part_BPD), dim=1)
-        valid_BM = torch.cat((image.valid_BL[:, layout.objects], image.valid_BL[:, layout.parts]), dim=1)
-        return image.stages, image_BDhw, regions_BMD, valid_BM
+    def head_inputs(self, image: ImageFeatures, pixels_mask_B3SS: Tensor | None) -> HeadInputs:
+        """What the mask head may read; `blind_to_image` zeroes the pixels of its own frame as well.
 
-    def region_boxes(self, image: ImageFeatures) -> RegionBoxes:
-        """The boxes that MGVF used: none of them is valid where an ablation switches a stream off."""
-        b = image.boxes
-        side = float(self.config.mllm.high_size)
-        return RegionBoxes(b.objects_BO4, b.object_valid_BO, b.parts_BP4, b.part_valid_BP, side)
+        The boxes are those that MGVF used: none of them is valid where an ablation switches a stream off.
+        """
+        m, layout, b = self.config.mllm, image.layout, image.boxes
+        g = m.low_grid
+        if pixels_mask_B3SS is not None and m.blind_to_image:
+            pixels_mask_B3SS = pixels_mask_B3SS * 0
+        return HeadInputs(
+            image.stages,
+            image.prefix_BLD[:, layout.image].transpose(1, 2).unflatten(2, (g, g)),
+            torch.cat((image.object_BOD, image.part_BPD), dim=1),
+            torch.cat((image.valid_BL[:, layout.objects], image.valid_BL[:, layout.parts]), dim=1),
+            RegionBoxes(b.objects_BO4, b.object_valid_BO, b.parts_BP4, b.part_valid_BP, float(m.high_size)),
+            pixels_mask_B3SS,
+        )
 
     def _mask_features(self, image: ImageFeatures, pixels_mask_B3SS: Tensor | None) -> Any:
-        """The mask head's features; `blind_to_image` zeroes the pixels of its own frame as well."""
+        """The mask head's features."""
         head: MaskHead = self.head
-        if pixels_mask_B3SS is not None and self.config.mllm.blind_to_image:
-            pixels_mask_B3SS = pixels_mask_B3SS * 0
-        return head.encode(*self.head_inputs(image), pixels_mask_B3SS, self.region_boxes(image))
+        return head.encode(self.head_inputs(image, pixels_mask_B3SS))
 
     def _encode(
         self, low_B3hw: Tensor, high_B3HW: Tensor, given: Boxes, extent_B2: Tensor
@@ -222,9 +224,9 @@ class UniRESPlusPlusModel(nn.Module):
 
 def _mask_head(config: UniRESPlusPlusConfig) -> PyramidHead | SamHead | Sam2Head:
     """The configured mask head."""
-    D = config.mllm.llm_width
+    D, stage_widths = config.mllm.llm_width, config.mllm.high_widths
     if config.mask_head == "sam":
-        return SamHead(config.sam, D)
+        return SamHead(config.sam, D, stage_widths)
     if config.mask_head == "sam2":
-        return Sam2Head(config.sam2, D)
-    return PyramidHead(config.head, D, config.mllm.high_widths)
+        return Sam2Head(config.sam2, D, stage_widths)
+    return PyramidHead(config.head, D, stage_widths)
