@@ -90,7 +90,9 @@ def only(given: HeadInputs, b: int) -> HeadInputs:
     own = slice(b, b + 1)
     boxes = RegionBoxes(*(x[own] for x in given.boxes[:4]), given.boxes.side)
     image, regions, valid = (x[own] for x in given[1:4])
-    return HeadInputs([stage[own] for stage in given.stages], image, regions, valid, boxes, given.pixels_B3SS[own])
+    return HeadInputs(
+        [stage[own] for stage in given.stages], image, regions, valid, boxes, given.pixels_B3SS[own]
+    )
 
 
 def published(made: nn.Module, pixels: Tensor, states: Tensor) -> object:
@@ -131,8 +133,12 @@ def test_each_closed_way_learns_from_step_0_and_then_changes_the_mask(kind: str)
     assert len(closed) == 1 + fused + painted
     with torch.no_grad():
         for name, parameter in closed.items():
-            assert parameter.grad is not None and parameter.grad.all() and parameter.grad.isfinite().all(), name
-            change = torch.linspace(0.2, 1, parameter.numel()).view_as(parameter)  # LayerNorm undoes an equal one
+            assert parameter.grad is not None and parameter.grad.all() and parameter.grad.isfinite().all(), (
+                name
+            )
+            change = torch.linspace(0.2, 1, parameter.numel()).view_as(
+                parameter
+            )  # LayerNorm undoes an equal one
             parameter.add_(change)
             assert not torch.allclose(made(made.encode(given), states, image_of).masks_Ehw, first), name
             parameter.sub_(change)

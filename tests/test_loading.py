@@ -231,7 +231,6 @@ def test_sam_gives_its_own_image_embedding(tmp_path: Path, twin: bool) -> None:
     report = load_sam(head.sam, str(tmp_path))
     assert report.new == []
     pixels = torch.randn(1, 3, 64, 64)
-    none = torch.empty(0)
     with torch.no_grad():
         got = head.encode(pixels_alone(pixels)).image_BChw
         torch.testing.assert_close(got, theirs.get_image_embeddings(pixels), atol=1e-5, rtol=1e-5)

@@ -17,7 +17,10 @@ def uniresxx_7b_24gb() -> Recipe:
     Hardware: 1 GPU of 24 GB. Hours: not yet measured. Expected: not yet measured.
     """
     tuning = TuningConfig(
-        frozen=("low", "high", "mask_encoder"), lora_rank=16, lora_alpha=32, token_rows="new",
+        frozen=("low", "high", "mask_encoder"),
+        lora_rank=16,
+        lora_alpha=32,
+        token_rows="new",
         frozen_dtype="bf16",
     )
     mllm = replace(llava_7b(), activation_checkpointing=True, mgfe_width=512)

@@ -36,7 +36,11 @@ NEEDS_ONNX = (
     "onnxruntime",
 )  # onnxruntime runs what was written before it is handed over
 OUTPUTS = ("masks_Ehw", "quality_E", "presence_E")
-STAGE, FINE, PIXELS = "stage_", "fine_", "pixels_B3SS"  # names of inputs and features; the first two are numbered
+STAGE, FINE, PIXELS = (
+    "stage_",
+    "fine_",
+    "pixels_B3SS",
+)  # names of inputs and features; the first two are numbered
 TOKENS = ("image_BDhw", "regions_BMD", "region_valid_BM")
 MEMORY = ("memory_BMC", "memory_bias_BM")
 

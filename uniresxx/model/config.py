@@ -105,7 +105,11 @@ def sam2_base_plus() -> Sam2HeadConfig:
 def sam2_large() -> Sam2HeadConfig:
     """Hiera-L (facebook/sam2.1-hiera-large config.json)."""
     return Sam2HeadConfig(
-        width=144, blocks=(2, 6, 36, 4), heads=(2, 4, 8, 16), windows=(8, 4, 16, 8), global_blocks=(23, 33, 43)
+        width=144,
+        blocks=(2, 6, 36, 4),
+        heads=(2, 4, 8, 16),
+        windows=(8, 4, 16, 8),
+        global_blocks=(23, 33, 43),
     )
 
 

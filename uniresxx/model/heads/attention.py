@@ -1,7 +1,7 @@
 """Attention of mask heads: a few tokens per expression and a memory of many.
 
-Shapes: E expressions of all images, K tokens per expression, M tokens of the memory, C head width, B images, h w grid,
-D LLM width.
+Shapes: E expressions of all images, K tokens per expression, M tokens of the memory, C head width, B images, N image
+tokens, h w their grid, D LLM width.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ Shapes: B images, E expressions of all images, C decoder width, M image and regi
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -40,7 +40,9 @@ class SamFeatures(NamedTuple):  # ZeRO-3 finds tensors only in tuples, lists and
 class _SamBase(nn.Module):
     """What the heads of SAM and SAM 2 share: the prompt, and the call of the decoder."""
 
-    def __init__(self, sam: SamModel | Sam2Model, config: SamHeadConfig | Sam2HeadConfig, llm_width: int) -> None:
+    def __init__(
+        self, sam: SamModel | Sam2Model, config: SamHeadConfig | Sam2HeadConfig, llm_width: int
+    ) -> None:
         super().__init__()
         C = config.decoder_width
         self.sam = sam
@@ -51,9 +53,7 @@ class _SamBase(nn.Module):
         ):
             unused.requires_grad_(False)
         self.prompt = nn.Sequential(nn.Linear(llm_width, llm_width), nn.GELU(), nn.Linear(llm_width, C))
-        self.attention = (
-            PromptAttention(llm_width, C, config.decoder_heads) if config.region_memory else None
-        )
+        self.attention = PromptAttention(llm_width, C, config.decoder_heads) if config.region_memory else None
 
     def _memory(self, inputs: HeadInputs) -> tuple[Tensor, ...]:
         """What prompts attend to, once per image."""
