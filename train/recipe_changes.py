@@ -27,6 +27,7 @@ ADDED_FIELDS = {
     **{f"model.{head}.paint_regions": False for head in ("head", "sam", "sam2")},
     **{f"model.{head}.region_memory": False for head in ("sam", "sam2")},
     "model.sam2.fuse_early": False,
+    "model.instances": 0,
 }
 
 

@@ -57,14 +57,11 @@ class Encode(nn.Module):
         """What the head reads of one photo; it gets empty tensors for the rest."""
         given = dict(zip(self.names, inputs, strict=True))
         none = inputs[0].new_zeros(0)
-        features = self.head.encode(
-            HeadInputs(
-                [value for name, value in given.items() if name.startswith(STAGE)],
-                *(given.get(name, none) for name in TOKENS),
-                RegionBoxes(*(given.get(name, none) for name in BOX_FIELDS), self.side),
-                given.get(PIXELS),
-            )
-        )
+        image, regions, valid = (given.get(name, none) for name in TOKENS)
+        objects, object_valid, parts, part_valid = (given.get(name, none) for name in BOX_FIELDS)
+        boxes = RegionBoxes(objects, object_valid, parts, part_valid, self.side)
+        stages = [value for name, value in given.items() if name.startswith(STAGE)]
+        features = self.head.encode(HeadInputs(stages, image, regions, valid, boxes, given.get(PIXELS)))
         return tuple(flat for part in features for flat in (part if isinstance(part, tuple) else (part,)))
 
 
@@ -204,6 +201,10 @@ def export_mask_head(model: UniRESPlusPlusModel, out: Path, form: Form) -> list[
     written program differs from eager.
     """
     check_form(form)
+    if model.config.instances:
+        raise InputError(
+            f"a mask head with instances={model.config.instances} cannot be exported: train one with instances 0"
+        )
     about: dict[str, Any] = {"form": form, "mask_head": model.config.mask_head, "tolerance": TOLERANCE}
 
     def writer(program: Program) -> Content:

@@ -40,6 +40,8 @@ class Sample:
     bad: tuple[BadSample, ...] = ()  # samples it stands in for
     truth_boxes: tuple[np.ndarray, np.ndarray] | None = None  # object and part level, high frame
     boxes_complete: tuple[bool, bool] = (False, False)  # they are all that the photo shows of the level
+    # of each mask that is not None, the instances alone, bool (H, W); empty unless config.instances
+    instances: list[list[np.ndarray]] = field(default_factory=list)
     masks_photo: list[np.ndarray] = field(default_factory=list)  # bool (y, x) of targets, for loss "photo"
 
 
@@ -68,23 +70,31 @@ def make_sample(
     """
     row = Row()
     masks: list[RLE | None] = []
+    instances: list[tuple[RLE, ...] | None] = []
     kinds: list[Granularity] = []
     ids: list[str] = []
     for expression, choice in zip(expressions, choices, strict=True):
         render([expression_turn(expression, choice)], vocabulary, row)
         masks.append(expression.rle)
+        instances.append(expression.instances)
         kinds.append(expression.granularity)
         ids.append(expression.expression_id)
     for dialogue in dialogues:
         render([dialogue_turn(turn) for turn in dialogue.turns], vocabulary, row)
         for phrase in (phrase for turn in dialogue.turns for phrase in turn.phrases):
             masks.append(phrase.rle)
+            instances.append(None)
             kinds.append(phrase.granularity)
             ids.append(dialogue.dialogue_id)
     assert len(row.decisions) == len(masks), (len(row.decisions), len(masks))
     view = view_photo(photo, config, record)
     truth = [None if rle is None else _decoded(rle, record) for rle in masks]
     framed = [None if mask_yx is None else _framed(mask_yx, view.letterbox) for mask_yx in truth]
+    alone = [
+        framed_instances(mask_HW, rles, config.instances, record, view.letterbox)
+        for mask_HW, rles in zip(framed, instances, strict=True)
+        if mask_HW is not None and config.instances
+    ]
     drawn = {"images": 1, "dialogues": len(dialogues)} | Counter(str(e.granularity) for e in expressions)
     levels = config.box_head.active_levels
     boxes = truth_boxes(record, view.letterbox, levels) if config.boxes == "learned" else None
@@ -92,7 +102,21 @@ def make_sample(
     dense = _dense(record, view.letterbox)
     own = [m for m in truth if m is not None] if config.loss.resolution == "photo" else []
     return Sample(view, row, framed, kinds, ids, dense, drawn, truth_boxes=boxes, boxes_complete=complete,
-                  masks_photo=own)  # fmt: skip
+                  instances=alone, masks_photo=own)  # fmt: skip
+
+
+def framed_instances(
+    mask_HW: np.ndarray, rles: Sequence[RLE] | None, most: int, record: ImageRecord, letterbox: Letterbox
+) -> list[np.ndarray]:
+    """The instances of one mask in the high frame; the mask itself where only the union is known.
+
+    Where there are more than `most`, the smallest are united into one, so that the union stays the mask.
+    """
+    if rles is None:
+        return [mask_HW]
+    found = [_framed(_decoded(rle, record), letterbox) for rle in rles]
+    found.sort(key=lambda instance_HW: -int(instance_HW.sum()))
+    return found if len(found) <= most else [*found[: most - 1], np.any(found[most - 1 :], axis=0)]
 
 
 def truth_boxes(
@@ -170,10 +194,24 @@ def collate(samples: Sequence[Sample], config: UniRESPlusPlusConfig, vocabulary:
         else torch.zeros(0, side, side, dtype=torch.bool),
         pixel_valid_BHW=torch.from_numpy(np.stack([s.view.letterbox.valid() for s in samples])),
         dense_BHW3=torch.from_numpy(np.stack(known)) if len(known) == len(samples) else None,
+        **_instances(samples, side) if config.instances else {},
         masks_photo=[_stacked(s) for s in samples] if config.loss.resolution == "photo" else [],
         expression_ids=[i for s in samples for i in s.expression_ids],
         granularities=[g for s in samples for g in s.granularities],
     )
+
+
+def _instances(samples: Sequence[Sample], side: int) -> dict[str, torch.Tensor]:
+    """The fields of a batch that hold the instances of all masks, in the order of the expressions."""
+    present = [mask is not None for s in samples for mask in s.masks]
+    of_mask = [found for s in samples for found in s.instances]
+    expressions = [e for e, yes in enumerate(present) if yes]
+    masks = [np.zeros((0, side, side), dtype=bool), *(m[None] for found in of_mask for m in found)]
+    owners = [e for e, found in zip(expressions, of_mask, strict=True) for _ in found]
+    return {
+        "instance_masks_NHW": torch.from_numpy(np.concatenate(masks)),
+        "expr_of_instance_N": torch.tensor(owners, dtype=torch.long),
+    }
 
 
 def _stacked(sample: Sample) -> torch.Tensor:

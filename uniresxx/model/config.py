@@ -201,6 +201,7 @@ class UniRESPlusPlusConfig:
     mllm: MLLMConfig = field(default_factory=MLLMConfig)
     head: PyramidHeadConfig = field(default_factory=PyramidHeadConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+    instances: int = 0  # queries per [SEG], each a thing of its own; 0: one mask of all
     boxes: BoxSource = "classical"  # "owlv2" has no part level: its parts are small boxes inside objects
     decision_rule: DecisionRule = "token_and_presence"
     dense_classes: tuple[int, int, int] = (
@@ -228,6 +229,11 @@ class UniRESPlusPlusConfig:
             raise ValueError(
                 "boxes='owlv2' takes the high tower's pixels: "
                 f"mllm.pixel_stats={self.mllm.pixel_stats!r} must be 'clip'"
+            )
+        if self.instances < 0 or self.instances == 1 or (self.instances and self.loss.resolution == "photo"):
+            raise ValueError(
+                f"instances={self.instances} must be 0 (off) or at least 2, and does not go with "
+                "loss.resolution='photo', which has no single instances: use 'full', 'points' or 'low'"
             )
         if self.mask_head != "pyramid" and any(self.dense_classes):
             raise ValueError(

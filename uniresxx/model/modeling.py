@@ -21,8 +21,9 @@ from mllm.tokens import Vocabulary
 from uniresxx.errors import InputError
 from uniresxx.model.answering import EncodedPhotos, answer_texts
 from uniresxx.model.config import UniRESPlusPlusConfig
-from uniresxx.model.criterion import ModelOutput, all_counts, loss_terms
-from uniresxx.model.heads.base import HeadInputs, MaskHead, RegionBoxes
+from uniresxx.model.criterion import ModelOutput, all_counts, instance_counts, loss_terms
+from uniresxx.model.heads.base import HeadInputs, HeadOutput, MaskHead, RegionBoxes
+from uniresxx.model.heads.instances import InstanceOutput, InstanceQueries
 from uniresxx.model.heads.pyramid import PyramidHead
 from uniresxx.model.heads.sam import Sam2Head, SamHead
 from uniresxx.model.losses import Counts, LossTerms, photo_extent
@@ -63,6 +64,7 @@ class UniRESPlusPlusModel(nn.Module):
         self.config, self.vocabulary = config, vocabulary
         self.mllm = MLLM(m, vocabulary, skip_llm_init)
         self.head = _mask_head(config)
+        self.instances = InstanceQueries(config.instances, m.llm_width) if config.instances else None
         classes = sum(config.dense_classes)
         self.dense = nn.Conv2d(config.head.width, classes, 1) if classes else None
         learned = config.boxes == "learned"
@@ -84,17 +86,20 @@ class UniRESPlusPlusModel(nn.Module):
         dense: tuple[Tensor, ...] = ()
         if self.dense is not None:
             dense = self.dense(features.fine_BChw).split(self.config.dense_classes, dim=1)
+        masks, instances = self.masks(features, prompts_ED, batch.image_of_expr_E)
         return ModelOutput(
             self.mllm.logits(states_BTD[labelled_BT]),
             batch.labels_BT[labelled_BT],
-            self.head(features, prompts_ED, batch.image_of_expr_E),
+            masks,
             dense,
             found.output,
+            instances,
         )
 
     def counts(self, batch: Batch) -> Counts:
         """Denominators of the loss terms, known before the forward pass."""
-        return all_counts(batch)
+        counts = all_counts(batch)
+        return counts | instance_counts(batch, self.config.instances) if self.config.instances else counts
 
     def loss(self, output: ModelOutput, batch: Batch) -> LossTerms:
         """Sums over this micro-batch."""
@@ -163,7 +168,7 @@ class UniRESPlusPlusModel(nn.Module):
         """Generate the answers of all texts of all photos together; flat, photo by photo."""
         rule = decoding.rule or self.decision_rule
         with autocast_of(self):
-            return answer_texts(self.mllm, self.head, encoded, texts, decoding, rule)
+            return answer_texts(self.mllm, self.masks, encoded, texts, decoding, rule)
 
     def head_inputs(self, image: ImageFeatures, pixels_mask_B3SS: Tensor | None) -> HeadInputs:
         """What the mask head may read; `blind_to_image` zeroes the pixels of its own frame as well.
@@ -182,6 +187,15 @@ class UniRESPlusPlusModel(nn.Module):
             RegionBoxes(b.objects_BO4, b.object_valid_BO, b.parts_BP4, b.part_valid_BP, float(m.high_size)),
             pixels_mask_B3SS,
         )
+
+    def masks(
+        self, features: Any, prompts_ED: Tensor, image_of_expr_E: Tensor
+    ) -> tuple[HeadOutput, InstanceOutput | None]:
+        """The mask head's output for all expressions; with instance queries also what it unites."""
+        if self.instances is None:
+            return self.head(features, prompts_ED, image_of_expr_E), None
+        found = self.instances.decode(self.head, features, prompts_ED, image_of_expr_E)
+        return found.united(), found
 
     def _mask_features(self, image: ImageFeatures, pixels_mask_B3SS: Tensor | None) -> Any:
         """The mask head's features."""

@@ -47,6 +47,7 @@ class Target:
     granularity: Granularity
     rle: RLE | None
     source: Mapping[str, Any]
+    instances: tuple[RLE, ...] | None = None  # as in Expression
 
 
 class Collector:
@@ -84,8 +85,11 @@ class Collector:
             source = {"raw": sentence.raw, **target.source}
             expression_id = self._unique(f"{self.start}/{native}")
             expressions.append(
-                Expression(expression_id, sentence.text, target.granularity, target.rle, area, source=source)
-            )
+                Expression(
+                    expression_id, sentence.text, target.granularity, target.rle, area,
+                    source=source, instances=target.instances,
+                )
+            )  # fmt: skip
 
     def _unique(self, expression_id: str) -> str:
         """The id, with `#2`, `#3`, … where it comes again: predictions are stored by id."""
