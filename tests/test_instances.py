@@ -145,6 +145,23 @@ def test_the_loss_depends_on_no_order_and_reaches_the_queries(kind: str, words: 
     assert model.instances is not None and model.instances.offsets_QD.grad.abs().sum(dim=1).all()
 
 
+@pytest.mark.parametrize("resolution", ["full", "low", "points"])
+@pytest.mark.parametrize("kind", ["pyramid", "sam2"])
+def test_a_batch_without_any_expression_or_target_has_a_finite_loss(
+    kind: str, resolution: str, words: Vocabulary
+) -> None:
+    config = config_of(kind)
+    config = replace(config, loss=replace(config.loss, resolution=resolution, points=20))
+    model = UniRESPlusPlusModel(config, words).eval()
+    empty = replace(pair(0), expressions=())
+    absent = replace(pair(0), expressions=pair(0).expressions[2:])
+    for records in ([empty], [absent], [empty, absent]):
+        batch = batch_of(records, words, config)
+        loss = model.loss(model(batch), batch).total(model.counts(batch))
+        loss.backward()
+        assert torch.isfinite(loss)
+
+
 def test_two_instances_are_told_apart_after_a_little_training(words: Vocabulary) -> None:
     torch.manual_seed(0)
     model = UniRESPlusPlusModel(config_of(), words)

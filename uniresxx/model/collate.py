@@ -175,6 +175,8 @@ def collate(samples: Sequence[Sample], config: UniRESPlusPlusConfig, vocabulary:
     masks = [nothing if mask is None else mask for s in samples for mask in s.masks]
     inputs: dict[str, Any] = tensors_of([s.view for s in samples], config)
     del inputs["extent_B2"]  # follows from pixel_valid_BHW
+    if config.instances:
+        inputs |= _instances(samples, side)
     dense = [s.dense_HW3 for s in samples]
     known = [d for d in dense if d is not None]
     return Batch(
@@ -194,7 +196,6 @@ def collate(samples: Sequence[Sample], config: UniRESPlusPlusConfig, vocabulary:
         else torch.zeros(0, side, side, dtype=torch.bool),
         pixel_valid_BHW=torch.from_numpy(np.stack([s.view.letterbox.valid() for s in samples])),
         dense_BHW3=torch.from_numpy(np.stack(known)) if len(known) == len(samples) else None,
-        **_instances(samples, side) if config.instances else {},
         masks_photo=[_stacked(s) for s in samples] if config.loss.resolution == "photo" else [],
         expression_ids=[i for s in samples for i in s.expression_ids],
         granularities=[g for s in samples for g in s.granularities],

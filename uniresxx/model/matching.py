@@ -46,4 +46,5 @@ def matched_queries(
     cost_NQ = config.mask * bce_NQ + config.dice * dice_NQ - config.presence * present_NQ
     counts = expr_of_instance_N.bincount(minlength=len(output.presence_EQ)).tolist()
     chosen = [linear_sum_assignment(cost_nQ.numpy())[1] for cost_nQ in cost_NQ.cpu().split(counts)]
-    return torch.cat([torch.as_tensor(query_n) for query_n in chosen]).to(expr_of_instance_N.device)
+    queries_N = torch.tensor([query for query_n in chosen for query in query_n], dtype=torch.long)
+    return queries_N.to(expr_of_instance_N.device)
