@@ -167,6 +167,26 @@ def test_prompts_read_real_regions_and_image_tokens_alone(kind: str) -> None:
     assert not torch.allclose(masks(given._replace(image_BDhw=given.image_BDhw + 1)), first)
 
 
+@pytest.mark.parametrize("kind", ["pyramid", "sam", "sam2"])
+def test_region_memory_is_a_switch_that_matters(kind: str) -> None:
+    for on in (True, False):
+        torch.manual_seed(0)
+        made = {
+            "pyramid": lambda on: PyramidHead(
+                PyramidHeadConfig(width=16, heads=2, region_memory=on), D, WIDTHS
+            ),
+            "sam": lambda on: SamHead(replace(SAM, region_memory=on), D, WIDTHS),
+            "sam2": lambda on: Sam2Head(replace(SAM2, region_memory=on), D, WIDTHS),
+        }[kind](on).eval()
+        given, states, first = inputs(1), torch.randn(2, D), torch.zeros(2, dtype=torch.long)
+        other = given._replace(regions_BMD=given.regions_BMD + 1)
+        with torch.no_grad():
+            for parameter in made.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+            a, b = (made(made.encode(x), states, first).masks_Ehw for x in (given, other))
+        assert torch.equal(a, b) is not on
+
+
 @pytest.mark.parametrize("kind", list(MAKE))
 def test_heads_batched_over_images_and_expressions_equal_one_at_a_time(kind: str) -> None:
     made, given, states = head(kind), inputs(3), torch.randn(5, D)

@@ -164,21 +164,6 @@ def test_every_part_learns(model: UniRESPlusPlusModel, vocabulary: Vocabulary) -
     assert [n for n in silent if "post_layernorm" not in n] == []
 
 
-def test_region_memory_is_a_switch_that_matters() -> None:
-    stages = [torch.randn(1, c, s, s) for c, s in ((8, 16), (16, 8), (24, 4), (32, 2))]
-    for on in (True, False):
-        torch.manual_seed(0)
-        head = PyramidHead(PyramidHeadConfig(width=16, heads=2, region_memory=on), 32, (8, 16, 24, 32)).eval()
-        out = []
-        for seed in (1, 2):
-            regions = torch.randn(1, 3, 32, generator=torch.Generator().manual_seed(seed))
-            features = head.encode(
-                stages, torch.ones(1, 32, 4, 4), regions, torch.ones(1, 3, dtype=torch.bool)
-            )
-            out.append(head(features, torch.ones(1, 32), torch.zeros(1, dtype=torch.long)).masks_Ehw)
-        assert torch.equal(out[0], out[1]) is not on
-
-
 def test_mask_losses_equal_the_formulas_written_out() -> None:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(3, 4, 5, generator=generator)
