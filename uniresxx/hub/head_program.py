@@ -36,11 +36,8 @@ NEEDS_ONNX = (
     "onnxruntime",
 )  # onnxruntime runs what was written before it is handed over
 OUTPUTS = ("masks_Ehw", "quality_E", "presence_E")
-STAGE, FINE, PIXELS = (
-    "stage_",
-    "fine_",
-    "pixels_B3SS",
-)  # names of inputs and features; the first two are numbered
+STAGE, FINE = "stage_", "fine_"  # a number follows
+PIXELS = "pixels_B3SS"
 TOKENS = ("image_BDhw", "regions_BMD", "region_valid_BM")
 MEMORY = ("memory_BMC", "memory_bias_BM")
 
@@ -135,10 +132,11 @@ def programs_of(model: UniRESPlusPlusModel) -> list[Program]:
         pixels = None if side is None else draw(1, 3, side, side)
         read = model.head_inputs(model.mllm.encode_image(low, high, given), pixels)
         drawn = {f"{STAGE}{i}": stage for i, stage in enumerate(read.stages)}
-        drawn |= {"image_BDhw": read.image_BDhw, "regions_BMD": draw(*read.regions_BMD.shape)}
-        drawn["region_valid_BM"] = read.region_valid_BM | valid
-        drawn |= dict(zip(BOX_FIELDS, (*draw_boxes(m.max_objects), *draw_boxes(m.max_parts)), strict=True))
-        return tuple((drawn | ({} if pixels is None else {PIXELS: pixels}))[name] for name in names)
+        tokens = read.image_BDhw, draw(*read.regions_BMD.shape), read.region_valid_BM | valid
+        drawn |= dict(zip((*TOKENS, *BOX_FIELDS), (*tokens, *read.boxes[:4]), strict=True))
+        if pixels is not None:
+            drawn[PIXELS] = pixels
+        return tuple(drawn[name] for name in names)
 
     encode = Encode(head, names, float(m.high_size)).eval()
     answer = Answer(_without_encoder(head), features).eval()

@@ -81,9 +81,8 @@ def photo_instances(
 ) -> tuple[list[np.ndarray], list[list[Instance]]]:
     """Of each expression the united mask at the photo's size, and its accepted instances, best first."""
     accepted_EQ = output.accepted()
-    scores = (output.presence_EQ.float().sigmoid() * output.quality_EQ.float().sigmoid())[
-        accepted_EQ
-    ].tolist()
+    presence_EQ, quality_EQ = output.presence_EQ.float().sigmoid(), output.quality_EQ.float().sigmoid()
+    scores = (presence_EQ * quality_EQ)[accepted_EQ].tolist()
     expr_of_instance = accepted_EQ.nonzero()[:, 0].tolist()
     images = [image_of_expr[e] for e in expr_of_instance]
     alone = photo_masks(output.masks_EQhw[accepted_EQ], images, views)
