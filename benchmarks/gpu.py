@@ -50,7 +50,6 @@ from uniresxx.model.config import (
     PyramidHeadConfig,
     SamHeadConfig,
     UniRESPlusPlusConfig,
-    sam_huge,
 )
 from uniresxx.model.modeling import UniRESPlusPlusModel
 from uniresxx.model.templates import TRAINING_TEMPLATES
@@ -89,7 +88,7 @@ SMALL = Sizes(warm_up=0, repeats=1, small=True)
 def recipe_of(sizes: Sizes, head: HeadKind, count: int) -> Recipe:
     """The 7B recipe with K expressions per image, without pretrained weights, and one of the mask heads."""
     recipe = uniresxx_7b()
-    model: UniRESPlusPlusConfig = replace(recipe.model, mask_head=head, sam=sam_huge())
+    model: UniRESPlusPlusConfig = replace(recipe.model, mask_head=head)
     if sizes.small:
         tiny = MLLMConfig(
             low_size=28, low_patch=14, low_width=32, low_layers=2, low_heads=2, high_size=64, high_patch=4,
@@ -105,9 +104,9 @@ def recipe_of(sizes: Sizes, head: HeadKind, count: int) -> Recipe:
             model, mllm=tiny, sam=sam, head=PyramidHeadConfig(width=16, heads=2),
             box_head=BoxHeadConfig(width=16, convs=1), loss=replace(model.loss, points=100),
         )  # fmt: skip
-    if head == "sam":
-        model = replace(model, tuning=replace(model.tuning, frozen=("low", "high", "mask_encoder")))
-    optim = replace(recipe.optim, lr_scale=() if head == "sam" else recipe.optim.lr_scale)
+    if head == "pyramid":  # it reads the high tower, which is trained with it
+        model = replace(model, tuning=replace(model.tuning, frozen=("low",)))
+    optim = replace(recipe.optim, lr_scale=(("mllm.high", 0.1),) if head == "pyramid" else ())
     data = replace(recipe.data, expressions_per_image=count, accumulate=1)
     return replace(recipe, model=model, data=data, optim=optim)
 

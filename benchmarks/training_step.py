@@ -70,7 +70,7 @@ class Sizes:
 
 
 def full() -> Sizes:
-    """`uniresxx_7b`, widths / 16, depths / 8."""
+    """`uniresxx_7b` with the pyramid head, widths / 16, depths / 8."""
     m = replace(
         llava_7b(),
         low_width=64, low_layers=3, low_heads=2, low_mlp=256,
@@ -120,7 +120,7 @@ def make_case(sizes: Sizes) -> Case:
         head=PyramidHeadConfig(width=16, heads=2),
         loss=recipe.loss,
         boxes="grid",
-        tuning=TuningConfig(frozen=recipe.tuning.frozen, lora_rank=LORA, token_rows=recipe.tuning.token_rows),
+        tuning=TuningConfig(frozen=("low",), lora_rank=LORA, token_rows=recipe.tuning.token_rows),
     )
     vocabulary = Vocabulary.train(TEXTS, sizes.mllm.vocabulary)
     model = UniRESPlusPlusModel(config, vocabulary)
@@ -246,12 +246,10 @@ def encode_rows(case: Case, text: Text) -> ImageFeatures:
 
 def head_features(case: Case, features: ImageFeatures, image_R: Tensor) -> Any:
     """The mask head's maps, once per image: from its first row."""
-    side, layout = case.config.mllm.low_grid, features.layout
+    inputs = case.model.head_inputs(features, None)
     first = (image_R.diff(prepend=image_R.new_tensor([-1])) > 0).nonzero()[:, 0]
-    image_BDhw = features.prefix_BLD[first][:, layout.image].transpose(1, 2).unflatten(2, (side, side))
-    regions = torch.cat((features.object_BOD, features.part_BPD), dim=1)[first]
-    valid = torch.cat((features.valid_BL[:, layout.objects], features.valid_BL[:, layout.parts]), dim=1)
-    return case.model.head.encode(features.stages, image_BDhw, regions, valid[first])
+    rows = {name: getattr(inputs, name)[first] for name in ("image_BDhw", "regions_BMD", "region_valid_BM")}
+    return case.model.head.encode(inputs._replace(**rows))
 
 
 def baseline(case: Case, text: Text) -> Result:

@@ -130,8 +130,8 @@ def test_training_commands_parse_with_their_values() -> None:
     for words in found:
         if words[0] in KNOWN:
             assert parse(list(words), KNOWN).recipe.name == words[0]
-    sam = next(parse(list(words), KNOWN).recipe for words in found if "sam" in words)
-    assert sam.optim.lr_scale == () and "mask_encoder" in sam.model.tuning.frozen
+    pyramid = next(parse(list(words), KNOWN).recipe for words in found if "pyramid" in words)
+    assert pyramid.optim.lr_scale == (("mllm.high", 0.1),) and pyramid.model.tuning.frozen == ("low",)
 
 
 def test_every_native_data_set_has_its_command() -> None:

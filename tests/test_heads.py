@@ -9,12 +9,15 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from transformers import Sam2Model, SamModel
 
 from mllm.config import TuningConfig
 from mllm.tokens import Vocabulary
 from tests.test_model import CONFIG, batch_of, picture
 from uniresxx.imaging import masks
-from uniresxx.model.config import Sam2HeadConfig, SamHeadConfig
+from uniresxx.model.config import PyramidHeadConfig, Sam2HeadConfig, SamHeadConfig
+from uniresxx.model.heads.base import HeadInputs, RegionBoxes
+from uniresxx.model.heads.pyramid import PyramidHead
 from uniresxx.model.heads.sam import Sam2Head, SamHead
 from uniresxx.model.modeling import UniRESPlusPlusModel
 from uniresxx.model.processing import pixels, tensors_of, view_photo
@@ -31,91 +34,175 @@ SAM2 = Sam2HeadConfig(
     background=4, decoder_width=32, decoder_mlp=32, decoder_heads=2,
 )  # fmt: skip
 D = 24
+WIDTHS = (8, 16, 24, 32)
 
 
-def head(kind: str) -> nn.Module:
+def all_on(config: SamHeadConfig | Sam2HeadConfig) -> SamHeadConfig | Sam2HeadConfig:
+    return replace(config, region_memory=True, fuse_early=True, paint_regions=True)
+
+
+MAKE = {
+    "pyramid": lambda: PyramidHead(PyramidHeadConfig(width=16, heads=2, paint_regions=True), D, WIDTHS),
+    "sam": lambda: SamHead(SAM, D, WIDTHS),
+    "sam+": lambda: SamHead(all_on(SAM), D, WIDTHS),
+    "sam2": lambda: Sam2Head(SAM2, D, WIDTHS),
+    "sam2+": lambda: Sam2Head(all_on(SAM2), D, WIDTHS),
+}
+# parameters that start at zero, so that step 0 is the published decoder; SAM's early filter has two of its own
+CLOSED = ("gate", "early.filter.2", "early.0", "early.1")
+
+
+SAMS = [kind for kind in MAKE if kind != "pyramid"]
+
+
+def is_closed(name: str) -> bool:
+    return any(part in name for part in CLOSED) and "sam." not in name
+
+
+def head(kind: str, closed: bool = False) -> nn.Module:
     """Random weights everywhere: transformers starts some of SAM's at zero, which would hide mistakes."""
     torch.manual_seed(0)
-    made = {
-        "sam": lambda: SamHead(SAM, D),
-        "sam+early": lambda: SamHead(replace(SAM, fuse_early=True), D),
-        "sam2": lambda: Sam2Head(SAM2, D),
-    }[kind]()
+    made = MAKE[kind]()
     with torch.no_grad():
-        for parameter in made.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
+        for name, parameter in made.named_parameters():
+            if not (closed and is_closed(name)):
+                parameter.add_(0.1 * torch.randn_like(parameter))
     return made.eval()
 
 
-def encode(made: nn.Module, pixels: Tensor) -> object:
-    return made.encode([], torch.empty(0), torch.empty(0), torch.empty(0), pixels)
+def inputs(images: int, seed: int = 0) -> HeadInputs:
+    """Maps, tokens, boxes and pixels of some images; a few regions are not real."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*size: int) -> Tensor:
+        return torch.randn(images, *size, generator=generator)
+
+    def boxes(count: int) -> tuple[Tensor, Tensor]:
+        corner = torch.rand(images, count, 2, generator=generator) * 24
+        valid = torch.rand(images, count, generator=generator) > 0.3
+        return torch.cat((corner, corner + 6), dim=-1), valid
+
+    objects, parts = boxes(3), boxes(4)
+    return HeadInputs(
+        [draw(width, 16 // 2**i, 16 // 2**i) for i, width in enumerate(WIDTHS)],
+        draw(D, 4, 4), draw(7, D), torch.cat((objects[1], parts[1]), dim=1), RegionBoxes(*objects, *parts, 48.0),
+        draw(3, 64, 64),
+    )  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", ["sam", "sam2"])
-def test_the_decoder_is_transformers_own_for_the_same_prompt(kind: str) -> None:
-    made = head(kind)
-    sam = made.sam
-    sam.mask_decoder.dynamic_multimask_via_stability = False  # always the single mask's token, as we take it
-    pixels, states = torch.randn(2, 3, 64, 64), torch.randn(3, D)
-    image_of = torch.tensor([0, 0, 0])
+def only(given: HeadInputs, b: int) -> HeadInputs:
+    """One image of some."""
+    own = slice(b, b + 1)
+    boxes = RegionBoxes(*(x[own] for x in given.boxes[:4]), given.boxes.side)
+    image, regions, valid = (x[own] for x in given[1:4])
+    return HeadInputs(
+        [stage[own] for stage in given.stages], image, regions, valid, boxes, given.pixels_B3SS[own]
+    )
+
+
+def published(made: nn.Module, pixels: Tensor, states: Tensor) -> object:
+    """What transformers' whole model answers, its prompt encoder replaced by the projected states."""
+    theirs = (SamModel if isinstance(made, SamHead) else Sam2Model)(made.sam.config).eval()
+    theirs.load_state_dict(made.sam.state_dict())
+    no_mask = theirs.prompt_encoder(None, None, None, None)[1]
+    theirs.prompt_encoder.forward = lambda **_: (made.prompt(states)[None, :, None], no_mask)
+    return theirs(pixel_values=pixels, multimask_output=False)
+
+
+@pytest.mark.parametrize("kind", SAMS)
+def test_step_0_is_transformers_own_model_for_the_same_prompt(kind: str) -> None:
+    made, given, states = head(kind, closed=True), inputs(2), torch.randn(3, D)
     with torch.no_grad():
-        got = made(encode(made, pixels), states, image_of)
-        embedded = sam.get_image_embeddings(pixels)
-        extra = {}
-        if kind == "sam2":
-            extra = {"high_resolution_features": [m[:1] for m in embedded[:-1]]}
-            embedded = embedded[-1]
-        masks, iou, *rest = sam.mask_decoder(
-            image_embeddings=embedded[:1],
-            image_positional_embeddings=sam.get_image_wide_positional_embeddings(),
-            sparse_prompt_embeddings=made.prompt(states)[None, :, None],
-            dense_prompt_embeddings=sam.prompt_encoder.no_mask_embed.weight.reshape(1, -1, 1, 1).expand(
-                1, -1, *embedded.shape[-2:]
-            ),
-            multimask_output=False,
-            **extra,
-        )
-    assert masks[0, :, 0].shape == got.masks_Ehw.shape == (3, 16, 16)
-    torch.testing.assert_close(got.masks_Ehw, masks[0, :, 0], atol=1e-5, rtol=1e-5)
-    if kind == "sam2":
-        torch.testing.assert_close(got.quality_E.sigmoid(), iou[0, :, 0], atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(got.presence_E, rest[-1][0, :, 0], atol=1e-5, rtol=1e-5)
+        got = made(made.encode(given), states, torch.tensor([1, 1, 1]))
+        expected = published(made, given.pixels_B3SS[1:], states)
+    masks, iou = expected.pred_masks[0, :, 0], expected.iou_scores[0, :, 0]
+    assert masks.shape == got.masks_Ehw.shape == (3, 16, 16) and masks.std() > 1e-3
+    torch.testing.assert_close(got.masks_Ehw, masks, atol=1e-5, rtol=1e-5)
+    if "2" in kind:
+        torch.testing.assert_close(got.quality_E.sigmoid(), iou, atol=1e-5, rtol=1e-5)
+        presence = expected.object_score_logits[0, :, 0]
+        torch.testing.assert_close(got.presence_E, presence, atol=1e-5, rtol=1e-5)
     else:
-        torch.testing.assert_close(got.quality_E / 4 + 0.5, iou[0, :, 0], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(got.quality_E / 4 + 0.5, iou, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["sam", "sam+early", "sam2"])
+@pytest.mark.parametrize("kind", ["sam+", "sam2+"])
+def test_each_closed_way_learns_from_step_0_and_then_changes_the_mask(kind: str) -> None:
+    made, given, states = head(kind, closed=True), inputs(2), torch.randn(3, D)
+    image_of = torch.tensor([0, 1, 1])
+    first = made(made.encode(given), states, image_of).masks_Ehw
+    first.square().sum().backward()
+    closed = {name: p for name, p in made.named_parameters() if is_closed(name)}
+    fused = 2 if kind == "sam+" else 4  # weights and biases
+    painted = 1 if kind == "sam+" else 3
+    assert len(closed) == 1 + fused + painted
+    with torch.no_grad():
+        for name, parameter in closed.items():
+            assert parameter.grad is not None and parameter.grad.all() and parameter.grad.isfinite().all(), (
+                name
+            )
+            change = torch.linspace(0.2, 1, parameter.numel()).view_as(
+                parameter
+            )  # LayerNorm undoes an equal one
+            parameter.add_(change)
+            assert not torch.allclose(made(made.encode(given), states, image_of).masks_Ehw, first), name
+            parameter.sub_(change)
+
+
+@pytest.mark.parametrize("kind", ["sam+", "sam2+"])
+def test_prompts_read_real_regions_and_image_tokens_alone(kind: str) -> None:
+    made, given, states = head(kind), inputs(1), torch.randn(2, D)
+    made.painting = nn.ModuleList() if kind == "sam2+" else None  # regions reach the prompt, and nothing else
+
+    def masks(changed: HeadInputs) -> Tensor:
+        with torch.no_grad():
+            return made(made.encode(changed), states, torch.tensor([0, 0])).masks_Ehw
+
+    first = masks(given)
+    for valid in (True, False):
+        where = (given.region_valid_BM == valid)[..., None]
+        assert where.any()
+        other = masks(given._replace(regions_BMD=given.regions_BMD + where * 1.0))
+        assert torch.allclose(other, first, atol=1e-6) is not valid
+    assert not torch.allclose(masks(given._replace(image_BDhw=given.image_BDhw + 1)), first)
+
+
+@pytest.mark.parametrize("kind", ["pyramid", "sam", "sam2"])
+def test_region_memory_is_a_switch_that_matters(kind: str) -> None:
+    for on in (True, False):
+        torch.manual_seed(0)
+        made = {
+            "pyramid": lambda on: PyramidHead(
+                PyramidHeadConfig(width=16, heads=2, region_memory=on), D, WIDTHS
+            ),
+            "sam": lambda on: SamHead(replace(SAM, region_memory=on), D, WIDTHS),
+            "sam2": lambda on: Sam2Head(replace(SAM2, region_memory=on), D, WIDTHS),
+        }[kind](on).eval()
+        given, states, first = inputs(1), torch.randn(2, D), torch.zeros(2, dtype=torch.long)
+        other = given._replace(regions_BMD=given.regions_BMD + 1)
+        with torch.no_grad():
+            for parameter in made.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+            a, b = (made(made.encode(x), states, first).masks_Ehw for x in (given, other))
+        assert torch.equal(a, b) is not on
+
+
+@pytest.mark.parametrize("kind", list(MAKE))
 def test_heads_batched_over_images_and_expressions_equal_one_at_a_time(kind: str) -> None:
-    made = head(kind)
-    pixels, states = torch.randn(3, 3, 64, 64), torch.randn(5, D)
+    made, given, states = head(kind), inputs(3), torch.randn(5, D)
     image_of = torch.tensor([2, 0, 0, 1, 2])
     with torch.no_grad():
-        together = made(encode(made, pixels), states, image_of)
+        together = made(made.encode(given), states, image_of)
         for e, b in enumerate(image_of.tolist()):
-            alone = made(encode(made, pixels[b : b + 1]), states[e : e + 1], torch.zeros(1, dtype=torch.long))
-            torch.testing.assert_close(alone.masks_Ehw[0], together.masks_Ehw[e], atol=1e-5, rtol=1e-5)
-            torch.testing.assert_close(alone.quality_E[0], together.quality_E[e], atol=1e-5, rtol=1e-5)
-            torch.testing.assert_close(alone.presence_E[0], together.presence_E[e], atol=1e-5, rtol=1e-5)
+            alone = made(made.encode(only(given, b)), states[e : e + 1], torch.zeros(1, dtype=torch.long))
+            for one, all_of_them in zip(alone, together, strict=True):
+                torch.testing.assert_close(one[0], all_of_them[e], atol=1e-5, rtol=1e-5)
 
 
-def test_early_fusion_starts_as_plain_sam_and_then_matters() -> None:
-    torch.manual_seed(0)
-    fused = SamHead(replace(SAM, fuse_early=True), D).eval()
-    plain = SamHead(SAM, D).eval()
-    left = plain.load_state_dict({k: v for k, v in fused.state_dict().items() if not k.startswith("early")})
-    assert not left.missing_keys and not left.unexpected_keys
-    pixels, states, image_of = torch.randn(1, 3, 64, 64), torch.randn(2, D), torch.zeros(2, dtype=torch.long)
-    with torch.no_grad():
-        a, b = (m(encode(m, pixels), states, image_of).masks_Ehw for m in (fused, plain))
-        assert torch.equal(a, b)
-        fused.early[-1].weight.normal_()
-        assert not torch.allclose(fused(encode(fused, pixels), states, image_of).masks_Ehw, b)
-
-
-@pytest.mark.parametrize("kind", ["sam+early", "sam2"])
+@pytest.mark.parametrize("kind", ["sam+", "sam2+"])
 def test_every_trained_weight_of_a_head_gets_a_gradient(kind: str) -> None:
     made = head(kind)
-    output = made(encode(made, torch.randn(2, 3, 64, 64)), torch.randn(3, D), torch.tensor([0, 1, 1]))
+    output = made(made.encode(inputs(2)), torch.randn(3, D), torch.tensor([0, 1, 1]))
     (output.masks_Ehw.square().mean() + output.quality_E.sum() + output.presence_E.sum()).backward()
     silent = [
         n for n, p in made.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())
@@ -124,12 +211,21 @@ def test_every_trained_weight_of_a_head_gets_a_gradient(kind: str) -> None:
     assert not any(p.requires_grad for p in made.sam.prompt_encoder.parameters())
 
 
-def test_no_expression_gives_no_mask() -> None:
-    for kind in ("sam", "sam2"):
-        made = head(kind)
-        features = encode(made, torch.randn(1, 3, 64, 64))
-        output = made(features, torch.zeros(0, D), torch.zeros(0, dtype=torch.long))
-        assert output.masks_Ehw.shape == (0, 16, 16) and output.presence_E.shape == (0,)
+def test_the_presence_of_sam_depends_on_the_picture_and_shapes_no_mask() -> None:
+    made, given, states = head("sam"), inputs(1), torch.randn(2, D)
+    zeros = torch.zeros(2, dtype=torch.long)
+    output = made(made.encode(given), states, zeros)
+    other = made(made.encode(given._replace(pixels_B3SS=given.pixels_B3SS.flip(-1))), states, zeros)
+    assert not torch.allclose(output.presence_E, other.presence_E)
+    output.presence_E.sum().backward()
+    assert made.sam.mask_decoder.output_hypernetworks_mlps[0].proj_in.weight.grad is None
+
+
+@pytest.mark.parametrize("kind", list(MAKE))
+def test_no_expression_gives_no_mask(kind: str) -> None:
+    made = head(kind)
+    output = made(made.encode(inputs(1)), torch.zeros(0, D), torch.zeros(0, dtype=torch.long))
+    assert output.masks_Ehw.shape == (0, 16, 16) and output.presence_E.shape == (0,)
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +237,7 @@ def words() -> Vocabulary:
 def test_the_whole_model_trains_and_answers_with_a_sam_head(kind: str, words: Vocabulary) -> None:
     tuning = TuningConfig(frozen=("mask_encoder",))
     config = replace(
-        CONFIG, mask_head=kind, sam=SAM, sam2=SAM2, tuning=tuning, dense_classes=(0, 0, 0),
+        CONFIG, mask_head=kind, sam=all_on(SAM), sam2=all_on(SAM2), tuning=tuning, dense_classes=(0, 0, 0),
         loss=replace(CONFIG.loss, dense=0.0),
     )  # fmt: skip
     torch.manual_seed(0)

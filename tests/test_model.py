@@ -164,38 +164,6 @@ def test_every_part_learns(model: UniRESPlusPlusModel, vocabulary: Vocabulary) -
     assert [n for n in silent if "post_layernorm" not in n] == []
 
 
-def test_heads_batched_over_images_equal_one_expression_at_a_time() -> None:
-    torch.manual_seed(0)
-    head = PyramidHead(PyramidHeadConfig(width=16, heads=2), 32, (8, 16, 24, 32)).eval()
-    stages = [torch.randn(3, c, s, s) for c, s in ((8, 16), (16, 8), (24, 4), (32, 2))]
-    image, regions = torch.randn(3, 32, 4, 4), torch.randn(3, 7, 32)
-    valid = torch.rand(3, 7) > 0.4
-    prompts, image_of = torch.randn(5, 32), torch.tensor([2, 0, 0, 1, 2])
-    together = head(head.encode(stages, image, regions, valid), prompts, image_of)
-    for e, b in enumerate(image_of.tolist()):
-        one = head.encode(
-            [s[b : b + 1] for s in stages], image[b : b + 1], regions[b : b + 1], valid[b : b + 1]
-        )
-        alone = head(one, prompts[e : e + 1], torch.zeros(1, dtype=torch.long))
-        torch.testing.assert_close(alone.masks_Ehw[0], together.masks_Ehw[e], atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(alone.presence_E[0], together.presence_E[e], atol=1e-5, rtol=1e-5)
-
-
-def test_region_memory_is_a_switch_that_matters() -> None:
-    stages = [torch.randn(1, c, s, s) for c, s in ((8, 16), (16, 8), (24, 4), (32, 2))]
-    for on in (True, False):
-        torch.manual_seed(0)
-        head = PyramidHead(PyramidHeadConfig(width=16, heads=2, region_memory=on), 32, (8, 16, 24, 32)).eval()
-        out = []
-        for seed in (1, 2):
-            regions = torch.randn(1, 3, 32, generator=torch.Generator().manual_seed(seed))
-            features = head.encode(
-                stages, torch.ones(1, 32, 4, 4), regions, torch.ones(1, 3, dtype=torch.bool)
-            )
-            out.append(head(features, torch.ones(1, 32), torch.zeros(1, dtype=torch.long)).masks_Ehw)
-        assert torch.equal(out[0], out[1]) is not on
-
-
 def test_mask_losses_equal_the_formulas_written_out() -> None:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(3, 4, 5, generator=generator)

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from mllm.config import MLLMConfig
 from mllm.tokens import Vocabulary
-from tests.test_heads import SAM, SAM2
+from tests.test_heads import SAM, SAM2, all_on
 from tests.test_model import CONFIG, batch_of, picture
 from tests.test_portable import runnable
 from train.recipe_changes import recipe_differences
 from uniresxx.hub.head_program import Form, export_mask_head
 from uniresxx.model.config import PyramidHeadConfig, UniRESPlusPlusConfig
-from uniresxx.model.heads.base import RegionBoxes
+from uniresxx.model.heads.base import HeadInputs, RegionBoxes
 from uniresxx.model.heads.painting import RegionPainting, cell_weights
 from uniresxx.model.heads.pyramid import PyramidHead
 from uniresxx.model.heads.sam import Sam2Head, SamHead
@@ -32,7 +32,7 @@ HEADS = ("pyramid", "sam", "sam2")
 def painting_config(kind: str, mllm: MLLMConfig = CONFIG.mllm) -> UniRESPlusPlusConfig:
     return replace(
         CONFIG, mask_head=kind, mllm=mllm, head=replace(CONFIG.head, paint_regions=True), dense_classes=(0, 0, 0),
-        sam=replace(SAM, paint_regions=True), sam2=replace(SAM2, paint_regions=True),
+        sam=all_on(SAM), sam2=all_on(SAM2),
         loss=replace(CONFIG.loss, dense=0.0),
     )  # fmt: skip
 
@@ -161,7 +161,8 @@ def test_two_equal_regions_get_different_maps_when_their_tokens_differ() -> None
     for other in (token, token + 1):
         tokens = torch.cat((token, other), dim=1)
         with torch.no_grad():
-            fine = head.encode(stages, torch.ones(1, D, 4, 4), tokens, valid, None, boxes).fine_BChw
+            inputs = HeadInputs(stages, torch.ones(1, D, 4, 4), tokens, valid, boxes)
+            fine = head.encode(inputs).fine_BChw
         differences.append(float((fine[0, :, 8, 4] - fine[0, :, 8, 10]).abs().max()))
     assert differences[0] < 1e-4 and differences[1] > 0.1
 
@@ -170,8 +171,8 @@ def test_two_equal_regions_get_different_maps_when_their_tokens_differ() -> None
 def test_step_0_is_the_published_decoder_and_then_painting_matters(kind: str) -> None:
     torch.manual_seed(0)
     make = {
-        "sam": lambda on: SamHead(replace(SAM, paint_regions=on), D),
-        "sam2": lambda on: Sam2Head(replace(SAM2, paint_regions=on), D),
+        "sam": lambda on: SamHead(replace(SAM, paint_regions=on), D, (8, 16)),
+        "sam2": lambda on: Sam2Head(replace(SAM2, paint_regions=on), D, (8, 16)),
     }[kind]
     painting, plain = make(True).eval(), make(False).eval()
     with torch.no_grad():
@@ -185,7 +186,8 @@ def test_step_0_is_the_published_decoder_and_then_painting_matters(kind: str) ->
     none = torch.empty(0)
 
     def run(head: nn.Module) -> tuple[Tensor, ...]:
-        return tuple(head(head.encode([], none, regions, none, pixels, boxes), states, image_of))
+        features = head.encode(HeadInputs([], none, regions, none, boxes, pixels))
+        return tuple(head(features, states, image_of))
 
     for a, b in zip(run(painting), run(plain), strict=True):
         assert torch.equal(a, b)

@@ -83,9 +83,8 @@ def test_an_exported_head_answers_as_the_model_does(form: Form, head: str, tmp_p
         encoder = sum(p.nbytes for p in model.head.sam.vision_encoder.parameters())
         assert sizes[0] - sizes[1] > encoder / 2
     answer = opened(tmp_path, about["answer"])
-    features = (
-        list(encoded.features) if head == "pyramid" else [encoded.features.image_BChw, *encoded.features.fine]
-    )
+    flat = (part if isinstance(part, tuple) else (part,) for part in encoded.features)
+    features = [value for values in flat for value in values]
     for count in (1, 2, 9):
         prompts = torch.randn(count, 32)
         with torch.no_grad():

@@ -293,7 +293,9 @@ def test_targets(tmp_path, file, ann_id, granularity, area):
     root = root_with(tmp_path, [ref(ann_id, no_target=ann_id == [-1])], "grefcoco", file)
     (expression,) = expressions(read_grefcoco(root, "val"))
     assert (str(expression.granularity), expression.area) == (granularity, area)
-    assert (expression.rle is None) == (granularity == "none")
+    assert (expression.rle is None) == (expression.instances is None) == (granularity == "none")
+    assert sum(map(masks.area, expression.instances or ())) == area  # these two targets do not overlap
+    assert len(expression.instances or ()) == {"none": 0, "object": 1, "multi": 2}[granularity]
     assert expression.expression_id == "grefcoco/val/11"
 
 

@@ -277,12 +277,12 @@ def change_meta(store, **changes):
     path.write_text(json.dumps({**meta, "checksum": meta_checksum(meta)}))
 
 
-@pytest.mark.parametrize("version", [0, 1, 3, "2", None])
+@pytest.mark.parametrize("version", [0, 1, 2, 4, "3", None])
 def test_another_format_version_is_refused(store, version, capsys):
     change_meta(store, version=version)
     assert run_data(["inspect", str(store.path)]) == 2
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1 and f"is of store format {version!r}, this program reads 2" in lines[0]
+    assert len(lines) == 1 and f"is of store format {version!r}, this program reads 3" in lines[0]
 
 
 @pytest.mark.parametrize("name", [META, RECORDS, INDEX])

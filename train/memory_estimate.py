@@ -123,6 +123,8 @@ def estimate_activations(config: UniRESPlusPlusConfig, sizes: Sizes, mixed: bool
     inputs, output, mask, and one number per row and head, as the memory-efficient kernel of a GPU does.
     flex_attention needs no mask, so for it the figure is an upper bound. OWLv2 is not run; its boxes are inputs.
     """
+    if config.instances:
+        raise ValueError(f"instances={config.instances} has no plan: its matching depends on the masks")
     config = replace(
         config,
         mllm=replace(config.mllm, attention="sdpa"),

@@ -25,6 +25,9 @@ FORMER_FIELDS: dict[str, str | None] = {
 # Fields added since, and what the runs that lack them did.
 ADDED_FIELDS: dict[str, Any] = {
     **{f"model.{head}.paint_regions": False for head in ("head", "sam", "sam2")},
+    **{f"model.{head}.region_memory": False for head in ("sam", "sam2")},
+    "model.sam2.fuse_early": False,
+    "model.instances": 0,
     "model.tuning.keep_fp32": [],
 }
 

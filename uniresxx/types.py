@@ -2,7 +2,7 @@
 
 Shapes: B images, E expressions of the batch, T tokens of a row, O object boxes, P part boxes, h w low-tower pixels,
 H W high-tower pixels (masks are supervised there), S S pixels of a mask head's own frame, G levels of boxes (object,
-part), M boxes of a level, y x pixels of the photo.
+part), M boxes of a level, N instances, y x pixels of the photo.
 Nothing here imports torch, so that readers, metrics and the command line start fast.
 """
 
@@ -48,6 +48,8 @@ class Expression:
     level: int | None = None  # scenes only: 1 kind, 2 attribute, 3 relation, order or count
     twin: str | None = None  # a part, its object and its group share a value; the twin score joins them
     source: Mapping[str, Any] = field(default_factory=dict)  # native ids and tags, unchanged
+    # of each referent alone, where the data set has them; None: only the union is known
+    instances: tuple[RLE, ...] | None = None
     # x0, y0, x1, y1, … in pixels; None unless a protocol asks for them (data/polygons.py)
     polygons: tuple[Sequence[float], ...] | None = None
 
@@ -126,6 +128,14 @@ class Segment:
 
 
 @dataclass(frozen=True, slots=True)
+class Instance:
+    """One of the things that a mask unites."""
+
+    mask: RLE
+    score: float | None  # probability to be an instance times predicted IoU, 0..1
+
+
+@dataclass(frozen=True, slots=True)
 class Prediction:
     """The answer to one expression, in the image frame at the photo's size."""
 
@@ -136,6 +146,9 @@ class Prediction:
     p_absent: float | None = None
     mask_if_forced: RLE | None = None  # of a rejected expression: what a forced [SEG] gives
     segments: tuple[Segment, ...] = ()  # one per phrase, where several were asked together
+    instances: tuple[
+        Instance, ...
+    ] = ()  # whose union is `mask`; empty where the model does not tell them apart
     truncated: bool = False  # the answer had not ended after `Decoding.max_new_tokens`
 
 
@@ -214,6 +227,9 @@ class Batch:
     truth_boxes_BGM4: torch.Tensor | None = None  # all boxes that are known, xyxy, high frame
     truth_boxes_valid_BGM: torch.Tensor | None = None
     boxes_complete_BG: torch.Tensor | None = None  # bool: they are all that the photo shows of the level
+    # of all expressions with a mask, each instance alone, bool, high frame; expressions are in order
+    instance_masks_NHW: torch.Tensor | None = None
+    expr_of_instance_N: torch.Tensor | None = None
     # by image: bool (targets, y, x), for a loss at the photo's size
     masks_photo: list[torch.Tensor] = field(default_factory=list)
     expression_ids: list[str] = field(default_factory=list)

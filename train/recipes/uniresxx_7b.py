@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from mllm.config import MLLMConfig, Part, TuningConfig, llava_7b
 from train.recipe import DataConfig, EngineConfig, EvalConfig, LogConfig, OptimConfig, Recipe
-from uniresxx.model.config import PyramidHeadConfig, UniRESPlusPlusConfig, WeightsConfig
+from uniresxx.model.config import PyramidHeadConfig, UniRESPlusPlusConfig, WeightsConfig, sam2_large, sam_huge
 
 BENCHMARKS = (
     "refcocom/val_part_only", "refcocom/val_object_part", "grefcoco/val", "refcoco/val", "refcoco+/val",
@@ -15,10 +15,16 @@ BENCHMARKS = (
 
 
 def full_model(mllm: MLLMConfig, tuning: TuningConfig) -> UniRESPlusPlusConfig:
-    """UniRES++ around an LLM, as docs/method.md describes it: learned boxes, pyramid head, decision by the token."""
+    """UniRES++ around an LLM, as docs/method.md describes it: learned boxes, SAM 2.1 head, decision by the token.
+
+    The head is Hiera-L with our streams on. `mask_head` "sam" is ViT-H with the same, "pyramid" is for comparison.
+    """
     return UniRESPlusPlusConfig(
         mllm=mllm,
-        head=PyramidHeadConfig(width=256, heads=8),
+        mask_head="sam2",
+        sam2=replace(sam2_large(), region_memory=True, fuse_early=True, paint_regions=True),
+        sam=replace(sam_huge(), region_memory=True, fuse_early=True, paint_regions=True),
+        head=PyramidHeadConfig(width=256, heads=8, paint_regions=True),
         boxes="learned",
         decision_rule="token",
         tuning=tuning,
@@ -27,7 +33,7 @@ def full_model(mllm: MLLMConfig, tuning: TuningConfig) -> UniRESPlusPlusConfig:
 
 
 def joint(name: str, mllm: MLLMConfig, tuning: TuningConfig) -> Recipe:
-    """Stage C. LoRA and heads 2e-4, the high tower 2e-5; 80 images x 8 expressions a step, 2 images per GPU of 8.
+    """Stage C. LoRA and heads 2e-4; 80 images x 8 expressions a step, 2 images per GPU of 8.
 
     The mixture has the granularities whose data sets have readers (object, multi, none). Sets of parts (composed,
     PACO, Pascal-Part, PartImageNet), semantic, reasoning and dialogue sets have none yet: add a store of them to
@@ -44,7 +50,7 @@ def joint(name: str, mllm: MLLMConfig, tuning: TuningConfig) -> Recipe:
             expressions_per_image=8,
             workers=4,
         ),
-        optim=OptimConfig(steps=5000, lr=2e-4, lr_scale=(("mllm.high", 0.1),), warmup_steps=150),
+        optim=OptimConfig(steps=5000, lr=2e-4, warmup_steps=150),
         engine=EngineConfig(precision="bf16"),
         log=LogConfig(save_every=500),
         eval=EvalConfig(benchmarks=BENCHMARKS),
@@ -52,10 +58,8 @@ def joint(name: str, mllm: MLLMConfig, tuning: TuningConfig) -> Recipe:
 
 
 def ground(name: str, stage_c: Recipe) -> Recipe:
-    """Stage B from stage C: part and object grounding at scale, lr 3e-4; the high tower keeps its own rate."""
-    lr = 3e-4
-    scale = tuple((path, factor * stage_c.optim.lr / lr) for path, factor in stage_c.optim.lr_scale)
-    return replace(stage_c, name=name, optim=replace(stage_c.optim, lr=lr, lr_scale=scale))
+    """Stage B from stage C: part and object grounding at scale, lr 3e-4."""
+    return replace(stage_c, name=name, optim=replace(stage_c.optim, lr=3e-4))
 
 
 def align(name: str, stage_c: Recipe) -> Recipe:
@@ -77,7 +81,7 @@ def align(name: str, stage_c: Recipe) -> Recipe:
         name=name,
         model=replace(stage_c.model, boxes="truth", loss=stage_c.model.loss.text_only(), tuning=tuning),
         data=replace(stage_c.data, mixture="captions", batch_images=16, accumulate=16),
-        optim=replace(stage_c.optim, lr=1e-3, lr_scale=()),
+        optim=replace(stage_c.optim, lr=1e-3),
         eval=EvalConfig(),
     )
 
@@ -85,24 +89,27 @@ def align(name: str, stage_c: Recipe) -> Recipe:
 def uniresxx_7b() -> Recipe:
     """python -m train uniresxx_7b --model.weights.start runs/7b_b --data DIR --out runs/7b_c
 
-    Stage C (joint). Without stages A and B: --model.weights.llava and --model.weights.convnext instead of start.
+    Stage C (joint). Without stages A and B: --model.weights.llava, convnext and sam instead of start.
     Hardware: 8 GPUs of 80 GB (launch: docs/train.md). Hours: not yet measured. Expected: not yet measured.
     """
-    tuning = TuningConfig(frozen=("low",), lora_rank=64, token_rows="new", frozen_dtype="bf16")
+    tuning = TuningConfig(
+        frozen=("low", "high", "mask_encoder"), lora_rank=64, token_rows="new", frozen_dtype="bf16"
+    )
     return joint("uniresxx_7b", replace(llava_7b(), activation_checkpointing=True), tuning)
 
 
 def uniresxx_7b_ground() -> Recipe:
     """python -m train uniresxx_7b_ground --model.weights.start runs/7b_a --data DIR --out runs/7b_b
 
-    Stage B (ground): adds LoRA, mask head and high tower. Hardware: 8 GPUs of 80 GB (launch: docs/train.md).
+    Stage B (ground): adds LoRA and the mask decoder. Hardware: 8 GPUs of 80 GB (launch: docs/train.md).
     Hours: not yet measured. Expected: not yet measured.
     """
     return ground("uniresxx_7b_ground", uniresxx_7b())
 
 
 def uniresxx_7b_align() -> Recipe:
-    """python -m train uniresxx_7b_align --model.weights.llava DIR --model.weights.convnext DIR --out runs/7b_a
+    """python -m train uniresxx_7b_align --model.weights.llava DIR --model.weights.convnext DIR \
+    --model.weights.sam DIR --out runs/7b_a
 
     Stage A (align). Hardware: 8 GPUs of 80 GB (launch: docs/train.md).
     Hours: not yet measured. Expected: not yet measured.

@@ -23,7 +23,7 @@ from mllm.modeling import Boxes
 from uniresxx.checkpoints.publish import Content, publish
 from uniresxx.errors import InputError
 from uniresxx.files import to_json
-from uniresxx.model.heads.base import RegionBoxes
+from uniresxx.model.heads.base import HeadInputs, RegionBoxes
 from uniresxx.model.heads.pyramid import MaskFeatures, PyramidHead
 from uniresxx.model.heads.sam import Sam2Head, SamFeatures, SamHead
 from uniresxx.model.modeling import BOX_FIELDS, UniRESPlusPlusModel
@@ -36,48 +36,49 @@ NEEDS_ONNX = (
     "onnxruntime",
 )  # onnxruntime runs what was written before it is handed over
 OUTPUTS = ("masks_Ehw", "quality_E", "presence_E")
+STAGE, FINE = "stage_", "fine_"  # a number follows
+PIXELS = "pixels_B3SS"
+TOKENS = ("image_BDhw", "regions_BMD", "region_valid_BM")
+MEMORY = ("memory_BMC", "memory_bias_BM")
 
 
 class Encode(nn.Module):
     """Inputs of one photo -> the features that `Answer` takes, flat."""
 
-    def __init__(self, head: PyramidHead | SamHead | Sam2Head, side: float | None) -> None:
-        """`side`: of the square that the boxes are in; None where the head paints no regions and takes no boxes."""
+    def __init__(self, head: PyramidHead | SamHead | Sam2Head, names: Sequence[str], side: float) -> None:
+        """`names`: the inputs that the head reads, in order; `side`: of the square that the boxes are in."""
         super().__init__()
-        self.head, self.side = head, side
+        self.head, self.names, self.side = head, tuple(names), side
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """Pyramid: stage maps, image map, regions, validity. SAM: its own pixels (1, 3, S, S), regions to paint.
-
-        A head that paints regions also takes object boxes, their validity, part boxes, their validity.
-        """
-        boxes = None
-        if self.side is not None:
-            objects, object_valid, parts, part_valid = inputs[-4:]
-            boxes = RegionBoxes(objects, object_valid, parts, part_valid, self.side)
-            inputs = inputs[:-4]
-        if isinstance(self.head, PyramidHead):
-            *stages, image, regions, valid = inputs
-            return tuple(self.head.encode(stages, image, regions, valid, None, boxes))
-        pixels, none = inputs[0], inputs[0][:, :0]
-        regions = none if boxes is None else inputs[1]
-        features = self.head.encode([], none, regions, none, pixels, boxes)
-        return features.image_BChw, *features.fine
+        """What the head reads of one photo; it gets empty tensors for the rest."""
+        given = dict(zip(self.names, inputs, strict=True))
+        none = inputs[0].new_zeros(0)
+        image, regions, valid = (given.get(name, none) for name in TOKENS)
+        objects, object_valid, parts, part_valid = (given.get(name, none) for name in BOX_FIELDS)
+        boxes = RegionBoxes(objects, object_valid, parts, part_valid, self.side)
+        stages = [value for name, value in given.items() if name.startswith(STAGE)]
+        features = self.head.encode(HeadInputs(stages, image, regions, valid, boxes, given.get(PIXELS)))
+        return tuple(flat for part in features for flat in (part if isinstance(part, tuple) else (part,)))
 
 
 class Answer(nn.Module):
     """[SEG] states and features of one photo -> mask logits, predicted-IoU and presence logits."""
 
-    def __init__(self, head: PyramidHead | SamHead | Sam2Head) -> None:
+    def __init__(self, head: PyramidHead | SamHead | Sam2Head, names: Sequence[str]) -> None:
+        """`names`: of the features."""
         super().__init__()
         self.head = head
+        self.fine = sum(name.startswith(FINE) for name in names)
 
     def forward(self, prompts_ED: Tensor, *features: Tensor) -> tuple[Tensor, ...]:
         """All expressions at once."""
         if isinstance(self.head, PyramidHead):
             return tuple(self.head.of_one_photo(MaskFeatures(*features), prompts_ED))
         first_E = torch.zeros(prompts_ED.shape[0], dtype=torch.long, device=prompts_ED.device)
-        return tuple(self.head(SamFeatures(features[0], tuple(features[1:])), prompts_ED, first_E))
+        image, *rest = features
+        parts = SamFeatures(image, tuple(rest[: self.fine]), tuple(rest[self.fine :]))
+        return tuple(self.head(parts, prompts_ED, first_E))
 
 
 @dataclass(frozen=True)
@@ -93,58 +94,58 @@ class Program:
     dynamic: bool
 
 
+def names_of(model: UniRESPlusPlusModel) -> tuple[list[str], list[str]]:
+    """The inputs of `encode` that the model's mask head reads, and the features that it makes of them."""
+    config = model.config
+    kind, stages = config.mask_head, [f"{STAGE}{i}" for i in range(len(config.mllm.high_widths))]
+    boxes = [*BOX_FIELDS] if config.paints_regions else []
+    if kind == "pyramid":
+        return [*stages, *TOKENS, *boxes], ["fine_BChw", *MEMORY]
+    sizes = config.sam if kind == "sam" else config.sam2
+    early = (stages[:1] if kind == "sam" else stages[:2]) if sizes.fuse_early else []
+    regions = ["regions_BMD"] if config.paints_regions else []
+    tokens = [*TOKENS] if sizes.region_memory else regions
+    fine = [f"{FINE}{i}" for i in range(2 if kind == "sam2" else len(early))]
+    memory = [*MEMORY] if sizes.region_memory else []
+    return [PIXELS, *early, *tokens, *boxes], ["image_BChw", *fine, *memory]
+
+
 def programs_of(model: UniRESPlusPlusModel) -> list[Program]:
     """`encode` and `answer` of a model's mask head, in fp32 on the CPU."""
     m, head = model.config.mllm, model.head
     generator = torch.Generator().manual_seed(0)
+    names, features = names_of(model)
 
     def draw(*size: int) -> Tensor:
         return torch.randn(size, generator=generator)
 
-    def draw_boxes() -> list[Tensor]:
-        """Boxes of objects, which are real, the same of parts."""
-        drawn = []
-        for count in (m.max_objects, m.max_parts):
-            corner = torch.rand(1, count, 2, generator=generator) * m.high_size / 2
-            drawn += [torch.cat((corner, 2 * corner), dim=-1), torch.arange(count)[None] % 2 == 0]
-        return drawn
+    def draw_boxes(count: int) -> tuple[Tensor, Tensor]:
+        """Boxes, half of which are real."""
+        corner = torch.rand(1, count, 2, generator=generator) * m.high_size / 2
+        return torch.cat((corner, 2 * corner), dim=-1), torch.arange(count)[None] % 2 == 0
 
-    paints, D = model.config.paints_regions, m.llm_width
-    encode = Encode(head, float(m.high_size) if paints else None).eval()
-    answer = Answer(_without_encoder(head)).eval()
+    def draw_inputs(valid: bool) -> tuple[Tensor, ...]:
+        """One photo; `valid`: all of its regions are real."""
+        given = Boxes(*draw_boxes(m.max_objects), *draw_boxes(m.max_parts))
+        low, high = draw(1, 3, m.low_size, m.low_size), draw(1, 3, m.high_size, m.high_size)
+        side = model.config.mask_size
+        pixels = None if side is None else draw(1, 3, side, side)
+        read = model.head_inputs(model.mllm.encode_image(low, high, given), pixels)
+        drawn = {f"{STAGE}{i}": stage for i, stage in enumerate(read.stages)}
+        tokens = read.image_BDhw, draw(*read.regions_BMD.shape), read.region_valid_BM | valid
+        drawn |= dict(zip((*TOKENS, *BOX_FIELDS), (*tokens, *read.boxes[:4]), strict=True))
+        if pixels is not None:
+            drawn[PIXELS] = pixels
+        return tuple(drawn[name] for name in names)
+
+    encode = Encode(head, names, float(m.high_size)).eval()
+    answer = Answer(_without_encoder(head), features).eval()
     with torch.no_grad():
-        if isinstance(head, PyramidHead):
-            none = torch.zeros(1, m.max_objects, 4), torch.zeros(1, m.max_objects, dtype=torch.bool)
-            parts = torch.zeros(1, m.max_parts, 4), torch.zeros(1, m.max_parts, dtype=torch.bool)
-            low, high = draw(1, 3, m.low_size, m.low_size), draw(1, 3, m.high_size, m.high_size)
-            stages, image, regions, valid = model.head_inputs(
-                model.mllm.encode_image(low, high, Boxes(*none, *parts))
-            )
-            given = (*stages, image, draw(*regions.shape), torch.ones_like(valid))
-            other = (*(s + 0.1 * draw(*s.shape) for s in stages), image, draw(*regions.shape), valid)
-            names = (
-                *(f"stage_{i}" for i in range(len(stages))),
-                "image_BDhw",
-                "regions_BMD",
-                "region_valid_BM",
-            )
-            features: tuple[str, ...] = ("fine_BChw", "memory_BMC", "memory_bias_BM")
-        else:
-            side = model.config.mask_size or 0
-            given, other = (draw(1, 3, side, side),), (draw(1, 3, side, side),)
-            names = ("pixels_B3SS",)
-            features = ("image_BChw", "fine_0", "fine_1")
-            if paints:
-                count = m.max_objects + m.max_parts
-                given, other = (*given, draw(1, count, D)), (*other, draw(1, count, D))
-                names = (*names, "regions_BMD")
-        if paints:
-            given, other, names = (*given, *draw_boxes()), (*other, *draw_boxes()), (*names, *BOX_FIELDS)
+        given, other = draw_inputs(True), draw_inputs(False)
         encoded = [encode(*given), encode(*other)]
-    features = features[: len(encoded[0])]
-    asked = [(draw(count, D), *values) for count, values in zip((3, 5), encoded, strict=True)]
+    asked = [(draw(count, m.llm_width), *values) for count, values in zip((3, 5), encoded, strict=True)]
     return [
-        Program("encode", encode, given, other, names, features, False),
+        Program("encode", encode, given, other, tuple(names), tuple(features), False),
         Program("answer", answer, asked[0], asked[1], ("prompts_ED", *features), OUTPUTS, True),
     ]
 
@@ -198,6 +199,10 @@ def export_mask_head(model: UniRESPlusPlusModel, out: Path, form: Form) -> list[
     written program differs from eager.
     """
     check_form(form)
+    if model.config.instances:
+        raise InputError(
+            f"a mask head with instances={model.config.instances} cannot be exported: train one with instances 0"
+        )
     about: dict[str, Any] = {"form": form, "mask_head": model.config.mask_head, "tolerance": TOLERANCE}
 
     def writer(program: Program) -> Content:

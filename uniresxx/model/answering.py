@@ -5,7 +5,7 @@ Shapes: E decisions of all answers, K decisions of one answer, D LLM width, y x 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,10 +17,14 @@ from mllm.modeling import MLLM
 from mllm.prefix import PrefixCache
 from mllm.tokens import REJ, SEG, Vocabulary
 from uniresxx.imaging.masks import encode, union
-from uniresxx.model.heads.base import HeadOutput, MaskHead
+from uniresxx.model.heads.base import HeadOutput
+from uniresxx.model.heads.instances import InstanceOutput
 from uniresxx.model.processing import View, photo_masks
 from uniresxx.model.templates import asked_branches
-from uniresxx.types import DecisionRule, Decoding, Prediction, Question, Segment
+from uniresxx.types import DecisionRule, Decoding, Instance, Prediction, Question, Segment
+
+# features, prompts and the image of each -> the head's output, with instance queries also what it unites
+MasksOf = Callable[[Any, torch.Tensor, torch.Tensor], tuple[HeadOutput, InstanceOutput | None]]
 
 ANSWERS_AT_ONCE = 64  # whose masks exist at the same time, at the size of the photo; no answer depends on it
 
@@ -37,7 +41,7 @@ class EncodedPhotos:
 
 def answer_texts(
     mllm: MLLM,
-    head: MaskHead,
+    masks_of: MasksOf,
     encoded: EncodedPhotos,
     texts: Sequence[Sequence[str | Question]],
     decoding: Decoding,
@@ -62,10 +66,34 @@ def answer_texts(
         image_of_expr = [image for image, answer in rows for _ in range(len(answer.prompts_KD))]
         prompts_ED = torch.cat([answer.prompts_KD for answer in part])
         image_E = torch.tensor(image_of_expr, device=prompts_ED.device)
-        output = head(encoded.features, prompts_ED, image_E)
-        masks = photo_masks(output.masks_Ehw, image_of_expr, encoded.views)
-        predictions += predictions_of(part, output, masks, mllm.vocabulary, rule)
+        output, instances = masks_of(encoded.features, prompts_ED, image_E)
+        if instances is None:
+            masks = photo_masks(output.masks_Ehw, image_of_expr, encoded.views)
+            found: list[list[Instance]] = [[] for _ in masks]
+        else:
+            masks, found = photo_instances(instances, image_of_expr, encoded.views)
+        predictions += predictions_of(part, output, masks, mllm.vocabulary, rule, found)
     return predictions
+
+
+def photo_instances(
+    output: InstanceOutput, image_of_expr: Sequence[int], views: Sequence[View]
+) -> tuple[list[np.ndarray], list[list[Instance]]]:
+    """Of each expression the united mask at the photo's size, and its accepted instances, best first."""
+    accepted_EQ = output.accepted()
+    presence_EQ, quality_EQ = output.presence_EQ.float().sigmoid(), output.quality_EQ.float().sigmoid()
+    scores = (presence_EQ * quality_EQ)[accepted_EQ].tolist()
+    expr_of_instance = accepted_EQ.nonzero()[:, 0].tolist()
+    images = [image_of_expr[e] for e in expr_of_instance]
+    alone = photo_masks(output.masks_EQhw[accepted_EQ], images, views)
+    masks: list[np.ndarray] = []
+    instances: list[list[Instance]] = []
+    for e in range(len(image_of_expr)):
+        own = [i for i, other in enumerate(expr_of_instance) if other == e]
+        masks.append(np.any([alone[i] for i in own], axis=0))
+        found = [Instance(encode(alone[i]), scores[i]) for i in own if alone[i].any()]
+        instances.append(sorted(found, key=lambda instance: -(instance.score or 0.0)))
+    return masks, instances
 
 
 def predictions_of(
@@ -74,6 +102,7 @@ def predictions_of(
     masks: Sequence[np.ndarray],
     vocabulary: Vocabulary,
     rule: DecisionRule,
+    instances: Sequence[Sequence[Instance]],
 ) -> list[Prediction]:
     """One prediction per answer.
 
@@ -83,6 +112,7 @@ def predictions_of(
         masks: E thresholded masks, bool (y, x) at the size of their photos.
         vocabulary: decodes the answers.
         rule: what accepts a mask, see `DecisionRule`.
+        instances: of each mask.
     """
     p_seg_E = torch.cat([answer.p_seg_K for answer in answers])
     p_absent = (1 - p_seg_E * output.presence_E.float().sigmoid()).tolist()
@@ -97,7 +127,9 @@ def predictions_of(
             accepted = [p <= 0.5 for p in p_absent[own]] if answer.decisions else []
         text = vocabulary.decode(answer.ids)
         predictions.append(
-            prediction_of(text, masks[own], accepted, scores[own], p_absent[own], answer.truncated)
+            prediction_of(
+                text, masks[own], accepted, scores[own], p_absent[own], answer.truncated, instances[own]
+            )
         )
     return predictions
 
@@ -109,6 +141,7 @@ def prediction_of(
     scores: Sequence[float],
     p_absent: Sequence[float],
     truncated: bool = False,
+    instances: Sequence[Sequence[Instance]] = (),
 ) -> Prediction:
     """The prediction of one answer; accepted masks are united. A mask without a pixel is never accepted.
 
@@ -119,6 +152,7 @@ def prediction_of(
         scores: predicted IoU of each mask.
         p_absent: probability of each mask's target to be absent.
         truncated: the answer had not ended when the limit of its tokens was reached.
+        instances: of each mask, where the model tells them apart.
     """
     accepted = [yes and bool(mask.any()) for yes, mask in zip(accepted, masks, strict=False)]
     rles = [encode(mask) for mask in masks]
@@ -138,6 +172,9 @@ def prediction_of(
         p_absent=min(p_absent),
         mask_if_forced=None if united else union(rles, size),
         segments=segments,
+        instances=tuple(
+            instance for found, yes in zip(instances, accepted, strict=False) if yes for instance in found
+        ),
         truncated=truncated,
     )
 

@@ -42,6 +42,8 @@ class Sample:
     bad: tuple[BadSample, ...] = ()  # samples it stands in for
     truth_boxes: tuple[np.ndarray, np.ndarray] | None = None  # object and part level, high frame
     boxes_complete: tuple[bool, bool] = (False, False)  # they are all that the photo shows of the level
+    # of each mask that is not None, the instances alone, bool (H, W); empty unless config.instances
+    instances: list[list[np.ndarray]] = field(default_factory=list)
     masks_photo: list[np.ndarray] = field(default_factory=list)  # bool (y, x) of targets, for loss "photo"
 
 
@@ -70,23 +72,31 @@ def make_sample(
     """
     row = Row()
     masks: list[RLE | None] = []
+    instances: list[tuple[RLE, ...] | None] = []
     kinds: list[Granularity] = []
     ids: list[str] = []
     for expression, choice in zip(expressions, choices, strict=True):
         render([expression_turn(expression, choice)], vocabulary, row)
         masks.append(expression.rle)
+        instances.append(expression.instances)
         kinds.append(expression.granularity)
         ids.append(expression.expression_id)
     for dialogue in dialogues:
         render([dialogue_turn(turn) for turn in dialogue.turns], vocabulary, row)
         for phrase in (phrase for turn in dialogue.turns for phrase in turn.phrases):
             masks.append(phrase.rle)
+            instances.append(None)
             kinds.append(phrase.granularity)
             ids.append(dialogue.dialogue_id)
     assert len(row.decisions) == len(masks), (len(row.decisions), len(masks))
     view = view_photo(photo, config, record)
     truth = [None if rle is None else _decoded(rle, record) for rle in masks]
     framed = [None if mask_yx is None else _framed(mask_yx, view.letterbox) for mask_yx in truth]
+    alone = [
+        framed_instances(mask_HW, rles, config.instances, record, view.letterbox)
+        for mask_HW, rles in zip(framed, instances, strict=True)
+        if mask_HW is not None and config.instances
+    ]
     drawn = {"images": 1, "dialogues": len(dialogues), "texts": 0 if expressions else len(dialogues)}
     drawn |= Counter(str(e.granularity) for e in expressions)
     levels = config.box_head.active_levels
@@ -95,7 +105,21 @@ def make_sample(
     dense = _dense(record, view.letterbox)
     own = [m for m in truth if m is not None] if config.loss.resolution == "photo" else []
     return Sample(view, row, framed, kinds, ids, dense, drawn, truth_boxes=boxes, boxes_complete=complete,
-                  masks_photo=own)  # fmt: skip
+                  instances=alone, masks_photo=own)  # fmt: skip
+
+
+def framed_instances(
+    mask_HW: np.ndarray, rles: Sequence[RLE] | None, most: int, record: ImageRecord, letterbox: Letterbox
+) -> list[np.ndarray]:
+    """The instances of one mask in the high frame; the mask itself where only the union is known.
+
+    Where there are more than `most`, the smallest are united into one, so that the union stays the mask.
+    """
+    if rles is None:
+        return [mask_HW]
+    found = [_framed(_decoded(rle, record), letterbox) for rle in rles]
+    found.sort(key=lambda instance_HW: -int(instance_HW.sum()))
+    return found if len(found) <= most else [*found[: most - 1], np.any(found[most - 1 :], axis=0)]
 
 
 def truth_boxes(
@@ -154,6 +178,8 @@ def collate(samples: Sequence[Sample], config: UniRESPlusPlusConfig, vocabulary:
     masks = [nothing if mask is None else mask for s in samples for mask in s.masks]
     inputs: dict[str, Any] = tensors_of([s.view for s in samples], config)
     del inputs["extent_B2"]  # follows from pixel_valid_BHW
+    if config.instances:
+        inputs |= _instances(samples, side)
     dense = [s.dense_HW3 for s in samples]
     known = [d for d in dense if d is not None]
     return Batch(
@@ -177,6 +203,19 @@ def collate(samples: Sequence[Sample], config: UniRESPlusPlusConfig, vocabulary:
         expression_ids=[i for s in samples for i in s.expression_ids],
         granularities=[g for s in samples for g in s.granularities],
     )
+
+
+def _instances(samples: Sequence[Sample], side: int) -> dict[str, torch.Tensor]:
+    """The fields of a batch that hold the instances of all masks, in the order of the expressions."""
+    present = [mask is not None for s in samples for mask in s.masks]
+    of_mask = [found for s in samples for found in s.instances]
+    expressions = [e for e, yes in enumerate(present) if yes]
+    masks = [np.zeros((0, side, side), dtype=bool), *(m[None] for found in of_mask for m in found)]
+    owners = [e for e, found in zip(expressions, of_mask, strict=True) for _ in found]
+    return {
+        "instance_masks_NHW": torch.from_numpy(np.concatenate(masks)),
+        "expr_of_instance_N": torch.tensor(owners, dtype=torch.long),
+    }
 
 
 def _stacked(sample: Sample) -> torch.Tensor:

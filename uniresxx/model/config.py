@@ -56,7 +56,8 @@ class SamHeadConfig:
     decoder_width: int = 256
     decoder_mlp: int = 2048
     decoder_heads: int = 8
-    fuse_early: bool = False  # early encoder features join the decoder's image embedding
+    region_memory: bool = False  # the prompt attends to image and region tokens before it enters the decoder
+    fuse_early: bool = False  # early maps of the encoder and the high tower are a second term of the mask
     paint_regions: bool = False  # the image embedding gets the tokens of the boxes that each cell lies in
 
 
@@ -72,7 +73,7 @@ def sam_huge() -> SamHeadConfig:
 
 @dataclass(frozen=True)
 class Sam2HeadConfig:
-    """SAM 2.1 as mask head; defaults are Hiera-T (facebook/sam2.1-hiera-tiny config.json)."""
+    """SAM 2.1 as mask head; defaults are Hiera-T (facebook/sam2.1-hiera-tiny config.json). Switches as for SAM."""
 
     size: int = 1024
     width: int = 96  # of the first stage; doubles at each of four
@@ -84,7 +85,32 @@ class Sam2HeadConfig:
     decoder_width: int = 256
     decoder_mlp: int = 2048
     decoder_heads: int = 8
-    paint_regions: bool = False  # as for SAM; the maps of strides 4 and 8 as well
+    region_memory: bool = False
+    fuse_early: bool = False  # the maps of strides 4 and 8 get the two finest ones of the high tower
+    paint_regions: bool = False  # the maps of strides 4 and 8 as well
+
+
+def sam2_small() -> Sam2HeadConfig:
+    """Hiera-S (facebook/sam2.1-hiera-small config.json)."""
+    return Sam2HeadConfig(blocks=(1, 2, 11, 2), global_blocks=(7, 10, 13))
+
+
+def sam2_base_plus() -> Sam2HeadConfig:
+    """Hiera-B+ (facebook/sam2.1-hiera-base-plus config.json)."""
+    return Sam2HeadConfig(
+        width=112, blocks=(2, 3, 16, 3), heads=(2, 4, 8, 16), global_blocks=(12, 16, 20), background=14
+    )
+
+
+def sam2_large() -> Sam2HeadConfig:
+    """Hiera-L (facebook/sam2.1-hiera-large config.json)."""
+    return Sam2HeadConfig(
+        width=144,
+        blocks=(2, 6, 36, 4),
+        heads=(2, 4, 8, 16),
+        windows=(8, 4, 16, 8),
+        global_blocks=(23, 33, 43),
+    )
 
 
 @dataclass(frozen=True)
@@ -187,6 +213,7 @@ class UniRESPlusPlusConfig:
     mllm: MLLMConfig = field(default_factory=MLLMConfig)
     head: PyramidHeadConfig = field(default_factory=PyramidHeadConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+    instances: int = 0  # queries per [SEG], each a thing of its own; 0: one mask of all
     boxes: BoxSource = "classical"  # "owlv2" has no part level: its parts are small boxes inside objects
     decision_rule: DecisionRule = "token_and_presence"
     dense_classes: tuple[int, int, int] = (
@@ -214,6 +241,11 @@ class UniRESPlusPlusConfig:
             raise ValueError(
                 "boxes='owlv2' takes the high tower's pixels: "
                 f"mllm.pixel_stats={self.mllm.pixel_stats!r} must be 'clip'"
+            )
+        if self.instances < 0 or self.instances == 1 or (self.instances and self.loss.resolution == "photo"):
+            raise ValueError(
+                f"instances={self.instances} must be 0 (off) or at least 2, and does not go with "
+                "loss.resolution='photo', which has no single instances: use 'full', 'points' or 'low'"
             )
         if self.mask_head != "pyramid" and any(self.dense_classes):
             raise ValueError(

@@ -1,10 +1,11 @@
 """The training objective: denominators known before the forward pass, and loss sums of one micro-batch.
 
-Shapes: as in uniresxx.types.Batch; Y label positions, V vocabulary, h w the mask head's grid.
+Shapes: as in uniresxx.types.Batch; Y label positions, V vocabulary, Q queries, h w the mask head's grid.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from mllm.chat import IGNORE
 from uniresxx.model.config import LossConfig
 from uniresxx.model.heads.base import HeadOutput
+from uniresxx.model.heads.instances import InstanceOutput
 from uniresxx.model.losses import (
     Counts,
     LossTerms,
@@ -25,6 +27,7 @@ from uniresxx.model.losses import (
     resized,
     true_iou,
 )
+from uniresxx.model.matching import matched_queries
 from uniresxx.model.regions.learned import BoxHead, BoxOutput
 from uniresxx.types import Batch
 
@@ -39,6 +42,7 @@ class ModelOutput(NamedTuple):
     head: HeadOutput | None  # None: no term of the loss needs the mask head
     dense: tuple[Tensor, ...]  # kind, colour, part logits (B, classes, h, w); empty without a dense head
     boxes: BoxOutput | None = None  # of the learned box head
+    instances: InstanceOutput | None = None  # what `head` unites
 
 
 def mask_counts(batch: Batch) -> Counts:
@@ -72,10 +76,38 @@ def mask_terms(head: HeadOutput, batch: Batch, config: LossConfig) -> dict[str, 
     }
 
 
+def instance_counts(batch: Batch, queries: int) -> Counts:
+    """Denominators of the terms of a mask head with instance queries."""
+    assert batch.instance_masks_NHW is not None
+    masks = len(batch.instance_masks_NHW)
+    return {"mask": masks, "dice": masks, "quality": masks, "presence": queries * len(batch.present_E)}
+
+
+def instance_terms(output: InstanceOutput, batch: Batch, config: LossConfig) -> dict[str, Tensor]:
+    """As `mask_terms`, for each instance and the query that it is matched with; the others are no object."""
+    truth_NHW, expr_N = batch.instance_masks_NHW, batch.expr_of_instance_N
+    assert truth_NHW is not None and expr_N is not None
+    image_N, (h, w) = batch.image_of_expr_E[expr_N], output.masks_EQhw.shape[-2:]
+    query_N = matched_queries(
+        output, *cells(truth_NHW, batch.pixel_valid_BHW[image_N], (h, w)), expr_N, config
+    )
+    present_N = torch.ones_like(expr_N, dtype=torch.bool)
+    alone = replace(batch, masks_EHW=truth_NHW, image_of_expr_E=image_N, present_E=present_N)
+    terms = mask_terms(HeadOutput(*(value[expr_N, query_N] for value in output)), alone, config)
+    present_EQ = torch.zeros_like(output.presence_EQ, dtype=torch.float32)
+    present_EQ[expr_N, query_N] = 1.0
+    presence = F.binary_cross_entropy_with_logits(output.presence_EQ.float(), present_EQ, reduction="sum")
+    return terms | {"presence": presence}
+
+
 def loss_terms(output: ModelOutput, batch: Batch, config: LossConfig, box_head: BoxHead | None) -> LossTerms:
     """Sums of all terms over this micro-batch."""
     text = F.cross_entropy(output.logits_YV.float(), output.labels_Y, reduction="sum")
-    sums = {"text": text} | ({} if output.head is None else mask_terms(output.head, batch, config))
+    sums = {"text": text}
+    if output.instances is not None:
+        sums |= instance_terms(output.instances, batch, config)
+    elif output.head is not None:
+        sums |= mask_terms(output.head, batch, config)
     if output.dense and batch.dense_BHW3 is not None:
         sums["dense"] = _dense_sum(output.dense, batch.dense_BHW3, batch.pixel_valid_BHW)
     if output.boxes is not None and box_head is not None and config.box:

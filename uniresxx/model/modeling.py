@@ -21,8 +21,9 @@ from mllm.tokens import Vocabulary
 from uniresxx.errors import InputError
 from uniresxx.model.answering import EncodedPhotos, answer_texts
 from uniresxx.model.config import UniRESPlusPlusConfig
-from uniresxx.model.criterion import ModelOutput, all_counts, loss_terms
-from uniresxx.model.heads.base import HeadOutput, MaskHead, RegionBoxes
+from uniresxx.model.criterion import ModelOutput, all_counts, instance_counts, loss_terms
+from uniresxx.model.heads.base import HeadInputs, HeadOutput, MaskHead, RegionBoxes
+from uniresxx.model.heads.instances import InstanceOutput, InstanceQueries
 from uniresxx.model.heads.pyramid import PyramidHead
 from uniresxx.model.heads.sam import Sam2Head, SamHead
 from uniresxx.model.losses import Counts, LossTerms, photo_extent
@@ -63,6 +64,7 @@ class UniRESPlusPlusModel(nn.Module):
         self.config, self.vocabulary = config, vocabulary
         self.mllm = MLLM(m, vocabulary, skip_llm_init)
         self.head = _mask_head(config)
+        self.instances = InstanceQueries(config.instances, m.llm_width) if config.instances else None
         classes = sum(config.dense_classes)
         self.dense = nn.Conv2d(config.head.width, classes, 1) if classes else None
         learned = config.boxes == "learned"
@@ -82,9 +84,10 @@ class UniRESPlusPlusModel(nn.Module):
         prompts_ED = states_BTD[batch.image_of_expr_E, batch.seg_position_E + own]
         masks: HeadOutput | None = None
         dense: tuple[Tensor, ...] = ()
+        instances: InstanceOutput | None = None
         if self.config.loss.teaches_masks:
             features = self._mask_features(image, batch.pixels_mask_B3SS)
-            masks = self.head(features, prompts_ED, batch.image_of_expr_E)
+            masks, instances = self.masks(features, prompts_ED, batch.image_of_expr_E)
             if self.dense is not None:
                 dense = self.dense(features.fine_BChw).split(self.config.dense_classes, dim=1)
         return ModelOutput(
@@ -93,11 +96,15 @@ class UniRESPlusPlusModel(nn.Module):
             masks,
             dense,
             found.output,
+            instances,
         )
 
     def counts(self, batch: Batch) -> Counts:
         """Denominators of the loss terms, known before the forward pass."""
-        return all_counts(batch, self.config.loss)
+        counts = all_counts(batch, self.config.loss)
+        if self.config.instances and self.config.loss.teaches_masks:
+            counts |= instance_counts(batch, self.config.instances)
+        return counts
 
     def loss(self, output: ModelOutput, batch: Batch) -> LossTerms:
         """Sums over this micro-batch."""
@@ -166,28 +173,39 @@ class UniRESPlusPlusModel(nn.Module):
         """Generate the answers of all texts of all photos together; flat, photo by photo."""
         rule = decoding.rule or self.decision_rule
         with autocast_of(self):
-            return answer_texts(self.mllm, self.head, encoded, texts, decoding, rule)
+            return answer_texts(self.mllm, self.masks, encoded, texts, decoding, rule)
 
-    def head_inputs(self, image: ImageFeatures) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
-        """What a mask head takes beside pixels of its own: stage maps, image map, regions, their validity."""
-        g, layout = self.config.mllm.low_grid, image.layout
-        image_BDhw = image.prefix_BLD[:, layout.image].transpose(1, 2).unflatten(2, (g, g))
-        regions_BMD = torch.cat((image.object_BOD, image.part_BPD), dim=1)
-        valid_BM = torch.cat((image.valid_BL[:, layout.objects], image.valid_BL[:, layout.parts]), dim=1)
-        return image.stages, image_BDhw, regions_BMD, valid_BM
+    def head_inputs(self, image: ImageFeatures, pixels_mask_B3SS: Tensor | None) -> HeadInputs:
+        """What the mask head may read; `blind_to_image` zeroes the pixels of its own frame as well.
 
-    def region_boxes(self, image: ImageFeatures) -> RegionBoxes:
-        """The boxes that MGVF used: none of them is valid where an ablation switches a stream off."""
-        b = image.boxes
-        side = float(self.config.mllm.high_size)
-        return RegionBoxes(b.objects_BO4, b.object_valid_BO, b.parts_BP4, b.part_valid_BP, side)
+        The boxes are those that MGVF used: none of them is valid where an ablation switches a stream off.
+        """
+        m, layout, b = self.config.mllm, image.layout, image.boxes
+        g = m.low_grid
+        if pixels_mask_B3SS is not None and m.blind_to_image:
+            pixels_mask_B3SS = pixels_mask_B3SS * 0
+        return HeadInputs(
+            image.stages,
+            image.prefix_BLD[:, layout.image].transpose(1, 2).unflatten(2, (g, g)),
+            torch.cat((image.object_BOD, image.part_BPD), dim=1),
+            torch.cat((image.valid_BL[:, layout.objects], image.valid_BL[:, layout.parts]), dim=1),
+            RegionBoxes(b.objects_BO4, b.object_valid_BO, b.parts_BP4, b.part_valid_BP, float(m.high_size)),
+            pixels_mask_B3SS,
+        )
+
+    def masks(
+        self, features: Any, prompts_ED: Tensor, image_of_expr_E: Tensor
+    ) -> tuple[HeadOutput, InstanceOutput | None]:
+        """The mask head's output for all expressions; with instance queries also what it unites."""
+        if self.instances is None:
+            return self.head(features, prompts_ED, image_of_expr_E), None
+        found = self.instances.decode(self.head, features, prompts_ED, image_of_expr_E)
+        return found.united(), found
 
     def _mask_features(self, image: ImageFeatures, pixels_mask_B3SS: Tensor | None) -> Any:
-        """The mask head's features; `blind_to_image` zeroes the pixels of its own frame as well."""
+        """The mask head's features."""
         head: MaskHead = self.head
-        if pixels_mask_B3SS is not None and self.config.mllm.blind_to_image:
-            pixels_mask_B3SS = pixels_mask_B3SS * 0
-        return head.encode(*self.head_inputs(image), pixels_mask_B3SS, self.region_boxes(image))
+        return head.encode(self.head_inputs(image, pixels_mask_B3SS))
 
     def _encode(
         self, low_B3hw: Tensor, high_B3HW: Tensor, given: Boxes, extent_B2: Tensor
@@ -225,9 +243,9 @@ class UniRESPlusPlusModel(nn.Module):
 
 def _mask_head(config: UniRESPlusPlusConfig) -> PyramidHead | SamHead | Sam2Head:
     """The configured mask head."""
-    D = config.mllm.llm_width
+    D, stage_widths = config.mllm.llm_width, config.mllm.high_widths
     if config.mask_head == "sam":
-        return SamHead(config.sam, D)
+        return SamHead(config.sam, D, stage_widths)
     if config.mask_head == "sam2":
-        return Sam2Head(config.sam2, D)
-    return PyramidHead(config.head, D, config.mllm.high_widths)
+        return Sam2Head(config.sam2, D, stage_widths)
+    return PyramidHead(config.head, D, stage_widths)

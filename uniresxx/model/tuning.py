@@ -20,7 +20,7 @@ PARTS: dict[Part, tuple[str, ...]] = {
     "regions": ("mllm.object_tokens", "mllm.part_tokens"),
     "exploitation": ("mllm.exploitation",),
     "llm": ("mllm.llm",),
-    "head": ("head", "dense"),
+    "head": ("head", "dense", "instances"),
     "mask_encoder": ("head.sam.vision_encoder",),
     "box_head": ("box_head",),
 }

@@ -2,7 +2,8 @@
 
 predictions.jsonl has one line per expression, each flushed when it is written: `expression_id`, `rejected`, `mask`
 (COCO RLE at the photo's size, or null), `mask_if_forced` (optional), `score`, `p_absent` (numbers or null), `text`
-(or null), `truncated` (only where true). Unknown keys are ignored.
+(or null), `truncated` (only where true), `instances` (`mask` and `score` of each thing that `mask` unites, where the
+model tells them apart). Unknown keys are ignored.
 
 A folder of PNG masks at the photos' sizes serves as well, `<expression_id>.png`: nested as the id is
 (`refcoco/val/17.png`), or with `__` for `/` (`refcoco__val__17.png`). Grey value 0 is background, anything above is
@@ -26,7 +27,7 @@ from typing import Any
 from uniresxx.errors import InputError
 from uniresxx.imaging import decode as images
 from uniresxx.imaging import masks
-from uniresxx.types import RLE, ImageRecord, Prediction, Segment
+from uniresxx.types import RLE, ImageRecord, Instance, Prediction, Segment
 
 _SHOWN_PROBLEMS = 8
 
@@ -117,6 +118,8 @@ def to_json(expression_id: str, prediction: Prediction) -> dict[str, Any]:
         line["mask_if_forced"] = prediction.mask_if_forced
     if prediction.truncated:
         line["truncated"] = True
+    if prediction.instances:
+        line["instances"] = [{"mask": i.mask, "score": i.score} for i in prediction.instances]
     if prediction.segments:
         line["segments"] = [
             {"phrase": s.phrase, "mask": s.mask, "score": s.score} for s in prediction.segments
@@ -136,9 +139,6 @@ def from_json(line: Any, size: tuple[int, int] | None = None) -> Prediction:
     text = line.get("text")
     if text is not None and not isinstance(text, str):
         raise InputError(f"`text` must be a string, not {type(text).__name__}")
-    segments = line.get("segments") or []
-    if not isinstance(segments, list):
-        raise InputError("`segments` must be a list of {phrase, mask, score}")
     return Prediction(
         rejected=rejected,
         mask=_mask(line.get("mask"), "mask", size),
@@ -146,9 +146,24 @@ def from_json(line: Any, size: tuple[int, int] | None = None) -> Prediction:
         score=_number(line.get("score"), "score"),
         p_absent=_number(line.get("p_absent"), "p_absent"),
         mask_if_forced=_mask(line.get("mask_if_forced"), "mask_if_forced", size),
-        segments=tuple(_segment(s, size) for s in segments),
+        segments=tuple(_segment(s, size) for s in _list_of(line, "segments", "{phrase, mask, score}")),
+        instances=tuple(_instance(i, size) for i in _list_of(line, "instances", "{mask, score}")),
         truncated=line.get("truncated") is True,
     )
+
+
+def _list_of(line: Mapping[str, Any], key: str, what: str) -> list[Any]:
+    value = line.get(key) or []
+    if not isinstance(value, list):
+        raise InputError(f"`{key}` must be a list of {what}")
+    return value
+
+
+def _instance(value: Any, size: tuple[int, int] | None) -> Instance:
+    mask = _mask(value.get("mask"), "instances.mask", size) if isinstance(value, dict) else None
+    if mask is None:
+        raise InputError("`instances` must be a list of {mask, score}")
+    return Instance(mask, _number(value.get("score"), "instances.score"))
 
 
 def _segment(value: Any, size: tuple[int, int] | None) -> Segment:

@@ -29,7 +29,9 @@ def mirrored(record: ImageRecord) -> ImageRecord | None:
         text = mirror_text(item.text)
         if text is None:
             return None
-        expressions.append(replace(item, text=text, rle=_mirror_mask(item.rle)))
+        instances = None if item.instances is None else tuple(map(_mirrored_mask, item.instances))
+        rle = None if item.rle is None else _mirrored_mask(item.rle)
+        expressions.append(replace(item, text=text, rle=rle, instances=instances))
     for dialogue in record.dialogues:
         mirrored_dialogue = _mirror_dialogue(dialogue)
         if mirrored_dialogue is None:
@@ -58,15 +60,15 @@ def _mirror_dialogue(dialogue: Dialogue) -> Dialogue | None:
         if question is None or answer is None or None in texts:
             return None
         phrases = tuple(
-            Phrase(text or "", _mirror_mask(phrase.rle), phrase.granularity)
+            Phrase(text or "", None if phrase.rle is None else _mirrored_mask(phrase.rle), phrase.granularity)
             for text, phrase in zip(texts, turn.phrases, strict=True)
         )
         turns.append(Turn(question, phrases, None if turn.answer is None else answer))
     return replace(dialogue, turns=tuple(turns))
 
 
-def _mirror_mask(rle: RLE | None) -> RLE | None:
-    return None if rle is None else encode(decode(rle)[:, ::-1])
+def _mirrored_mask(rle: RLE) -> RLE:
+    return encode(decode(rle)[:, ::-1])
 
 
 def _mirror_boxes(boxes: Mapping[str, np.ndarray], width: int) -> dict[str, np.ndarray]:

@@ -49,6 +49,7 @@ class Target:
     granularity: Granularity
     rle: RLE | None
     source: Mapping[str, Any]
+    instances: tuple[RLE, ...] | None = None  # as in Expression
 
 
 class Collector:
@@ -82,8 +83,11 @@ class Collector:
             source = {"raw": sentence.raw, **target.source}
             expression_id = self._unique(f"{self.start}/{native}")
             expressions.append(
-                Expression(expression_id, sentence.text, target.granularity, target.rle, area, source=source)
-            )
+                Expression(
+                    expression_id, sentence.text, target.granularity, target.rle, area,
+                    source=source, instances=target.instances,
+                )
+            )  # fmt: skip
 
     def add_dialogue(self, photo: Photo, native: object, turns: tuple[Turn, ...]) -> None:
         """Add a conversation with its id inside the split; InputError as `add`."""

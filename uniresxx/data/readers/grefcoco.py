@@ -46,7 +46,9 @@ def read_grefcoco(root: Path, split: str) -> list[ImageRecord]:
             str(image_id), finder.path(file_name, who), (height, width), instances.licence(image_id),
             instances.boxes(image_id, who),
         )  # fmt: skip
-        collector.add(who, photo, Target(granularity, rle, source), with_sent_ids(record, who))
+        collector.add(
+            who, photo, Target(granularity, rle, source, tuple(parts) or None), with_sent_ids(record, who)
+        )
     return collector.records()
 
 

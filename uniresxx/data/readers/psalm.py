@@ -85,4 +85,4 @@ def _target(record: Mapping[str, Any], size: tuple[int, int], general: bool, who
     granularity = Granularity.OBJECT if len(found) == 1 else Granularity.MULTI
     source: dict[str, Any] = {"ann_id": [row.get("id") for row in single.values()]}
     source |= overlap_source(list(single.values()), found, size)
-    return Target(granularity, masks.union(found, size), source)
+    return Target(granularity, masks.union(found, size), source, tuple(found))

@@ -166,6 +166,7 @@ def _expressions(scene: Scene, drafts: list[_Draft], prefix: str) -> tuple[Expre
     for number, draft in enumerate(drafts):
         query, answer = draft.proposal.query, draft.proposal.answer
         mask = scene.mask(answer.paints) if answer.paints else None
+        several = draft.granularity is Granularity.MULTI
         source: dict[str, object] = {
             "template": template_of(query, draft.style),
             "kind": query.kind,
@@ -181,6 +182,7 @@ def _expressions(scene: Scene, drafts: list[_Draft], prefix: str) -> tuple[Expre
                 f"{prefix}_{number}", draft.text, draft.granularity,
                 None if mask is None else encode(mask), 0 if mask is None else int(mask.sum()),
                 draft.proposal.level, prefix if draft.twin else None, source,
+                tuple(encode(scene.mask(t.paints)) for t in answer.things) if several else None,
             )
         )  # fmt: skip
     return tuple(expressions)

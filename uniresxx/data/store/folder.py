@@ -10,7 +10,7 @@ from typing import Any
 
 from uniresxx.errors import InputError
 
-FORMAT, VERSION = "uniresxx-store", 2
+FORMAT, VERSION = "uniresxx-store", 3
 META, RECORDS, INDEX = "meta.json", "records.arrow", "index.bin"
 
 

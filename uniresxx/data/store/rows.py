@@ -35,6 +35,7 @@ _EXPRESSION = pa.struct(
         ("text", _TEXT),
         ("granularity", _TEXT),
         ("counts", _TEXT),  # COCO run lengths at (height, width); null where there is no target
+        ("instances", pa.list_(_TEXT)),  # run lengths of each referent alone; null where unknown
         ("area", pa.int64()),
         ("level", pa.int64()),
         ("twin", _TEXT),
@@ -108,6 +109,9 @@ def _expression_row(item: Expression, size: list[int]) -> dict[str, Any]:
         "text": item.text,
         "granularity": str(item.granularity),
         "counts": _counts_of(item.rle, size, item.expression_id),
+        "instances": None
+        if item.instances is None
+        else [_counts_of(rle, size, item.expression_id) for rle in item.instances],
         "area": item.area,
         "level": item.level,
         "twin": item.twin,
@@ -210,6 +214,9 @@ def _expression_of(item: Mapping[str, Any], size: list[int]) -> Expression:
         level=item["level"],
         twin=item["twin"],
         source=_source_of(item["source"]),
+        instances=None
+        if item["instances"] is None
+        else tuple(RLE(size=list(size), counts=counts) for counts in item["instances"]),
     )
 
 

@@ -32,28 +32,31 @@ class RegionBoxes(NamedTuple):
     side: float
 
 
+class HeadInputs(NamedTuple):
+    """What a mask head may read of B images.
+
+    Attributes:
+        stages: stage maps of the high tower, finest first.
+        image_BDhw: image tokens after MGFE, as a map.
+        regions_BMD: object and part tokens after MGFE.
+        region_valid_BM: which of them are real.
+        boxes: of the region tokens.
+        pixels_B3SS: normalised pixels of the mask frame, for heads with an encoder of their own.
+    """
+
+    stages: list[Tensor]
+    image_BDhw: Tensor
+    regions_BMD: Tensor
+    region_valid_BM: Tensor
+    boxes: RegionBoxes
+    pixels_B3SS: Tensor | None = None
+
+
 class MaskHead(Protocol):
     """`pyramid`, `sam` or `sam2`; the result of `encode` is opaque to the caller."""
 
-    def encode(
-        self,
-        stages: list[Tensor],
-        image_BDhw: Tensor,
-        regions_BMD: Tensor,
-        region_valid_BM: Tensor,
-        pixels_B3SS: Tensor | None = None,
-        boxes: RegionBoxes | None = None,
-    ) -> Any:
-        """Encode images, once for all expressions.
-
-        Args:
-            stages: stage maps of the high tower, finest first.
-            image_BDhw: image tokens after MGFE, as a map.
-            regions_BMD: object and part tokens after MGFE.
-            region_valid_BM: which of them are real.
-            pixels_B3SS: normalised pixels of the mask frame, for heads with an encoder of their own.
-            boxes: of the region tokens, for heads with `paint_regions`.
-        """
+    def encode(self, inputs: HeadInputs) -> Any:
+        """Encode images, once for all expressions."""
         ...
 
     def __call__(self, features: Any, prompts_ED: Tensor, image_of_expr_E: Tensor) -> HeadOutput:

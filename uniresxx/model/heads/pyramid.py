@@ -1,8 +1,7 @@
 """The pyramid mask head: stage maps fused top-down, a two-way decoder, masks as dot products with the fine map.
 
 Shapes: B images, E expressions of all images, K tokens per expression (prompt, quality), M tokens that attention
-reads (regions; in the decoder, the coarse map as well), C head width, h w grid of the finest map, D LLM width, S side
-of a mask frame, which this head does not use.
+reads (regions; in the decoder, the coarse map as well), C head width, h w grid of the finest map, D LLM width.
 """
 
 from __future__ import annotations
@@ -14,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from uniresxx.model.config import NORM_GROUPS, PyramidHeadConfig
-from uniresxx.model.heads.base import HeadOutput, RegionBoxes
+from uniresxx.model.heads.attention import TwoWayBlock, key_bias
+from uniresxx.model.heads.base import HeadInputs, HeadOutput
 from uniresxx.model.heads.painting import RegionPainting
 
 
@@ -24,51 +24,6 @@ class MaskFeatures(NamedTuple):  # ZeRO-3 finds tensors only in tuples, lists an
     fine_BChw: Tensor
     memory_BMC: Tensor
     memory_bias_BM: Tensor  # 0 where valid, very negative elsewhere
-
-
-class Attention(nn.Module):
-    """Multi-head attention over (E, K, C) queries and (E, M, C) keys."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.q, self.k, self.v, self.out = (nn.Linear(width, width) for _ in range(4))
-
-    def forward(
-        self, query_EKC: Tensor, key_EMC: Tensor, value_EMC: Tensor, bias_EM: Tensor | None
-    ) -> Tensor:
-        """Mixed values (E, K, C)."""
-        q, k, v = (
-            x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for x in (self.q(query_EKC), self.k(key_EMC), self.v(value_EMC))
-        )
-        mask = None if bias_EM is None else bias_EM[:, None, None].expand(-1, self.heads, q.shape[2], -1)
-        return self.out(F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2))
-
-
-class TwoWayBlock(nn.Module):
-    """Tokens attend to each other and to the memory, MLP, the memory attends to tokens (SAM's order, pre-norm)."""
-
-    def __init__(self, width: int, heads: int, last: bool) -> None:
-        super().__init__()
-        self.own, self.to_memory = Attention(width, heads), Attention(width, heads)
-        self.back = None if last else Attention(width, heads)
-        self.norm_own, self.norm_tokens, self.norm_mlp = (nn.LayerNorm(width) for _ in range(3))
-        self.norm_memory = nn.LayerNorm(width)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
-        self.norm_back = None if last else nn.LayerNorm(width)
-
-    def forward(self, tokens_EKC: Tensor, memory_EMC: Tensor, bias_EM: Tensor) -> tuple[Tensor, Tensor]:
-        """Updated tokens and memory; the last block leaves the memory as it is, because nothing uses it."""
-        x = self.norm_own(tokens_EKC)
-        tokens_EKC = tokens_EKC + self.own(x, x, x, None)
-        memory = self.norm_memory(memory_EMC)
-        tokens_EKC = tokens_EKC + self.to_memory(self.norm_tokens(tokens_EKC), memory, memory, bias_EM)
-        tokens_EKC = tokens_EKC + self.mlp(self.norm_mlp(tokens_EKC))
-        if self.back is not None and self.norm_back is not None:
-            x = self.norm_back(tokens_EKC)
-            memory_EMC = memory_EMC + self.back(memory, x, x, None)
-        return tokens_EKC, memory_EMC
 
 
 class PyramidHead(nn.Module):
@@ -100,19 +55,11 @@ class PyramidHead(nn.Module):
         self.judge = nn.Sequential(nn.Linear(2 * C, C), nn.GELU(), nn.Linear(C, 2))
         self.painting = RegionPainting(D, C) if config.paint_regions else None
 
-    def encode(
-        self,
-        stages: list[Tensor],
-        image_BDhw: Tensor,
-        regions_BMD: Tensor,
-        region_valid_BM: Tensor,
-        pixels_B3SS: Tensor | None = None,
-        boxes: RegionBoxes | None = None,
-    ) -> MaskFeatures:
+    def encode(self, inputs: HeadInputs) -> MaskFeatures:
         """Once per image: fused fine map and memory (coarse map + object and part tokens)."""
-        laterals = [conv(stage) for conv, stage in zip(self.lateral, stages, strict=True)]
+        laterals = [conv(stage) for conv, stage in zip(self.lateral, inputs.stages, strict=True)]
         x = laterals[-1] + F.interpolate(
-            self.scene(image_BDhw), size=laterals[-1].shape[-2:], mode="bilinear"
+            self.scene(inputs.image_BDhw), size=laterals[-1].shape[-2:], mode="bilinear"
         )
         maps = [x]
         for lateral in reversed(laterals[:-1]):
@@ -123,12 +70,11 @@ class PyramidHead(nn.Module):
         memory = [coarse.flatten(2).transpose(1, 2)]
         bias = [coarse.new_zeros(len(coarse), memory[0].shape[1])]
         if self.config.region_memory:
-            memory.append(self.memory_region(regions_BMD))
-            bias.append(torch.where(region_valid_BM, 0.0, -1e4))
+            memory.append(self.memory_region(inputs.regions_BMD))
+            bias.append(key_bias(inputs.region_valid_BM))
         x = x + self.place(_grid_like(x))
         if self.painting is not None:
-            assert boxes is not None, "paint_regions needs the boxes of the regions"
-            x = self.painting(x, regions_BMD, boxes)
+            x = self.painting(x, inputs.regions_BMD, inputs.boxes)
         return MaskFeatures(self.smooth(x), torch.cat(memory, dim=1), torch.cat(bias, dim=1))
 
     def forward(self, features: MaskFeatures, prompts_ED: Tensor, image_of_expr_E: Tensor) -> HeadOutput:

@@ -1,188 +1,229 @@
 """Mask heads of SAM and SAM 2 (transformers' classes): the projected [SEG] state is the sparse prompt.
 
-The image encoder runs once per image (freeze it by `tuning.frozen mask_encoder`); the two-way decoder runs for all
-expressions of all images at once. Prompts by points, boxes and masks are not used and never trained.
+The image encoder runs once per image (freeze it by `tuning.frozen mask_encoder`); transformers' `mask_decoder` runs
+for all expressions of all images at once. Prompts by points, boxes and masks are not used and never trained.
 
-Shapes: B images, E expressions of all images, K tokens per expression, C decoder width, S side of the mask frame
-(1024 as published), h w grid of the image embedding (S / 16), D LLM width.
+Region and image tokens reach the mask in two ways, each through gates that start at zero, so that step 0 is the
+published decoder. With `region_memory` the prompt attends to them before it enters the decoder; with `paint_regions`
+the maps that the decoder reads get the tokens of the boxes that each cell lies in. Both surround the decoder and need
+nothing of its inside. More sparse tokens would not be step 0, even zeros: they change every softmax of the decoder.
+
+Shapes: B images, E expressions of all images, C decoder width, M image and region tokens, S side of the mask frame
+(1024 as published), h w grid of the image embedding (S / 16), H W grid of the mask (S / 4), D LLM width.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Sam2Config, Sam2Model, SamConfig, SamModel
 
 from uniresxx.model.config import Sam2HeadConfig, SamHeadConfig
-from uniresxx.model.heads.base import HeadOutput, RegionBoxes
+from uniresxx.model.heads.attention import PromptAttention
+from uniresxx.model.heads.base import HeadInputs, HeadOutput
 from uniresxx.model.heads.painting import RegionPainting
 
 IOU_EPS = 1e-4  # SAM 2 predicts IoU after a sigmoid; this bounds its logit
 
 
-class SamFeatures(NamedTuple):
+class SamFeatures(NamedTuple):  # ZeRO-3 finds tensors only in tuples, lists and dicts
     """B images encoded."""
 
     image_BChw: Tensor
-    fine: tuple[Tensor, ...]  # SAM 2: maps of strides 4 and 8, as its decoder takes them
+    fine: tuple[Tensor, ...]  # SAM 2: maps of strides 4 and 8, as its decoder takes them; SAM: the early map
+    memory: tuple[Tensor, ...]  # what prompts attend to (B, M, C) and its bias (B, M); empty without
 
 
-def prompt_mlp(llm_width: int, width: int) -> nn.Sequential:
-    """[SEG] state -> sparse prompt."""
-    return nn.Sequential(nn.Linear(llm_width, llm_width), nn.GELU(), nn.Linear(llm_width, width))
+class _SamBase(nn.Module):
+    """What the heads of SAM and SAM 2 share: the prompt, and the call of the decoder."""
 
-
-def freeze_unused(sam: Any) -> None:
-    """No gradient for what a single mask by a given prompt never uses."""
-    for unused in (
-        sam.prompt_encoder,
-        sam.shared_image_embedding,
-        *sam.mask_decoder.output_hypernetworks_mlps[1:],
-    ):
-        unused.requires_grad_(False)
-
-
-def no_mask(sam: Any) -> Tensor:
-    """SAM's dense prompt where no mask is given, (1, C, 1, 1)."""
-    return sam.prompt_encoder.no_mask_embed.weight[:, :, None, None]
-
-
-def nothing(features: SamFeatures) -> HeadOutput:
-    """The answer to no expression at all; transformers' attention takes no empty batch."""
-    none_Ehw = features.image_BChw[:0, 0].repeat(1, 4, 4)
-    return HeadOutput(none_Ehw, none_Ehw.new_zeros(0), none_Ehw.new_zeros(0))
-
-
-def two_way(sam: Any, first_KC: Tensor, prompts_EC: Tensor, image_EChw: Tensor) -> tuple[Tensor, Tensor]:
-    """SAM's two-way transformer over its own tokens and one prompt -> tokens (E, K + 1, C), image (E, C, h, w)."""
-    E = prompts_EC.shape[0]
-    tokens = torch.cat((first_KC.expand(E, -1, -1), prompts_EC[:, None]), dim=1)
-    place = sam.get_image_wide_positional_embeddings().expand(E, -1, -1, -1)
-    tokens, image = sam.mask_decoder.transformer(tokens[:, None], image_EChw, place, None)
-    return tokens[:, 0], image[:, 0].transpose(1, 2).reshape(image_EChw.shape)
-
-
-class SamHead(nn.Module):
-    """Segment Anything (Kirillov et al. 2023), sizes B, L, H."""
-
-    def __init__(self, config: SamHeadConfig, llm_width: int) -> None:
+    def __init__(
+        self, sam: SamModel | Sam2Model, config: SamHeadConfig | Sam2HeadConfig, llm_width: int
+    ) -> None:
         super().__init__()
         C = config.decoder_width
+        self.sam = sam
+        for unused in (
+            sam.prompt_encoder,
+            sam.shared_image_embedding,
+            *sam.mask_decoder.output_hypernetworks_mlps[1:],  # of SAM's three masks for ambiguous points
+        ):
+            unused.requires_grad_(False)
+        self.prompt = nn.Sequential(nn.Linear(llm_width, llm_width), nn.GELU(), nn.Linear(llm_width, C))
+        self.attention = PromptAttention(llm_width, C, config.decoder_heads) if config.region_memory else None
+
+    def _memory(self, inputs: HeadInputs) -> tuple[Tensor, ...]:
+        """What prompts attend to, once per image."""
+        return () if self.attention is None else self.attention.encode(inputs)
+
+    def _prompts(self, features: SamFeatures, prompts_ED: Tensor, image_of_expr_E: Tensor) -> Tensor:
+        """Sparse prompts (E, C)."""
+        prompts_EC = self.prompt(prompts_ED)
+        if self.attention is None:
+            return prompts_EC
+        memory_EMC, bias_EM = (x[image_of_expr_E] for x in features.memory)
+        return self.attention(prompts_EC, memory_EMC, bias_EM)
+
+    def _decode(self, image_EChw: Tensor, prompts_EC: Tensor, **maps: list[Tensor]) -> tuple[Tensor, ...]:
+        """Masks (E, 1, 1, H, W), IoU (E, 1, 1) and what else `mask_decoder` returns; one prompt per image map."""
+        _, no_mask_1Chw = self.sam.prompt_encoder(None, None, None, None)
+        return self.sam.mask_decoder(
+            image_embeddings=image_EChw,
+            image_positional_embeddings=self.sam.get_image_wide_positional_embeddings(),
+            sparse_prompt_embeddings=prompts_EC[:, None, None],
+            dense_prompt_embeddings=no_mask_1Chw,
+            multimask_output=False,
+            **maps,
+        )
+
+
+class SamHead(_SamBase):
+    """Segment Anything (Kirillov et al. 2023), sizes B, L, H."""
+
+    def __init__(self, config: SamHeadConfig, llm_width: int, stage_widths: tuple[int, ...]) -> None:
+        """Random weights; `stage_widths`: of the high tower, finest first."""
+        super().__init__(SamModel(_sam_config(config)), config, llm_width)
+        C = config.decoder_width
         self.config = config
-        self.sam = SamModel(_sam_config(config))
-        freeze_unused(self.sam)
-        self.prompt = prompt_mlp(llm_width, C)
-        self.judge = nn.Sequential(nn.Linear(2 * C, C), nn.GELU(), nn.Linear(C, 1))
-        self.early = None
-        if config.fuse_early:
-            last = nn.Conv2d(C, C, 1)
-            nn.init.zeros_(last.weight)  # starts as plain SAM
-            last.bias = nn.Parameter(torch.zeros(C))
-            self.early = nn.Sequential(nn.Conv2d(config.width, C, 1), nn.GELU(), last)
+        self.presence = nn.Sequential(nn.Linear(2 * C, C), nn.GELU(), nn.Linear(C, 1))
+        self.early = EarlyMap(config.width, stage_widths[0], C) if config.fuse_early else None
         self.painting = RegionPainting(llm_width, C, gated=True) if config.paint_regions else None
 
-    def encode(
-        self,
-        stages: list[Tensor],
-        image_BDhw: Tensor,
-        regions_BMD: Tensor,
-        region_valid_BM: Tensor,
-        pixels_B3SS: Tensor | None = None,
-        boxes: RegionBoxes | None = None,
-    ) -> SamFeatures:
-        """The image embedding; with `fuse_early`, the output of the first global-attention layer is added.
-
-        After HQ-SAM (Ke et al. 2023), which feeds the same early layer to its mask features; here it joins the
-        decoder's image embedding through two 1x1 convolutions (our choice).
-        """
-        assert pixels_B3SS is not None, "SAM needs the pixels of its own frame"
-        encoder = self.sam.vision_encoder
-        x = encoder.patch_embed(pixels_B3SS) + encoder.pos_embed
-        early = None
+    def encode(self, inputs: HeadInputs) -> SamFeatures:
+        """The image embedding, and with `fuse_early` the early map."""
+        assert inputs.pixels_B3SS is not None, "SAM needs the pixels of its own frame"
+        encoder, early_BhwC = self.sam.vision_encoder, None
+        x = encoder.patch_embed(inputs.pixels_B3SS) + encoder.pos_embed
         for index, layer in enumerate(encoder.layers):
             x = layer(x)
             if index == self.config.global_blocks[0]:
-                early = x
+                early_BhwC = x
         image = encoder.neck(x)
-        if self.early is not None:
-            assert early is not None
-            image = image + self.early(early.permute(0, 3, 1, 2))
         if self.painting is not None:
-            assert boxes is not None, "paint_regions needs the boxes of the regions"
-            image = self.painting(image, regions_BMD, boxes)
-        return SamFeatures(image, ())
+            image = self.painting(image, inputs.regions_BMD, inputs.boxes)
+        fine: tuple[Tensor, ...] = ()
+        if self.early is not None:
+            assert early_BhwC is not None, "a global block is one of the encoder's layers"
+            fine = (self.early(early_BhwC.permute(0, 3, 1, 2), inputs.stages[0]),)
+        return SamFeatures(image, fine, self._memory(inputs))
 
     def forward(self, features: SamFeatures, prompts_ED: Tensor, image_of_expr_E: Tensor) -> HeadOutput:
         """All expressions of all images at once."""
         if prompts_ED.shape[0] == 0:  # not len(): torch.export keeps a shape symbolic
-            return nothing(features)
-        decoder = self.sam.mask_decoder
-        first = torch.cat((decoder.iou_token.weight, decoder.mask_tokens.weight))
-        image = features.image_BChw[image_of_expr_E] + no_mask(self.sam)
-        tokens_EKC, image = two_way(self.sam, first, self.prompt(prompts_ED), image)
-        fine = decoder.activation(decoder.upscale_layer_norm(decoder.upscale_conv1(image)))
-        fine = decoder.activation(decoder.upscale_conv2(fine))
-        filters_EC = decoder.output_hypernetworks_mlps[0](tokens_EKC[:, 1])
+            return _nothing(features)
+        prompts_EC = self._prompts(features, prompts_ED, image_of_expr_E)
+        image_EChw = features.image_BChw[image_of_expr_E]
+        masks, iou = self._decode(image_EChw, prompts_EC)
+        masks_EHW = masks[:, 0, 0]
+        if self.early is not None:
+            masks_EHW = masks_EHW + self.early.dot(prompts_EC, features.fine[0][image_of_expr_E])
         # SAM regresses the IoU itself; 4 (x - 1/2) touches its logit at 1/2 and never saturates (our choice)
-        quality = 4 * (decoder.iou_prediction_head(tokens_EKC[:, 0])[:, 0] - 0.5)
-        presence = self.judge(torch.cat((tokens_EKC[:, 0], tokens_EKC[:, -1]), dim=-1))[:, 0]
-        return HeadOutput(torch.einsum("ec,echw->ehw", filters_EC, fine), quality, presence)
+        quality_E = 4 * (iou[:, 0, 0] - 0.5)
+        seen_EC = _mean_inside(image_EChw, masks_EHW)
+        presence_E = self.presence(torch.cat((prompts_EC, seen_EC), dim=-1))[:, 0]
+        return HeadOutput(masks_EHW, quality_E, presence_E)
 
 
-class Sam2Head(nn.Module):
-    """SAM 2 (Ravi et al. 2024) on single images; its object score is the presence."""
+class EarlyMap(nn.Module):
+    """An early map of the encoder and the finest one of the high tower, as a second term of the mask.
 
-    def __init__(self, config: Sam2HeadConfig, llm_width: int) -> None:
+    After HQ-SAM (Ke et al. 2023), whose two transposed convolutions bring the output of the first global-attention
+    layer to stride 4, where it is added to the mask features. A filter of its own, which starts at zero, takes the
+    place of SAM's there (our choice): filters * (features + early) without touching the decoder.
+    """
+
+    def __init__(self, encoder_width: int, stage_width: int, width: int) -> None:
         super().__init__()
-        self.sam = Sam2Model(_sam2_config(config))
-        freeze_unused(self.sam)
+        C = width
+        self.up = nn.Sequential(
+            nn.ConvTranspose2d(encoder_width, C, 2, stride=2),
+            nn.GroupNorm(1, C),
+            nn.GELU(),
+            nn.ConvTranspose2d(C, C // 8, 2, stride=2),
+        )
+        self.stage = nn.Conv2d(stage_width, C // 8, 1)
+        self.filter = nn.Sequential(nn.Linear(C, C), nn.GELU(), _zero(nn.Linear(C, C // 8)))
+
+    def forward(self, early_BChw: Tensor, stage_BChw: Tensor) -> Tensor:
+        """The early map (B, C / 8, H, W)."""
+        map_BCHW = self.up(early_BChw)
+        return map_BCHW + _resized(self.stage(stage_BChw), map_BCHW)
+
+    def dot(self, prompts_EC: Tensor, map_ECHW: Tensor) -> Tensor:
+        """What it adds to the mask logits (E, H, W)."""
+        return torch.einsum("ec,echw->ehw", self.filter(prompts_EC), map_ECHW)
+
+
+class Sam2Head(_SamBase):
+    """SAM 2 (Ravi et al. 2024) on single images; its object score is the presence.
+
+    The decoder's first mask is taken always. Published models take the best of three others in evaluation where the
+    first is unstable; training never does, so neither do answers.
+    """
+
+    def __init__(self, config: Sam2HeadConfig, llm_width: int, stage_widths: tuple[int, ...]) -> None:
+        """Random weights; `stage_widths`: of the high tower, finest first."""
+        super().__init__(Sam2Model(_sam2_config(config)), config, llm_width)
         C = config.decoder_width
-        self.prompt = prompt_mlp(llm_width, C)
         widths = (C, C // 8, C // 4) if config.paint_regions else ()  # image embedding, strides 4 and 8
         self.painting = nn.ModuleList(RegionPainting(llm_width, width, gated=True) for width in widths)
+        pairs = zip(stage_widths, (C // 8, C // 4), strict=False) if config.fuse_early else ()
+        self.early = nn.ModuleList(_zero(nn.Conv2d(stage, width, 1)) for stage, width in pairs)
 
-    def encode(
-        self,
-        stages: list[Tensor],
-        image_BDhw: Tensor,
-        regions_BMD: Tensor,
-        region_valid_BM: Tensor,
-        pixels_B3SS: Tensor | None = None,
-        boxes: RegionBoxes | None = None,
-    ) -> SamFeatures:
-        """The three maps of the feature pyramid; the two finer ones are SAM 2's own early features."""
-        assert pixels_B3SS is not None, "SAM 2 needs the pixels of its own frame"
-        fine, middle, image = self.sam.vision_encoder(pixels_B3SS).fpn_hidden_states
+    def encode(self, inputs: HeadInputs) -> SamFeatures:
+        """The three maps of the feature pyramid; the two finer ones are SAM 2's own early features.
+
+        With `fuse_early` they get the two finest maps of the high tower, through convolutions that start at zero.
+        """
+        assert inputs.pixels_B3SS is not None, "SAM 2 needs the pixels of its own frame"
+        fine, middle, image = self.sam.vision_encoder(inputs.pixels_B3SS).fpn_hidden_states
         image = image + self.sam.no_memory_embedding.reshape(1, -1, 1, 1)
         decoder = self.sam.mask_decoder
         maps = [image, decoder.conv_s0(fine), decoder.conv_s1(middle)]
+        for index, (convolution, stage) in enumerate(zip(self.early, inputs.stages, strict=False), start=1):
+            maps[index] = maps[index] + _resized(convolution(stage), maps[index])
         if len(self.painting):
-            assert boxes is not None, "paint_regions needs the boxes of the regions"
-            maps = [paint(x, regions_BMD, boxes) for paint, x in zip(self.painting, maps, strict=True)]
-        return SamFeatures(maps[0], (maps[1], maps[2]))
+            pairs = zip(self.painting, maps, strict=True)
+            maps = [paint(x, inputs.regions_BMD, inputs.boxes) for paint, x in pairs]
+        return SamFeatures(maps[0], (maps[1], maps[2]), self._memory(inputs))
 
     def forward(self, features: SamFeatures, prompts_ED: Tensor, image_of_expr_E: Tensor) -> HeadOutput:
         """All expressions of all images at once."""
         if prompts_ED.shape[0] == 0:  # not len(): torch.export keeps a shape symbolic
-            return nothing(features)
-        decoder = self.sam.mask_decoder
-        first = torch.cat(
-            (decoder.obj_score_token.weight, decoder.iou_token.weight, decoder.mask_tokens.weight)
+            return _nothing(features)
+        prompts_EC = self._prompts(features, prompts_ED, image_of_expr_E)
+        fine = [map_BCHW[image_of_expr_E] for map_BCHW in features.fine]
+        masks, iou, _, presence = self._decode(
+            features.image_BChw[image_of_expr_E], prompts_EC, high_resolution_features=fine
         )
-        image = features.image_BChw[image_of_expr_E] + no_mask(self.sam)
-        tokens_EKC, image = two_way(self.sam, first, self.prompt(prompts_ED), image)
-        finest, finer = (map_BChw[image_of_expr_E] for map_BChw in features.fine)
-        fine = decoder.activation(decoder.upscale_layer_norm(decoder.upscale_conv1(image) + finer))
-        fine = decoder.activation(decoder.upscale_conv2(fine) + finest)
-        filters_EC = decoder.output_hypernetworks_mlps[0](tokens_EKC[:, 2])
-        iou = decoder.iou_prediction_head(tokens_EKC[:, 1])[:, 0]
-        return HeadOutput(
-            torch.einsum("ec,echw->ehw", filters_EC, fine),
-            torch.logit(iou, eps=IOU_EPS),
-            decoder.pred_obj_score_head(tokens_EKC[:, 0])[:, 0],
-        )
+        return HeadOutput(masks[:, 0, 0], torch.logit(iou[:, 0, 0], eps=IOU_EPS), presence[:, 0, 0])
+
+
+def _nothing(features: SamFeatures) -> HeadOutput:
+    """The answer to no expression at all; transformers' attention takes no empty batch."""
+    none_EHW = features.image_BChw[:0, 0].repeat(1, 4, 4)
+    return HeadOutput(none_EHW, none_EHW.new_zeros(0), none_EHW.new_zeros(0))
+
+
+def _zero(layer: nn.Conv2d | nn.Linear) -> nn.Conv2d | nn.Linear:
+    """The layer with all weights zero."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
+
+
+def _resized(map_BChw: Tensor, like_BCHW: Tensor) -> Tensor:
+    """Bilinear to the size of another map; both show the same square."""
+    return F.interpolate(map_BChw, size=like_BCHW.shape[-2:], mode="bilinear")
+
+
+def _mean_inside(image_EChw: Tensor, masks_EHW: Tensor) -> Tensor:
+    """Mean of the image embedding over the predicted mask (E, C), without a gradient to the mask."""
+    share_E1hw = F.avg_pool2d(masks_EHW.detach().sigmoid()[:, None], 4)
+    return (image_EChw * share_E1hw).sum(dim=(2, 3)) / share_E1hw.sum(dim=(2, 3)).clamp(min=1e-4)
 
 
 def _sam_config(config: SamHeadConfig) -> SamConfig:
@@ -235,5 +276,6 @@ def _sam2_config(config: Sam2HeadConfig) -> Sam2Config:
             "mlp_dim": config.decoder_mlp,
             "num_attention_heads": config.decoder_heads,
             "iou_head_hidden_dim": C,
+            "dynamic_multimask_via_stability": False,
         },
     )
