@@ -86,7 +86,7 @@ class RegionTokens(nn.Module):
 
 def _projector(config: MLLMConfig) -> nn.Module:
     """Low-tower width -> LLM width; `mlp2x_gelu` is LLaVA-1.5's (linear, GELU, linear)."""
-    C, D = config.low_width, config.llm_width
+    C, D = config.low_config.hidden_size, config.llm_width
     if config.projector == "linear":
         return nn.Linear(C, D)
     return nn.Sequential(nn.Linear(C, D), nn.GELU(), nn.Linear(D, D))

@@ -18,6 +18,7 @@ from transformers import Sam2VideoConfig, Sam2VideoModel
 from mllm.config import MLLMConfig, TuningConfig, llava_7b
 from mllm.loading import SAM_RULES, translate
 from mllm.tokens import Vocabulary
+from mllm.tower_families import clip_vit, convnext
 from train.recipes import KNOWN
 from uniresxx.checkpoints.folders import save_pretrained
 from uniresxx.errors import InputError
@@ -209,13 +210,13 @@ def test_the_full_model_takes_a_sam_head(head: str) -> None:
 
 
 def test_no_upsampled_map_of_all_stages_is_made() -> None:
-    """RoIAlign per stage: nothing as large as 2880 channels at stride 4 (425 MB per image at full size) exists."""
+    """The mean per stage: nothing as large as 2880 channels at stride 4 (425 MB per image at full size) exists."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
     from mllm.vision_flow import RegionTokens
 
     config = MLLMConfig(
-        high_size=256, high_patch=4, high_widths=(24, 48, 96, 192), llm_width=32, low_width=32, mgfe_heads=4
+        high_size=256, high=convnext((24, 48, 96, 192), patch=4), llm_width=32, low=clip_vit(32), mgfe_heads=4
     )
     largest = 0
 

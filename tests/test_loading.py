@@ -32,6 +32,7 @@ from mllm.config import MLLMConfig, TuningConfig
 from mllm.loading import folder_of, load_clip, load_convnext, load_llava, load_sam, weight_files
 from mllm.modeling import MLLM
 from mllm.tokens import SPECIAL_TOKENS, Vocabulary
+from mllm.tower_families import clip_vit, convnext
 from tests.test_heads import SAM, SAM2, encode
 from tests.test_model import batch_of, picture
 from train.engines.base import Engine
@@ -54,10 +55,10 @@ from uniresxx.segmenters.load import load_segmenter
 from uniresxx.types import Decoding
 
 SMALL = MLLMConfig(
-    low_size=28, low_patch=14, low_width=32, low_layers=3, low_heads=2, low_mlp=48, low_select_layer=-2,
-    high_size=64, high_patch=4, high_widths=(8, 16, 24, 32), high_depths=(1, 1, 2, 1), high_layer_scale=1e-6,
-    pixel_stats="clip", projector="mlp2x_gelu", llm_width=32, llm_layers=2, llm_heads=4, llm_mlp=64, llm_eps=1e-5,
-    vocabulary=340, max_objects=3, max_parts=4, roi_size=2, mgfe_heads=4, bos=1,
+    low=clip_vit(32, 3, 2, 48, 14), low_size=28, low_select_layer=-2, low_stats="clip",
+    high=convnext((8, 16, 24, 32), (1, 1, 2, 1), 4, 1e-6), high_size=64, high_stats="clip", projector="mlp2x_gelu",
+    llm_width=32, llm_layers=2, llm_heads=4, llm_mlp=64, llm_eps=1e-5,
+    vocabulary=340, max_objects=3, max_parts=4, mgfe_heads=4, bos=1,
 )  # fmt: skip
 VIT = dict(
     hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=2, image_size=28, patch_size=14
@@ -398,9 +399,9 @@ def test_a_model_for_training_is_built_from_named_folders(tmp_path: Path) -> Non
 
 
 SIZES = (
-    "low_size", "low_patch", "low_width", "low_layers", "low_heads", "low_mlp", "high_size", "high_widths",
-    "high_depths", "llm_width", "llm_layers", "llm_heads", "llm_mlp", "vocabulary", "max_objects", "max_parts",
-    "roi_size", "mgfe_heads",
+    "low", "low_size", "high", "high_size",
+    "llm_width", "llm_layers", "llm_heads", "llm_mlp", "vocabulary", "max_objects", "max_parts",
+    "mgfe_heads",
 )  # fmt: skip
 
 

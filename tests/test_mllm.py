@@ -21,6 +21,7 @@ from mllm.lora import adapt
 from mllm.modeling import MLLM, Boxes
 from mllm.prefix import PrefixCache, packed_blocks, packed_mask
 from mllm.tokens import SPECIAL_TOKENS, Vocabulary
+from mllm.tower_families import clip_vit, convnext
 
 CORPUS = [
     "segment the left wheel of the red car",
@@ -28,9 +29,9 @@ CORPUS = [
     "which pixels belong to the roof",
 ] * 5
 TINY = {
-    "low_size": 32, "low_width": 32, "low_layers": 1, "low_heads": 2, "high_size": 32, "high_widths": (8, 16, 24, 32),
+    "low": clip_vit(32, 1, 2), "low_size": 32, "high": convnext((8, 16, 24, 32)), "high_size": 32,
     "llm_width": 32, "llm_layers": 2, "llm_heads": 4, "llm_mlp": 64, "vocabulary": 340, "max_objects": 3,
-    "max_parts": 4, "roi_size": 2, "mgfe_heads": 4,
+    "max_parts": 4, "mgfe_heads": 4,
 }  # fmt: skip
 
 

@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 
 from mllm.config import MLLMConfig, TuningConfig
 from uniresxx.errors import InputError
+from uniresxx.model.former_towers import towers_of_today
 from uniresxx.types import DecisionRule
 
 MODEL_TYPE = "uniresxx"
@@ -198,10 +199,10 @@ class UniRESPlusPlusConfig:
         ):
             if value not in known:
                 raise ValueError(f"{name}={value!r}; known: {', '.join(known)}")
-        if self.boxes == "owlv2" and self.mllm.pixel_stats != "clip":
+        if self.boxes == "owlv2" and self.mllm.high_stats != "clip":
             raise ValueError(
                 "boxes='owlv2' takes the high tower's pixels: "
-                f"mllm.pixel_stats={self.mllm.pixel_stats!r} must be 'clip'"
+                f"mllm.high_stats={self.mllm.high_stats!r} must be 'clip'"
             )
         if self.mask_head != "pyramid" and any(self.dense_classes):
             raise ValueError(
@@ -242,7 +243,7 @@ class UniRESPlusPlusConfig:
             )
         try:
             parts: dict[str, Any] = {
-                "mllm": MLLMConfig(**_tuples(values.pop("mllm"))),
+                "mllm": MLLMConfig(**_tuples(towers_of_today(values.pop("mllm")))),
                 "head": PyramidHeadConfig(**values.pop("head")),
                 "loss": LossConfig(**values.pop("loss")),
             }
