@@ -1,4 +1,4 @@
-"""Pretrained weights into our names: LLaVA-1.5, CLIP ViT, CLIP ConvNeXt, SAM, SAM 2. Safetensors only, strict.
+"""Pretrained weights into our names: LLaVA-1.5, towers of every family, SAM, SAM 2. Safetensors only, strict.
 
 A source is a local folder, or the id of a hub repository (`owner/name`, `owner/name@revision`), which is downloaded
 only because it was named. ValueError names what does not fit; a report lists every
@@ -11,10 +11,13 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from math import isqrt
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 from torch import Tensor, nn
@@ -22,6 +25,7 @@ from torch import Tensor, nn
 from mllm.lora import ROWS, is_adapter, refresh_rows
 from mllm.modeling import MLLM
 from mllm.tokens import ASSISTANT, END, PAD, USER, Vocabulary
+from mllm.tower_families import PIXEL_STATS, PixelStats
 
 Rules = Sequence[tuple[str, str | None]]  # (pattern of a name there, our name; None: known and not wanted)
 _SHOWN = 4
@@ -44,17 +48,30 @@ LLAVA_VIT_RULES: Rules = (
     (r".*embeddings\.position_ids", None),
     (rf"(?:model\.)?vision_tower\.(?:vision_tower\.)?(?:vision_model\.)?{_VIT}", r"\1"),
 )
-VIT_RULES: Rules = (
-    (r".*embeddings\.position_ids", None),
-    (rf"(?:vision_model\.)?{_VIT}", r"\1"),
-    (r"(?:text_model|text_projection|visual_projection|logit_scale)\b.*", None),
+# transformers' own models, alone, below another model's head, or as the image half of a two-tower model; in memory,
+# and as their save_pretrained writes, which for DINO and Swin differ from release to release.
+_WITHIN = (
+    r"(?:vision_model\.|dinov2\.|dinov2_with_registers\.|convnext\.|convnextv2\.|swin\.|hiera\.|model\.)?"
 )
-# transformers' ConvNextModel; timm's trunk, alone or as "visual.trunk." of an open_clip model.
+_BLOCKS: Rules = (
+    (rf"{_WITHIN}(.*\.attention)\.(?:attention|self)\.([qkv])(?:uery|ey|alue)\.(.*)", r"\1.\2_proj.\3"),
+    (rf"{_WITHIN}(.*\.attention)\.self\.(relative_position_bias_table)", r"\1.relative_position_bias.\2"),
+    (rf"{_WITHIN}(.*\.attention)\.output\.dense\.(.*)", r"\1.o_proj.\2"),
+    (rf"{_WITHIN}(.*)\.intermediate\.dense\.(.*)", r"\1.mlp.fc1.\2"),
+    (rf"{_WITHIN}(.*)\.output\.dense\.(.*)", r"\1.mlp.fc2.\2"),
+)
+LOW_RULES: Rules = (
+    (r".*embeddings\.position_ids", None),
+    (r"(?:text_model|text_projection|visual_projection|logit_scale|logit_bias|classifier)\b.*", None),
+    (r"(?:vision_model\.)?head\..*", None),  # pools all tokens into one
+    *_BLOCKS,
+    (rf"{_WITHIN}((?:embeddings|encoder|layer|pre_layrnorm|post_layernorm|layernorm|norm)\..*)", r"\1"),
+)
+# and timm's ConvNeXt trunk, alone or as "visual.trunk." of an open_clip model
 _TIMM = r"(?:visual\.trunk\.)?"
-CONVNEXT_RULES: Rules = (
-    (r"(?:convnext\.)?(embeddings\..*)", r"\1"),
-    (r"(?:convnext\.)?(encoder\..*)", r"\1"),
-    (r"(?:convnext\.)?layernorm\..*|classifier\..*", None),
+HIGH_RULES: Rules = (
+    (rf"{_WITHIN}(?:layernorm|layer_norm|pooler)\..*|classifier\..*", None),  # after the last stage
+    *_BLOCKS,
     (rf"{_TIMM}stem\.0\.(.*)", r"embeddings.patch_embeddings.\1"),
     (rf"{_TIMM}stem\.1\.(.*)", r"embeddings.layernorm.\1"),
     (rf"{_TIMM}stages\.(\d+)\.downsample\.(.*)", r"encoder.stages.\1.downsampling_layer.\2"),
@@ -68,6 +85,7 @@ CONVNEXT_RULES: Rules = (
     (rf"{_TIMM}(?:head|norm_pre)\..*|visual\.head\..*", None),
     (r"(?:transformer|token_embedding|ln_final|text)\..*", None),
     (r"positional_embedding|text_projection(?:\..*)?|logit_scale|logit_bias|attn_mask", None),
+    (rf"{_WITHIN}((?:embeddings|encoder|stages|hidden_states_norms)\..*)", r"\1"),
 )
 # Published SAM 2 folders hold the memory for video too (transformers' Sam2VideoModel), which single images never use.
 SAM_RULES: Rules = (
@@ -82,8 +100,9 @@ SAM_TWINS = {
     "prompt_encoder.shared_embedding.positional_embedding": "shared_image_embedding.positional_embedding",
     "shared_image_embedding.positional_embedding": "prompt_encoder.shared_embedding.positional_embedding",
 }
-# Ours alone: the high tower's stages are normalised before use, the published trunk has no such norms.
-CONVNEXT_NEW = (r"hidden_states_norms\..*",)
+# Ours alone: the high tower's stages are normalised before use, the published models have no such norms. The norm
+# after Swin's last stage is not used.
+HIGH_NEW = (r"hidden_states_norms\..*", r"swin\.layernorm\..*")
 # New rows start as the mean of these pieces, the others as the mean of all rows (our choice).
 FIRST_ROWS = {USER: "USER:", ASSISTANT: "ASSISTANT:", END: "</s>", PAD: "<unk>"}
 
@@ -199,7 +218,7 @@ def load_part(
     """
     files = weight_files(folder_of(source))
     ours, ignored, unknown = translate(list(files), rules)
-    own = {name.replace(".base_layer.", "."): value for name, value in module.state_dict().items()}
+    own = {_own_name(name, rules): value for name, value in module.state_dict().items()}
     report = Report(source, ignored=ignored)
     missing: list[str] = []
     for name in own:
@@ -225,6 +244,12 @@ def load_part(
         if f"{path}.{ROWS}".removeprefix(".") in report.new:
             refresh_rows(inner)
     return report
+
+
+def _own_name(name: str, rules: Rules) -> str:
+    """A name of our module without adapters, as the rules call it: releases of transformers differ."""
+    plain = name.replace(".base_layer.", ".")
+    return next(iter(translate([plain], rules)[0]), plain)
 
 
 def _refuse(source: str, wrong: Mapping[str, Sequence[str]]) -> None:
@@ -276,14 +301,61 @@ def first_rows(rows_VD: Tensor, vocabulary: Vocabulary) -> Tensor:
     return rows_VD
 
 
-def load_clip(model: MLLM, source: str) -> Report:
-    """The low tower from CLIPModel or CLIPVisionModel."""
-    return load_part(model.low.vit, source, VIT_RULES)
+def load_low(model: MLLM, source: str) -> Report:
+    """The low tower from any folder of its family; positions of another input size are interpolated."""
+    _check_pixels(source, model.config.pixel_stats.low, "low_stats")
+    return load_part(model.low.vit, source, LOW_RULES, adjust=_positions(model.low.vit, LOW_RULES))
 
 
-def load_convnext(model: MLLM, source: str) -> Report:
-    """The high tower from transformers' ConvNextModel, timm's trunk or an open_clip model."""
-    return load_part(model.high.backbone, source, CONVNEXT_RULES, new=CONVNEXT_NEW)
+def load_high(model: MLLM, source: str) -> Report:
+    """The high tower from a folder of its family, or a ConvNeXt from timm's trunk or an open_clip model."""
+    _check_pixels(source, model.config.pixel_stats.high, "high_stats")
+    tower = model.high.backbone
+    return load_part(tower, source, HIGH_RULES, new=HIGH_NEW, adjust=_positions(tower, HIGH_RULES))
+
+
+def _positions(tower: nn.Module, rules: Rules) -> dict[str, Callable[[Tensor], Tensor]]:
+    """A function for each table of positions that gives it our number of positions."""
+    return {
+        _own_name(name, rules): partial(resize_positions, count=value.shape[-2])
+        for name, value in tower.state_dict().items()
+        if "embeddings.position_embedding" in name
+    }
+
+
+def resize_positions(table_ND: Tensor, count: int) -> Tensor:
+    """Positions of a square grid, after that of CLS where there is one, for another grid: bicubic, as transformers
+    interpolates them (`interpolate_pos_encoding`). The table is (N, D) or (1, N, D)."""
+    old, first = table_ND.shape[-2], count - isqrt(count) ** 2
+    side = isqrt(old - first)
+    if old == count or first + side**2 != old:
+        return table_ND
+    rows_ND = table_ND.reshape(old, -1).float()
+    grid = rows_ND[first:].T.unflatten(1, (side, side))[None]
+    grid = F.interpolate(grid, size=(isqrt(count),) * 2, mode="bicubic", align_corners=False)
+    resized = torch.cat((rows_ND[:first], grid[0].flatten(1).T))
+    return resized.reshape(*table_ND.shape[:-2], count, -1).to(table_ND.dtype)
+
+
+def _check_pixels(source: str, stats: PixelStats, field_name: str) -> None:
+    """ValueError where the source's own preprocessor normalises pixels in another way."""
+    path = folder_of(source) / "preprocessor_config.json"
+    if not path.is_file():
+        return
+    values = json.loads(path.read_text())
+    theirs = [[255 * v for v in values.get(key) or ()] for key in ("image_mean", "image_std")]
+
+    def same(ours: tuple[tuple[float, ...], tuple[float, ...]]) -> bool:
+        flat = zip(theirs[0] + theirs[1], ours[0] + ours[1], strict=True)
+        return all(abs(a - b) < 1 for a, b in flat)
+
+    if all(theirs) and not same(PIXEL_STATS[stats]):
+        known = [name for name, ours in PIXEL_STATS.items() if same(ours)]
+        advice = f"set mllm.{field_name} to {known[0]!r}" if known else "no statistics here are like these"
+        raise ValueError(
+            f"{path}: pixels have mean {values['image_mean']} and deviation {values['image_std']}, "
+            f"mllm.{field_name}={stats!r} has others: {advice}"
+        )
 
 
 def load_sam(sam: nn.Module, source: str) -> Report:

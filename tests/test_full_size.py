@@ -241,10 +241,10 @@ def test_recipes_start_from_named_weights_only(capsys: pytest.CaptureFixture[str
     from train.assemble import open_job
 
     for recipe in FULL:
-        with pytest.raises(InputError, match=r"--model\.weights\.llava .*--model\.weights\.convnext"):
+        with pytest.raises(InputError, match=r"--model\.weights\.llava .*--model\.weights\.high"):
             open_job(KNOWN[recipe](), None)
     recipe_7b = KNOWN["uniresxx_7b"]()
-    weights = replace(recipe_7b.model.weights, llava="a", convnext="b")
+    weights = replace(recipe_7b.model.weights, llava="a", high="b")
     model = replace(recipe_7b.model, weights=weights, mask_head="sam")
     with pytest.raises(InputError, match=r"give --model\.weights\.sam"):
         open_job(replace(recipe_7b, model=model), None)
@@ -255,7 +255,7 @@ def test_flash_attention_is_refused_in_training(installed: bool, monkeypatch: py
     """Packed rows need branches that do not attend to each other; before any weight is made or read."""
     monkeypatch.setattr("mllm.prefix.is_flash_attn_2_available", lambda: installed)
     config = KNOWN["uniresxx_7b"]().model
-    weights = replace(config.weights, llava="a", convnext="b")
+    weights = replace(config.weights, llava="a", high="b")
     config = replace(config, mllm=replace(config.mllm, attention="flash_attention_2"), weights=weights)
     with pytest.raises(InputError, match=r"--model\.mllm\.attention: .*'flex_attention' on a GPU"):
         build_for_training(config, vocabulary())

@@ -29,7 +29,7 @@ from transformers import (
 )
 
 from mllm.config import MLLMConfig, TuningConfig
-from mllm.loading import folder_of, load_clip, load_convnext, load_llava, load_sam, weight_files
+from mllm.loading import folder_of, load_high, load_llava, load_low, load_sam, weight_files
 from mllm.modeling import MLLM
 from mllm.tokens import SPECIAL_TOKENS, Vocabulary
 from mllm.tower_families import clip_vit, convnext
@@ -167,7 +167,7 @@ def test_a_llava_folder_without_its_tower_is_refused_unless_clip_is_named(
     load_llava(model, str(folder), with_tower=False)
     tower = scrambled(CLIPVisionModel(CLIPVisionConfig(**VIT)))
     tower.save_pretrained(tmp_path / "clip")
-    load_clip(model, str(tmp_path / "clip"))
+    load_low(model, str(tmp_path / "clip"))
     pixels = torch.randn(1, 3, 28, 28)
     expected = tower(pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
     torch.testing.assert_close(model.low(pixels), expected, atol=1e-5, rtol=1e-5)
@@ -180,7 +180,7 @@ def test_clip_of_both_towers_gives_its_vision_tower(model: MLLM, tmp_path: Path)
     )  # fmt: skip
     theirs = scrambled(CLIPModel(CLIPConfig(vision_config=VIT, text_config=text)))
     theirs.save_pretrained(tmp_path)
-    report = load_clip(model, str(tmp_path))
+    report = load_low(model, str(tmp_path))
     assert "logit_scale" in report.ignored
     pixels = torch.randn(2, 3, 28, 28)
     expected = theirs.vision_model(pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
@@ -208,7 +208,7 @@ def test_convnext_gives_its_own_stage_maps(model: MLLM, tmp_path: Path, layout: 
         tensors |= {"logit_scale": torch.ones(()), "transformer.resblocks.0.ln_1.weight": torch.ones(3)}
         tensors |= {"visual.head.mlp.fc1.weight": torch.ones(3, 3), "text_projection": torch.ones(3, 3)}
         save_file(tensors, tmp_path / "model.safetensors")
-    report = load_convnext(model, str(tmp_path))
+    report = load_high(model, str(tmp_path))
     assert report.new and all("hidden_states_norms" in name for name in report.new)
     pixels = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
@@ -324,7 +324,7 @@ def test_what_does_not_fit_is_named(model: MLLM, tmp_path: Path) -> None:
     def refused(tensors: dict[str, torch.Tensor], message: str) -> None:
         save_file(tensors, path)
         with pytest.raises(ValueError, match=message):
-            load_clip(model, str(tmp_path))
+            load_low(model, str(tmp_path))
 
     short = {k: v for k, v in good.items() if "layers.2.mlp" not in k}
     refused(short, r"4 missing: encoder.layers.2.mlp.fc1.bias")
@@ -338,13 +338,13 @@ def test_what_does_not_fit_is_named(model: MLLM, tmp_path: Path) -> None:
 
 def test_errors_of_unreadable_sources_give_the_reason(model: MLLM, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="neither a folder nor a hub id"):
-        load_clip(model, str(tmp_path / "nowhere"))
+        load_low(model, str(tmp_path / "nowhere"))
     (tmp_path / "pytorch_model.bin").write_bytes(b"\x80")
     with pytest.raises(ValueError, match=r"pickles and are never opened"):
-        load_clip(model, str(tmp_path))
+        load_low(model, str(tmp_path))
     (tmp_path / "model.safetensors").write_bytes(b"not tensors")
     with pytest.raises(ValueError, match="not a readable safetensors file"):
-        load_clip(model, str(tmp_path))
+        load_low(model, str(tmp_path))
     (tmp_path / "model.safetensors.index.json").write_text(
         json.dumps({"weight_map": {"a": "one.safetensors"}})
     )
@@ -361,7 +361,7 @@ def whole(tmp_path: Path, **changes: Any) -> UniRESPlusPlusConfig:
         tmp_path / "trunk"
     )
     weights = WeightsConfig(
-        llava=str(tmp_path / "llava"), convnext=str(tmp_path / "trunk"), required=("llava", "convnext")
+        llava=str(tmp_path / "llava"), high=str(tmp_path / "trunk"), required=("llava", "high")
     )
     return UniRESPlusPlusConfig(
         mllm=SMALL, head=PyramidHeadConfig(width=16, heads=2), weights=weights, **changes
@@ -392,10 +392,10 @@ def test_a_model_for_training_is_built_from_named_folders(tmp_path: Path) -> Non
     torch.testing.assert_close(
         plain.llm.state_dict()[layer], model.mllm.llm.state_dict()[layer].float(), atol=1e-2, rtol=1e-2
     )
-    with pytest.raises(InputError, match=r"--model\.weights\.convnext: .*neither a folder"):
-        build_for_training(replace(config, weights=replace(config.weights, convnext="gone")), vocabulary)
-    with pytest.raises(InputError, match=r"give --model\.weights\.convnext"):
-        build_for_training(replace(config, weights=replace(config.weights, convnext=None)), vocabulary)
+    with pytest.raises(InputError, match=r"--model\.weights\.high: .*neither a folder"):
+        build_for_training(replace(config, weights=replace(config.weights, high="gone")), vocabulary)
+    with pytest.raises(InputError, match=r"give --model\.weights\.high"):
+        build_for_training(replace(config, weights=replace(config.weights, high=None)), vocabulary)
 
 
 SIZES = (

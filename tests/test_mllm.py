@@ -268,8 +268,8 @@ def test_without_any_region_the_image_attends_to_nothing(vocabulary: Vocabulary)
 
 
 def test_sizes_that_cannot_fit_are_refused() -> None:
-    with pytest.raises(ValueError, match="low_size=60"):
-        MLLMConfig(low_size=60)
+    with pytest.raises(ValueError, match="low_size=60 is not a multiple of 8: choose 56 or 64"):
+        _ = MLLMConfig(low_size=60).low_grid
     with pytest.raises(ValueError, match="llm_width"):
         MLLMConfig(llm_width=100)
 

@@ -39,7 +39,7 @@ def uniresxx_7b_24gb_ground() -> Recipe:
 
 
 def uniresxx_7b_24gb_align() -> Recipe:
-    """python -m train uniresxx_7b_24gb_align --model.weights.llava DIR --model.weights.convnext DIR --out runs/24gb_a
+    """python -m train uniresxx_7b_24gb_align --model.weights.llava DIR --model.weights.high DIR --out runs/24gb_a
 
     Stage A (align). Hardware: 1 GPU of 24 GB. Hours: not yet measured.
     Expected: not yet measured.

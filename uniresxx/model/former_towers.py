@@ -22,6 +22,15 @@ TOWER_FIELDS: dict[str, str | None] = {
     "pixel_stats": "low_stats and --model.mllm.high_stats",
     "roi_size": None,
 }
+# former option of the pretrained parts -> option of today
+WEIGHTS_FIELDS = {"clip": "low", "convnext": "high"}
+
+
+def weights_of_today(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a `WeightsConfig`, whose towers had the names of their families."""
+    today = {WEIGHTS_FIELDS.get(key, key): value for key, value in values.items()}
+    required = [WEIGHTS_FIELDS.get(name, name) for name in values.get("required", ())]
+    return today | ({"required": required} if "required" in values else {})
 
 
 def towers_of_today(values: Mapping[str, Any]) -> dict[str, Any]:
