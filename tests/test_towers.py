@@ -97,10 +97,8 @@ def test_every_family_goes_through_the_whole_model(vocabulary: Vocabulary, low: 
     pixels = torch.randn(2, 3, 56, 56), torch.randn(2, 3, 96, 96)
     features = model.encode_image(*pixels, some_boxes(2, 96.0))
     assert features.prefix_BLD.shape == (2, 16 + 3 + 4 + 3, 32)
-    sizes = [
-        (2, width, 96 // stride, 96 // stride)
-        for width, stride in zip(config.high_widths, config.high_strides)
-    ]
+    stages = zip(config.high_widths, config.high_strides, strict=True)
+    sizes = [(2, width, 96 // stride, 96 // stride) for width, stride in stages]
     assert [tuple(stage.shape) for stage in features.stages] == sizes
     ids = torch.tensor([[5, 6, 7]] * 2)
     states = model(features, ids, torch.zeros_like(ids), torch.arange(3).expand(2, -1))
@@ -142,11 +140,7 @@ def test_a_high_tower_gives_the_stage_maps_of_transformers(tmp_path: Path, kind:
     model.config = config_of("clip_vision_model", kind)
     model.high = HighTower(model.config).eval()
     report = load_high(model, str(tmp_path))
-    assert report.new in (
-        [],
-        ["swin.layernorm.weight", "swin.layernorm.bias"],
-        ["layernorm.weight", "layernorm.bias"],
-    )
+    assert all("swin.layernorm" in name for name in report.new)  # which transformers leaves out, too
     pixels = torch.randn(2, 3, 96, 96)  # Swin's windows of 7 do not divide maps of 24, 12, 6 and 3 cells
     for ours, expected in zip(model.high(pixels), stage_maps(theirs, pixels), strict=True):
         torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
