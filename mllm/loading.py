@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from mllm.lora import ROWS, is_adapter, refresh_rows
 from mllm.modeling import MLLM
 from mllm.tokens import ASSISTANT, END, PAD, USER, Vocabulary
-from mllm.tower_families import PIXEL_STATS, PixelStats
+from mllm.tower_families import LOW_FAMILIES, PIXEL_STATS, PixelStats, family_of
 
 Rules = Sequence[tuple[str, str | None]]  # (pattern of a name there, our name; None: known and not wanted)
 _SHOWN = 4
@@ -304,7 +304,9 @@ def first_rows(rows_VD: Tensor, vocabulary: Vocabulary) -> Tensor:
 def load_low(model: MLLM, source: str) -> Report:
     """The low tower from any folder of its family; positions of another input size are interpolated."""
     _check_pixels(source, model.config.pixel_stats.low, "low_stats")
-    return load_part(model.low.vit, source, LOW_RULES, adjust=_positions(model.low.vit, LOW_RULES))
+    family = family_of(model.config.low, LOW_FAMILIES, "mllm.low")
+    adjust = _positions(model.low.vit, LOW_RULES, family.antialias)
+    return load_part(model.low.vit, source, LOW_RULES, adjust=adjust)
 
 
 def load_high(model: MLLM, source: str) -> Report:
@@ -314,16 +316,18 @@ def load_high(model: MLLM, source: str) -> Report:
     return load_part(tower, source, HIGH_RULES, new=HIGH_NEW, adjust=_positions(tower, HIGH_RULES))
 
 
-def _positions(tower: nn.Module, rules: Rules) -> dict[str, Callable[[Tensor], Tensor]]:
+def _positions(
+    tower: nn.Module, rules: Rules, antialias: bool = False
+) -> dict[str, Callable[[Tensor], Tensor]]:
     """A function for each table of positions that gives it our number of positions."""
     return {
-        _own_name(name, rules): partial(resize_positions, count=value.shape[-2])
+        _own_name(name, rules): partial(resize_positions, count=value.shape[-2], antialias=antialias)
         for name, value in tower.state_dict().items()
         if "embeddings.position_embedding" in name
     }
 
 
-def resize_positions(table_ND: Tensor, count: int) -> Tensor:
+def resize_positions(table_ND: Tensor, count: int, antialias: bool = False) -> Tensor:
     """Positions of a square grid, after that of CLS where there is one, for another grid: bicubic, as transformers
     interpolates them (`interpolate_pos_encoding`). The table is (N, D) or (1, N, D)."""
     old, first = table_ND.shape[-2], count - isqrt(count) ** 2
@@ -332,7 +336,7 @@ def resize_positions(table_ND: Tensor, count: int) -> Tensor:
         return table_ND
     rows_ND = table_ND.reshape(old, -1).float()
     grid = rows_ND[first:].T.unflatten(1, (side, side))[None]
-    grid = F.interpolate(grid, size=(isqrt(count),) * 2, mode="bicubic", align_corners=False)
+    grid = F.interpolate(grid, size=(isqrt(count),) * 2, mode="bicubic", antialias=antialias)
     resized = torch.cat((rows_ND[:first], grid[0].flatten(1).T))
     return resized.reshape(*table_ND.shape[:-2], count, -1).to(table_ND.dtype)
 

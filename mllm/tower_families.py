@@ -34,6 +34,7 @@ class LowFamily:
     stats: PixelStats  # of its published weights
     decided: Callable[[int], dict[str, Any]]  # side of the input -> values of its config that we decide
     takes_patches: bool = False  # pixels cut into patches, with the size of the grid
+    antialias: bool = False  # how transformers interpolates its positions
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ LOW_FAMILIES: dict[str, LowFamily] = {
     "siglip_vision_model": LowFamily("siglip", lambda side: {"image_size": side, "vision_use_head": False}),
     "siglip2_vision_model": LowFamily("siglip", lambda side: {"vision_use_head": False}, takes_patches=True),
     "dinov2": LowFamily("imagenet", _image_size),
-    "dinov2_with_registers": LowFamily("imagenet", _image_size),
+    "dinov2_with_registers": LowFamily("imagenet", _image_size, antialias=True),
     "dinov3_vit": LowFamily("imagenet", _image_size),
 }
 HIGH_FAMILIES: dict[str, HighFamily] = {

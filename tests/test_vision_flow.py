@@ -1,8 +1,9 @@
-"""The mean of a map over boxes of any size."""
+"""Image tokens that start as LLaVA's, and the mean of a map over boxes of any size."""
 
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mllm.vision_flow import box_mean
+from mllm.config import MLLMConfig
+from mllm.loading import load_llava
+from mllm.modeling import MLLM, Boxes
+from mllm.tokens import Vocabulary
+from mllm.vision_flow import ImageTokens, box_mean
+from tests.test_loading import CORPUS, SMALL, llava
 
 SIDE, GRID = 384.0, 96
 
@@ -121,3 +127,44 @@ def test_the_mean_over_boxes_is_exported_without_sizes_from_the_data() -> None:
     called = {str(node.target).split(".")[1] for node in program.graph.nodes if "aten." in str(node.target)}
     assert "matmul" in called and not called & {"item", "_local_scalar_dense", "nonzero", "masked_select"}
     torch.testing.assert_close(program.module()(*inputs), Pool()(*inputs))
+
+
+def no_boxes(images: int) -> Boxes:
+    valid = torch.zeros(images, 7, dtype=torch.bool)
+    boxes = torch.zeros(images, 7, 4)
+    return Boxes(boxes[:, :3], valid[:, :3], boxes[:, 3:], valid[:, 3:])
+
+
+def test_image_tokens_are_llavas_before_the_first_step_and_then_see_the_high_tower(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    theirs, model = llava(), MLLM(SMALL, Vocabulary.train(CORPUS, 320))
+    theirs.save_pretrained(tmp_path)
+    load_llava(model, str(tmp_path), with_tower=True)
+    low, high = torch.randn(2, 3, 28, 28), torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        expected = theirs.model.get_image_features(low, vision_feature_layer=-2).pooler_output
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    taught = []
+    for step in range(2):
+        features = model.encode_image(low, high, no_boxes(2))
+        image = features.prefix_BLD[:, features.layout.image]
+        if step == 0:
+            torch.testing.assert_close(image, torch.stack(list(expected)), atol=1e-5, rtol=1e-5)
+        optimizer.zero_grad()
+        image.square().mean().backward()
+        stem = model.high.backbone.embeddings.patch_embeddings.weight.grad
+        branch = model.image_tokens.high.weight.grad
+        assert stem is not None and branch is not None
+        taught.append((bool(branch.any()), bool(stem.any())))
+        optimizer.step()
+    assert taught == [(True, False), (True, True)]  # the branch at once, the tower behind it one step later
+    changed = model.encode_image(low, high, no_boxes(2)).prefix_BLD
+    other = model.encode_image(low, high + 1, no_boxes(2)).prefix_BLD
+    assert not torch.equal(changed, other)
+
+
+def test_the_tiny_model_starts_from_its_low_tower_alone() -> None:
+    torch.manual_seed(0)
+    tokens = ImageTokens(MLLMConfig())
+    low, stages = torch.randn(2, 64, 128), [torch.randn(2, c, 8, 8) for c in (32, 64, 96, 128)]
+    assert torch.equal(tokens(low, stages), tokens.low(low))
