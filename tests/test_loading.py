@@ -29,10 +29,11 @@ from transformers import (
 )
 
 from mllm.config import MLLMConfig, TuningConfig
-from mllm.loading import folder_of, load_high, load_llava, load_low, load_sam, weight_files
+from mllm.loading import folder_of, load_llava, load_sam, weight_files
 from mllm.modeling import MLLM
 from mllm.tokens import SPECIAL_TOKENS, Vocabulary
 from mllm.tower_families import clip_vit, convnext
+from mllm.tower_loading import load_high, load_low
 from tests.test_heads import SAM, SAM2, encode
 from tests.test_model import batch_of, picture
 from train.engines.base import Engine

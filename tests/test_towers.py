@@ -26,10 +26,10 @@ from transformers import (
 )
 
 from mllm.config import MLLMConfig
-from mllm.loading import load_high, load_low, resize_positions
 from mllm.modeling import MLLM, Boxes
 from mllm.tokens import Vocabulary
 from mllm.tower_families import HIGH_FAMILIES, LOW_FAMILIES, PIXEL_STATS, clip_vit, convnext
+from mllm.tower_loading import load_high, load_low, resize_positions
 from mllm.towers import HighTower, LowTower
 from train.command_line import parse
 from train.recipe_changes import recipe_differences

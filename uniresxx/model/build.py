@@ -16,14 +16,13 @@ from mllm.loading import (
     OWN_RULES,
     Report,
     llava_vocabulary,
-    load_high,
     load_llava,
-    load_low,
     load_part,
     load_sam,
 )
 from mllm.prefix import check_packed
 from mllm.tokens import Vocabulary
+from mllm.tower_loading import load_high, load_low
 from uniresxx.checkpoints.resolve import resolve
 from uniresxx.checkpoints.tensors import CONFIG, TOKENIZER, load_weights, read_json
 from uniresxx.errors import InputError
