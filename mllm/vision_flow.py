@@ -104,8 +104,8 @@ class ImageTokens(nn.Module):
         self.grid, self.use_high = config.low_grid, config.use_high
         self.low = _projector(config)
         self.high = nn.Conv1d(C, D, 1)
-        nn.init.zeros_(self.high.weight)
-        nn.init.zeros_(self.high.bias)
+        for parameter in self.high.parameters():
+            nn.init.zeros_(parameter)
         self.gate = nn.Conv1d(2 * D, D, 1)
         self.level = nn.Parameter(torch.zeros(D))
 

@@ -73,11 +73,8 @@ def cost_counter(model: nn.Module, config: UniRESPlusPlusConfig) -> Callable[[Ba
     m = config.mllm
     visual = m.low_grid**2 + m.max_objects + m.max_parts + 3 + (m.bos is not None)
     llm = _cost(model, "mllm.llm.model.layers.")
-    towers = {"mllm.low.": (LowTower, m.low_size), "mllm.high.": (HighTower, m.high_size)}
-    per_image = sum(
-        _forward_flops(tower, m, side) * (3 if _trained(model, path) else 1)
-        for path, (tower, side) in towers.items()
-    )
+    per_image = _forward_flops(LowTower, m, m.low_size) * (3 if _trained(model, "mllm.low.") else 1)
+    per_image += _forward_flops(HighTower, m, m.high_size) * (3 if _trained(model, "mllm.high.") else 1)
     output = (6 if _trained(model, "mllm.llm.lm_head.weight") else 4) * m.vocabulary * m.llm_width
 
     def count(batch: Batch) -> Cost:
