@@ -46,9 +46,7 @@ class MLLMConfig:
 
     low: dict[str, Any] = field(default_factory=clip_vit)
     low_size: int = 64
-    low_select_layer: int = (
-        -1
-    )  # whose output is taken; -1: the last, with the tower's final norm where it has one
+    low_select_layer: int = -1  # whose output is taken; -1: of the last, after the final norm
     low_stats: TowerStats = "half"  # normalisation of its pixels; "family": that of its published weights
     high: dict[str, Any] = field(default_factory=convnext)
     high_size: int = 64
