@@ -36,6 +36,7 @@ from benchmarks._common import finish, median_of, parser
 from mllm.config import MLLMConfig
 from mllm.lora import is_adapter
 from mllm.tokens import Vocabulary
+from mllm.tower_families import clip_vit, convnext
 from train.engines.base import Engine
 from train.plan import plan
 from train.recipe import Recipe
@@ -91,10 +92,10 @@ def recipe_of(sizes: Sizes, head: HeadKind, count: int) -> Recipe:
     model: UniRESPlusPlusConfig = replace(recipe.model, mask_head=head)
     if sizes.small:
         tiny = MLLMConfig(
-            low_size=28, low_patch=14, low_width=32, low_layers=2, low_heads=2, high_size=64, high_patch=4,
-            high_widths=(8, 16, 24, 32), high_depths=(1, 1, 1, 1), pixel_stats="clip", projector="mlp2x_gelu",
+            low=clip_vit(32, 2, 2, patch=14), low_size=28, low_stats="clip",
+            high=convnext((8, 16, 24, 32), (1, 1, 1, 1), 4), high_size=64, high_stats="clip", projector="mlp2x_gelu",
             llm_width=32, llm_layers=2, llm_heads=4, llm_mlp=64, vocabulary=400, max_objects=3, max_parts=4,
-            roi_size=2, mgfe_width=16, mgfe_heads=4, bos=1, activation_checkpointing=True,
+            mgfe_width=16, mgfe_heads=4, bos=1, activation_checkpointing=True,
         )  # fmt: skip
         sam = SamHeadConfig(
             size=64, width=32, layers=2, heads=2, global_blocks=(1,), window=2, decoder_width=16,

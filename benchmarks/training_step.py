@@ -38,6 +38,7 @@ from mllm.chat import IGNORE, ChatTurn, Mark, render
 from mllm.config import MLLMConfig, TuningConfig, llava_7b
 from mllm.modeling import Boxes, ImageFeatures
 from mllm.tokens import Vocabulary
+from mllm.tower_families import clip_vit, convnext
 from train.recipes.uniresxx_7b import uniresxx_7b
 from uniresxx.data.store.photos import photo_of
 from uniresxx.imaging.geometry import Letterbox
@@ -73,8 +74,7 @@ def full() -> Sizes:
     """`uniresxx_7b` with the pyramid head, widths / 16, depths / 8."""
     m = replace(
         llava_7b(),
-        low_width=64, low_layers=3, low_heads=2, low_mlp=256,
-        high_widths=(12, 24, 48, 96), high_depths=(1, 1, 3, 1),
+        low=clip_vit(64, 3, 2, 256, 14), high=convnext((12, 24, 48, 96), (1, 1, 3, 1), 4, 1e-6),
         llm_width=256, llm_layers=4, llm_heads=4, llm_mlp=688, mgfe_width=64,
         vocabulary=VOCABULARY, bos=None, init_std=0.05, embedding_std=0.05,
     )  # fmt: skip

@@ -2,35 +2,55 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+
+from mllm.tower_families import (
+    HIGH_FAMILIES,
+    LOW_FAMILIES,
+    PixelStats,
+    clip_vit,
+    convnext,
+    family_of,
+    high_tower_config,
+    low_tower_config,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 PromptState = Literal["predict", "own"]
 Attention = Literal["sdpa", "eager", "flash_attention_2", "flex_attention"]
 Projector = Literal["linear", "mlp2x_gelu"]
-PixelStats = Literal["half", "clip", "imagenet"]
+TowerStats = PixelStats | Literal["family"]
 Part = Literal["low", "high", "fusion", "regions", "exploitation", "llm", "head", "mask_encoder", "box_head"]
 TokenRows = Literal["all", "new"]
+
+
+class TowerPixels(NamedTuple):
+    """The pixel statistics of each tower."""
+
+    low: PixelStats
+    high: PixelStats
 
 
 @dataclass(frozen=True)
 class MLLMConfig:
     """Defaults are the tiny size; METHOD section 1 has the full one (`llava_7b`, `llava_13b`).
 
-    `low_*`: ViT of the low-resolution tower. `high_*`: ConvNeXt of the high-resolution tower, strides
-    `high_patch * 2**stage`. `llm_*`: Llama. Switches at the end are the ablations the method names.
+    `low` and `high` are the towers' own transformers configs (families: mllm/tower_families.py), for inputs of
+    `low_size` and `high_size` pixels; an image size inside the dicts is not read. `llm_*`: Llama. Switches at the
+    end are the ablations the method names.
     """
 
+    low: dict[str, Any] = field(default_factory=clip_vit)
     low_size: int = 64
-    low_patch: int = 8
-    low_width: int = 128
-    low_layers: int = 3
-    low_heads: int = 4
-    low_select_layer: int = -1
+    low_select_layer: int = -1  # whose output is taken; -1: of the last, after the final norm
+    low_stats: TowerStats = "half"  # normalisation of its pixels; "family": that of its published weights
+    high: dict[str, Any] = field(default_factory=convnext)
     high_size: int = 64
-    high_patch: int = 2
-    high_widths: tuple[int, ...] = (32, 64, 96, 128)
-    high_depths: tuple[int, ...] = (1, 1, 2, 1)
+    high_stats: TowerStats = "half"
     llm_width: int = 128
     llm_layers: int = 3
     llm_heads: int = 4
@@ -38,7 +58,6 @@ class MLLMConfig:
     vocabulary: int = 1024
     max_objects: int = 12
     max_parts: int = 24
-    roi_size: int = 4
     mgfe_blocks: int = 2
     mgfe_heads: int = 8
     init_std: float = 0.05
@@ -56,10 +75,6 @@ class MLLMConfig:
     blind_to_image: bool = False
     blind_to_text: bool = False
     # What published weights need; the defaults are what the tiny model had before these were fields.
-    low_mlp: int | None = None  # None: 3 * low_width
-    low_activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
-    pixel_stats: PixelStats = "half"  # normalisation of both towers' pixels
-    high_layer_scale: float = 0.0  # 0: none (at tiny depth it only slows learning)
     projector: Projector = "linear"  # low tower -> LLM width
     mgfe_width: int | None = None  # None: llm_width, without projections
     llm_eps: float = 1e-6
@@ -71,32 +86,54 @@ class MLLMConfig:
 
     def __post_init__(self) -> None:
         """Reject sizes that cannot fit together and words that name nothing."""
-        for name, size, patch in (
-            ("low_size", self.low_size, self.low_patch),
-            ("high_size", self.high_size, self.high_patch * 2 ** (len(self.high_widths) - 1)),
-        ):
-            if size % patch:
-                raise ValueError(f"{name}={size} is not a multiple of {patch}: choose one that is")
-        if len(self.high_widths) != len(self.high_depths):
-            raise ValueError(
-                f"high_widths {self.high_widths} and high_depths {self.high_depths} differ in length"
-            )
         if self.llm_width % self.llm_heads or self.exploitation_width % self.mgfe_heads:
             raise ValueError(
                 f"llm_width={self.llm_width} must divide by llm_heads, and mgfe_width (or llm_width) by mgfe_heads"
             )
+        stats = (*get_args(PixelStats), "family")
         for name, word, known in (
             ("attention", self.attention, get_args(Attention)),
             ("projector", self.projector, get_args(Projector)),
-            ("pixel_stats", self.pixel_stats, get_args(PixelStats)),
+            ("low_stats", self.low_stats, stats),
+            ("high_stats", self.high_stats, stats),
         ):
             if word not in known:
                 raise ValueError(f"{name}={word!r}; known: {', '.join(known)}")
 
+    @cached_property
+    def low_config(self) -> PreTrainedConfig:
+        """The low tower's config; ValueError where it does not fit `low_size`."""
+        return low_tower_config(self.low, self.low_size)
+
+    @cached_property
+    def high_config(self) -> PreTrainedConfig:
+        """The high tower's config; ValueError where it does not fit `high_size`."""
+        return high_tower_config(self.high, self.high_size)
+
     @property
     def low_grid(self) -> int:
         """Side of the low tower's token grid."""
-        return self.low_size // self.low_patch
+        return self.low_size // self.low_config.patch_size
+
+    @property
+    def high_widths(self) -> tuple[int, ...]:
+        """Channels of the high tower's stage maps, finest first."""
+        return family_of(self.high, HIGH_FAMILIES, "mllm.high").widths(self.high_config)
+
+    @property
+    def high_strides(self) -> tuple[int, ...]:
+        """Pixels of the high frame per cell of each stage map."""
+        return family_of(self.high, HIGH_FAMILIES, "mllm.high").strides(self.high_config)
+
+    @property
+    def pixel_stats(self) -> TowerPixels:
+        """The pixel statistics of each tower."""
+        low = family_of(self.low, LOW_FAMILIES, "mllm.low").stats
+        high = family_of(self.high, HIGH_FAMILIES, "mllm.high").stats
+        return TowerPixels(
+            low if self.low_stats == "family" else self.low_stats,
+            high if self.high_stats == "family" else self.high_stats,
+        )
 
     @property
     def exploitation_width(self) -> int:
@@ -148,11 +185,11 @@ def llava_7b() -> MLLMConfig:
     openai/clip-vit-large-patch14-336 (1024/24/16/4096, quick_gelu), open_clip convnext_large_d_320 (192-1536).
     """
     return MLLMConfig(
-        low_size=336, low_patch=14, low_width=1024, low_layers=24, low_heads=16, low_mlp=4096, low_select_layer=-2,
-        high_size=768, high_patch=4, high_widths=(192, 384, 768, 1536), high_depths=(3, 3, 27, 3),
-        high_layer_scale=1e-6, pixel_stats="clip", projector="mlp2x_gelu",
+        low=clip_vit(1024, 24, 16, 4096, 14), low_size=336, low_select_layer=-2, low_stats="clip",
+        high=convnext((192, 384, 768, 1536), (3, 3, 27, 3), 4, 1e-6), high_size=768, high_stats="clip",
+        projector="mlp2x_gelu",
         llm_width=4096, llm_layers=32, llm_heads=32, llm_mlp=11008, llm_eps=1e-5, vocabulary=32064, bos=1,
-        max_objects=32, max_parts=64, roi_size=7, mgfe_width=1024, init_std=0.02, embedding_std=0.02,
+        max_objects=32, max_parts=64, mgfe_width=1024, init_std=0.02, embedding_std=0.02,
     )  # fmt: skip
 
 

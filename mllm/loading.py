@@ -1,4 +1,4 @@
-"""Pretrained weights into our names: LLaVA-1.5, CLIP ViT, CLIP ConvNeXt, SAM, SAM 2. Safetensors only, strict.
+"""Pretrained weights into our names: LLaVA-1.5, SAM, SAM 2. Safetensors only, strict.
 
 A source is a local folder, or the id of a hub repository (`owner/name`, `owner/name@revision`), which is downloaded
 only because it was named. ValueError names what does not fit; a report lists every
@@ -44,31 +44,6 @@ LLAVA_VIT_RULES: Rules = (
     (r".*embeddings\.position_ids", None),
     (rf"(?:model\.)?vision_tower\.(?:vision_tower\.)?(?:vision_model\.)?{_VIT}", r"\1"),
 )
-VIT_RULES: Rules = (
-    (r".*embeddings\.position_ids", None),
-    (rf"(?:vision_model\.)?{_VIT}", r"\1"),
-    (r"(?:text_model|text_projection|visual_projection|logit_scale)\b.*", None),
-)
-# transformers' ConvNextModel; timm's trunk, alone or as "visual.trunk." of an open_clip model.
-_TIMM = r"(?:visual\.trunk\.)?"
-CONVNEXT_RULES: Rules = (
-    (r"(?:convnext\.)?(embeddings\..*)", r"\1"),
-    (r"(?:convnext\.)?(encoder\..*)", r"\1"),
-    (r"(?:convnext\.)?layernorm\..*|classifier\..*", None),
-    (rf"{_TIMM}stem\.0\.(.*)", r"embeddings.patch_embeddings.\1"),
-    (rf"{_TIMM}stem\.1\.(.*)", r"embeddings.layernorm.\1"),
-    (rf"{_TIMM}stages\.(\d+)\.downsample\.(.*)", r"encoder.stages.\1.downsampling_layer.\2"),
-    (rf"{_TIMM}stages\.(\d+)\.blocks\.(\d+)\.conv_dw\.(.*)", r"encoder.stages.\1.layers.\2.dwconv.\3"),
-    (rf"{_TIMM}stages\.(\d+)\.blocks\.(\d+)\.norm\.(.*)", r"encoder.stages.\1.layers.\2.layernorm.\3"),
-    (
-        rf"{_TIMM}stages\.(\d+)\.blocks\.(\d+)\.mlp\.fc([12])\.(.*)",
-        r"encoder.stages.\1.layers.\2.pwconv\3.\4",
-    ),
-    (rf"{_TIMM}stages\.(\d+)\.blocks\.(\d+)\.gamma", r"encoder.stages.\1.layers.\2.layer_scale_parameter"),
-    (rf"{_TIMM}(?:head|norm_pre)\..*|visual\.head\..*", None),
-    (r"(?:transformer|token_embedding|ln_final|text)\..*", None),
-    (r"positional_embedding|text_projection(?:\..*)?|logit_scale|logit_bias|attn_mask", None),
-)
 # Published SAM 2 folders hold the memory for video too (transformers' Sam2VideoModel), which single images never use.
 SAM_RULES: Rules = (
     (r"(?:memory_|mask_downsample\.|object_pointer_proj\.|temporal_positional_encoding_).*", None),
@@ -82,8 +57,6 @@ SAM_TWINS = {
     "prompt_encoder.shared_embedding.positional_embedding": "shared_image_embedding.positional_embedding",
     "shared_image_embedding.positional_embedding": "prompt_encoder.shared_embedding.positional_embedding",
 }
-# Ours alone: the high tower's stages are normalised before use, the published trunk has no such norms.
-CONVNEXT_NEW = (r"hidden_states_norms\..*",)
 # New rows start as the mean of these pieces, the others as the mean of all rows (our choice).
 FIRST_ROWS = {USER: "USER:", ASSISTANT: "ASSISTANT:", END: "</s>", PAD: "<unk>"}
 
@@ -199,7 +172,7 @@ def load_part(
     """
     files = weight_files(folder_of(source))
     ours, ignored, unknown = translate(list(files), rules)
-    own = {name.replace(".base_layer.", "."): value for name, value in module.state_dict().items()}
+    own = {own_name(name, rules): value for name, value in module.state_dict().items()}
     report = Report(source, ignored=ignored)
     missing: list[str] = []
     for name in own:
@@ -225,6 +198,12 @@ def load_part(
         if f"{path}.{ROWS}".removeprefix(".") in report.new:
             refresh_rows(inner)
     return report
+
+
+def own_name(name: str, rules: Rules) -> str:
+    """A name of our module without adapters, as the rules call it: releases of transformers differ."""
+    plain = name.replace(".base_layer.", ".")
+    return next(iter(translate([plain], rules)[0]), plain)
 
 
 def _refuse(source: str, wrong: Mapping[str, Sequence[str]]) -> None:
@@ -274,16 +253,6 @@ def first_rows(rows_VD: Tensor, vocabulary: Vocabulary) -> Tensor:
         pieces = [known[text]] if text in known else vocabulary.encode(text) if text else []
         rows_VD[token] = rows_VD[pieces].float().mean(dim=0) if pieces else average
     return rows_VD
-
-
-def load_clip(model: MLLM, source: str) -> Report:
-    """The low tower from CLIPModel or CLIPVisionModel."""
-    return load_part(model.low.vit, source, VIT_RULES)
-
-
-def load_convnext(model: MLLM, source: str) -> Report:
-    """The high tower from transformers' ConvNextModel, timm's trunk or an open_clip model."""
-    return load_part(model.high.backbone, source, CONVNEXT_RULES, new=CONVNEXT_NEW)
 
 
 def load_sam(sam: nn.Module, source: str) -> Report:

@@ -179,7 +179,7 @@ def test_a_random_head_proposes_nothing(seed: int) -> None:
     """Of the full size, on maps of unit variance: not 64 of 64."""
     torch.manual_seed(seed)
     widths = (192, 384, 768, 1536)
-    head = BoxHead(BoxHeadConfig(), widths, 4)
+    head = BoxHead(BoxHeadConfig(), widths, (4, 8, 16, 32))
     with torch.no_grad():
         output = head([torch.randn(1, c, 192 // 2**i, 192 // 2**i) for i, c in enumerate(widths)])
     extent = torch.full((1, 2), 768.0)

@@ -47,7 +47,7 @@ from uniresxx.segmenters.load import load_segmenter
 from uniresxx.types import Decoding, Granularity
 
 HEAD = BoxHeadConfig(width=16, stages=(0, 1, 2), convs=1, min_score=0.0)  # random heads propose too
-CLIP_PIXELS = replace(CONFIG, mllm=replace(CONFIG.mllm, pixel_stats="clip"))
+CLIP_PIXELS = replace(CONFIG, mllm=replace(CONFIG.mllm, high_stats="clip"))
 LEARNED = replace(CONFIG, boxes="learned", box_head=HEAD)
 
 
@@ -105,7 +105,7 @@ def test_overlap_measures_equal_their_definitions() -> None:
 
 
 def test_every_truth_box_has_a_responsible_location_on_one_stage() -> None:
-    head = BoxHead(BoxHeadConfig(width=16, stages=(0, 1, 2), convs=1), (8, 16, 24, 32), 4)
+    head = BoxHead(BoxHeadConfig(width=16, stages=(0, 1, 2), convs=1), (8, 16, 24, 32), (4, 8, 16, 32))
     out = head([torch.randn(1, c, s, s) for c, s in ((8, 32), (16, 16), (24, 8), (32, 4))])
     rng = np.random.default_rng(0)
     for _ in range(50):
@@ -126,7 +126,7 @@ def test_every_truth_box_has_a_responsible_location_on_one_stage() -> None:
 def test_the_head_learns_to_find_what_masks_show(vocabulary: Vocabulary) -> None:
     """From the box loss alone: over-fits two pictures to recall 1 at IoU 0.5 on both levels."""
     torch.manual_seed(0)
-    head = BoxHead(HEAD, CONFIG.mllm.high_widths, CONFIG.mllm.high_patch)
+    head = BoxHead(HEAD, CONFIG.mllm.high_widths, CONFIG.mllm.high_strides)
     model = new_model(vocabulary)
     batch = batch_of([picture(0), picture(1)], vocabulary, LEARNED)
     assert batch.truth_boxes_BGM4 is not None and batch.truth_boxes_valid_BGM is not None
@@ -294,7 +294,7 @@ def test_owlv2_boxes_are_those_of_its_own_forward(vocabulary: Vocabulary, tmp_pa
 
 
 def test_a_checkpoint_keeps_where_its_boxes_come_from(vocabulary: Vocabulary, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="pixel_stats='half' must be 'clip'"):
+    with pytest.raises(ValueError, match="high_stats='half' must be 'clip'"):
         replace(CONFIG, boxes="owlv2")
     config = replace(CLIP_PIXELS, boxes="owlv2", weights=WeightsConfig(owlv2=str(tmp_path / "gone")))
     save_pretrained(tmp_path / "m", new_model(vocabulary, config))
@@ -308,7 +308,7 @@ def test_the_learned_head_finds_about_what_the_classical_proposer_finds_on_scene
     torch.manual_seed(0)
     config = KNOWN["tiny_scenes"]().model.mllm
     tower = HighTower(config)
-    head = BoxHead(BoxHeadConfig(width=32, stages=(0, 1, 2)), config.high_widths, config.high_patch)
+    head = BoxHead(BoxHeadConfig(width=32, stages=(0, 1, 2)), config.high_widths, config.high_strides)
     optimizer = torch.optim.AdamW([*tower.parameters(), *head.parameters()], lr=2e-3)
     letterbox = Letterbox.fit(64, 64, 64)
 
@@ -361,7 +361,7 @@ def test_only_complete_boxes_teach_background() -> None:
     truth = torch.tensor([0.0, 0.0, 8.0, 8.0]).expand(2, 2, 1, 4)
     valid = torch.tensor([[[True], [False]]]).expand(2, 2, 1)
     complete = torch.tensor([[True, True], [False, False]])
-    head = BoxHead(HEAD, (8, 16, 24, 32), 4)
+    head = BoxHead(HEAD, (8, 16, 24, 32), (4, 8, 16, 32))
     loss = head.loss_sum(output, truth, valid, complete, torch.full((2, 2), 16.0))
     log2 = np.log(2)
     focal = 0.25 * 0.25 * log2 + 3 * 0.75 * 0.25 * log2

@@ -529,14 +529,15 @@ def test_the_truth_cannot_reach_an_answer_of_the_real_model(tmp_path, boxes):
 
     from mllm.config import MLLMConfig
     from mllm.tokens import Vocabulary
+    from mllm.tower_families import clip_vit, convnext
     from uniresxx.model.config import PyramidHeadConfig, UniRESPlusPlusConfig
     from uniresxx.model.modeling import UniRESPlusPlusModel
     from uniresxx.model.templates import TRAINING_TEMPLATES
 
     sizes = MLLMConfig(
-        low_size=32, low_width=32, low_layers=1, low_heads=2, high_size=32, high_widths=(8, 16, 24, 32),
+        low=clip_vit(32, 1, 2), low_size=32, high=convnext((8, 16, 24, 32)), high_size=32,
         llm_width=32, llm_layers=1, llm_heads=4, llm_mlp=64, vocabulary=340, max_objects=3, max_parts=4,
-        roi_size=2, mgfe_heads=4,
+        mgfe_heads=4,
     )  # fmt: skip
     config = UniRESPlusPlusConfig(mllm=sizes, head=PyramidHeadConfig(width=16, heads=2), boxes=boxes)
     texts = [e.text for r in COLOURED for e in r.expressions]

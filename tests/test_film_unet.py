@@ -245,7 +245,7 @@ def test_an_answer_without_a_pixel_is_not_there(
 @pytest.mark.parametrize("stats", ["half", "clip"])
 def test_training_and_answering_give_the_same_logits(vocabulary: Vocabulary, stats: str) -> None:
     """One expression through the batch and through encode_images and answer, whatever normalises the pixels."""
-    mllm = replace(TOY.inputs.mllm, pixel_stats=stats)
+    mllm = replace(TOY.inputs.mllm, high_stats=stats)
     config = replace(TOY, inputs=replace(TOY.inputs, mllm=mllm))
     model, record = make(vocabulary, config).eval(), RECORDS[1]
     sample = make_sample(record, photo_of(record), record.expressions[:1], (), (0,), config.view, vocabulary)

@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw
 
 from mllm.config import MLLMConfig
 from mllm.tokens import Vocabulary
+from mllm.tower_families import clip_vit
 from train.__main__ import main
 from train.command_line import parse_finetune
 from uniresxx.checkpoints.folders import save_pretrained
@@ -25,7 +26,9 @@ from uniresxx.segmenters.film_unet.modeling import FilmUNet
 from uniresxx.segmenters.load import load_segmenter
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "train.md"
-SMALL = MLLMConfig(low_layers=1, llm_layers=1, llm_mlp=128, vocabulary=400, max_objects=4, max_parts=4)
+SMALL = MLLMConfig(
+    low=clip_vit(layers=1), llm_layers=1, llm_mlp=128, vocabulary=400, max_objects=4, max_parts=4
+)
 
 
 @pytest.fixture(scope="module")

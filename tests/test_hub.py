@@ -368,7 +368,7 @@ def test_a_card_shows_what_training_measured_at_its_step(model: UniRESPlusPlus, 
 
 def test_a_card_invents_nothing_and_shows_no_folder_of_this_machine(tmp_path: Path) -> None:
     weights = WeightsConfig(
-        llava=str(tmp_path / "private" / "llava-7b"), clip="openai/clip-vit-large-patch14-336"
+        llava=str(tmp_path / "private" / "llava-7b"), low="openai/clip-vit-large-patch14-336"
     )
     card = card_of(replace(CONFIG, weights=weights), None)
     assert "license: other" in card and card.count(UNKNOWN) == 2 and "Random weights" in card

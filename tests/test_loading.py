@@ -29,9 +29,11 @@ from transformers import (
 )
 
 from mllm.config import MLLMConfig, TuningConfig
-from mllm.loading import folder_of, load_clip, load_convnext, load_llava, load_sam, weight_files
+from mllm.loading import folder_of, load_llava, load_sam, weight_files
 from mllm.modeling import MLLM
 from mllm.tokens import SPECIAL_TOKENS, Vocabulary
+from mllm.tower_families import clip_vit, convnext
+from mllm.tower_loading import load_high, load_low
 from tests.test_heads import SAM, SAM2, all_on
 from tests.test_model import batch_of, picture
 from train.engines.base import Engine
@@ -55,10 +57,10 @@ from uniresxx.segmenters.load import load_segmenter
 from uniresxx.types import Decoding
 
 SMALL = MLLMConfig(
-    low_size=28, low_patch=14, low_width=32, low_layers=3, low_heads=2, low_mlp=48, low_select_layer=-2,
-    high_size=64, high_patch=4, high_widths=(8, 16, 24, 32), high_depths=(1, 1, 2, 1), high_layer_scale=1e-6,
-    pixel_stats="clip", projector="mlp2x_gelu", llm_width=32, llm_layers=2, llm_heads=4, llm_mlp=64, llm_eps=1e-5,
-    vocabulary=340, max_objects=3, max_parts=4, roi_size=2, mgfe_heads=4, bos=1,
+    low=clip_vit(32, 3, 2, 48, 14), low_size=28, low_select_layer=-2, low_stats="clip",
+    high=convnext((8, 16, 24, 32), (1, 1, 2, 1), 4, 1e-6), high_size=64, high_stats="clip", projector="mlp2x_gelu",
+    llm_width=32, llm_layers=2, llm_heads=4, llm_mlp=64, llm_eps=1e-5,
+    vocabulary=340, max_objects=3, max_parts=4, mgfe_heads=4, bos=1,
 )  # fmt: skip
 VIT = dict(
     hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=2, image_size=28, patch_size=14
@@ -167,7 +169,7 @@ def test_a_llava_folder_without_its_tower_is_refused_unless_clip_is_named(
     load_llava(model, str(folder), with_tower=False)
     tower = scrambled(CLIPVisionModel(CLIPVisionConfig(**VIT)))
     tower.save_pretrained(tmp_path / "clip")
-    load_clip(model, str(tmp_path / "clip"))
+    load_low(model, str(tmp_path / "clip"))
     pixels = torch.randn(1, 3, 28, 28)
     expected = tower(pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
     torch.testing.assert_close(model.low(pixels), expected, atol=1e-5, rtol=1e-5)
@@ -180,7 +182,7 @@ def test_clip_of_both_towers_gives_its_vision_tower(model: MLLM, tmp_path: Path)
     )  # fmt: skip
     theirs = scrambled(CLIPModel(CLIPConfig(vision_config=VIT, text_config=text)))
     theirs.save_pretrained(tmp_path)
-    report = load_clip(model, str(tmp_path))
+    report = load_low(model, str(tmp_path))
     assert "logit_scale" in report.ignored
     pixels = torch.randn(2, 3, 28, 28)
     expected = theirs.vision_model(pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
@@ -208,7 +210,7 @@ def test_convnext_gives_its_own_stage_maps(model: MLLM, tmp_path: Path, layout: 
         tensors |= {"logit_scale": torch.ones(()), "transformer.resblocks.0.ln_1.weight": torch.ones(3)}
         tensors |= {"visual.head.mlp.fc1.weight": torch.ones(3, 3), "text_projection": torch.ones(3, 3)}
         save_file(tensors, tmp_path / "model.safetensors")
-    report = load_convnext(model, str(tmp_path))
+    report = load_high(model, str(tmp_path))
     assert report.new and all("hidden_states_norms" in name for name in report.new)
     pixels = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
@@ -329,7 +331,7 @@ def test_what_does_not_fit_is_named(model: MLLM, tmp_path: Path) -> None:
     def refused(tensors: dict[str, torch.Tensor], message: str) -> None:
         save_file(tensors, path)
         with pytest.raises(ValueError, match=message):
-            load_clip(model, str(tmp_path))
+            load_low(model, str(tmp_path))
 
     short = {k: v for k, v in good.items() if "layers.2.mlp" not in k}
     refused(short, r"4 missing: encoder.layers.2.mlp.fc1.bias")
@@ -343,13 +345,13 @@ def test_what_does_not_fit_is_named(model: MLLM, tmp_path: Path) -> None:
 
 def test_errors_of_unreadable_sources_give_the_reason(model: MLLM, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="neither a folder nor a hub id"):
-        load_clip(model, str(tmp_path / "nowhere"))
+        load_low(model, str(tmp_path / "nowhere"))
     (tmp_path / "pytorch_model.bin").write_bytes(b"\x80")
     with pytest.raises(ValueError, match=r"pickles and are never opened"):
-        load_clip(model, str(tmp_path))
+        load_low(model, str(tmp_path))
     (tmp_path / "model.safetensors").write_bytes(b"not tensors")
     with pytest.raises(ValueError, match="not a readable safetensors file"):
-        load_clip(model, str(tmp_path))
+        load_low(model, str(tmp_path))
     (tmp_path / "model.safetensors.index.json").write_text(
         json.dumps({"weight_map": {"a": "one.safetensors"}})
     )
@@ -366,7 +368,7 @@ def whole(tmp_path: Path, **changes: Any) -> UniRESPlusPlusConfig:
         tmp_path / "trunk"
     )
     weights = WeightsConfig(
-        llava=str(tmp_path / "llava"), convnext=str(tmp_path / "trunk"), required=("llava", "convnext")
+        llava=str(tmp_path / "llava"), high=str(tmp_path / "trunk"), required=("llava", "high")
     )
     return UniRESPlusPlusConfig(
         mllm=SMALL, head=PyramidHeadConfig(width=16, heads=2), weights=weights, **changes
@@ -397,16 +399,16 @@ def test_a_model_for_training_is_built_from_named_folders(tmp_path: Path) -> Non
     torch.testing.assert_close(
         plain.llm.state_dict()[layer], model.mllm.llm.state_dict()[layer].float(), atol=1e-2, rtol=1e-2
     )
-    with pytest.raises(InputError, match=r"--model\.weights\.convnext: .*neither a folder"):
-        build_for_training(replace(config, weights=replace(config.weights, convnext="gone")), vocabulary)
-    with pytest.raises(InputError, match=r"give --model\.weights\.convnext"):
-        build_for_training(replace(config, weights=replace(config.weights, convnext=None)), vocabulary)
+    with pytest.raises(InputError, match=r"--model\.weights\.high: .*neither a folder"):
+        build_for_training(replace(config, weights=replace(config.weights, high="gone")), vocabulary)
+    with pytest.raises(InputError, match=r"give --model\.weights\.high"):
+        build_for_training(replace(config, weights=replace(config.weights, high=None)), vocabulary)
 
 
 SIZES = (
-    "low_size", "low_patch", "low_width", "low_layers", "low_heads", "low_mlp", "high_size", "high_widths",
-    "high_depths", "llm_width", "llm_layers", "llm_heads", "llm_mlp", "vocabulary", "max_objects", "max_parts",
-    "roi_size", "mgfe_heads",
+    "low", "low_size", "high", "high_size",
+    "llm_width", "llm_layers", "llm_heads", "llm_mlp", "vocabulary", "max_objects", "max_parts",
+    "mgfe_heads",
 )  # fmt: skip
 
 

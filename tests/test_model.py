@@ -14,6 +14,7 @@ import torch
 from mllm.chat import render
 from mllm.config import MLLMConfig
 from mllm.tokens import Vocabulary
+from mllm.tower_families import clip_vit, convnext
 from train.assemble import open_job
 from train.recipes import KNOWN
 from uniresxx.checkpoints.folders import save_pretrained
@@ -50,8 +51,8 @@ from uniresxx.types import (
 )
 
 TINY = MLLMConfig(
-    low_size=32, low_width=32, low_layers=1, low_heads=2, high_size=32, high_widths=(8, 16, 24, 32), llm_width=32,
-    llm_layers=1, llm_heads=4, llm_mlp=64, vocabulary=340, max_objects=3, max_parts=4, roi_size=2, mgfe_heads=4,
+    low=clip_vit(32, 1, 2), low_size=32, high=convnext((8, 16, 24, 32)), high_size=32, llm_width=32, llm_layers=1,
+    llm_heads=4, llm_mlp=64, vocabulary=340, max_objects=3, max_parts=4, mgfe_heads=4,
 )  # fmt: skip
 CONFIG = UniRESPlusPlusConfig(
     mllm=TINY, head=PyramidHeadConfig(width=16, heads=2), loss=LossConfig(dense=0.5), dense_classes=(3, 3, 3)
@@ -158,6 +159,9 @@ def test_every_part_learns(model: UniRESPlusPlusModel, vocabulary: Vocabulary) -
     for name, parameter in opened.named_parameters():
         if name.endswith("gate"):
             torch.nn.init.constant_(parameter, 0.5)
+    torch.nn.init.normal_(
+        opened.mllm.image_tokens.high.weight, std=0.1
+    )  # starts at zero, hides the high tower
     _, found = gradients(opened, [batch_of([picture(0), picture(1)], vocabulary)])
     silent = [n for n, p in opened.named_parameters() if n not in found or not found[n].any()]
     # CLIP's final norm works on the CLS token alone, which LLaVA-type models do not read.

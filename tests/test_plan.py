@@ -15,6 +15,7 @@ from torch import nn
 
 from mllm.config import MLLMConfig, TuningConfig
 from mllm.tokens import Vocabulary
+from mllm.tower_families import clip_vit, convnext
 from train import __main__ as program
 from train.engines.base import Engine
 from train.memory_estimate import ActivationMemory, Sizes, estimate_activations, model_without_memory
@@ -32,7 +33,8 @@ ROOT = Path(__file__).resolve().parents[1]
 BOUND = 0.1  # our choice of what a prediction of activations may be off
 SMALL = MLLMConfig(llm_layers=2, llm_mlp=256, vocabulary=512)
 MIDDLE = MLLMConfig(
-    low_size=112, low_patch=14, high_size=192, high_patch=4, llm_layers=4, llm_width=256, llm_heads=8,
+    low=clip_vit(patch=14), low_size=112, high=convnext(patch=4), high_size=192,
+    llm_layers=4, llm_width=256, llm_heads=8,
     llm_mlp=512, vocabulary=512, mgfe_width=64,
 )  # fmt: skip
 LORA = TuningConfig(frozen=("low", "high"), lora_rank=4, token_rows="new")
@@ -121,7 +123,7 @@ def recipe(**engine: object) -> Recipe:
     )
 
 
-SHORT = UniRESPlusPlusConfig(mllm=replace(SMALL, low_layers=1), tuning=LORA)
+SHORT = UniRESPlusPlusConfig(mllm=replace(SMALL, low=clip_vit(layers=1)), tuning=LORA)
 
 
 def test_more_expressions_and_images_need_more() -> None:

@@ -31,6 +31,7 @@ from unittest.mock import patch
 import torch
 
 from mllm.config import MLLMConfig
+from mllm.tower_families import clip_vit, convnext
 from train.assemble import open_job
 from train.job import Job
 from train.log import RunLog, read_log
@@ -51,7 +52,7 @@ def small_recipe(background: bool) -> Recipe:
     """A few steps of tiny_scenes with a model of half a megabyte."""
     full = KNOWN["tiny_scenes"]()
     mllm = MLLMConfig(
-        low_width=16, low_layers=1, low_heads=2, high_widths=(8, 8, 16, 16), high_depths=(1, 1, 1, 1),
+        low=clip_vit(16, 1, 2), high=convnext((8, 8, 16, 16), (1, 1, 1, 1)),
         llm_width=32, llm_layers=1, llm_heads=2, llm_mlp=64, vocabulary=400, mgfe_blocks=1, mgfe_heads=2,
     )  # fmt: skip
     return replace(

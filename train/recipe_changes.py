@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from uniresxx.model.config import FORMER_DEFAULTS, FORMER_VALUES
+from uniresxx.model.former_towers import TOWER_FIELDS, WEIGHTS_FIELDS, towers_of_today, weights_of_today
 
 # Fields that change no weight: they may differ when a run continues.
 FREE = (
@@ -21,6 +22,8 @@ FORMER_FIELDS: dict[str, str | None] = {
     "data.bad_share": "data.max_bad_fraction",
     "data.feature_cache": None,
 }
+FORMER_FIELDS |= {f"model.mllm.{former}": new and f"model.mllm.{new}" for former, new in TOWER_FIELDS.items()}
+FORMER_FIELDS |= {f"model.weights.{former}": f"model.weights.{new}" for former, new in WEIGHTS_FIELDS.items()}
 
 # Fields added since, and what the runs that lack them did.
 ADDED_FIELDS: dict[str, Any] = {
@@ -50,7 +53,7 @@ def recipe_values(about: Mapping[str, Any]) -> dict[str, Any]:
     that the model does not have are not.
     """
     values: dict[str, Any] = {}
-    for key, value in flatten(about.get("recipe", {})).items():
+    for key, value in flatten(_of_today(about.get("recipe", {}))).items():
         name = FORMER_FIELDS.get(key, key)
         if name is not None:
             last = name.rpartition(".")[2]
@@ -63,6 +66,15 @@ def recipe_values(about: Mapping[str, Any]) -> dict[str, Any]:
     if all(key in values for key in cut):
         values[" * ".join(cut)] = values.pop(cut[0]) * values.pop(cut[1])
     return values | {"data set": about.get("data", "")}
+
+
+def _of_today(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe's nested dicts with every `mllm` and `weights` under the names of today."""
+    today = {"mllm": towers_of_today, "weights": weights_of_today}
+    return {
+        key: today.get(key, _of_today)(value) if isinstance(value, Mapping) else value
+        for key, value in tree.items()
+    }
 
 
 def recipe_differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -22,7 +22,10 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
+from mllm.config import MLLMConfig
+from mllm.towers import HighTower, LowTower
 from train.distributed import Ranks
 from train.recipe import EngineConfig
 from uniresxx.model.config import UniRESPlusPlusConfig
@@ -70,14 +73,8 @@ def cost_counter(model: nn.Module, config: UniRESPlusPlusConfig) -> Callable[[Ba
     m = config.mllm
     visual = m.low_grid**2 + m.max_objects + m.max_parts + 3 + (m.bos is not None)
     llm = _cost(model, "mllm.llm.model.layers.")
-    low, low_pairs = _cost(model, "mllm.low."), m.low_layers * m.low_width * (m.low_grid**2 + 1) ** 2
-    low_times = 3 if _trained(model, "mllm.low.") else 1
-    high = sum(
-        _cost(model, f"mllm.high.backbone.encoder.stages.{s}.") * (m.high_size // (m.high_patch * 2**s)) ** 2
-        for s in range(len(m.high_widths))
-    )
-    low_image = low * m.low_grid**2 + 4.0 * low_pairs * low_times
-    per_image = low_image + high
+    per_image = _forward_flops(LowTower, m, m.low_size) * (3 if _trained(model, "mllm.low.") else 1)
+    per_image += _forward_flops(HighTower, m, m.high_size) * (3 if _trained(model, "mllm.high.") else 1)
     output = (6 if _trained(model, "mllm.llm.lm_head.weight") else 4) * m.vocabulary * m.llm_width
 
     def count(batch: Batch) -> Cost:
@@ -93,15 +90,23 @@ def cost_counter(model: nn.Module, config: UniRESPlusPlusConfig) -> Callable[[Ba
     return count
 
 
+def _forward_flops(tower: type[LowTower | HighTower], config: MLLMConfig, side: int) -> int:
+    """FLOPs of one image of `side` pixels through a tower, counted by torch without memory."""
+    with torch.device("meta"):
+        empty, pixels = tower(config), torch.empty(1, 3, side, side)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        empty(pixels)
+    return counter.get_total_flops()
+
+
 def _cost(model: nn.Module, path: str) -> float:
-    """FLOPs per position of all matrices below a path: 2, 4 or 6 per parameter (as above)."""
+    """FLOPs per position of the LLM's matrices below a path: 4 or 6 per parameter (as above)."""
     matrices = [
         (p.numel(), p.requires_grad)
         for name, p in model.named_parameters()
-        if name.startswith(path) and p.ndim > 1 and "position_embedding" not in name
+        if name.startswith(path) and p.ndim > 1
     ]
-    through = 4 if path.startswith("mllm.llm") or _trained(model, path) else 2
-    return float(sum(size * (through + 2 * trained) for size, trained in matrices))
+    return float(sum(size * (4 + 2 * trained) for size, trained in matrices))
 
 
 def _trained(model: nn.Module, path: str) -> bool:

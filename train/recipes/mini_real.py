@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from mllm.config import MLLMConfig
+from mllm.tower_families import clip_vit, convnext
 from train.recipe import DataConfig, EvalConfig, LogConfig, OptimConfig, Recipe
 from uniresxx.model.config import LossConfig, PyramidHeadConfig, UniRESPlusPlusConfig
 
@@ -17,10 +18,10 @@ def mini_real() -> Recipe:
         name="mini_real",
         model=UniRESPlusPlusConfig(
             mllm=MLLMConfig(
+                low=clip_vit(patch=16),
                 low_size=128,
-                low_patch=16,
+                high=convnext(patch=4),
                 high_size=320,
-                high_patch=4,
                 llm_layers=2,
                 llm_mlp=256,
                 vocabulary=512,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from mllm.config import MLLMConfig
+from mllm.tower_families import convnext
 from train.recipe import DataConfig, EngineConfig, EvalConfig, LogConfig, OptimConfig, Recipe
 from uniresxx.data.scenes import SPLITS, dense_classes
 from uniresxx.model.config import LossConfig, PyramidHeadConfig, UniRESPlusPlusConfig
@@ -18,7 +19,9 @@ def scenes_hour() -> Recipe:
     return Recipe(
         name="scenes_hour",
         model=UniRESPlusPlusConfig(
-            mllm=MLLMConfig(high_size=128, high_patch=4, llm_layers=2, llm_mlp=256, vocabulary=1024, max_objects=16),
+            mllm=MLLMConfig(
+                high=convnext(patch=4), high_size=128, llm_layers=2, llm_mlp=256, vocabulary=1024, max_objects=16,
+            ),
             head=PyramidHeadConfig(paint_regions=True),
             loss=LossConfig(mask=4.0, dice=2.0, dense=1.5),
             dense_classes=dense_classes("scenes"),

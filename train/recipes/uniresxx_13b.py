@@ -29,7 +29,7 @@ def uniresxx_13b_ground() -> Recipe:
 
 
 def uniresxx_13b_align() -> Recipe:
-    """python -m train uniresxx_13b_align --model.weights.llava DIR --model.weights.convnext DIR \
+    """python -m train uniresxx_13b_align --model.weights.llava DIR --model.weights.high DIR \
     --model.weights.sam DIR --out runs/13b_a
 
     Stage A (align). Hardware: 8 GPUs of 80 GB (launch: docs/train.md).

@@ -28,7 +28,7 @@ def full_model(mllm: MLLMConfig, tuning: TuningConfig) -> UniRESPlusPlusConfig:
         boxes="learned",
         decision_rule="token",
         tuning=tuning,
-        weights=WeightsConfig(required=("llava", "convnext")),
+        weights=WeightsConfig(required=("llava", "high")),
     )
 
 
@@ -89,7 +89,7 @@ def align(name: str, stage_c: Recipe) -> Recipe:
 def uniresxx_7b() -> Recipe:
     """python -m train uniresxx_7b --model.weights.start runs/7b_b --data DIR --out runs/7b_c
 
-    Stage C (joint). Without stages A and B: --model.weights.llava, convnext and sam instead of start.
+    Stage C (joint). Without stages A and B: --model.weights.llava, high and sam instead of start.
     Hardware: 8 GPUs of 80 GB (launch: docs/train.md). Hours: not yet measured. Expected: not yet measured.
     """
     tuning = TuningConfig(
@@ -108,7 +108,7 @@ def uniresxx_7b_ground() -> Recipe:
 
 
 def uniresxx_7b_align() -> Recipe:
-    """python -m train uniresxx_7b_align --model.weights.llava DIR --model.weights.convnext DIR \
+    """python -m train uniresxx_7b_align --model.weights.llava DIR --model.weights.high DIR \
     --model.weights.sam DIR --out runs/7b_a
 
     Stage A (align). Hardware: 8 GPUs of 80 GB (launch: docs/train.md).

@@ -42,7 +42,7 @@ def uniresxx_7b_24gb_ground() -> Recipe:
 
 
 def uniresxx_7b_24gb_align() -> Recipe:
-    """python -m train uniresxx_7b_24gb_align --model.weights.llava DIR --model.weights.convnext DIR \
+    """python -m train uniresxx_7b_24gb_align --model.weights.llava DIR --model.weights.high DIR \
     --model.weights.sam DIR --out runs/24gb_a
 
     Stage A (align). Hardware: 1 GPU of 24 GB. Hours: not yet measured.

@@ -76,7 +76,7 @@ def _is_drawn(item: Mapping[str, Any]) -> bool:
 def _pretrained(config: UniRESPlusPlusConfig) -> dict[str, str]:
     """Named pretrained parts, local folders by their last part."""
     w = config.weights
-    named = {"llava": w.llava, "clip": w.clip, "convnext": w.convnext, "sam": w.sam, "owlv2": w.owlv2,
+    named = {"llava": w.llava, "low": w.low, "high": w.high, "sam": w.sam, "owlv2": w.owlv2,
              "start": w.start}  # fmt: skip
     return {part: source if _HUB_ID.fullmatch(source) else Path(source).name
             for part, source in named.items() if source}  # fmt: skip

@@ -15,14 +15,13 @@ from mllm.loading import (
     OWN_RULES,
     Report,
     llava_vocabulary,
-    load_clip,
-    load_convnext,
     load_llava,
     load_part,
     load_sam,
 )
 from mllm.prefix import check_packed
 from mllm.tokens import Vocabulary
+from mllm.tower_loading import load_high, load_low
 from uniresxx.checkpoints.resolve import resolve
 from uniresxx.checkpoints.tensors import CONFIG, TOKENIZER, load_weights, read_json
 from uniresxx.errors import InputError
@@ -40,9 +39,10 @@ BOX_HEAD = r"box_head\..*"  # parameters that the align stage does not have
 
 
 def check_sources(config: UniRESPlusPlusConfig) -> None:
-    """InputError where required pretrained parts are not named, with the options that name them."""
-    w = config.weights
-    given = {"llava": w.llava, "clip": w.clip or w.llava, "convnext": w.convnext, "sam": w.sam}
+    """InputError where towers do not fit, or required pretrained parts are not named, with the options that help."""
+    w, m = config.weights, config.mllm
+    _as_input(lambda: (m.low_config, m.high_config), "--model.mllm")
+    given = {"llava": w.llava, "low": w.low or w.llava, "high": w.high, "sam": w.sam}
     required = [*w.required]
     if w.required and config.mask_head != "pyramid" and "sam" not in required:
         required.append("sam")
@@ -121,11 +121,11 @@ def load_sources(model: UniRESPlusPlusModel, log: Log) -> None:
         return
     if w.llava is not None:
         parts = ["LLM", "projector", "low tower"]
-        load("llava", parts, partial(load_llava, mllm, w.llava, w.clip is None))
-    if w.clip is not None:
-        load("clip", ["low tower"], partial(load_clip, mllm, w.clip))
-    if w.convnext is not None:
-        load("convnext", ["high tower"], partial(load_convnext, mllm, w.convnext))
+        load("llava", parts, partial(load_llava, mllm, w.llava, w.low is None))
+    if w.low is not None:
+        load("low", ["low tower"], partial(load_low, mllm, w.low))
+    if w.high is not None:
+        load("high", ["high tower"], partial(load_high, mllm, w.high))
     if w.sam is not None:
         assert not isinstance(head, PyramidHead)  # check_sources
         load("sam", ["mask head"], partial(load_sam, head.sam, w.sam))

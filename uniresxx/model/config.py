@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 
 from mllm.config import MLLMConfig, TuningConfig
 from uniresxx.errors import InputError
+from uniresxx.model.former_towers import towers_of_today, weights_of_today
 from uniresxx.types import DecisionRule
 
 MODEL_TYPE = "uniresxx"
@@ -15,7 +16,7 @@ BoxLevel = Literal["object", "part"]
 BOX_LEVELS: tuple[BoxLevel, ...] = get_args(BoxLevel)
 HeadKind = Literal["pyramid", "sam", "sam2"]
 MaskResolution = Literal["full", "low", "points", "photo"]
-Source = Literal["llava", "clip", "convnext", "sam"]
+Source = Literal["llava", "low", "high", "sam"]
 NORM_GROUPS = 8
 # (last part of a field, value in files of earlier versions) -> value now
 FORMER_VALUES = {("boxes", "segmenter"): "classical"}
@@ -150,9 +151,9 @@ class WeightsConfig:
     `required` names the parts that a recipe cannot do without: training stops with the option that names each.
     """
 
-    llava: str | None = None  # LLM, projector and, unless `clip` is named, the low tower
-    clip: str | None = None
-    convnext: str | None = None
+    llava: str | None = None  # LLM, projector and, unless `low` is named, the low tower
+    low: str | None = None  # tower of low resolution
+    high: str | None = None  # tower of high resolution
     sam: str | None = None  # of mask_head "sam" or "sam2"
     owlv2: str | None = None  # detector of boxes "owlv2" (its parts: small boxes inside objects); never saved
     start: str | None = None  # a checkpoint folder of ours, such as the stage before; adapters may be new
@@ -237,10 +238,10 @@ class UniRESPlusPlusConfig:
         ):
             if value not in known:
                 raise ValueError(f"{name}={value!r}; known: {', '.join(known)}")
-        if self.boxes == "owlv2" and self.mllm.pixel_stats != "clip":
+        if self.boxes == "owlv2" and self.mllm.high_stats != "clip":
             raise ValueError(
                 "boxes='owlv2' takes the high tower's pixels: "
-                f"mllm.pixel_stats={self.mllm.pixel_stats!r} must be 'clip'"
+                f"mllm.high_stats={self.mllm.high_stats!r} must be 'clip'"
             )
         if self.instances < 0 or self.instances == 1 or (self.instances and self.loss.resolution == "photo"):
             raise ValueError(
@@ -286,10 +287,11 @@ class UniRESPlusPlusConfig:
             )
         try:
             parts: dict[str, Any] = {
-                "mllm": MLLMConfig(**_tuples(values.pop("mllm"))),
+                "mllm": MLLMConfig(**_tuples(towers_of_today(values.pop("mllm")))),
                 "head": PyramidHeadConfig(**values.pop("head")),
                 "loss": LossConfig(**values.pop("loss")),
             }
+            values["weights"] = weights_of_today(values.get("weights", {}))
             former = FORMER_DEFAULTS if values.get("boxes") == "learned" else {}
             for name, kind in _LATER.items():  # absent from checkpoints of earlier versions: defaults
                 parts[name] = kind(**_tuples(former.get(name, {}) | values.pop(name, {})))

@@ -68,7 +68,7 @@ class UniRESPlusPlusModel(nn.Module):
         classes = sum(config.dense_classes)
         self.dense = nn.Conv2d(config.head.width, classes, 1) if classes else None
         learned = config.boxes == "learned"
-        self.box_head = BoxHead(config.box_head, m.high_widths, m.high_patch) if learned else None
+        self.box_head = BoxHead(config.box_head, m.high_widths, m.high_strides) if learned else None
         # of boxes "owlv2", pixels and extent -> boxes; not a submodule, never saved
         self.detector: Callable[[Tensor, Tensor], Boxes] | None = None
         apply_tuning(self, self.mllm, config.tuning)

@@ -14,21 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mllm.config import PixelStats
 from mllm.modeling import Boxes
+from mllm.tower_families import PIXEL_STATS, PixelStats
 from uniresxx.errors import InputError
 from uniresxx.imaging.geometry import Letterbox
 from uniresxx.model.config import UniRESPlusPlusConfig
 from uniresxx.model.regions.classical import Proposals, grid_boxes, propose, random_boxes, shuffled_boxes
 from uniresxx.types import ImageRecord
 
-# Mean and deviation of each channel, 0..255. CLIP: openai/clip-vit-large-patch14-336 preprocessor_config.json, which
-# open_clip's ConvNeXt shares; imagenet: facebook/sam-vit-base preprocessor_config.json.
-PIXEL_STATS: dict[PixelStats, tuple[tuple[float, ...], tuple[float, ...]]] = {
-    "half": ((127.5,) * 3, (63.75,) * 3),
-    "clip": ((122.7709383, 116.7460125, 104.09373615), (68.5005327, 66.6321579, 70.32316305)),
-    "imagenet": ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
-}
 FROM_FEATURES = ("learned", "owlv2")  # box sources that the model computes itself, on its own input
 
 
@@ -137,8 +130,8 @@ def tensors_of(views: Sequence[View], config: UniRESPlusPlusConfig) -> dict[str,
     object_boxes, object_valid = _pad([view.boxes.objects for view in views], m.max_objects)
     part_boxes, part_valid = _pad([view.boxes.parts for view in views], m.max_parts)
     tensors = {
-        "pixels_low_B3hw": pixels([view.low_hw3 for view in views], m.pixel_stats),
-        "pixels_high_B3HW": pixels([view.high_HW3 for view in views], m.pixel_stats),
+        "pixels_low_B3hw": pixels([view.low_hw3 for view in views], m.pixel_stats.low),
+        "pixels_high_B3HW": pixels([view.high_HW3 for view in views], m.pixel_stats.high),
         "extent_B2": torch.tensor(extent, dtype=torch.float32),
         "object_boxes_BO4": object_boxes,
         "object_valid_BO": object_valid,

@@ -40,11 +40,11 @@ class BoxOutput(NamedTuple):
 class BoxHead(nn.Module):
     """Laterals, top-down sums, one tower of convolutions shared by all stages."""
 
-    def __init__(self, config: BoxHeadConfig, widths: tuple[int, ...], patch: int) -> None:
+    def __init__(self, config: BoxHeadConfig, widths: tuple[int, ...], strides: tuple[int, ...]) -> None:
         super().__init__()
         C = config.width
         self.config, self.stages = config, config.stages
-        self.strides = [patch * 2**index for index in config.stages]
+        self.strides = [strides[index] for index in config.stages]
         self.lateral = nn.ModuleList(nn.Conv2d(widths[index], C, 1) for index in config.stages)
         layers: list[nn.Module] = []
         for _ in range(config.convs):

@@ -215,7 +215,7 @@ class FilmUNet(nn.Module):
     def encode_images(self, photos: Sequence[np.ndarray]) -> EncodedPhotos:
         """Encode photos once."""
         views = [view_photo(photo, self.config.view) for photo in photos]
-        inputs = pixels([view.high_HW3 for view in views], self.config.inputs.mllm.pixel_stats)
+        inputs = pixels([view.high_HW3 for view in views], self.config.inputs.mllm.pixel_stats.high)
         with autocast_of(self):
             return EncodedPhotos(views, self.encoder(inputs.to(self.text.embed.weight.device)))
 
