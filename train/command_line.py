@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import tyro
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
+from mllm.pretrained_config import with_changes
 from train.log import mute
 from train.recipe import Recipe, check
-from train.recipe_changes import FORMER_FIELDS, flatten
+from train.recipe_changes import FORMER_FIELDS
 from uniresxx.cli import did_you_mean
 from uniresxx.errors import InputError
 from uniresxx.model.config import FORMER_VALUES
@@ -168,14 +171,16 @@ def _options(
     messages = io.StringIO()
     try:
         with redirect_stderr(messages), _help_into_closed_pipe():
-            return tyro.cli(
+            found = tyro.cli(
                 type(default),
                 prog=program,
                 description=(described.__doc__ or "").strip(),
                 default=default,
                 args=arguments,
                 use_underscores=True,
+                registry=_WITH_DICTS,
             )
+        return _with_dict_changes(found, default, "")
     except SystemExit as end:
         if not end.code:
             raise
@@ -183,10 +188,64 @@ def _options(
         raise InputError(f"{plain(messages.getvalue())}{hint}; see {program} --help") from None
 
 
+class _Changes(dict[str, Any]):
+    """What a command line says about a dict, to be applied to the dict of the recipe."""
+
+
+_WITH_DICTS = ConstructorRegistry()
+
+
+@_WITH_DICTS.primitive_rule
+def _dict_option(option: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[dict[str, Any]] | None:
+    """A dict takes words `key=value`, see `mllm.pretrained_config.with_changes`."""
+    if option.type != dict[str, Any]:
+        return None
+    return PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="KEY=VALUE ...|FOLDER",
+        instance_from_str=lambda words: _Changes(words=words),
+        is_instance=lambda value: isinstance(value, dict),
+        str_from_instance=lambda values: [f"{key}={json.dumps(value)}" for key, value in values.items()],
+    )
+
+
+def _with_dict_changes(found: Any, default: Any, path: str) -> Any:
+    """A dataclass with the changes of the command line applied to the dicts of `default`; InputError names them."""
+    if isinstance(found, _Changes):
+        try:
+            return with_changes(default, found["words"])
+        except ValueError as error:
+            raise InputError(f"--{path}: {error}") from error
+    if not is_dataclass(found):
+        return found
+    changed: dict[str, Any] = {}
+    for name, option in _options_of(found, path).items():
+        value = getattr(found, name)
+        new = _with_dict_changes(value, getattr(default, name), option)
+        if new is not value:
+            changed[name] = new
+    return replace(found, **changed) if changed else found  # type: ignore[type-var]
+
+
+def _options_of(value: Any, path: str) -> dict[str, str]:
+    """The option of each field of a dataclass at `path`; the recipe's own fields have no prefix."""
+    start = f"{path}." if path else ""
+    return {field.name: "" if field.name == "recipe" else f"{start}{field.name}" for field in fields(value)}
+
+
+def _option_names(value: Any, path: str) -> list[str]:
+    """The options of a command line's dataclass, without dashes; a dict is one option."""
+    if not is_dataclass(value):
+        return [path]
+    options = _options_of(value, path)
+    return [
+        option for field, place in options.items() for option in _option_names(getattr(value, field), place)
+    ]
+
+
 def _hint(arguments: list[str], default: Any) -> str:
     """What to write instead of the first option or value that has a new or similar name."""
-    values = asdict(default)
-    known = [*flatten(values.pop("recipe", {})), *("from" if name == "start" else name for name in values)]
+    known = ["from" if name == "start" else name for name in _option_names(default, "")]
     words = [part for word in arguments for part in word.split("=", 1)]
     for option, value in zip_longest(words, words[1:]):
         name = option.removeprefix("--").replace("-", "_")
