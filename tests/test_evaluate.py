@@ -527,7 +527,7 @@ def test_the_truth_cannot_reach_an_answer_of_the_real_model(tmp_path, boxes):
     """Its ablation with truth boxes is the control: there the same scrambling must be seen."""
     import torch
 
-    from mllm.config import MLLMConfig
+    from mllm.config import MLLMConfig, tiny_llama
     from mllm.tokens import Vocabulary
     from uniresxx.model.config import PyramidHeadConfig, UniRESPlusPlusConfig
     from uniresxx.model.modeling import UniRESPlusPlusModel
@@ -535,7 +535,11 @@ def test_the_truth_cannot_reach_an_answer_of_the_real_model(tmp_path, boxes):
 
     sizes = MLLMConfig(
         low_size=32, low_width=32, low_layers=1, low_heads=2, high_size=32, high_widths=(8, 16, 24, 32),
-        llm_width=32, llm_layers=1, llm_heads=4, llm_mlp=64, vocabulary=340, max_objects=3, max_parts=4,
+        llm=tiny_llama(
+            hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=64,
+            vocab_size=340,
+        ),
+        max_objects=3, max_parts=4,
         roi_size=2, mgfe_heads=4,
     )  # fmt: skip
     config = UniRESPlusPlusConfig(mllm=sizes, head=PyramidHeadConfig(width=16, heads=2), boxes=boxes)

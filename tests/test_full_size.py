@@ -15,7 +15,8 @@ import torch
 from torch import nn
 from transformers import Sam2VideoConfig, Sam2VideoModel
 
-from mllm.config import MLLMConfig, TuningConfig, llava_7b
+from mllm.chat_templates import LLAVA_1_5
+from mllm.config import MLLMConfig, TuningConfig, llava_7b, tiny_llama
 from mllm.loading import SAM_RULES, translate
 from mllm.tokens import Vocabulary
 from train.recipes import KNOWN
@@ -49,7 +50,7 @@ PUBLISHED = {"mllm.low": 304e6, "mllm.high": 196.2e6}
 
 @cache
 def vocabulary() -> Vocabulary:
-    return Vocabulary.train([*TRAINING_TEMPLATES, "a red square"], 768)
+    return Vocabulary.train([*TRAINING_TEMPLATES, "a red square"], 768, LLAVA_1_5)
 
 
 def count(module: nn.Module) -> int:
@@ -213,7 +214,12 @@ def test_no_upsampled_map_of_all_stages_is_made() -> None:
     from mllm.vision_flow import RegionTokens
 
     config = MLLMConfig(
-        high_size=256, high_patch=4, high_widths=(24, 48, 96, 192), llm_width=32, low_width=32, mgfe_heads=4
+        high_size=256,
+        high_patch=4,
+        high_widths=(24, 48, 96, 192),
+        llm=tiny_llama(hidden_size=32),
+        low_width=32,
+        mgfe_heads=4,
     )
     largest = 0
 

@@ -28,8 +28,10 @@ from transformers import (
     SamModel,
 )
 
-from mllm.config import MLLMConfig, TuningConfig
-from mllm.loading import folder_of, load_clip, load_convnext, load_llava, load_sam, weight_files
+from mllm.chat_templates import LLAVA_1_5, ChatTemplate
+from mllm.config import MLLMConfig, TuningConfig, tiny_llama
+from mllm.loading import folder_of, load_clip, load_convnext, load_sam, weight_files
+from mllm.loading_llm import load_llava
 from mllm.modeling import MLLM
 from mllm.tokens import SPECIAL_TOKENS, Vocabulary
 from tests.test_heads import SAM, SAM2, encode
@@ -56,8 +58,12 @@ from uniresxx.types import Decoding
 SMALL = MLLMConfig(
     low_size=28, low_patch=14, low_width=32, low_layers=3, low_heads=2, low_mlp=48, low_select_layer=-2,
     high_size=64, high_patch=4, high_widths=(8, 16, 24, 32), high_depths=(1, 1, 2, 1), high_layer_scale=1e-6,
-    pixel_stats="clip", projector="mlp2x_gelu", llm_width=32, llm_layers=2, llm_heads=4, llm_mlp=64, llm_eps=1e-5,
-    vocabulary=340, max_objects=3, max_parts=4, roi_size=2, mgfe_heads=4, bos=1,
+    pixel_stats="clip", projector="mlp2x_gelu",
+    llm=tiny_llama(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
+        rms_norm_eps=1e-5, vocab_size=340,
+    ),
+    max_objects=3, max_parts=4, roi_size=2, mgfe_heads=4, chat=ChatTemplate(before_image="<s><image>"),
 )  # fmt: skip
 VIT = dict(
     hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=2, image_size=28, patch_size=14
@@ -355,7 +361,7 @@ def whole(tmp_path: Path, **changes: Any) -> UniRESPlusPlusConfig:
     """A small config whose sources are folders made here."""
     theirs = llava()
     theirs.save_pretrained(tmp_path / "llava")
-    (tmp_path / "llava" / "tokenizer.json").write_text(Vocabulary.train(CORPUS, 320).to_json())
+    (tmp_path / "llava" / "tokenizer.json").write_text(Vocabulary.train(CORPUS, 320, LLAVA_1_5).to_json())
     ConvNextModel(ConvNextConfig(hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 2, 1])).save_pretrained(
         tmp_path / "trunk"
     )
@@ -399,8 +405,7 @@ def test_a_model_for_training_is_built_from_named_folders(tmp_path: Path) -> Non
 
 SIZES = (
     "low_size", "low_patch", "low_width", "low_layers", "low_heads", "low_mlp", "high_size", "high_widths",
-    "high_depths", "llm_width", "llm_layers", "llm_heads", "llm_mlp", "vocabulary", "max_objects", "max_parts",
-    "roi_size", "mgfe_heads",
+    "high_depths", "llm", "max_objects", "max_parts", "roi_size", "mgfe_heads",
 )  # fmt: skip
 
 
@@ -466,7 +471,7 @@ def test_a_hub_id_is_asked_for_weights_and_never_for_code(
         {
             "name": "openai/clip-vit-large-patch14-336",
             "revision": "abc",
-            "allow_patterns": ["*.safetensors", "*.json"],
+            "allow_patterns": ["*.safetensors", "*.json", "*.jinja"],
         }
     ]
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from uniresxx.model.config import FORMER_DEFAULTS, FORMER_VALUES
+from uniresxx.model.former_config import LLM_FIELDS, mllm_of_today
 
 # Fields that change no weight: they may differ when a run continues.
 FREE = (
@@ -20,10 +21,12 @@ FORMER_FIELDS: dict[str, str | None] = {
     "data.lesson_images": "data.warmup_images",
     "data.bad_share": "data.max_bad_fraction",
     "data.feature_cache": None,
-}
+} | {f"model.mllm.{former}": f"model.mllm.llm {key}=" for former, (key, _) in LLM_FIELDS.items()}
 
 # Fields added since, and what the runs that lack them did.
-ADDED_FIELDS = {f"model.{head}.paint_regions": False for head in ("head", "sam", "sam2")}
+ADDED_FIELDS = {f"model.{head}.paint_regions": False for head in ("head", "sam", "sam2")} | {
+    f"{model}.weights.llm": None for model in ("model", "model.inputs")
+}
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -44,7 +47,7 @@ def recipe_values(about: Mapping[str, Any]) -> dict[str, Any]:
     that the model does not have are not.
     """
     values: dict[str, Any] = {}
-    for key, value in flatten(about.get("recipe", {})).items():
+    for key, value in flatten(_with_mllm_of_today(about.get("recipe", {}))).items():
         name = FORMER_FIELDS.get(key, key)
         if name is not None:
             last = name.rpartition(".")[2]
@@ -57,6 +60,16 @@ def recipe_values(about: Mapping[str, Any]) -> dict[str, Any]:
     if all(key in values for key in cut):
         values[" * ".join(cut)] = values.pop(cut[0]) * values.pop(cut[1])
     return values | {"data set": about.get("data", "")}
+
+
+def _with_mllm_of_today(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe's nested dicts with every `mllm` under the names of today."""
+    return {
+        key: (mllm_of_today(value) if key == "mllm" else _with_mllm_of_today(value))
+        if isinstance(value, Mapping)
+        else value
+        for key, value in tree.items()
+    }
 
 
 def recipe_differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

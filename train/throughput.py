@@ -26,6 +26,7 @@ from torch import nn
 from train.distributed import Ranks
 from train.recipe import EngineConfig
 from uniresxx.model.config import UniRESPlusPlusConfig
+from uniresxx.model.modeling import UniRESPlusPlusModel
 from uniresxx.types import Batch
 
 WINDOW = 20  # steps
@@ -65,10 +66,10 @@ class Cost(NamedTuple):
     flops: float = 0.0
 
 
-def cost_counter(model: nn.Module, config: UniRESPlusPlusConfig) -> Callable[[Batch], Cost]:
+def cost_counter(model: UniRESPlusPlusModel, config: UniRESPlusPlusConfig) -> Callable[[Batch], Cost]:
     """A function for the cost of micro-batches of a UniRESPlusPlus; its parameters are counted here, once."""
     m = config.mllm
-    visual = m.low_grid**2 + m.max_objects + m.max_parts + 3 + (m.bos is not None)
+    visual = model.mllm.prefix_length
     llm = _cost(model, "mllm.llm.model.layers.")
     low, low_pairs = _cost(model, "mllm.low."), m.low_layers * m.low_width * (m.low_grid**2 + 1) ** 2
     low_times = 3 if _trained(model, "mllm.low.") else 1
@@ -78,7 +79,7 @@ def cost_counter(model: nn.Module, config: UniRESPlusPlusConfig) -> Callable[[Ba
     )
     low_image = low * m.low_grid**2 + 4.0 * low_pairs * low_times
     per_image = low_image + high
-    output = (6 if _trained(model, "mllm.llm.lm_head.weight") else 4) * m.vocabulary * m.llm_width
+    output = (6 if _trained(model, "mllm.llm.lm_head.weight") else 4) * m.token_count * m.llm_width
 
     def count(batch: Batch) -> Cost:
         real_BT = batch.branch_BT >= 0
@@ -86,7 +87,10 @@ def cost_counter(model: nn.Module, config: UniRESPlusPlusConfig) -> Callable[[Ba
         # position p of a branch attends to the prefix, itself and the p before it
         branch_pairs = int((batch.position_BT * real_BT).sum()) + text * (visual + 1)
         pairs = images * visual * (visual + 1) // 2 + branch_pairs
-        flops = llm * (images * visual + text) + 3 * 4.0 * m.llm_layers * m.llm_width * pairs
+        flops = (
+            llm * (images * visual + text)
+            + 3 * 4.0 * m.llm_config.num_hidden_layers * m.attention_width * pairs
+        )
         flops += output * int((batch.labels_BT >= 0).sum()) + per_image * images
         return Cost(text, images * visual, flops)
 
@@ -105,7 +109,8 @@ def _cost(model: nn.Module, path: str) -> float:
 
 
 def _trained(model: nn.Module, path: str) -> bool:
-    return any(p.requires_grad for name, p in model.named_parameters() if name.startswith(path))
+    named = model.named_parameters(remove_duplicate=False)  # a tied matrix has two names
+    return any(p.requires_grad for name, p in named if name.startswith(path))
 
 
 class ThroughputMeter:

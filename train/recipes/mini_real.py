@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mllm.config import MLLMConfig
+from mllm.config import MLLMConfig, tiny_llama
 from train.recipe import DataConfig, EvalConfig, LogConfig, OptimConfig, Recipe
 from uniresxx.model.config import LossConfig, PyramidHeadConfig, UniRESPlusPlusConfig
 
@@ -21,9 +21,7 @@ def mini_real() -> Recipe:
                 low_patch=16,
                 high_size=320,
                 high_patch=4,
-                llm_layers=2,
-                llm_mlp=256,
-                vocabulary=512,
+                llm=tiny_llama(num_hidden_layers=2, intermediate_size=256, vocab_size=512),
             ),
             head=PyramidHeadConfig(paint_regions=True),
             loss=LossConfig(mask=4.0, dice=2.0),

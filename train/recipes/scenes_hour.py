@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mllm.config import MLLMConfig
+from mllm.config import MLLMConfig, tiny_llama
 from train.recipe import DataConfig, EngineConfig, EvalConfig, LogConfig, OptimConfig, Recipe
 from uniresxx.data.scenes import SPLITS, dense_classes
 from uniresxx.model.config import LossConfig, PyramidHeadConfig, UniRESPlusPlusConfig
@@ -18,7 +18,10 @@ def scenes_hour() -> Recipe:
     return Recipe(
         name="scenes_hour",
         model=UniRESPlusPlusConfig(
-            mllm=MLLMConfig(high_size=128, high_patch=4, llm_layers=2, llm_mlp=256, vocabulary=1024, max_objects=16),
+            mllm=MLLMConfig(
+                high_size=128, high_patch=4, max_objects=16,
+                llm=tiny_llama(num_hidden_layers=2, intermediate_size=256),
+            ),
             head=PyramidHeadConfig(paint_regions=True),
             loss=LossConfig(mask=4.0, dice=2.0, dense=1.5),
             dense_classes=dense_classes("scenes"),

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
+from mllm.chat_templates import ChatTemplate
 from mllm.config import MLLMConfig, TuningConfig
 from uniresxx.errors import InputError
+from uniresxx.model.former_config import mllm_of_today
 from uniresxx.types import DecisionRule
 
 MODEL_TYPE = "uniresxx"
@@ -15,7 +17,7 @@ BoxLevel = Literal["object", "part"]
 BOX_LEVELS: tuple[BoxLevel, ...] = get_args(BoxLevel)
 HeadKind = Literal["pyramid", "sam", "sam2"]
 MaskResolution = Literal["full", "low", "points", "photo"]
-Source = Literal["llava", "clip", "convnext", "sam"]
+Source = Literal["llava", "llm", "clip", "convnext", "sam"]
 NORM_GROUPS = 8
 # (last part of a field, value in files of earlier versions) -> value now
 FORMER_VALUES = {("boxes", "segmenter"): "classical"}
@@ -125,6 +127,7 @@ class WeightsConfig:
     """
 
     llava: str | None = None  # LLM, projector and, unless `clip` is named, the low tower
+    llm: str | None = None  # a causal language model alone, instead of `llava`; its config is `mllm.llm`
     clip: str | None = None
     convnext: str | None = None
     sam: str | None = None  # of mask_head "sam" or "sam2"
@@ -242,7 +245,7 @@ class UniRESPlusPlusConfig:
             )
         try:
             parts: dict[str, Any] = {
-                "mllm": MLLMConfig(**_tuples(values.pop("mllm"))),
+                "mllm": _mllm(values.pop("mllm")),
                 "head": PyramidHeadConfig(**values.pop("head")),
                 "loss": LossConfig(**values.pop("loss")),
             }
@@ -252,6 +255,11 @@ class UniRESPlusPlusConfig:
             return cls(**parts, **_tuples(values))
         except (TypeError, KeyError, AttributeError, ValueError) as error:
             raise InputError(f"config.json does not fit this version: {error}") from error
+
+
+def _mllm(values: dict[str, Any]) -> MLLMConfig:
+    today = mllm_of_today(values)
+    return MLLMConfig(**_tuples(today | {"chat": ChatTemplate(**today["chat"])}))
 
 
 _LATER: dict[str, type] = {
