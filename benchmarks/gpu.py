@@ -33,7 +33,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks._common import finish, median_of, parser
-from mllm.config import MLLMConfig
+from mllm.config import MLLMConfig, tiny_llama
 from mllm.lora import is_adapter
 from mllm.tokens import Vocabulary
 from mllm.tower_families import clip_vit, convnext
@@ -94,8 +94,10 @@ def recipe_of(sizes: Sizes, head: HeadKind, count: int) -> Recipe:
         tiny = MLLMConfig(
             low=clip_vit(32, 2, 2, patch=14), low_size=28, low_stats="clip",
             high=convnext((8, 16, 24, 32), (1, 1, 1, 1), 4), high_size=64, high_stats="clip", projector="mlp2x_gelu",
-            llm_width=32, llm_layers=2, llm_heads=4, llm_mlp=64, vocabulary=400, max_objects=3, max_parts=4,
-            mgfe_width=16, mgfe_heads=4, bos=1, activation_checkpointing=True,
+            llm=tiny_llama(
+                hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, vocab_size=400
+            ),
+            max_objects=3, max_parts=4, mgfe_width=16, mgfe_heads=4, activation_checkpointing=True,
         )  # fmt: skip
         sam = SamHeadConfig(
             size=64, width=32, layers=2, heads=2, global_blocks=(1,), window=2, decoder_width=16,
@@ -114,7 +116,7 @@ def recipe_of(sizes: Sizes, head: HeadKind, count: int) -> Recipe:
 
 def vocabulary_of(config: MLLMConfig) -> Vocabulary:
     """Words that cost about a token each, as LLaVA's do."""
-    return Vocabulary.train([SENTENCE, *TRAINING_TEMPLATES] * 5, min(config.vocabulary, 600))
+    return Vocabulary.train([SENTENCE, *TRAINING_TEMPLATES] * 5, min(config.token_count, 600), config.chat)
 
 
 def build(recipe: Recipe, vocabulary: Vocabulary, device: torch.device) -> UniRESPlusPlusModel:
@@ -169,9 +171,9 @@ def llm_flops(model: UniRESPlusPlusModel, prefix: int, branches: Sequence[int], 
             else:
                 frozen += parameter.numel()
     pairs = prefix * (prefix + 1) / 2 + sum(t * prefix + t * (t + 1) / 2 for t in branches)
-    output = (6 if llm.lm_head.weight.requires_grad else 4) * m.vocabulary * m.llm_width * labels
+    output = (6 if llm.lm_head.weight.requires_grad else 4) * m.token_count * m.llm_width * labels
     weights = (4 * frozen + 6 * (trained + adapters)) * tokens
-    return weights + 12 * m.llm_width * m.llm_layers * pairs + output
+    return weights + 12 * m.attention_width * m.llm_config.num_hidden_layers * pairs + output
 
 
 def step_flops(engine: Engine, model: UniRESPlusPlusModel, batch: Batch) -> float:
@@ -194,16 +196,11 @@ def step_flops(engine: Engine, model: UniRESPlusPlusModel, batch: Batch) -> floa
     encoder = forward(".head.sam.vision_encoder")
     rest = forward("Global") - llm - low - high - encoder
     total = float(low * passes(model.mllm.low) + high * passes(model.mllm.high) + encoder + 3 * rest)
-    prefix = prefix_of(model.mllm.config)
+    prefix = model.mllm.prefix_length
     for branch_T, labels_T in zip(batch.branch_BT, batch.labels_BT, strict=True):
         branches = [int((branch_T == k).sum()) for k in range(int(branch_T.max()) + 1)]
         total += llm_flops(model, prefix, branches, int((labels_T >= 0).sum()))
     return total
-
-
-def prefix_of(m: MLLMConfig) -> int:
-    """Tokens before the text: a mark before each stream, the streams, the first token of a pretrained LLM."""
-    return 3 + m.low_grid**2 + m.max_objects + m.max_parts + (m.bos is not None)
 
 
 def peak_of(device: torch.device) -> float | None:
@@ -248,7 +245,7 @@ def train(sizes: Sizes, head: HeadKind, counts: Sequence[int], device: torch.dev
             torch.cuda.reset_peak_memory_stats(device)
         taken = seconds(lambda batch=batch: do_step(engine, model, [batch], 0), device, sizes)  # type: ignore[misc]
         rows = len(batch.token_ids_BT)
-        tokens = rows * prefix_of(recipe.model.mllm) + int((batch.branch_BT >= 0).sum())
+        tokens = rows * model.mllm.prefix_length + int((batch.branch_BT >= 0).sum())
         at = f"{head}_k{count}"
         found |= {
             f"train_seconds_{at}": taken,
@@ -262,7 +259,7 @@ def train(sizes: Sizes, head: HeadKind, counts: Sequence[int], device: torch.dev
         found[f"train_tflop_{at}"] = flops / 1e12
         if peak is not None:
             found[f"mfu_{at}"] = flops / taken / peak
-        branch = tokens // rows - prefix_of(recipe.model.mllm)
+        branch = tokens // rows - model.mllm.prefix_length
         planned = plan(recipe_of(sizes, head, count), gpus=1, tokens=branch // count)
         found[f"train_planned_gb_{at}"] = planned.peak / 1e9
 

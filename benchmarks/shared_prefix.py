@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from transformers import Cache, DynamicCache
 
 from benchmarks._common import finish, interleaved, median_of, parser
-from mllm.config import MLLMConfig, TuningConfig
+from mllm.config import MLLMConfig, TuningConfig, tiny_llama
 from mllm.lora import adapt
 from mllm.modeling import MLLM, Boxes, ImageFeatures
 from mllm.prefix import PrefixCache
@@ -88,7 +88,13 @@ def make_case(sizes: Sizes, count: int) -> Case:
     """Random weights, prefix and texts from seed 0."""
     torch.manual_seed(0)
     config = MLLMConfig(
-        llm_width=sizes.width, llm_layers=sizes.layers, llm_heads=HEADS, llm_mlp=MLP, vocabulary=VOCABULARY
+        llm=tiny_llama(
+            hidden_size=sizes.width,
+            num_hidden_layers=sizes.layers,
+            num_attention_heads=HEADS,
+            intermediate_size=MLP,
+            vocab_size=VOCABULARY,
+        )
     )
     model = MLLM(config, Vocabulary.train(["segment the left wheel of the red car"], VOCABULARY))
     first = len(model.vocabulary)

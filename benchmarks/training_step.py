@@ -35,7 +35,8 @@ from torch import Tensor
 
 from benchmarks._common import finish, interleaved, median_of, parser
 from mllm.chat import IGNORE, ChatTurn, Mark, render
-from mllm.config import MLLMConfig, TuningConfig, llava_7b
+from mllm.chat_templates import ChatTemplate
+from mllm.config import MLLMConfig, TuningConfig, llava_7b, tiny_llama, vicuna
 from mllm.modeling import Boxes, ImageFeatures
 from mllm.tokens import Vocabulary
 from mllm.tower_families import clip_vit, convnext
@@ -75,15 +76,16 @@ def full() -> Sizes:
     m = replace(
         llava_7b(),
         low=clip_vit(64, 3, 2, 256, 14), high=convnext((12, 24, 48, 96), (1, 1, 3, 1), 4, 1e-6),
-        llm_width=256, llm_layers=4, llm_heads=4, llm_mlp=688, mgfe_width=64,
-        vocabulary=VOCABULARY, bos=None, init_std=0.05, embedding_std=0.05,
+        llm=vicuna(256, 688, 4) | {"vocab_size": VOCABULARY},
+        chat=ChatTemplate(), count_padding=True, mgfe_width=64, init_std=0.05, embedding_std=0.05,
     )  # fmt: skip
     return Sizes(m)
 
 
 def small() -> Sizes:
     """The tiny model: shows that it runs."""
-    m = MLLMConfig(llm_layers=1, llm_width=64, llm_mlp=64, vocabulary=VOCABULARY)
+    llm = tiny_llama(hidden_size=64, num_hidden_layers=1, intermediate_size=64, vocab_size=VOCABULARY)
+    m = MLLMConfig(llm=llm)
     return Sizes(m, images=1, repeats=1, photo=(48, 64))
 
 
@@ -122,7 +124,7 @@ def make_case(sizes: Sizes) -> Case:
         boxes="grid",
         tuning=TuningConfig(frozen=("low",), lora_rank=LORA, token_rows=recipe.tuning.token_rows),
     )
-    vocabulary = Vocabulary.train(TEXTS, sizes.mllm.vocabulary)
+    vocabulary = Vocabulary.train(TEXTS, sizes.mllm.token_count)
     model = UniRESPlusPlusModel(config, vocabulary)
     records = [make_record(number, sizes.photo) for number in range(sizes.images)]
     samples = [

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
+from mllm.chat_templates import ChatTemplate
 from mllm.tokens import Vocabulary
 
 IGNORE = -100
@@ -40,38 +41,82 @@ class Row:
     decisions: list[int] = field(default_factory=list)
 
 
-def render(turns: Sequence[ChatTurn], vocabulary: Vocabulary, row: Row | None = None) -> Row:
+class _Writer:
+    """Appends one branch to a row; text is encoded piece by piece.
+
+    A space at the end of a piece waits: it is encoded with the text after it, as all tokenizers have it at the start
+    of a word, and left out before a mark.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, row: Row) -> None:
+        self.vocabulary, self.row = vocabulary, row
+        self.branch = row.branch_T[-1] + 1 if row.branch_T else 0
+        self.start = len(row.ids_T)
+        self.spaces = ""
+
+    def template(self, text: str, learned: bool = False) -> None:
+        """Text of the chat format, in which special tokens are meant."""
+        self._put(self.vocabulary.encode_template(self._with_spaces(text)), learned)
+
+    def plain(self, text: str, learned: bool = False) -> None:
+        """Text of a user, or of an answer."""
+        self._put(self.vocabulary.encode(self._with_spaces(text)), learned)
+
+    def mark(self, mark: Mark) -> None:
+        """A decision, which is learned."""
+        self.spaces = ""
+        self.row.decisions.append(len(self.row.ids_T) - 1)
+        self._put([self.vocabulary.seg if mark is Mark.SEG else self.vocabulary.rej], True)
+
+    def _with_spaces(self, text: str) -> str:
+        body = text.rstrip(" ")
+        if not body:
+            self.spaces += text
+            return ""
+        before, self.spaces = self.spaces, text[len(body) :]
+        return before + body
+
+    def _put(self, tokens: Sequence[int], learned: bool) -> None:
+        row = self.row
+        for token in tokens:
+            if learned:
+                row.labels_T[-1] = token
+            row.ids_T.append(token)
+            row.labels_T.append(IGNORE)
+            row.branch_T.append(self.branch)
+            row.position_T.append(len(row.ids_T) - 1 - self.start)
+
+
+def render(
+    turns: Sequence[ChatTurn],
+    vocabulary: Vocabulary,
+    row: Row | None = None,
+    chat: ChatTemplate = ChatTemplate(),  # noqa: B008  # frozen
+) -> Row:
     """Append one branch (a conversation) to `row`; positions restart at 0.
 
     A label sits at the position that predicts the token: `labels_T[i]` is the token after i, learned only inside
     answers. The last turn may have no answer: the row then ends where generation starts.
+
+    Args:
+        turns: questions and answers.
+        vocabulary: tokenizer.
+        row: what is appended to; None: a new one.
+        chat: the language model's chat format; what stands before the picture belongs to the visual prefix.
     """
     row = row if row is not None else Row()
-    branch = row.branch_T[-1] + 1 if row.branch_T else 0
-    start = len(row.ids_T)
-
-    def put(token: int, learned: bool) -> None:
-        if learned:
-            row.labels_T[-1] = token
-        row.ids_T.append(token)
-        row.labels_T.append(IGNORE)
-        row.branch_T.append(branch)
-        row.position_T.append(len(row.ids_T) - 1 - start)
-
-    marks = {Mark.SEG: vocabulary.seg, Mark.REJ: vocabulary.rej}
-    for turn in turns:
-        put(vocabulary.user, False)
-        for token in vocabulary.encode(turn.question):
-            put(token, False)
-        put(vocabulary.assistant, False)
+    writer = _Writer(vocabulary, row)
+    for number, turn in enumerate(turns):
+        writer.template(chat.before_question if number else chat.after_image)
+        writer.plain(turn.question)
+        writer.template(chat.before_answer)
         if turn.answer is None:
             break
         for piece in turn.answer:
             if isinstance(piece, Mark):
-                row.decisions.append(len(row.ids_T) - 1)
-                put(marks[piece], True)
+                writer.mark(piece)
             else:
-                for token in vocabulary.encode(piece):
-                    put(token, True)
-        put(vocabulary.end, True)
+                writer.plain(piece, True)
+        writer.spaces = ""
+        writer.template(chat.end, True)
     return row

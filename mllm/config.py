@@ -6,6 +6,8 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
+from mllm.chat_templates import LLAVA_1_5, QWEN_3, ChatTemplate
+from mllm.pretrained_config import build_config
 from mllm.tower_families import (
     HIGH_FAMILIES,
     LOW_FAMILIES,
@@ -26,6 +28,21 @@ Projector = Literal["linear", "mlp2x_gelu"]
 TowerStats = PixelStats | Literal["family"]
 Part = Literal["low", "high", "fusion", "regions", "exploitation", "llm", "head", "mask_encoder", "box_head"]
 TokenRows = Literal["all", "new"]
+# What some language models do to embeddings or logits outside their layers and matrices.
+_SCALED = ("embedding_multiplier", "final_logit_softcapping", "logit_scale", "logits_scaling")
+
+
+def tiny_llama(**changes: Any) -> dict[str, Any]:
+    """The language model of the tiny size, with changes by the names of its config."""
+    return {
+        "model_type": "llama",
+        "vocab_size": 1024,
+        "hidden_size": 128,
+        "intermediate_size": 384,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 4096,
+    } | changes
 
 
 class TowerPixels(NamedTuple):
@@ -40,8 +57,9 @@ class MLLMConfig:
     """Defaults are the tiny size; METHOD section 1 has the full one (`llava_7b`, `llava_13b`).
 
     `low` and `high` are the towers' own transformers configs (families: mllm/tower_families.py), for inputs of
-    `low_size` and `high_size` pixels; an image size inside the dicts is not read. `llm_*`: Llama. Switches at the
-    end are the ablations the method names.
+    `low_size` and `high_size` pixels; an image size inside the dicts is not read. `llm` is the language model's own
+    config, see `mllm.pretrained_config`; its `vocab_size` is the number of token rows, special tokens of this project
+    included. Switches at the end are the ablations the method names.
     """
 
     low: dict[str, Any] = field(default_factory=clip_vit)
@@ -51,11 +69,8 @@ class MLLMConfig:
     high: dict[str, Any] = field(default_factory=convnext)
     high_size: int = 64
     high_stats: TowerStats = "half"
-    llm_width: int = 128
-    llm_layers: int = 3
-    llm_heads: int = 4
-    llm_mlp: int = 384
-    vocabulary: int = 1024
+    llm: dict[str, Any] = field(default_factory=tiny_llama)
+    chat: ChatTemplate = field(default_factory=ChatTemplate)
     max_objects: int = 12
     max_parts: int = 24
     mgfe_blocks: int = 2
@@ -77,19 +92,12 @@ class MLLMConfig:
     # What published weights need; the defaults are what the tiny model had before these were fields.
     projector: Projector = "linear"  # low tower -> LLM width
     mgfe_width: int | None = None  # None: llm_width, without projections
-    llm_eps: float = 1e-6
-    llm_rope_theta: float = 10_000.0
-    llm_context: int = 4096
-    bos: int | None = None  # token put before the visual prefix: pretrained Llamas expect one
+    count_padding: bool = True  # absent regions take a position; False: a row without regions is LLaVA's own
     attention: Attention = "sdpa"
     activation_checkpointing: bool = False  # of the LLM's layers: less memory, about a third more time
 
     def __post_init__(self) -> None:
         """Reject sizes that cannot fit together and words that name nothing."""
-        if self.llm_width % self.llm_heads or self.exploitation_width % self.mgfe_heads:
-            raise ValueError(
-                f"llm_width={self.llm_width} must divide by llm_heads, and mgfe_width (or llm_width) by mgfe_heads"
-            )
         stats = (*get_args(PixelStats), "family")
         for name, word, known in (
             ("attention", self.attention, get_args(Attention)),
@@ -134,6 +142,58 @@ class MLLMConfig:
             low if self.low_stats == "family" else self.low_stats,
             high if self.high_stats == "family" else self.high_stats,
         )
+
+    def check_llm(self) -> None:
+        """ValueError for a language model that cannot be built, or whose width MGFE cannot divide."""
+        if self.exploitation_width % self.mgfe_heads:
+            raise ValueError(
+                f"mgfe_width={self.exploitation_width} (None: the language model's) must divide by "
+                f"mgfe_heads={self.mgfe_heads}"
+            )
+        values = self.llm_config.to_dict()
+        name = values["model_type"]
+        scaled = [key for key in _SCALED if values.get(key) not in (None, 1.0)]
+        if scaled:
+            raise ValueError(f"mllm.llm: {name} has {', '.join(scaled)}, which this model does not apply")
+        window = values.get("sliding_window")
+        if window:
+            raise ValueError(
+                f"mllm.llm: sliding_window={window} hides tokens from one another; sliding_window=None attends to "
+                f"all, which is the same in rows of up to {window} tokens"
+            )
+        if {"full_attention"} != {"full_attention", *(values.get("layer_types") or ())}:
+            raise ValueError(
+                f"mllm.llm: {name} has layers of {sorted({*values['layer_types']})}: not supported"
+            )
+
+    @cached_property
+    def llm_config(self) -> PreTrainedConfig:
+        """The language model's config as transformers has it; ValueError where `llm` is none."""
+        from transformers import (
+            MODEL_FOR_CAUSAL_LM_MAPPING,
+        )  # loads torch, which a command line must not wait for
+
+        config = build_config(self.llm, "mllm.llm")
+        if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+            raise ValueError(f"mllm.llm: {config.model_type} is no causal language model of transformers")
+        return config
+
+    @property
+    def llm_width(self) -> int:
+        """Width of the language model and of the visual tokens in it."""
+        return int(self.llm_config.hidden_size)
+
+    @property
+    def attention_width(self) -> int:
+        """Width of all query heads of one layer together."""
+        c = self.llm_config.to_dict()
+        heads = int(c["num_attention_heads"])
+        return heads * int(c.get("head_dim") or self.llm_width // heads)
+
+    @property
+    def token_count(self) -> int:
+        """Rows of the language model's token matrices."""
+        return int(self.llm_config.vocab_size)
 
     @property
     def exploitation_width(self) -> int:
@@ -188,11 +248,47 @@ def llava_7b() -> MLLMConfig:
         low=clip_vit(1024, 24, 16, 4096, 14), low_size=336, low_select_layer=-2, low_stats="clip",
         high=convnext((192, 384, 768, 1536), (3, 3, 27, 3), 4, 1e-6), high_size=768, high_stats="clip",
         projector="mlp2x_gelu",
-        llm_width=4096, llm_layers=32, llm_heads=32, llm_mlp=11008, llm_eps=1e-5, vocabulary=32064, bos=1,
+        llm=vicuna(4096, 11008, 32), chat=LLAVA_1_5, count_padding=False,
         max_objects=32, max_parts=64, mgfe_width=1024, init_std=0.02, embedding_std=0.02,
     )  # fmt: skip
 
 
 def llava_13b() -> MLLMConfig:
     """`llava_7b` with the LLM of LLaVA-1.5-13B (llava-hf/llava-1.5-13b-hf: 5120/40/40/13824)."""
-    return replace(llava_7b(), llm_width=5120, llm_layers=40, llm_heads=40, llm_mlp=13824)
+    return replace(llava_7b(), llm=vicuna(5120, 13824, 40))
+
+
+def vicuna(width: int, mlp: int, layers: int) -> dict[str, Any]:
+    """The language model of LLaVA-1.5, with as many heads as layers."""
+    return {
+        "model_type": "llama",
+        "vocab_size": 32064,
+        "hidden_size": width,
+        "intermediate_size": mlp,
+        "num_hidden_layers": layers,
+        "num_attention_heads": layers,
+        "max_position_embeddings": 4096,
+        "rms_norm_eps": 1e-5,
+    }
+
+
+def qwen3_4b() -> MLLMConfig:
+    """`llava_7b` with Qwen3-4B as language model (Qwen/Qwen3-4B config.json).
+
+    Its matrices have 151,936 rows and its tokenizer 151,669 tokens: the special tokens take free rows.
+    """
+    llm = {
+        "model_type": "qwen3",
+        "vocab_size": 151936,
+        "hidden_size": 2560,
+        "intermediate_size": 9728,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "max_position_embeddings": 40960,
+        "rms_norm_eps": 1e-6,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1_000_000.0},
+        "tie_word_embeddings": True,
+    }
+    return replace(llava_7b(), llm=llm, chat=QWEN_3)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mllm.config import MLLMConfig
 from mllm.prefix import PrefixCache
 from mllm.tokens import Vocabulary
 
@@ -95,17 +96,36 @@ def by_image(
     return Branches(images, places, *(x.to(device) for x in tensors))
 
 
+def answer_ends(config: MLLMConfig, vocabulary: Vocabulary) -> list[int]:
+    """The tokens that end an answer: that of the chat format, then those that the model's own config names.
+
+    Raises:
+        ValueError: the end of the chat format is not one token of this tokenizer.
+    """
+    end = vocabulary.encode_template(config.chat.end)
+    if len(end) != 1:
+        raise ValueError(
+            f"mllm.chat.end={config.chat.end!r} is {len(end)} tokens of this tokenizer: name its one end token"
+        )
+    own = config.llm.get("eos_token_id")
+    others = [] if own is None else own if isinstance(own, list) else [own]
+    return [*dict.fromkeys((*end, *others))]
+
+
 class Answers:
     """The answers of a chunk while they grow.
 
-    An answer ends at the end token. Where the number of asked phrases is known, it also ends at a full stop that
+    An answer ends at an end token. Where the number of asked phrases is known, it also ends at a full stop that
     follows as many decisions, and before a decision that directly follows another one beyond that number.
     """
 
-    def __init__(self, vocabulary: Vocabulary, branches: Branches, phrases: int | None) -> None:
-        """`phrases`: how many are asked for; None: not known."""
+    def __init__(
+        self, vocabulary: Vocabulary, ends: Sequence[int], branches: Branches, phrases: int | None
+    ) -> None:
+        """`ends`: as of `answer_ends`. `phrases`: how many are asked for; None: not known."""
         device = branches.ids_BAT.device
-        self.vocabulary, self.branches, self.phrases = vocabulary, branches, phrases
+        self.vocabulary, self.ends, self.branches, self.phrases = vocabulary, ends, branches, phrases
+        self._ends = torch.tensor(ends, device=device)
         self.done_BA = branches.lengths_BA == 0
         self._tokens: list[Tensor] = []
         self._states: list[Tensor] = []
@@ -119,14 +139,14 @@ class Answers:
 
     def add(self, state_BAD: Tensor, logits_BAV: Tensor) -> Tensor:
         """Append the most likely token (B, A) of every branch; an answer that has ended gets end tokens."""
-        end = self.vocabulary.end
+        end = self.ends[0]
         token_BA = torch.where(self.done_BA, end, logits_BAV.argmax(dim=-1))
         is_decision_BA = torch.isin(token_BA, self._decisions)
         if self.phrases is not None:
             complete_BA = self._decided_BA >= self.phrases
             token_BA = token_BA.masked_fill(complete_BA & self._after_decision_BA & is_decision_BA, end)
             self.done_BA = self.done_BA | complete_BA & torch.isin(token_BA, self._full_stops)
-        self.done_BA = self.done_BA | (token_BA == end)
+        self.done_BA = self.done_BA | torch.isin(token_BA, self._ends)
         self._decided_BA = self._decided_BA + is_decision_BA
         self._after_decision_BA = is_decision_BA
         self._tokens.append(token_BA)
@@ -148,8 +168,7 @@ class Answers:
         answers, v = [], self.vocabulary
         for b, a in self.branches.places:
             ids = rows[b][a]
-            if v.end in ids:
-                ids = ids[: ids.index(v.end)]
+            ids = ids[: next((place for place, token in enumerate(ids) if token in self.ends), len(ids))]
             places = [i for i, token in enumerate(ids) if token in (v.seg, v.rej)]
             used = places or [0]
             source = after_BAND if own and places else states_BAND

@@ -1,55 +1,80 @@
-"""The language model: a Llama of transformers, and the names that releases of transformers spell differently."""
+"""The language model: any causal one of transformers; names that its releases spell differently."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from inspect import signature
+from threading import get_ident
 from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from mllm.config import MLLMConfig
+from mllm.pretrained_config import build_config
 from mllm.tokens import Vocabulary
 
+_LAYOUT = {"model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"}
 
-def build_llama(config: MLLMConfig, vocabulary: Vocabulary, skip_init: bool = False) -> LlamaForCausalLM:
-    """The LLM with random weights.
+
+def build_language_model(
+    config: MLLMConfig, vocabulary: Vocabulary, skip_init: bool = False
+) -> PreTrainedModel:
+    """The language model with random weights.
 
     Args:
-        config: its sizes (`llm_*`), attention backend and activation checkpointing.
-        vocabulary: gives the ids of padding and end.
+        config: its own config `llm`, attention backend and activation checkpointing.
+        vocabulary: gives the id of padding.
         skip_init: leave the weights unwritten, because all of them are loaded next; writing them takes minutes
             at 7B.
+
+    Raises:
+        ValueError: `llm` is not the config of a causal language model of Llama's layout with full attention.
     """
-    sizes = LlamaConfig(
-        vocab_size=config.vocabulary,
-        hidden_size=config.llm_width,
-        intermediate_size=config.llm_mlp,
-        num_hidden_layers=config.llm_layers,
-        num_attention_heads=config.llm_heads,
-        num_key_value_heads=config.llm_heads,
-        max_position_embeddings=config.llm_context,
-        rms_norm_eps=config.llm_eps,
-        rope_parameters={"rope_type": "default", "rope_theta": config.llm_rope_theta},
-        initializer_range=config.init_std,
-        attn_implementation=config.attention,
-        pad_token_id=vocabulary.pad,
-        eos_token_id=vocabulary.end,
-        bos_token_id=None,
-        tie_word_embeddings=False,
-    )
+    config.check_llm()
+    own = build_config(config.llm, "mllm.llm", initializer_range=config.init_std, pad_token_id=vocabulary.pad)
+    place = parameters_without_memory() if skip_init else nullcontext()
+    with place:
+        llm: PreTrainedModel = AutoModelForCausalLM.from_config(own, attn_implementation=config.attention)
+    if not {name for name, _ in llm.named_parameters(remove_duplicate=False)} >= _LAYOUT:
+        raise ValueError(
+            f"mllm.llm: {own.model_type} has not the layout of Llama: {', '.join(sorted(_LAYOUT))}"
+        )
     if skip_init:
-        with torch.device("meta"):
-            llm = LlamaForCausalLM(sizes)
-        llm.to_empty(device="cpu")
-        llm.model.rotary_emb = type(llm.model.rotary_emb)(sizes)  # its buffers are computed, never loaded
-    else:
-        llm = LlamaForCausalLM(sizes)
+        _allocate_parameters(llm)
     if config.activation_checkpointing:
         enable_activation_checkpointing(llm)
     return llm
+
+
+def _allocate_parameters(module: nn.Module) -> None:
+    """Give the parameters of a module memory on the CPU with no values in it; tied ones stay tied."""
+    made: dict[nn.Parameter, nn.Parameter] = {}
+    for inner in module.modules():
+        for name, old in inner.named_parameters(recurse=False):
+            if old not in made:
+                made[old] = nn.Parameter(torch.empty_like(old, device="cpu"), old.requires_grad)
+            setattr(inner, name, made[old])
+
+
+@contextmanager
+def parameters_without_memory() -> Iterator[None]:
+    """Build modules of this thread with parameters on the meta device; buffers are real, with their values."""
+    thread = get_ident()
+
+    def forget(module: nn.Module, name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
+        if parameter is None or parameter.is_meta or get_ident() != thread:
+            return None
+        return nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
+
+    hook = register_module_parameter_registration_hook(forget)  # type: ignore[arg-type]  # it may return one
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def enable_activation_checkpointing(llm: Any) -> None:

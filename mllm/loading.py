@@ -1,4 +1,6 @@
-"""Pretrained weights into our names: LLaVA-1.5, SAM, SAM 2. Safetensors only, strict.
+"""Pretrained weights into our names: SAM, SAM 2. Safetensors only, strict.
+
+The language model and LLaVA have a module of their own, `mllm.loading_llm`; the towers `mllm.tower_loading`.
 
 A source is a local folder, or the id of a hub repository (`owner/name`, `owner/name@revision`), which is downloaded
 only because it was named. ValueError names what does not fit; a report lists every
@@ -16,29 +18,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from mllm.lora import ROWS, is_adapter, refresh_rows
-from mllm.modeling import MLLM
-from mllm.tokens import ASSISTANT, END, PAD, USER, Vocabulary
 
 Rules = Sequence[tuple[str, str | None]]  # (pattern of a name there, our name; None: known and not wanted)
 _SHOWN = 4
 
-# Layouts: transformers < 4.52 and as its save_pretrained writes ("language_model.model."), transformers >= 4.52 in
-# memory ("model.language_model."), and the original LLaVA release ("model.layers.", "model.mm_projector.").
-LLM_RULES: Rules = (
-    (r"(?:language_model\.)?model\.((?:embed_tokens|layers|norm)\..*)", r"model.\1"),
-    (r"model\.language_model\.((?:embed_tokens|layers|norm)\..*)", r"model.\1"),
-    (r"(?:language_model\.)?(lm_head\..*)", r"\1"),
-    (r".*rotary_emb\.inv_freq", None),
-)
-PROJECTOR_RULES: Rules = (
-    (r"(?:model\.)?multi_modal_projector\.linear_1\.(.*)", r"0.\1"),
-    (r"(?:model\.)?multi_modal_projector\.linear_2\.(.*)", r"2.\1"),
-    (r"model\.mm_projector\.([02]\..*)", r"\1"),
-)
 _VIT = r"((?:embeddings|pre_layrnorm|encoder|post_layernorm)\..*)"
 LLAVA_VIT_RULES: Rules = (
     (r".*embeddings\.position_ids", None),
@@ -57,8 +43,6 @@ SAM_TWINS = {
     "prompt_encoder.shared_embedding.positional_embedding": "shared_image_embedding.positional_embedding",
     "shared_image_embedding.positional_embedding": "prompt_encoder.shared_embedding.positional_embedding",
 }
-# New rows start as the mean of these pieces, the others as the mean of all rows (our choice).
-FIRST_ROWS = {USER: "USER:", ASSISTANT: "ASSISTANT:", END: "</s>", PAD: "<unk>"}
 
 
 @dataclass(slots=True)
@@ -77,7 +61,7 @@ class Report:
 
 
 def folder_of(source: str, **options: Any) -> Path:
-    """The local folder of a source; a hub id is downloaded (weights, configs and tokenizer only, never code).
+    """The local folder of a source; a hub id is downloaded (weights, configs, tokenizer, chat template; never code).
 
     `options`: of `huggingface_hub.snapshot_download`, such as revision and token.
     """
@@ -91,7 +75,10 @@ def folder_of(source: str, **options: Any) -> Path:
 
     name, _, revision = source.partition("@")
     try:
-        options = {"revision": revision or None, "allow_patterns": ["*.safetensors", "*.json"]} | options
+        options = {
+            "revision": revision or None,
+            "allow_patterns": ["*.safetensors", "*.json", "*.jinja"],
+        } | options
         return Path(snapshot_download(name, **options))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise ValueError(
@@ -181,7 +168,7 @@ def load_part(
         known_new = is_adapter(name) or any(re.fullmatch(pattern, name) for pattern in new)
         (report.new if known_new else missing).append(name)
     unexpected = sorted(set(ours) - set(own)) + (unknown if only else [])
-    _refuse(source, {"missing": missing, "unexpected": unexpected})
+    refuse(source, {"missing": missing, "unexpected": unexpected})
     wrong = []
     with torch.no_grad():
         for name in own.keys() - set(report.new):
@@ -193,7 +180,7 @@ def load_part(
                 continue
             own[name].copy_(value)
             report.loaded.append(name)
-    _refuse(source, {"of another shape": wrong})
+    refuse(source, {"of another shape": wrong})
     for path, inner in module.named_modules():
         if f"{path}.{ROWS}".removeprefix(".") in report.new:
             refresh_rows(inner)
@@ -206,7 +193,8 @@ def own_name(name: str, rules: Rules) -> str:
     return next(iter(translate([plain], rules)[0]), plain)
 
 
-def _refuse(source: str, wrong: Mapping[str, Sequence[str]]) -> None:
+def refuse(source: str, wrong: Mapping[str, Sequence[str]]) -> None:
+    """ValueError that names the first few tensors of each kind; nothing where there are none."""
     problems = [f"{len(names)} {what}: {_few(sorted(names))}" for what, names in wrong.items() if names]
     if problems:
         raise ValueError(f"{source} does not fit the model: {'; '.join(problems)}")
@@ -216,53 +204,6 @@ def _few(names: Sequence[str]) -> str:
     return ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
 
 
-def load_llava(model: MLLM, source: str, with_tower: bool) -> list[Report]:
-    """LLM, projector and, with `with_tower`, the low tower, of LLaVA-1.5 in any of its published layouts.
-
-    Rows of the vocabulary that the source does not have, and those of our special tokens, start from `first_rows`.
-    """
-    if model.config.projector != "mlp2x_gelu":
-        raise ValueError(f"projector={model.config.projector!r}: LLaVA-1.5 has mllm.projector 'mlp2x_gelu'")
-    size = model.config.vocabulary
-    names = list(weight_files(folder_of(source)))
-    every_rule = (*LLM_RULES, *PROJECTOR_RULES, *LLAVA_VIT_RULES)
-    _refuse(source, {"unexpected": [n for n in names if not any(re.fullmatch(p, n) for p, _ in every_rule)]})
-
-    def grow(rows_VD: Tensor) -> Tensor:
-        if len(rows_VD) > size:
-            raise ValueError(f"{source} has {len(rows_VD)} token rows: set mllm.vocabulary to at least that")
-        grown = rows_VD.float().mean(dim=0).expand(size, -1).clone()
-        grown[: len(rows_VD)] = rows_VD
-        return first_rows(grown, model.vocabulary)
-
-    adjust = {"model.embed_tokens.weight": grow, "lm_head.weight": grow}
-    reports = [load_part(model.llm, source, LLM_RULES, only=False, adjust=adjust)]
-    reports.append(load_part(model.image_tokens.low, source, PROJECTOR_RULES, only=False))
-    if with_tower:
-        reports.append(load_part(model.low.vit, source, LLAVA_VIT_RULES, only=False))
-    return reports
-
-
-def first_rows(rows_VD: Tensor, vocabulary: Vocabulary) -> Tensor:
-    """Token rows with those of the special tokens set to the mean of what they stand for."""
-    known = vocabulary.tokenizer.get_vocab(with_added_tokens=True)
-    average = rows_VD.float().mean(dim=0)
-    for token in vocabulary.special:
-        name = vocabulary.tokenizer.id_to_token(token)
-        text = FIRST_ROWS.get(name or "", "")
-        pieces = [known[text]] if text in known else vocabulary.encode(text) if text else []
-        rows_VD[token] = rows_VD[pieces].float().mean(dim=0) if pieces else average
-    return rows_VD
-
-
 def load_sam(sam: nn.Module, source: str) -> Report:
     """transformers' SamModel, Sam2Model, or the image half of Sam2VideoModel."""
     return load_part(sam, source, SAM_RULES, twins=SAM_TWINS)
-
-
-def llava_vocabulary(source: str) -> Vocabulary:
-    """The tokenizer of a LLaVA-1.5 source with our special tokens; ValueError where `tokenizer.json` is missing."""
-    path = folder_of(source) / "tokenizer.json"
-    if not path.is_file():
-        raise ValueError(f"{path} is missing: save the tokenizer in the fast form (tokenizer.json) first")
-    return Vocabulary.extend(Tokenizer.from_file(str(path)))

@@ -81,7 +81,7 @@ def refresh_rows(module: nn.Module) -> None:
 
 
 def adapt(llm: Any, tuning: TuningConfig, new_tokens: Sequence[int]) -> None:
-    """Freeze, adapt and open weights of a LlamaForCausalLM in place.
+    """Freeze, adapt and open weights of a causal language model in place.
 
     Args:
         llm: the language model.
@@ -97,8 +97,11 @@ def adapt(llm: Any, tuning: TuningConfig, new_tokens: Sequence[int]) -> None:
     if tuning.lora_rank:
         _inject(llm, tuning)
     if tuning.token_rows == "new":
-        llm.model.embed_tokens = RowEmbedding(llm.model.embed_tokens, new_tokens)
-        llm.lm_head = RowLinear(llm.lm_head, new_tokens)
+        embed = RowEmbedding(llm.model.embed_tokens, new_tokens)
+        head = RowLinear(llm.lm_head, new_tokens)
+        if llm.config.tie_word_embeddings:  # one matrix, and so one set of trained rows
+            head.weight, head.rows_RD = embed.weight, embed.rows_RD
+        llm.model.embed_tokens, llm.lm_head = embed, head
     elif tuning.lora_rank and "llm" not in tuning.frozen:
         llm.model.embed_tokens.requires_grad_(True)
         llm.lm_head.requires_grad_(True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +18,8 @@ from transformers import Cache, DynamicCache
 
 from mllm.config import Attention, MLLMConfig
 from mllm.exploitation import FeatureExploitation
-from mllm.generation import Answers, GeneratedAnswer, by_image, chunks
-from mllm.language import build_llama, cache_argument, in_compute_dtype
+from mllm.generation import Answers, GeneratedAnswer, answer_ends, by_image, chunks
+from mllm.language import build_language_model, cache_argument, in_compute_dtype
 from mllm.prefix import (
     CACHE_BYTES,
     PrefixCache,
@@ -29,6 +30,7 @@ from mllm.prefix import (
     packed_mask,
     packed_positions,
     prefix_branch,
+    prefix_positions,
 )
 from mllm.splice import Layout, splice
 from mllm.tokens import Vocabulary
@@ -74,9 +76,10 @@ class MLLM(nn.Module):
     def __init__(self, config: MLLMConfig, vocabulary: Vocabulary, skip_llm_init: bool = False) -> None:
         """`skip_llm_init`: leave the LLM uninitialised, because all of its weights are loaded next."""
         super().__init__()
-        if len(vocabulary) > config.vocabulary:
+        if vocabulary.rows > config.token_count:
             raise ValueError(
-                f"vocabulary of {len(vocabulary)} tokens exceeds config.vocabulary={config.vocabulary}"
+                f"the tokenizer needs {vocabulary.rows} token rows and mllm.llm has vocab_size="
+                f"{config.token_count}: set vocab_size to at least {vocabulary.rows}"
             )
         check_attention(config.attention)
         self.config, self.vocabulary = config, vocabulary
@@ -86,7 +89,8 @@ class MLLM(nn.Module):
         self.object_tokens = RegionTokens(config, config.max_objects, config.use_objects)
         self.part_tokens = RegionTokens(config, config.max_parts, config.use_parts)
         self.exploitation = FeatureExploitation(config)
-        self.llm = build_llama(config, vocabulary, skip_llm_init)
+        self.llm: Any = build_language_model(config, vocabulary, skip_llm_init)
+        self._ends = answer_ends(config, vocabulary)
         self.cache_argument = cache_argument(self.llm.model.forward)
         if not skip_llm_init:
             nn.init.normal_(self.embed.weight, std=config.embedding_std)
@@ -94,7 +98,15 @@ class MLLM(nn.Module):
     @property
     def embed(self) -> nn.Embedding:
         """The LLM's input embedding."""
-        return self.llm.model.embed_tokens
+        embedding: nn.Embedding = self.llm.get_input_embeddings()
+        return embedding
+
+    @property
+    def prefix_length(self) -> int:
+        """Tokens before the first question: text, image, and both region streams with their marks."""
+        c = self.config
+        before = self.vocabulary.encode_template(c.chat.before_image)
+        return len(before) + c.low_grid**2 + 1 + c.max_objects + 1 + c.max_parts
 
     def encode_image(
         self,
@@ -128,18 +140,26 @@ class MLLM(nn.Module):
             image, objects, parts, boxes.objects_BO4, boxes.parts_BP4, object_valid, part_valid
         )
         v = self.vocabulary
-        first = [v.image, v.object, v.part] + ([] if self.config.bos is None else [self.config.bos])
-        marks = self.embed(torch.tensor(first, device=image.device))
-        bos = None if self.config.bos is None else marks[3]
-        prefix, valid, layout = splice(marks[:3], image, objects, parts, object_valid, part_valid, bos)
+        first = v.encode_template(self.config.chat.before_image)
+        marks = self.embed(torch.tensor([*first, v.object, v.part], device=image.device))
+        prefix, valid, layout = splice(
+            marks[:-2],
+            marks[-2:],
+            image,
+            objects,
+            parts,
+            object_valid,
+            part_valid,
+            not self.config.count_padding,
+        )
         return ImageFeatures(prefix, valid, layout, stages, objects, parts, boxes)
 
     def _embed_text(self, ids_BT: Tensor) -> Tensor:
         """Token embeddings; with `blind_to_text`, words are replaced by padding and only turn marks stay."""
         if self.config.blind_to_text:
             v = self.vocabulary
-            is_mark_V = torch.zeros(self.config.vocabulary, dtype=torch.bool, device=ids_BT.device)
-            is_mark_V[[v.user, v.assistant, v.seg, v.rej, v.end]] = True
+            is_mark_V = torch.zeros(self.config.token_count, dtype=torch.bool, device=ids_BT.device)
+            is_mark_V[[*v.template_ids(self.config.chat), v.seg, v.rej]] = True
             ids_BT = torch.where(is_mark_V[ids_BT], ids_BT, v.pad)
         return in_compute_dtype(self.embed(ids_BT))
 
@@ -166,26 +186,30 @@ class MLLM(nn.Module):
             attention_mask=packed_blocks(features.valid_BL, branch_BT)
             if flex
             else packed_mask(features.valid_BL, branch_BT, hidden.dtype),
-            position_ids=packed_positions(L, position_BT),
+            position_ids=packed_positions(self._prefix_positions(features.valid_BL), position_BT),
             use_cache=False,
         )
-        return output.last_hidden_state[:, L:]
+        states: Tensor = output.last_hidden_state[:, L:]
+        return states
 
     def logits(self, states_D: Tensor) -> Tensor:
         """Vocabulary logits of selected states only."""
-        return self.llm.lm_head(states_D)
+        logits: Tensor = self.llm.lm_head(states_D)
+        return logits
 
     def prefill(self, features: ImageFeatures) -> PrefixCache:
         """Encode the visual prefix of B images once for generation."""
-        B, L = features.valid_BL.shape
-        position_BL = torch.arange(L, device=features.valid_BL.device).expand(B, -1)
+        position_BL = self._prefix_positions(features.valid_BL)
         cache, attention = DynamicCache(), self.config.attention
         hidden_BLD, mask = in_compute_dtype(features.prefix_BLD), features.valid_BL
         if attention != "flash_attention_2":  # flash takes the validity alone, and is causal by itself
-            mask = branch_mask(prefix_branch(mask), L, hidden_BLD.dtype)
+            mask = branch_mask(prefix_branch(mask), mask.shape[1], hidden_BLD.dtype)
         with self._attention("sdpa" if attention == "flex_attention" else attention):
             self._extend(hidden_BLD, position_BL, cache, mask)
         return PrefixCache(tuple((layer.keys, layer.values) for layer in cache.layers), features.valid_BL)
+
+    def _prefix_positions(self, valid_BL: Tensor) -> Tensor:
+        return prefix_positions(valid_BL, self.config.count_padding)
 
     @torch.no_grad()
     def generate(
@@ -201,7 +225,7 @@ class MLLM(nn.Module):
 
         Args:
             prefix: of B images, from `prefill`.
-            branches: token ids of each branch, ending with <assistant>.
+            branches: token ids of each branch, ending where the answer begins.
             image_of_row: the image of each branch.
             max_new: tokens of an answer at most.
             cache_bytes: branches are decoded in chunks whose keys and values fit into this, at least one at a
@@ -229,21 +253,21 @@ class MLLM(nn.Module):
         """One row per image: its prefix, the texts of all its branches, then the newest token of each in turn."""
         device = prefix.valid_BL.device
         asked = by_image(branches, image_of_row, self.vocabulary.pad, device)
-        (B, A, T), L = asked.ids_BAT.shape, prefix.length
+        _, A, T = asked.ids_BAT.shape
+        valid_BL = prefix.valid_BL[asked.images]
+        start_B1 = self._prefix_positions(valid_BL)[:, -1:] + 1  # the first position after the prefix
         own = self.config.prompt_state == "own"
         # the state after the last token is a prompt only where `prompt_state` is "own"
         last_step = max_new if own else max_new - 1
         cache = prefix.with_room(asked.images, A * (T + last_step))
-        branch_BS = torch.cat(
-            (prefix_branch(prefix.valid_BL[asked.images]), asked.branch_BAT.flatten(1)), dim=1
-        )
-        position_BQ = (torch.arange(T, device=device) + L).repeat(B, A)
+        branch_BS = torch.cat((prefix_branch(valid_BL), asked.branch_BAT.flatten(1)), dim=1)
+        position_BQ = start_B1 + torch.arange(T, device=device).repeat(A)
         hidden_BQD = self._embed_text(asked.ids_BAT.flatten(1))
         mask = branch_mask(branch_BS, A * T, hidden_BQD.dtype)
         states_BQD = self._extend(hidden_BQD, position_BQ, cache, mask)
         state_BAD = asked.last_of(states_BQD.unflatten(1, (A, T)))
 
-        answers = Answers(self.vocabulary, asked, phrases)
+        answers = Answers(self.vocabulary, self._ends, asked, phrases)
         for step in range(max_new):
             token_BA = answers.add(state_BAD, self.logits(state_BAD))
             if bool(answers.done_BA.all()) or step >= last_step:
@@ -251,7 +275,7 @@ class MLLM(nn.Module):
             branch_BS = torch.cat((branch_BS, asked.branch_BA), dim=1)
             hidden_BAD = self._embed_text(token_BA)
             mask = branch_mask(branch_BS, A, hidden_BAD.dtype)
-            state_BAD = self._extend(hidden_BAD, L + asked.lengths_BA + step, cache, mask)
+            state_BAD = self._extend(hidden_BAD, start_B1 + asked.lengths_BA + step, cache, mask)
         return answers.collect(state_BAD, own)
 
     def _extend(self, hidden_BQD: Tensor, position_BQ: Tensor, cache: Cache, mask: Tensor) -> Tensor:
@@ -263,7 +287,8 @@ class MLLM(nn.Module):
             use_cache=True,
             **{self.cache_argument: cache},
         )
-        return output.last_hidden_state
+        states: Tensor = output.last_hidden_state
+        return states
 
     @contextmanager
     def _attention(self, name: Attention) -> Iterator[None]:

@@ -1,7 +1,7 @@
 """One visual prefix, many branches: the attention layout of training and the KV reuse of generation.
 
-Shapes: B images, L prefix tokens, T text tokens of a row, S keys (prefix and text), Q newest of these keys, G heads,
-d head width.
+Shapes: B images, L prefix tokens, T text tokens of a row, S keys (prefix and text), Q newest of these keys, G heads
+of keys and values, d head width.
 """
 
 from __future__ import annotations
@@ -80,11 +80,18 @@ def check_packed(name: Attention) -> None:
         )
 
 
-def packed_positions(prefix_length: int, position_BT: Tensor) -> Tensor:
-    """Position ids (B, L+T): the prefix counts up, each branch goes on from its end."""
-    B = position_BT.shape[0]
-    prefix = torch.arange(prefix_length, device=position_BT.device).expand(B, -1)
-    return torch.cat((prefix, position_BT + prefix_length), dim=1)
+def prefix_positions(prefix_valid_BL: Tensor, count_padding: bool) -> Tensor:
+    """Position ids (B, L): all tokens count up, or the valid ones alone."""
+    if count_padding:
+        return torch.arange(prefix_valid_BL.shape[1], device=prefix_valid_BL.device).expand_as(
+            prefix_valid_BL
+        )
+    return (prefix_valid_BL.long().cumsum(dim=1) - 1).clamp(min=0)
+
+
+def packed_positions(prefix_BL: Tensor, position_BT: Tensor) -> Tensor:
+    """Position ids (B, L+T): the prefix has its own, each branch goes on from its end."""
+    return torch.cat((prefix_BL, prefix_BL[:, -1:] + 1 + position_BT), dim=1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -100,7 +100,7 @@ def test_empty_expression(tmp_path, capsys, stub, text):
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory):
     torch = pytest.importorskip("torch")
-    from mllm.config import MLLMConfig
+    from mllm.config import MLLMConfig, tiny_llama
     from mllm.tokens import Vocabulary
     from uniresxx.checkpoints.folders import save_pretrained
     from uniresxx.model.config import UniRESPlusPlusConfig
@@ -108,7 +108,7 @@ def model_folder(tmp_path_factory):
 
     torch.manual_seed(0)
     vocabulary = Vocabulary.train(["the red wheel of the car"] * 4, 300)
-    small = MLLMConfig(vocabulary=len(vocabulary))
+    small = MLLMConfig(llm=tiny_llama(vocab_size=len(vocabulary)))
     folder = tmp_path_factory.mktemp("checkpoint")
     save_pretrained(folder, UniRESPlusPlusModel(UniRESPlusPlusConfig(mllm=small), vocabulary))
     return folder

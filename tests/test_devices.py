@@ -26,6 +26,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from chat_demo.__main__ import main as chat
 from eval.__main__ import main as evaluate
+from mllm.chat_templates import ChatTemplate
+from mllm.language import parameters_without_memory
 from mllm.tokens import Vocabulary
 from tests.test_boxes import CLIP_PIXELS, LEARNED, owlv2
 from tests.test_film_unet import TOY
@@ -43,7 +45,7 @@ from uniresxx.hub.classes import UniRESPlusPlus
 from uniresxx.model.build import load_model
 from uniresxx.model.config import LossConfig, WeightsConfig
 from uniresxx.model.modeling import UniRESPlusPlusModel
-from uniresxx.model.placement import computed_on, device_of, parameters_without_memory, placement_of
+from uniresxx.model.placement import computed_on, device_of, placement_of
 from uniresxx.model.templates import TRAINING_TEMPLATES
 from uniresxx.model.tuning import cast_frozen
 from uniresxx.segmenters.film_unet.modeling import FilmUNet
@@ -143,7 +145,13 @@ def saved(name: str, vocabulary: Vocabulary, folder: Path) -> Path:
         "sam2": replace(CONFIG, mask_head="sam2", sam2=SAM2, loss=LossConfig(), dense_classes=(0, 0, 0)),
         "lora": replace(CONFIG, tuning=LORA),
         "own state": replace(
-            CONFIG, mllm=replace(CONFIG.mllm, prompt_state="own", blind_to_text=True, bos=1)
+            CONFIG,
+            mllm=replace(
+                CONFIG.mllm,
+                prompt_state="own",
+                blind_to_text=True,
+                chat=ChatTemplate(before_image="[SEG]<image>"),
+            ),
         ),
     }
     save_pretrained(folder, UniRESPlusPlusModel(configs[name], vocabulary))
@@ -351,7 +359,13 @@ def test_loading_never_holds_the_weights_twice(vocabulary: Vocabulary, tmp_path:
     children = {}
     for frozen_dtype in ("fp32", "bf16"):
         config = replace(CONFIG, tuning=replace(LORA, frozen_dtype=frozen_dtype))
-        large = replace(config, mllm=replace(CONFIG.mllm, llm_width=512, llm_mlp=3072, llm_layers=8))
+        large = replace(
+            config,
+            mllm=replace(
+                CONFIG.mllm,
+                llm=CONFIG.mllm.llm | dict(hidden_size=512, intermediate_size=3072, num_hidden_layers=8),
+            ),
+        )
         folders = [tmp_path / frozen_dtype / name for name in ("small", "large")]
         for folder, sizes in zip(folders, (config, large), strict=True):
             model = UniRESPlusPlusModel(sizes, vocabulary, skip_llm_init=True)

@@ -24,7 +24,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mllm.config import MLLMConfig
+from mllm.config import MLLMConfig, tiny_llama
 from train.assemble import open_job, overlay
 from train.command_line import parse, without_rank
 from train.engines.choose import join_ranks
@@ -56,7 +56,11 @@ def lora() -> Recipe:
     """The tiny model; `with_lora` freezes most of it."""
     return Recipe(
         "lora",
-        UniRESPlusPlusConfig(mllm=MLLMConfig(llm_layers=2, llm_mlp=64, vocabulary=400)),
+        UniRESPlusPlusConfig(
+            mllm=MLLMConfig(
+                llm=tiny_llama(num_hidden_layers=2, intermediate_size=64, vocab_size=400),
+            )
+        ),
         DataConfig("scenes_easy", batch_images=4, expressions_per_image=3),
         OptimConfig(steps=STEPS, lr=1e-3, warmup_steps=2, weight_decay=0.01),
         EngineConfig(device="cpu", threads=1),

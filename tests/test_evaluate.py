@@ -527,7 +527,7 @@ def test_the_truth_cannot_reach_an_answer_of_the_real_model(tmp_path, boxes):
     """Its ablation with truth boxes is the control: there the same scrambling must be seen."""
     import torch
 
-    from mllm.config import MLLMConfig
+    from mllm.config import MLLMConfig, tiny_llama
     from mllm.tokens import Vocabulary
     from mllm.tower_families import clip_vit, convnext
     from uniresxx.model.config import PyramidHeadConfig, UniRESPlusPlusConfig
@@ -536,8 +536,10 @@ def test_the_truth_cannot_reach_an_answer_of_the_real_model(tmp_path, boxes):
 
     sizes = MLLMConfig(
         low=clip_vit(32, 1, 2), low_size=32, high=convnext((8, 16, 24, 32)), high_size=32,
-        llm_width=32, llm_layers=1, llm_heads=4, llm_mlp=64, vocabulary=340, max_objects=3, max_parts=4,
-        mgfe_heads=4,
+        llm=tiny_llama(
+            hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=64, vocab_size=340
+        ),
+        max_objects=3, max_parts=4, mgfe_heads=4,
     )  # fmt: skip
     config = UniRESPlusPlusConfig(mllm=sizes, head=PyramidHeadConfig(width=16, heads=2), boxes=boxes)
     texts = [e.text for r in COLOURED for e in r.expressions]

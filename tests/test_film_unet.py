@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from mllm.config import MLLMConfig
+from mllm.config import MLLMConfig, tiny_llama
 from mllm.tokens import Vocabulary
 from train.recipes import KNOWN
 from uniresxx.checkpoints.folders import CONFIG, save_pretrained
@@ -41,7 +41,12 @@ SIDE = 32
 COLOURS = {"red": (230, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 230)}
 TOY = FilmUNetConfig(
     inputs=UniRESPlusPlusConfig(
-        mllm=MLLMConfig(low_size=SIDE, high_size=SIDE, vocabulary=400, llm_layers=1), boxes="truth"
+        mllm=MLLMConfig(
+            low_size=SIDE,
+            high_size=SIDE,
+            llm=tiny_llama(vocab_size=400, num_hidden_layers=1),
+        ),
+        boxes="truth",
     ),
     widths=(16, 32, 64),
     text_width=32,
@@ -292,7 +297,7 @@ def test_config_round_trip_and_refusals(vocabulary: Vocabulary, tmp_path: Path) 
             replace(TOY, **change)
     save_pretrained(tmp_path, make(vocabulary))
     small = TOY.to_dict()
-    small["inputs"]["mllm"]["vocabulary"] = 100
+    small["inputs"]["mllm"]["llm"]["vocab_size"] = 100
     (tmp_path / CONFIG).write_text(json.dumps(small))
     with pytest.raises(InputError, match="exceeds"):
         load_segmenter(tmp_path)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from mllm.config import MLLMConfig
+from mllm.config import MLLMConfig, tiny_llama
 from mllm.tokens import Vocabulary
 from mllm.tower_families import clip_vit
 from train.__main__ import main
@@ -27,7 +27,10 @@ from uniresxx.segmenters.load import load_segmenter
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "train.md"
 SMALL = MLLMConfig(
-    low=clip_vit(layers=1), llm_layers=1, llm_mlp=128, vocabulary=400, max_objects=4, max_parts=4
+    low=clip_vit(layers=1),
+    llm=tiny_llama(num_hidden_layers=1, intermediate_size=128, vocab_size=400),
+    max_objects=4,
+    max_parts=4,
 )
 
 
@@ -35,7 +38,7 @@ SMALL = MLLMConfig(
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `model`, a checkpoint that knows nothing, and `stores/mine`, made as the page says."""
     folder = tmp_path_factory.mktemp("own")
-    vocabulary = Vocabulary.train(["the mug", "the blue mug"], SMALL.vocabulary)
+    vocabulary = Vocabulary.train(["the mug", "the blue mug"], SMALL.token_count)
     torch.manual_seed(0)
     save_pretrained(folder / "model", UniRESPlusPlusModel(UniRESPlusPlusConfig(mllm=SMALL), vocabulary))
     photos = folder / "mine" / "images" / "train2014"
@@ -115,14 +118,14 @@ def test_wrong_finetune_options_are_one_line(
     monkeypatch.chdir(place)
     if not (place / "film").exists():
         config = FilmUNetConfig(inputs=UniRESPlusPlusConfig(mllm=SMALL))
-        save_pretrained(place / "film", FilmUNet(config, Vocabulary.train([], SMALL.vocabulary)))
+        save_pretrained(place / "film", FilmUNet(config, Vocabulary.train([], SMALL.token_count)))
     assert main(["finetune", *line.split()]) == 2
     err = capsys.readouterr().err
     assert text in err and err.count("\n") == 1
 
 
 def test_a_model_of_other_sizes_is_refused(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["finetune", *words(place, "--model.mllm.llm_layers", "2")]) == 2
+    assert main(["finetune", *words(place, "--model.mllm.llm", "num_hidden_layers=2")]) == 2
     assert "--model.weights.start" in capsys.readouterr().err
 
 

@@ -15,7 +15,8 @@ import torch
 from torch import nn
 from transformers import Sam2VideoConfig, Sam2VideoModel
 
-from mllm.config import MLLMConfig, TuningConfig, llava_7b
+from mllm.chat_templates import LLAVA_1_5
+from mllm.config import MLLMConfig, TuningConfig, llava_7b, tiny_llama
 from mllm.loading import SAM_RULES, translate
 from mllm.tokens import Vocabulary
 from mllm.tower_families import clip_vit, convnext
@@ -55,7 +56,7 @@ PUBLISHED = {"mllm.low": 304e6, "mllm.high": 196.2e6, "head.sam": 216.9e6}
 
 @cache
 def vocabulary() -> Vocabulary:
-    return Vocabulary.train([*TRAINING_TEMPLATES, "a red square"], 768)
+    return Vocabulary.train([*TRAINING_TEMPLATES, "a red square"], 768, LLAVA_1_5)
 
 
 def count(module: nn.Module) -> int:
@@ -235,7 +236,11 @@ def test_no_upsampled_map_of_all_stages_is_made() -> None:
     from mllm.vision_flow import RegionTokens
 
     config = MLLMConfig(
-        high_size=256, high=convnext((24, 48, 96, 192), patch=4), llm_width=32, low=clip_vit(32), mgfe_heads=4
+        high_size=256,
+        high=convnext((24, 48, 96, 192), patch=4),
+        llm=tiny_llama(hidden_size=32),
+        low=clip_vit(32),
+        mgfe_heads=4,
     )
     largest = 0
 

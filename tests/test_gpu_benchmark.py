@@ -63,7 +63,7 @@ def test_the_flops_of_the_llm_are_those_torch_counts() -> None:
     for parameter in model.parameters():
         parameter.data = parameter.data.float()
     m, batch = recipe.model.mllm, gpu.batch_of(recipe, vocabulary, 3)
-    prefix, llm = gpu.prefix_of(m), model.mllm.llm
+    prefix, llm = model.mllm.prefix_length, model.mllm.llm
     S = prefix + batch.token_ids_BT.shape[1]
     hidden = torch.randn(1, S, m.llm_width, requires_grad=True)
     labels = int((batch.labels_BT[0] >= 0).sum())
@@ -75,9 +75,8 @@ def test_the_flops_of_the_llm_are_those_torch_counts() -> None:
     branches = [int((row == k).sum()) for k in range(3)]
     assert sum(branches) == batch.token_ids_BT.shape[1]
     pairs = prefix * (prefix + 1) / 2 + sum(t * prefix + t * (t + 1) / 2 for t in branches)
-    expected = gpu.llm_flops(model, prefix, branches, labels) + 12 * m.llm_width * m.llm_layers * (
-        S * S - pairs
-    )
+    per_pair = 12 * m.attention_width * m.llm_config.num_hidden_layers
+    expected = gpu.llm_flops(model, prefix, branches, labels) + per_pair * (S * S - pairs)
     rows = 6 * len(model.vocabulary.special) * m.llm_width * labels  # the trained token rows
     assert counter.get_total_flops() == pytest.approx(expected + rows, rel=0.01)
 
@@ -103,8 +102,7 @@ def test_the_prefix_is_as_long_as_the_benchmark_says() -> None:
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         view = gpu.make_sample(_record(), gpu.photo_of(_record()), (), (), [], recipe.model, vocabulary).view
         encoded = model.encode_views([view])
-    assert encoded.prefix.length == gpu.prefix_of(recipe.model.mllm)
-    assert gpu.prefix_of(gpu.uniresxx_7b().model.mllm) == 1 + 3 + 576 + 32 + 64
+    assert encoded.prefix.length == model.mllm.prefix_length
     assert (batch.branch_BT[0] >= 0).sum() == pytest.approx(25, abs=5)
 
 

@@ -422,7 +422,7 @@ def test_a_hub_id_is_looked_for_only_where_it_is_named(
 
     def snapshot(name: str, **options: Any) -> str:
         asked.append((name, options.get("revision")))
-        assert all(p.endswith((".safetensors", ".json")) for p in options["allow_patterns"])
+        assert all(p.endswith((".safetensors", ".json", ".jinja")) for p in options["allow_patterns"])
         return str(tmp_path)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)

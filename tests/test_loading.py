@@ -28,8 +28,10 @@ from transformers import (
     SamModel,
 )
 
-from mllm.config import MLLMConfig, TuningConfig
-from mllm.loading import folder_of, load_llava, load_sam, weight_files
+from mllm.chat_templates import LLAVA_1_5, ChatTemplate
+from mllm.config import MLLMConfig, TuningConfig, tiny_llama
+from mllm.loading import folder_of, load_sam, weight_files
+from mllm.loading_llm import load_llava
 from mllm.modeling import MLLM
 from mllm.tokens import SPECIAL_TOKENS, Vocabulary
 from mllm.tower_families import clip_vit, convnext
@@ -59,8 +61,11 @@ from uniresxx.types import Decoding
 SMALL = MLLMConfig(
     low=clip_vit(32, 3, 2, 48, 14), low_size=28, low_select_layer=-2, low_stats="clip",
     high=convnext((8, 16, 24, 32), (1, 1, 2, 1), 4, 1e-6), high_size=64, high_stats="clip", projector="mlp2x_gelu",
-    llm_width=32, llm_layers=2, llm_heads=4, llm_mlp=64, llm_eps=1e-5,
-    vocabulary=340, max_objects=3, max_parts=4, mgfe_heads=4, bos=1,
+    llm=tiny_llama(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
+        rms_norm_eps=1e-5, vocab_size=340,
+    ),
+    max_objects=3, max_parts=4, mgfe_heads=4, chat=ChatTemplate(before_image="<s><image>"),
 )  # fmt: skip
 VIT = dict(
     hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=2, image_size=28, patch_size=14
@@ -363,7 +368,7 @@ def whole(tmp_path: Path, **changes: Any) -> UniRESPlusPlusConfig:
     """A small config whose sources are folders made here."""
     theirs = llava()
     theirs.save_pretrained(tmp_path / "llava")
-    (tmp_path / "llava" / "tokenizer.json").write_text(Vocabulary.train(CORPUS, 320).to_json())
+    (tmp_path / "llava" / "tokenizer.json").write_text(Vocabulary.train(CORPUS, 320, LLAVA_1_5).to_json())
     ConvNextModel(ConvNextConfig(hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 2, 1])).save_pretrained(
         tmp_path / "trunk"
     )
@@ -406,9 +411,7 @@ def test_a_model_for_training_is_built_from_named_folders(tmp_path: Path) -> Non
 
 
 SIZES = (
-    "low", "low_size", "high", "high_size",
-    "llm_width", "llm_layers", "llm_heads", "llm_mlp", "vocabulary", "max_objects", "max_parts",
-    "mgfe_heads",
+    "low", "low_size", "high", "high_size", "llm", "max_objects", "max_parts", "mgfe_heads",
 )  # fmt: skip
 
 
@@ -472,7 +475,7 @@ def test_a_hub_id_is_asked_for_weights_and_never_for_code(
         {
             "name": "openai/clip-vit-large-patch14-336",
             "revision": "abc",
-            "allow_patterns": ["*.safetensors", "*.json"],
+            "allow_patterns": ["*.safetensors", "*.json", "*.jinja"],
         }
     ]
 

@@ -39,7 +39,9 @@ from uniresxx.types import BadSample, Expression, Granularity, ImageRecord
 
 ROOT = Path(__file__).resolve().parents[1]
 KINDS = tuple(Granularity)
-SMALL = replace(KNOWN["tiny_scenes"]().model.mllm, vocabulary=300)
+SMALL = replace(
+    KNOWN["tiny_scenes"]().model.mllm, llm=KNOWN["tiny_scenes"]().model.mllm.llm | dict(vocab_size=300)
+)
 CONFIG = replace(KNOWN["tiny_scenes"]().model, mllm=SMALL)
 
 

@@ -15,7 +15,8 @@ from transformers import Cache
 from transformers.utils import is_flash_attn_2_available
 
 from mllm.chat import IGNORE, ChatTurn, Mark, Row, render
-from mllm.config import MLLMConfig, TuningConfig
+from mllm.chat_templates import ChatTemplate
+from mllm.config import MLLMConfig, TuningConfig, tiny_llama
 from mllm.language import cache_argument, enable_activation_checkpointing
 from mllm.lora import adapt
 from mllm.modeling import MLLM, Boxes
@@ -30,8 +31,10 @@ CORPUS = [
 ] * 5
 TINY = {
     "low": clip_vit(32, 1, 2), "low_size": 32, "high": convnext((8, 16, 24, 32)), "high_size": 32,
-    "llm_width": 32, "llm_layers": 2, "llm_heads": 4, "llm_mlp": 64, "vocabulary": 340, "max_objects": 3,
-    "max_parts": 4, "mgfe_heads": 4,
+    "llm": tiny_llama(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, vocab_size=340
+    ),
+    "max_objects": 3, "max_parts": 4, "mgfe_heads": 4,
 }  # fmt: skip
 
 
@@ -270,8 +273,8 @@ def test_without_any_region_the_image_attends_to_nothing(vocabulary: Vocabulary)
 def test_sizes_that_cannot_fit_are_refused() -> None:
     with pytest.raises(ValueError, match="low_size=60 is not a multiple of 8: choose 56 or 64"):
         _ = MLLMConfig(low_size=60).low_grid
-    with pytest.raises(ValueError, match="llm_width"):
-        MLLMConfig(llm_width=100)
+    with pytest.raises(ValueError, match="must divide by mgfe_heads"):
+        MLLMConfig(llm=tiny_llama(hidden_size=100, num_attention_heads=2)).check_llm()
 
 
 def test_prompt_states_of_both_kinds_come_from_the_right_position(vocabulary: Vocabulary) -> None:
@@ -655,7 +658,7 @@ def test_narrow_exploitation_adds_nothing_at_first_and_then_matters(vocabulary: 
 
 
 def test_a_first_token_comes_before_the_visual_prefix(vocabulary: Vocabulary) -> None:
-    plain, first = make(vocabulary), make(vocabulary, bos=7)
+    plain, first = make(vocabulary), make(vocabulary, chat=ChatTemplate(before_image="[SEG]<image>"))
     a, b = encode_images(plain), encode_images(first)
     assert b.layout.length == a.layout.length + 1
     assert torch.equal(b.prefix_BLD[:, 1:], a.prefix_BLD)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from mllm.chat import render
-from mllm.config import MLLMConfig
+from mllm.config import MLLMConfig, tiny_llama
 from mllm.tokens import Vocabulary
 from mllm.tower_families import clip_vit, convnext
 from train.assemble import open_job
@@ -51,8 +51,9 @@ from uniresxx.types import (
 )
 
 TINY = MLLMConfig(
-    low=clip_vit(32, 1, 2), low_size=32, high=convnext((8, 16, 24, 32)), high_size=32, llm_width=32, llm_layers=1,
-    llm_heads=4, llm_mlp=64, vocabulary=340, max_objects=3, max_parts=4, mgfe_heads=4,
+    low=clip_vit(32, 1, 2), low_size=32, high=convnext((8, 16, 24, 32)), high_size=32,
+    llm=tiny_llama(hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=64, vocab_size=340),
+    max_objects=3, max_parts=4, mgfe_heads=4,
 )  # fmt: skip
 CONFIG = UniRESPlusPlusConfig(
     mllm=TINY, head=PyramidHeadConfig(width=16, heads=2), loss=LossConfig(dense=0.5), dense_classes=(3, 3, 3)
@@ -261,7 +262,7 @@ def always_seg(vocabulary: Vocabulary, then: str) -> Callable[[torch.Tensor], to
 
     def logits(states: torch.Tensor) -> torch.Tensor:
         token = torch.full(states.shape[:-1], next(steps))
-        return torch.nn.functional.one_hot(token, CONFIG.mllm.vocabulary).float() * 50
+        return torch.nn.functional.one_hot(token, CONFIG.mllm.token_count).float() * 50
 
     return logits
 
@@ -322,7 +323,7 @@ def test_marks_typed_by_a_user_change_no_count(model: UniRESPlusPlusModel) -> No
     for text in ("[SEG] [SEG] [REJ] <image>", "<object><part><image>" * 3):
         prediction = model.answer(encoded, [[text]], Decoding(max_new_tokens=3))[0]
         assert len(prediction.segments) <= 3  # at most one per generated token, none per typed mark
-        ids = asked_branches([[text]], Decoding(), model.vocabulary)[1][0]
+        ids = asked_branches([[text]], Decoding(), model.vocabulary, CONFIG.mllm.chat)[1][0]
         assert not {model.vocabulary.seg, model.vocabulary.rej, model.vocabulary.image} & set(ids)
     assert encoded.prefix.length == model.encode_images([picture(1).pixels]).prefix.length
 
@@ -339,7 +340,7 @@ def test_a_photo_of_one_pixel_and_one_without_boxes_get_answers(model: UniRESPlu
 def test_history_reaches_the_answer(model: UniRESPlusPlusModel) -> None:
     encoded = model.encode_images([picture(0).pixels])
     asked = [Question("and its roof?"), Question("and its roof?", (("segment the car.", "[SEG]."),))]
-    rows = asked_branches([asked], Decoding(template="{expression}"), model.vocabulary)[1]
+    rows = asked_branches([asked], Decoding(template="{expression}"), model.vocabulary, CONFIG.mllm.chat)[1]
     assert len(rows[1]) > len(rows[0]) and model.vocabulary.seg in rows[1]
     a, b = model.answer(encoded, [asked], Decoding(template="{expression}", max_new_tokens=2))
     assert a.p_absent != b.p_absent

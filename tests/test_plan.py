@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from mllm.config import MLLMConfig, TuningConfig
+from mllm.config import MLLMConfig, TuningConfig, tiny_llama
 from mllm.tokens import Vocabulary
 from mllm.tower_families import clip_vit, convnext
 from train import __main__ as program
@@ -31,11 +31,15 @@ from uniresxx.types import Batch
 
 ROOT = Path(__file__).resolve().parents[1]
 BOUND = 0.1  # our choice of what a prediction of activations may be off
-SMALL = MLLMConfig(llm_layers=2, llm_mlp=256, vocabulary=512)
+SMALL = MLLMConfig(
+    llm=tiny_llama(num_hidden_layers=2, intermediate_size=256, vocab_size=512),
+)
 MIDDLE = MLLMConfig(
     low=clip_vit(patch=14), low_size=112, high=convnext(patch=4), high_size=192,
-    llm_layers=4, llm_width=256, llm_heads=8,
-    llm_mlp=512, vocabulary=512, mgfe_width=64,
+    llm=tiny_llama(
+        num_hidden_layers=4, hidden_size=256, num_attention_heads=8, intermediate_size=512, vocab_size=512
+    ),
+    mgfe_width=64,
 )  # fmt: skip
 LORA = TuningConfig(frozen=("low", "high"), lora_rank=4, token_rows="new")
 
@@ -53,7 +57,7 @@ CONFIGS = {
 
 def real(config: UniRESPlusPlusConfig, images: int, expressions: int) -> tuple[nn.Module, Batch]:
     """A model with memory and a drawn batch."""
-    vocabulary = Vocabulary.train(["the red star on the left"], config.mllm.vocabulary)
+    vocabulary = Vocabulary.train(["the red star on the left"], config.mllm.token_count)
     torch.manual_seed(0)
     model = UniRESPlusPlusModel(config, vocabulary)
     source = SceneSource("scenes_easy", 0)
@@ -96,15 +100,17 @@ def test_activations_are_those_measured(name: str) -> None:
 def test_a_layer_of_the_llm_keeps_what_can_be_counted_by_hand() -> None:
     """From the difference of two depths: fp32 numbers per token, in a row of S tokens."""
     config, sizes = CONFIGS["tiny"], Sizes(1, 4, 12)
-    deeper = replace(config, mllm=replace(config.mllm, llm_layers=3))
+    deeper = replace(config, mllm=replace(config.mllm, llm=config.mllm.llm | dict(num_hidden_layers=3)))
     added = (
         estimate_activations(deeper, sizes, False).saved - estimate_activations(config, sizes, False).saved
     )
     m = config.mllm
     S = 3 + m.low_grid**2 + m.max_objects + m.max_parts + 4 * 12
     norm = 3 * m.llm_width + 1  # input, normed, times weight (which the projections keep); root per row
-    attention = 4 * m.llm_width + m.llm_heads  # q and k after rotation, v, result; log-sum per head
-    mlp = 4 * m.llm_mlp  # gate, its silu, up, their product
+    attention = (
+        4 * m.llm_width + m.llm_config.num_attention_heads
+    )  # q, k after rotation, v, result; log-sum per head
+    mlp = 4 * m.llm_config.intermediate_size  # gate, its silu, up, their product
     assert added == 4 * S * (2 * norm + attention + mlp)
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from mllm.config import MLLMConfig, TuningConfig
+from mllm.config import MLLMConfig, TuningConfig, tiny_llama
 from mllm.modeling import Boxes
 from mllm.tokens import Vocabulary
 from mllm.tower_families import clip_vit
@@ -140,7 +140,9 @@ def test_golden_peaks(name, teraflops):
 @pytest.mark.parametrize(("lora", "frozen"), [(0, ()), (4, ("low",))])
 def test_counted_flops_are_what_torch_counts(lora, frozen):
     """Forward passes under torch's own counter; the backward factors follow from what is trained."""
-    m = MLLMConfig(llm_layers=2, vocabulary=300)
+    m = MLLMConfig(
+        llm=tiny_llama(num_hidden_layers=2, vocab_size=300),
+    )
     tuning = TuningConfig(lora_rank=lora, frozen=frozen)
     config = UniRESPlusPlusConfig(mllm=m, boxes="grid", tuning=tuning)
     model = UniRESPlusPlusModel(config, Vocabulary.train(["segment the red car"], 300))
@@ -173,7 +175,7 @@ def test_counted_flops_are_what_torch_counts(lora, frozen):
     linear = real * sum(n for op, n in products.items() if op.__name__.startswith(("mm", "addmm")))
     pairs = sum(visual * (visual + 1) // 2 + sum((visual + 1) * n + n * (n - 1) // 2 for n in lengths)
                 for lengths in ((5, 4), (6,)))  # fmt: skip
-    attention = 4 * m.llm_layers * m.llm_width * pairs
+    attention = 4 * m.llm_config.num_hidden_layers * m.llm_width * pairs
     low_times, llm_times = (1, 2) if frozen else (3, 3)
     seen = llm_times * linear + 3 * attention
     seen += low_times * tower.get_total_flops() + 3 * high.get_total_flops()
@@ -186,7 +188,8 @@ def test_counted_flops_are_what_torch_counts(lora, frozen):
 def little(steps=4, **config):
     """The tiny recipe, smaller still."""
     full = KNOWN["tiny_scenes"]()
-    mllm = replace(full.model.mllm, llm_layers=1, llm_mlp=64, vocabulary=400, low=clip_vit(layers=1))
+    llm = full.model.mllm.llm | dict(num_hidden_layers=1, intermediate_size=64, vocab_size=400)
+    mllm = replace(full.model.mllm, llm=llm, low=clip_vit(layers=1))
     return replace(
         full,
         model=replace(full.model, mllm=mllm, head=PyramidHeadConfig(width=16, heads=2)),
@@ -486,7 +489,7 @@ def test_the_benchmark_has_the_full_prefix_and_the_recorded_rows_say_where():
 
     m = full().mllm
     assert (m.low_grid**2, m.max_objects, m.max_parts) == (576, 32, 64) and EXPRESSIONS == 7
-    assert (m.llm_width, m.llm_layers) == (256, 4)
+    assert (m.llm_width, m.llm_config.num_hidden_layers) == (256, 4)
     path = ROOT / "benchmarks/results/training_step.csv"
     with path.open(newline="", encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))

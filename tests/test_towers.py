@@ -25,7 +25,7 @@ from transformers import (
     SiglipModel,
 )
 
-from mllm.config import MLLMConfig
+from mllm.config import MLLMConfig, tiny_llama
 from mllm.modeling import MLLM, Boxes
 from mllm.tokens import Vocabulary
 from mllm.tower_families import HIGH_FAMILIES, LOW_FAMILIES, PIXEL_STATS, clip_vit, convnext
@@ -62,7 +62,8 @@ HIGH: dict[str, dict[str, Any]] = {
     "hiera": STAGES | {"embed_dim": 8, "num_heads": [1, 2, 2, 4]},
 }
 REST: dict[str, Any] = dict(
-    llm_width=32, llm_layers=1, llm_heads=4, llm_mlp=64, vocabulary=340, max_objects=3, max_parts=4, mgfe_heads=4
+    llm=tiny_llama(hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=64, vocab_size=340),
+    max_objects=3, max_parts=4, mgfe_heads=4,
 )  # fmt: skip
 NAMES = [f"stage{i}" for i in range(1, 5)]
 assert (LOW.keys(), HIGH.keys()) == (LOW_FAMILIES.keys(), HIGH_FAMILIES.keys())

@@ -30,7 +30,7 @@ from unittest.mock import patch
 
 import torch
 
-from mllm.config import MLLMConfig
+from mllm.config import MLLMConfig, tiny_llama
 from mllm.tower_families import clip_vit, convnext
 from train.assemble import open_job
 from train.job import Job
@@ -53,7 +53,10 @@ def small_recipe(background: bool) -> Recipe:
     full = KNOWN["tiny_scenes"]()
     mllm = MLLMConfig(
         low=clip_vit(16, 1, 2), high=convnext((8, 8, 16, 16), (1, 1, 1, 1)),
-        llm_width=32, llm_layers=1, llm_heads=2, llm_mlp=64, vocabulary=400, mgfe_blocks=1, mgfe_heads=2,
+        llm=tiny_llama(
+            hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64, vocab_size=400
+        ),
+        mgfe_blocks=1, mgfe_heads=2,
     )  # fmt: skip
     return replace(
         full,

@@ -109,7 +109,7 @@ def model_without_memory(config: UniRESPlusPlusConfig) -> UniRESPlusPlusModel:
 
     Raises ValueError for sizes that do not fit together.
     """
-    vocabulary = Vocabulary.train([], config.mllm.vocabulary)
+    vocabulary = Vocabulary.train([], config.mllm.token_count, config.mllm.chat)
     with torch.device("meta"):
         model = UniRESPlusPlusModel(config, vocabulary)
     cast_frozen(model, config.tuning)

@@ -7,7 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from uniresxx.model.config import FORMER_DEFAULTS, FORMER_VALUES
-from uniresxx.model.former_towers import TOWER_FIELDS, WEIGHTS_FIELDS, towers_of_today, weights_of_today
+from uniresxx.model.former_config import (
+    LLM_FIELDS,
+    TOWER_FIELDS,
+    WEIGHTS_FIELDS,
+    current_mllm,
+    current_weights,
+)
 
 # Fields that change no weight: they may differ when a run continues.
 FREE = (
@@ -22,6 +28,7 @@ FORMER_FIELDS: dict[str, str | None] = {
     "data.bad_share": "data.max_bad_fraction",
     "data.feature_cache": None,
 }
+FORMER_FIELDS |= {f"model.mllm.{former}": f"model.mllm.llm {key}=" for former, (key, _) in LLM_FIELDS.items()}
 FORMER_FIELDS |= {f"model.mllm.{former}": new and f"model.mllm.{new}" for former, new in TOWER_FIELDS.items()}
 FORMER_FIELDS |= {f"model.weights.{former}": f"model.weights.{new}" for former, new in WEIGHTS_FIELDS.items()}
 
@@ -32,6 +39,7 @@ ADDED_FIELDS: dict[str, Any] = {
     "model.sam2.fuse_early": False,
     "model.instances": 0,
     "model.tuning.keep_fp32": [],
+    **{f"{model}.weights.llm": None for model in ("model", "model.inputs")},
 }
 
 
@@ -53,7 +61,7 @@ def recipe_values(about: Mapping[str, Any]) -> dict[str, Any]:
     that the model does not have are not.
     """
     values: dict[str, Any] = {}
-    for key, value in flatten(_of_today(about.get("recipe", {}))).items():
+    for key, value in flatten(_with_current_names(about.get("recipe", {}))).items():
         name = FORMER_FIELDS.get(key, key)
         if name is not None:
             last = name.rpartition(".")[2]
@@ -68,11 +76,11 @@ def recipe_values(about: Mapping[str, Any]) -> dict[str, Any]:
     return values | {"data set": about.get("data", "")}
 
 
-def _of_today(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe's nested dicts with every `mllm` and `weights` under the names of today."""
-    today = {"mllm": towers_of_today, "weights": weights_of_today}
+def _with_current_names(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe's nested dicts with every `mllm` and `weights` under its present names."""
+    current = {"mllm": current_mllm, "weights": current_weights}
     return {
-        key: today.get(key, _of_today)(value) if isinstance(value, Mapping) else value
+        key: current.get(key, _with_current_names)(value) if isinstance(value, Mapping) else value
         for key, value in tree.items()
     }
 

@@ -29,6 +29,7 @@ from mllm.towers import HighTower, LowTower
 from train.distributed import Ranks
 from train.recipe import EngineConfig
 from uniresxx.model.config import UniRESPlusPlusConfig
+from uniresxx.model.modeling import UniRESPlusPlusModel
 from uniresxx.types import Batch
 
 WINDOW = 20  # steps
@@ -68,14 +69,14 @@ class Cost(NamedTuple):
     flops: float = 0.0
 
 
-def cost_counter(model: nn.Module, config: UniRESPlusPlusConfig) -> Callable[[Batch], Cost]:
+def cost_counter(model: UniRESPlusPlusModel, config: UniRESPlusPlusConfig) -> Callable[[Batch], Cost]:
     """A function for the cost of micro-batches of a UniRESPlusPlus; its parameters are counted here, once."""
     m = config.mllm
-    visual = m.low_grid**2 + m.max_objects + m.max_parts + 3 + (m.bos is not None)
+    visual = model.mllm.prefix_length
     llm = _cost(model, "mllm.llm.model.layers.")
     per_image = _forward_flops(LowTower, m, m.low_size) * (3 if _trained(model, "mllm.low.") else 1)
     per_image += _forward_flops(HighTower, m, m.high_size) * (3 if _trained(model, "mllm.high.") else 1)
-    output = (6 if _trained(model, "mllm.llm.lm_head.weight") else 4) * m.vocabulary * m.llm_width
+    output = (6 if _trained(model, "mllm.llm.lm_head.weight") else 4) * m.token_count * m.llm_width
 
     def count(batch: Batch) -> Cost:
         real_BT = batch.branch_BT >= 0
@@ -83,7 +84,10 @@ def cost_counter(model: nn.Module, config: UniRESPlusPlusConfig) -> Callable[[Ba
         # position p of a branch attends to the prefix, itself and the p before it
         branch_pairs = int((batch.position_BT * real_BT).sum()) + text * (visual + 1)
         pairs = images * visual * (visual + 1) // 2 + branch_pairs
-        flops = llm * (images * visual + text) + 3 * 4.0 * m.llm_layers * m.llm_width * pairs
+        flops = (
+            llm * (images * visual + text)
+            + 3 * 4.0 * m.llm_config.num_hidden_layers * m.attention_width * pairs
+        )
         flops += output * int((batch.labels_BT >= 0).sum()) + per_image * images
         return Cost(text, images * visual, flops)
 
@@ -110,7 +114,8 @@ def _cost(model: nn.Module, path: str) -> float:
 
 
 def _trained(model: nn.Module, path: str) -> bool:
-    return any(p.requires_grad for name, p in model.named_parameters() if name.startswith(path))
+    named = model.named_parameters(remove_duplicate=False)  # a tied matrix has two names
+    return any(p.requires_grad for name, p in named if name.startswith(path))
 
 
 class ThroughputMeter:

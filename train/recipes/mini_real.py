@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mllm.config import MLLMConfig
+from mllm.config import MLLMConfig, tiny_llama
 from mllm.tower_families import clip_vit, convnext
 from train.recipe import DataConfig, EvalConfig, LogConfig, OptimConfig, Recipe
 from uniresxx.model.config import LossConfig, PyramidHeadConfig, UniRESPlusPlusConfig
@@ -22,9 +22,7 @@ def mini_real() -> Recipe:
                 low_size=128,
                 high=convnext(patch=4),
                 high_size=320,
-                llm_layers=2,
-                llm_mlp=256,
-                vocabulary=512,
+                llm=tiny_llama(num_hidden_layers=2, intermediate_size=256, vocab_size=512),
             ),
             head=PyramidHeadConfig(paint_regions=True),
             loss=LossConfig(mask=4.0, dice=2.0),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mllm.config import MLLMConfig
+from mllm.config import MLLMConfig, tiny_llama
 from mllm.tower_families import convnext
 from train.recipe import DataConfig, EngineConfig, EvalConfig, LogConfig, OptimConfig, Recipe
 from uniresxx.data.scenes import SPLITS, dense_classes
@@ -20,7 +20,8 @@ def scenes_hour() -> Recipe:
         name="scenes_hour",
         model=UniRESPlusPlusConfig(
             mllm=MLLMConfig(
-                high=convnext(patch=4), high_size=128, llm_layers=2, llm_mlp=256, vocabulary=1024, max_objects=16,
+                high=convnext(patch=4), high_size=128, max_objects=16,
+                llm=tiny_llama(num_hidden_layers=2, intermediate_size=256),
             ),
             head=PyramidHeadConfig(paint_regions=True),
             loss=LossConfig(mask=4.0, dice=2.0, dense=1.5),

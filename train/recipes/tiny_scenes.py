@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mllm.config import MLLMConfig
+from mllm.config import MLLMConfig, tiny_llama
 from train.recipe import DataConfig, EvalConfig, LogConfig, OptimConfig, Recipe
 from uniresxx.data.scenes import dense_classes
 from uniresxx.model.config import LossConfig, PyramidHeadConfig, UniRESPlusPlusConfig
@@ -17,7 +17,7 @@ def tiny_scenes() -> Recipe:
     return Recipe(
         name="tiny_scenes",
         model=UniRESPlusPlusConfig(
-            mllm=MLLMConfig(llm_layers=2, llm_mlp=256, vocabulary=768),
+            mllm=MLLMConfig(llm=tiny_llama(num_hidden_layers=2, intermediate_size=256, vocab_size=768)),
             head=PyramidHeadConfig(paint_regions=True),
             loss=LossConfig(
                 mask=4.0, dice=2.0, dense=1.5

@@ -85,7 +85,8 @@ def _pretrained(config: UniRESPlusPlusConfig) -> dict[str, str]:
 def _recipe(config: UniRESPlusPlusConfig, about: Mapping[str, Any], source: Path | None) -> str:
     m = config.mllm
     lines = [
-        f"- LLM: {m.llm_layers} layers of width {m.llm_width}; towers: {m.low_size} px and {m.high_size} px",
+        f"- LLM: {m.llm['model_type']}, {m.llm_config.num_hidden_layers} layers of width {m.llm_width}; "
+        f"towers: {m.low_size} px and {m.high_size} px",
         f"- mask head: {config.mask_head}; boxes: {config.boxes}; decision rule: {config.decision_rule}",
         _adapted(config),
     ]

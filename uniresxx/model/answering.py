@@ -48,7 +48,7 @@ def answer_texts(
     rule: DecisionRule,
 ) -> list[Prediction]:
     """Generate the answers of all texts of all photos together; flat, photo by photo."""
-    image_of_row, branches = asked_branches(texts, decoding, mllm.vocabulary)
+    image_of_row, branches = asked_branches(texts, decoding, mllm.vocabulary, mllm.config.chat)
     if not branches:
         return []
     answers = mllm.generate(

@@ -11,14 +11,9 @@ from typing import Any, TypeVar
 from torch import nn
 
 from mllm.config import TuningConfig
-from mllm.loading import (
-    OWN_RULES,
-    Report,
-    llava_vocabulary,
-    load_llava,
-    load_part,
-    load_sam,
-)
+from mllm.language import parameters_without_memory
+from mllm.loading import OWN_RULES, Report, load_part, load_sam
+from mllm.loading_llm import chat_template_of, load_llava, load_llm, pretrained_vocabulary
 from mllm.prefix import check_packed
 from mllm.tokens import Vocabulary
 from mllm.tower_loading import load_high, load_low
@@ -28,7 +23,7 @@ from uniresxx.errors import InputError
 from uniresxx.model.config import UniRESPlusPlusConfig
 from uniresxx.model.heads.pyramid import PyramidHead
 from uniresxx.model.modeling import UniRESPlusPlusModel
-from uniresxx.model.placement import Placement, parameters_without_memory
+from uniresxx.model.placement import Placement
 from uniresxx.model.regions.detector import Owlv2Proposer
 from uniresxx.model.tuning import cast, cast_frozen, format_table, parameter_table, rounded_parts
 
@@ -39,10 +34,17 @@ BOX_HEAD = r"box_head\..*"  # parameters that the align stage does not have
 
 
 def check_sources(config: UniRESPlusPlusConfig) -> None:
-    """InputError where towers do not fit, or required pretrained parts are not named, with the options that help."""
+    """InputError where parts do not fit, or required pretrained ones are not named, with the options that help."""
     w, m = config.weights, config.mllm
     _as_input(lambda: (m.low_config, m.high_config), "--model.mllm")
-    given = {"llava": w.llava, "low": w.low or w.llava, "high": w.high, "sam": w.sam}
+    _as_input(m.check_llm, "--model.mllm")
+    given = {
+        "llava": w.llava,
+        "llm": w.llm or w.llava,
+        "low": w.low or w.llava,
+        "high": w.high,
+        "sam": w.sam,
+    }
     required = [*w.required]
     if w.required and config.mask_head != "pyramid" and "sam" not in required:
         required.append("sam")
@@ -52,6 +54,10 @@ def check_sources(config: UniRESPlusPlusConfig) -> None:
         raise InputError(
             f"this recipe starts from pretrained weights and downloads only what you name: give {options}"
         )
+    if w.llm is not None and w.llava is not None:
+        raise InputError(
+            "--model.weights.llm and --model.weights.llava both bring a language model: name one"
+        )
     if w.sam is not None and config.mask_head == "pyramid":
         raise InputError("--model.weights.sam is for --model.mask_head sam or sam2")
     if config.boxes == "owlv2" and w.owlv2 is None:
@@ -59,13 +65,14 @@ def check_sources(config: UniRESPlusPlusConfig) -> None:
 
 
 def open_vocabulary(config: UniRESPlusPlusConfig, corpus: Sequence[str]) -> Vocabulary:
-    """The tokenizer of the named LLaVA with our special tokens, else one trained on `corpus`."""
+    """The tokenizer of the named language model with our special tokens, else one trained on `corpus`."""
     w = config.weights
     if w.start is not None:
         return load_vocabulary(resolve(Path(w.start), print))
-    if w.llava is not None:
-        return _as_input(lambda: llava_vocabulary(str(w.llava)), "--model.weights.llava")
-    return Vocabulary.train(corpus, config.mllm.vocabulary)
+    for option, source in (("llm", w.llm), ("llava", w.llava)):
+        if source is not None:
+            return _as_input(partial(pretrained_vocabulary, source), f"--model.weights.{option}")
+    return Vocabulary.train(corpus, config.mllm.token_count, config.mllm.chat)
 
 
 def build_for_training(
@@ -84,8 +91,10 @@ def build_for_training(
     check_sources(config)
     _as_input(lambda: check_packed(config.mllm.attention), "--model.mllm.attention")
     w = config.weights
-    all_loaded = w.llava is not None or w.start is not None
-    model = UniRESPlusPlusModel(config, vocabulary, skip_llm_init=all_loaded)
+    all_loaded = w.llava is not None or w.llm is not None or w.start is not None
+    model = _as_input(
+        lambda: UniRESPlusPlusModel(config, vocabulary, skip_llm_init=all_loaded), "--model.mllm"
+    )
     cast_frozen(model, config.tuning)  # before loading: half the memory is never needed
     load_sources(model, log)
     if config.boxes == "owlv2":
@@ -122,6 +131,11 @@ def load_sources(model: UniRESPlusPlusModel, log: Log) -> None:
     if w.llava is not None:
         parts = ["LLM", "projector", "low tower"]
         load("llava", parts, partial(load_llava, mllm, w.llava, w.low is None))
+    if w.llm is not None:
+        load("llm", ["LLM"], partial(load_llm, mllm, w.llm))
+        published = _as_input(partial(chat_template_of, w.llm), "--model.weights.llm")
+        if published is not None and published != model.config.mllm.chat:
+            log(f"LLM: its own chat format is {published}, mllm.chat has {model.config.mllm.chat}")
     if w.low is not None:
         load("low", ["low tower"], partial(load_low, mllm, w.low))
     if w.high is not None:

@@ -76,13 +76,13 @@ def make_sample(
     kinds: list[Granularity] = []
     ids: list[str] = []
     for expression, choice in zip(expressions, choices, strict=True):
-        render([expression_turn(expression, choice)], vocabulary, row)
+        render([expression_turn(expression, choice)], vocabulary, row, config.mllm.chat)
         masks.append(expression.rle)
         instances.append(expression.instances)
         kinds.append(expression.granularity)
         ids.append(expression.expression_id)
     for dialogue in dialogues:
-        render([dialogue_turn(turn) for turn in dialogue.turns], vocabulary, row)
+        render([dialogue_turn(turn) for turn in dialogue.turns], vocabulary, row, config.mllm.chat)
         for phrase in (phrase for turn in dialogue.turns for phrase in turn.phrases):
             masks.append(phrase.rle)
             instances.append(None)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, get_args
 
+from mllm.chat_templates import ChatTemplate
 from mllm.config import MLLMConfig, TuningConfig
 from uniresxx.errors import InputError
-from uniresxx.model.former_towers import towers_of_today, weights_of_today
+from uniresxx.model.former_config import current_mllm, current_weights
 from uniresxx.types import DecisionRule
 
 MODEL_TYPE = "uniresxx"
@@ -16,7 +17,7 @@ BoxLevel = Literal["object", "part"]
 BOX_LEVELS: tuple[BoxLevel, ...] = get_args(BoxLevel)
 HeadKind = Literal["pyramid", "sam", "sam2"]
 MaskResolution = Literal["full", "low", "points", "photo"]
-Source = Literal["llava", "low", "high", "sam"]
+Source = Literal["llava", "llm", "low", "high", "sam"]
 NORM_GROUPS = 8
 # (last part of a field, value in files of earlier versions) -> value now
 FORMER_VALUES = {("boxes", "segmenter"): "classical"}
@@ -152,6 +153,7 @@ class WeightsConfig:
     """
 
     llava: str | None = None  # LLM, projector and, unless `low` is named, the low tower
+    llm: str | None = None  # a causal language model alone, instead of `llava`; its config is `mllm.llm`
     low: str | None = None  # tower of low resolution
     high: str | None = None  # tower of high resolution
     sam: str | None = None  # of mask_head "sam" or "sam2"
@@ -287,17 +289,22 @@ class UniRESPlusPlusConfig:
             )
         try:
             parts: dict[str, Any] = {
-                "mllm": MLLMConfig(**_tuples(towers_of_today(values.pop("mllm")))),
+                "mllm": _mllm(values.pop("mllm")),
                 "head": PyramidHeadConfig(**values.pop("head")),
                 "loss": LossConfig(**values.pop("loss")),
             }
-            values["weights"] = weights_of_today(values.get("weights", {}))
+            values["weights"] = current_weights(values.get("weights", {}))
             former = FORMER_DEFAULTS if values.get("boxes") == "learned" else {}
             for name, kind in _LATER.items():  # absent from checkpoints of earlier versions: defaults
                 parts[name] = kind(**_tuples(former.get(name, {}) | values.pop(name, {})))
             return cls(**parts, **_tuples(values))
         except (TypeError, KeyError, AttributeError, ValueError) as error:
             raise InputError(f"config.json does not fit this version: {error}") from error
+
+
+def _mllm(values: dict[str, Any]) -> MLLMConfig:
+    current = current_mllm(values)
+    return MLLMConfig(**_tuples(current | {"chat": ChatTemplate(**current["chat"])}))
 
 
 _LATER: dict[str, type] = {

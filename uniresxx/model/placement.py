@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from threading import get_ident
 from typing import Any, get_args
 
 import torch
 from torch import nn
-from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from mllm.config import Attention
 from uniresxx.errors import InputError
@@ -105,20 +102,3 @@ def computed_on(segmenter: object) -> dict[str, str] | None:
     name = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
     dtypes = sorted({str(parameter.dtype).removeprefix("torch.") for parameter in parameters})
     return {"device": f"{device}{name}", "dtype": ", ".join(dtypes)}
-
-
-@contextmanager
-def parameters_without_memory() -> Iterator[None]:
-    """Build modules of this thread with parameters on the meta device; buffers are real, with their values."""
-    thread = get_ident()
-
-    def forget(module: nn.Module, name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
-        if parameter is None or parameter.is_meta or get_ident() != thread:
-            return None
-        return nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
-
-    hook = register_module_parameter_registration_hook(forget)  # type: ignore[arg-type]  # it may return one
-    try:
-        yield
-    finally:
-        hook.remove()

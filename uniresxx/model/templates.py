@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mllm.chat import ChatTurn, Mark, render
+from mllm.chat_templates import ChatTemplate
 from mllm.tokens import Vocabulary
 from uniresxx.types import Decoding, Expression, Phrase, Question, Turn
 
@@ -44,8 +45,8 @@ def dialogue_turn(turn: Turn) -> ChatTurn:
         return ChatTurn(turn.question, (_mark(turn.phrases[0]), "."))
     pieces: list[str | Mark] = []
     for index, phrase in enumerate(turn.phrases):
-        pieces += [f"{phrase.text}:", _mark(phrase), "," if index + 1 < len(turn.phrases) else "."]
-    return ChatTurn(turn.question, tuple(pieces))
+        pieces += [f"{', ' if index else ''}{phrase.text}:", _mark(phrase)]
+    return ChatTurn(turn.question, (*pieces, "."))
 
 
 def generated_turn(asked: str, answer: str) -> ChatTurn:
@@ -55,12 +56,15 @@ def generated_turn(asked: str, answer: str) -> ChatTurn:
         if part in ("S", "R"):
             pieces.append(Mark.SEG if part == "S" else Mark.REJ)
         elif part.strip():
-            pieces.append(part.strip())
+            pieces.append(part)
     return ChatTurn(asked, tuple(pieces))
 
 
 def asked_branches(
-    texts: Sequence[Sequence[str | Question]], decoding: Decoding, vocabulary: Vocabulary
+    texts: Sequence[Sequence[str | Question]],
+    decoding: Decoding,
+    vocabulary: Vocabulary,
+    chat: ChatTemplate,
 ) -> tuple[list[int], list[list[int]]]:
     """Image number and token ids of each text, photo by photo; the ids end where the answer begins."""
     images, branches = [], []
@@ -70,7 +74,7 @@ def asked_branches(
             turns = [generated_turn(asked, answer) for asked, answer in question.history]
             turns.append(ChatTurn(decoding.template.format(expression=question.text)))
             images.append(image)
-            branches.append(render(turns, vocabulary).ids_T)
+            branches.append(render(turns, vocabulary, chat=chat).ids_T)
     return images, branches
 
 

@@ -176,9 +176,9 @@ class FilmUNet(nn.Module):
 
     def __init__(self, config: FilmUNetConfig, vocabulary: Vocabulary) -> None:
         super().__init__()
-        size = config.inputs.mllm.vocabulary
-        if len(vocabulary) > size:
-            raise ValueError(f"vocabulary of {len(vocabulary)} tokens exceeds mllm.vocabulary={size}")
+        size = config.inputs.mllm.token_count
+        if vocabulary.rows > size:
+            raise ValueError(f"vocabulary of {vocabulary.rows} tokens exceeds vocab_size={size} of mllm.llm")
         self.config, self.vocabulary = config, vocabulary
         self.text = TextEncoder(size, config.text_width)
         self.encoder = Encoder(config.widths)
@@ -224,7 +224,9 @@ class FilmUNet(nn.Module):
         self, encoded: EncodedPhotos, texts: Sequence[Sequence[str | Question]], decoding: Decoding
     ) -> list[Prediction]:
         """Answer all texts of all photos together; flat, photo by photo."""
-        image_of_row, branches = asked_branches(texts, decoding, self.vocabulary)
+        image_of_row, branches = asked_branches(
+            texts, decoding, self.vocabulary, self.config.inputs.mllm.chat
+        )
         if not branches:
             return []
         device = self.text.embed.weight.device
