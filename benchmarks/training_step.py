@@ -230,15 +230,17 @@ def ours(case: Case) -> Result:
 def encode_rows(case: Case, text: Text) -> ImageFeatures:
     """The image features of each row: the high tower once per image, the rest once per row."""
     batch, mllm, image_R = case.batch, case.model.mllm, text.image_R
-    stages = mllm.high(batch.pixels_high_B3HW)
-    one_row_per_image = len(image_R) == len(batch.pixels_high_B3HW)
+    low_B3hw = case.model.normalise_low(batch.pixels_low_B3hw)
+    high_B3HW = case.model.normalise_high(batch.pixels_high_B3HW)
+    stages = mllm.high(high_B3HW)
+    one_row_per_image = len(image_R) == len(high_B3HW)
 
     def of_rows(value: Tensor) -> Tensor:
         return value if one_row_per_image else value[image_R]
 
     boxes = (batch.object_boxes_BO4, batch.object_valid_BO, batch.part_boxes_BP4, batch.part_valid_BP)
     features = mllm.encode_image(
-        of_rows(batch.pixels_low_B3hw), batch.pixels_high_B3HW, Boxes(*map(of_rows, boxes)),
+        of_rows(low_B3hw), high_B3HW, Boxes(*map(of_rows, boxes)),
         [of_rows(stage) for stage in stages],
     )  # fmt: skip
     return replace(features, stages=stages)

@@ -124,9 +124,7 @@ def test_loss_at_the_photo_s_size_is_that_of_its_pixels_one_by_one(size: tuple[i
     logits = some()[0]
     generator = torch.Generator().manual_seed(1)
     truth = torch.rand(6, *size, generator=generator) > 0.6
-    valid = torch.from_numpy(box.valid())[None]
-    images = torch.zeros(6, dtype=torch.long)
-    bce, dice, iou = photo_sums(logits, images, [truth], valid, 1.0)
+    bce, dice, iou = photo_sums(logits, [truth], 64, 1.0)
     found = []
     for one, own in zip(upsampled(logits, frame[0]), truth, strict=True):
         inner = one[: box.inner_height, : box.inner_width]
@@ -164,7 +162,7 @@ def test_photos_of_the_frame_s_size_give_the_full_loss_image_by_image() -> None:
     valid = torch.ones(3, 64, 64, dtype=torch.bool)
     images = torch.tensor([0, 0, 2, 2, 2, 2])
     parts = [truth[:2], truth[:0], truth[2:]]  # the second picture has no target
-    bce, dice, iou = photo_sums(logits, images, parts, valid, 1.0)
+    bce, dice, iou = photo_sums(logits, parts, 64, 1.0)
     full = upsampled(logits, 64)
     expected = mask_sums(full, truth, valid[images])
     assert float(bce) == pytest.approx(float(expected[0]), rel=1e-6)

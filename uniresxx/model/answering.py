@@ -5,6 +5,7 @@ Shapes: E decisions of all answers, K decisions of one answer, D LLM width, y x 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -62,7 +63,8 @@ def answer_texts(
         image_of_expr = [image for image, answer in rows for _ in range(len(answer.prompts_KD))]
         prompts_ED = torch.cat([answer.prompts_KD for answer in part])
         image_E = torch.tensor(image_of_expr, device=prompts_ED.device)
-        output = head(encoded.features, prompts_ED, image_E)
+        most = max(Counter(image_of_expr).values(), default=0)
+        output = head(encoded.features, prompts_ED, image_E, most)
         masks = photo_masks(output.masks_Ehw, image_of_expr, encoded.views)
         predictions += predictions_of(part, output, masks, mllm.vocabulary, rule)
     return predictions

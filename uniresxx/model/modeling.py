@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mllm.chat import IGNORE
 from mllm.modeling import MLLM, Boxes, ImageFeatures
 from mllm.tokens import Vocabulary
 from uniresxx.errors import InputError
@@ -26,8 +25,8 @@ from uniresxx.model.heads.base import MaskHead, RegionBoxes
 from uniresxx.model.heads.pyramid import PyramidHead
 from uniresxx.model.heads.sam import Sam2Head, SamHead
 from uniresxx.model.losses import Counts, LossTerms, photo_extent
-from uniresxx.model.placement import autocast_of, wait_for
-from uniresxx.model.processing import FROM_FEATURES, View, tensors_of, view_photo, with_boxes
+from uniresxx.model.placement import autocast_of, sent, wait_for
+from uniresxx.model.processing import FROM_FEATURES, PixelNorm, View, tensors_of, view_photo, with_boxes
 from uniresxx.model.regions.learned import BoxHead, BoxOutput
 from uniresxx.model.tuning import apply_tuning
 from uniresxx.types import Batch, DecisionRule, Decoding, ImageRecord, Prediction, Question
@@ -61,6 +60,8 @@ class UniRESPlusPlusModel(nn.Module):
         super().__init__()
         m = config.mllm
         self.config, self.vocabulary = config, vocabulary
+        self.normalise_low, self.normalise_high = PixelNorm(m.pixel_stats), PixelNorm(m.pixel_stats)
+        self.normalise_mask = PixelNorm("imagenet")
         self.mllm = MLLM(m, vocabulary, skip_llm_init)
         self.head = _mask_head(config)
         classes = sum(config.dense_classes)
@@ -77,7 +78,6 @@ class UniRESPlusPlusModel(nn.Module):
         extent_B2 = photo_extent(batch.pixel_valid_BHW)
         image, found = self._encode(batch.pixels_low_B3hw, batch.pixels_high_B3HW, boxes, extent_B2)
         states_BTD = self.mllm(image, batch.token_ids_BT, batch.branch_BT, batch.position_BT)
-        labelled_BT = batch.labels_BT != IGNORE
         own = int(self.config.mllm.prompt_state == "own")
         prompts_ED = states_BTD[batch.image_of_expr_E, batch.seg_position_E + own]
         features = self._mask_features(image, batch.pixels_mask_B3SS)
@@ -85,9 +85,9 @@ class UniRESPlusPlusModel(nn.Module):
         if self.dense is not None:
             dense = self.dense(features.fine_BChw).split(self.config.dense_classes, dim=1)
         return ModelOutput(
-            self.mllm.logits(states_BTD[labelled_BT]),
-            batch.labels_BT[labelled_BT],
-            self.head(features, prompts_ED, batch.image_of_expr_E),
+            self.mllm.logits(states_BTD.flatten(0, 1)[batch.labelled_Y]),
+            batch.labels_BT.flatten()[batch.labelled_Y],
+            self.head(features, prompts_ED, batch.image_of_expr_E, batch.most_expressions),
             dense,
             found.output,
         )
@@ -131,7 +131,7 @@ class UniRESPlusPlusModel(nn.Module):
         """Encode prepared photos; `tensors` is `tensors_of(views, config)`, where the caller has it already."""
         device = next(self.parameters()).device
         tensors = tensors_of(views, self.config) if tensors is None else tensors
-        given = {name: value.to(device) for name, value in tensors.items() if isinstance(value, Tensor)}
+        given = {name: sent(value, device) for name, value in tensors.items() if isinstance(value, Tensor)}
         boxes = Boxes(*(given[name] for name in BOX_FIELDS))
         with autocast_of(self):
             image, found = self._encode(
@@ -182,14 +182,17 @@ class UniRESPlusPlusModel(nn.Module):
     def _mask_features(self, image: ImageFeatures, pixels_mask_B3SS: Tensor | None) -> Any:
         """The mask head's features; `blind_to_image` zeroes the pixels of its own frame as well."""
         head: MaskHead = self.head
-        if pixels_mask_B3SS is not None and self.config.mllm.blind_to_image:
-            pixels_mask_B3SS = pixels_mask_B3SS * 0
+        if pixels_mask_B3SS is not None:
+            pixels_mask_B3SS = self.normalise_mask(pixels_mask_B3SS)
+            if self.config.mllm.blind_to_image:
+                pixels_mask_B3SS = pixels_mask_B3SS * 0
         return head.encode(*self.head_inputs(image), pixels_mask_B3SS, self.region_boxes(image))
 
     def _encode(
         self, low_B3hw: Tensor, high_B3HW: Tensor, given: Boxes, extent_B2: Tensor
     ) -> tuple[ImageFeatures, FoundBoxes]:
-        """Image features with the configured boxes."""
+        """Image features of uint8 pixels with the configured boxes."""
+        low_B3hw, high_B3HW = self.normalise_low(low_B3hw), self.normalise_high(high_B3HW)
         found = self._find_boxes(high_B3HW, given, extent_B2)
         return self.mllm.encode_image(low_B3hw, high_B3HW, found.boxes, found.stages), found
 

@@ -88,6 +88,13 @@ def autocast_of(model: nn.Module) -> AbstractContextManager[Any]:
     return nullcontext()
 
 
+def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The tensor on `device`; on the way to a GPU through page-locked memory, while the host goes on."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
 def wait_for(device: torch.device) -> None:
     """Return once the device has done all that was asked of it."""
     if device.type == "cuda":

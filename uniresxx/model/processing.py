@@ -12,7 +12,7 @@ from time import perf_counter
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mllm.config import PixelStats
 from mllm.modeling import Boxes
@@ -111,10 +111,26 @@ def _on_the_photo(boxes_N4: np.ndarray, letterbox: Letterbox) -> np.ndarray:
     return cut[left > 0.5 * whole]
 
 
-def pixels(views: Sequence[np.ndarray], stats: PixelStats) -> Tensor:
-    """uint8 (H, W, 3) views -> normalised float (B, 3, H, W)."""
-    mean, std = (torch.tensor(values)[:, None, None] for values in PIXEL_STATS[stats])
-    return (torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2).float() - mean) / std
+class PixelNorm(nn.Module):
+    """uint8 (B, 3, H, W) -> normalised fp32, on the device where the module is; nothing of it is saved."""
+
+    mean_311: Tensor
+    std_311: Tensor
+
+    def __init__(self, stats: PixelStats) -> None:
+        super().__init__()
+        for name, values in zip(("mean_311", "std_311"), PIXEL_STATS[stats], strict=True):
+            self.register_buffer(name, torch.tensor(values)[:, None, None], persistent=False)
+
+    def forward(self, pixels_B3HW: Tensor) -> Tensor:
+        """Normalised pixels; an assertion fails for pixels that are not uint8, which may be normalised already."""
+        assert pixels_B3HW.dtype == torch.uint8, pixels_B3HW.dtype
+        return (pixels_B3HW.float() - self.mean_311) / self.std_311
+
+
+def pixels(views: Sequence[np.ndarray]) -> Tensor:
+    """Views (H, W, 3) -> (B, 3, H, W); uint8, a quarter of the bytes of what `PixelNorm` makes of it."""
+    return torch.from_numpy(np.stack([np.ascontiguousarray(view.transpose(2, 0, 1)) for view in views]))
 
 
 def tensors_of(views: Sequence[View], config: UniRESPlusPlusConfig) -> dict[str, Tensor]:
@@ -125,8 +141,8 @@ def tensors_of(views: Sequence[View], config: UniRESPlusPlusConfig) -> dict[str,
     object_boxes, object_valid = _pad([view.boxes.objects for view in views], m.max_objects)
     part_boxes, part_valid = _pad([view.boxes.parts for view in views], m.max_parts)
     tensors = {
-        "pixels_low_B3hw": pixels([view.low_hw3 for view in views], m.pixel_stats),
-        "pixels_high_B3HW": pixels([view.high_HW3 for view in views], m.pixel_stats),
+        "pixels_low_B3hw": pixels([view.low_hw3 for view in views]),
+        "pixels_high_B3HW": pixels([view.high_HW3 for view in views]),
         "extent_B2": torch.tensor(extent, dtype=torch.float32),
         "object_boxes_BO4": object_boxes,
         "object_valid_BO": object_valid,
@@ -134,7 +150,7 @@ def tensors_of(views: Sequence[View], config: UniRESPlusPlusConfig) -> dict[str,
         "part_valid_BP": part_valid,
     }
     mask_frames = [view.mask_SS3 for view in views if view.mask_SS3 is not None]
-    return tensors | ({"pixels_mask_B3SS": pixels(mask_frames, "imagenet")} if mask_frames else {})
+    return tensors | ({"pixels_mask_B3SS": pixels(mask_frames)} if mask_frames else {})
 
 
 def _pad(boxes: Sequence[np.ndarray], count: int) -> tuple[Tensor, Tensor]:

@@ -114,8 +114,10 @@ class SamHead(nn.Module):
             image = self.painting(image, regions_BMD, boxes)
         return SamFeatures(image, ())
 
-    def forward(self, features: SamFeatures, prompts_ED: Tensor, image_of_expr_E: Tensor) -> HeadOutput:
-        """All expressions of all images at once."""
+    def forward(
+        self, features: SamFeatures, prompts_ED: Tensor, image_of_expr_E: Tensor, most: int | None = None
+    ) -> HeadOutput:
+        """All expressions of all images at once; `most` is not needed."""
         if prompts_ED.shape[0] == 0:  # not len(): torch.export keeps a shape symbolic
             return nothing(features)
         decoder = self.sam.mask_decoder
@@ -163,8 +165,10 @@ class Sam2Head(nn.Module):
             maps = [paint(x, regions_BMD, boxes) for paint, x in zip(self.painting, maps, strict=True)]
         return SamFeatures(maps[0], (maps[1], maps[2]))
 
-    def forward(self, features: SamFeatures, prompts_ED: Tensor, image_of_expr_E: Tensor) -> HeadOutput:
-        """All expressions of all images at once."""
+    def forward(
+        self, features: SamFeatures, prompts_ED: Tensor, image_of_expr_E: Tensor, most: int | None = None
+    ) -> HeadOutput:
+        """All expressions of all images at once; `most` is not needed."""
         if prompts_ED.shape[0] == 0:  # not len(): torch.export keeps a shape symbolic
             return nothing(features)
         decoder = self.sam.mask_decoder
