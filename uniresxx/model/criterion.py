@@ -44,7 +44,7 @@ class ModelOutput(NamedTuple):
 
 def mask_counts(batch: Batch) -> Counts:
     """Denominators of the terms of any mask head."""
-    masks = int(batch.present_E.sum())
+    masks = len(batch.present_P)
     return {"mask": masks, "dice": masks, "quality": masks, "presence": len(batch.present_E)}
 
 
@@ -52,7 +52,7 @@ def all_counts(batch: Batch) -> Counts:
     """Denominators of all terms."""
     boxes = batch.truth_boxes_valid_BGM
     return {
-        "text": int((batch.labels_BT != IGNORE).sum()),
+        "text": len(batch.labelled_Y),
         **mask_counts(batch),
         "dense": int(batch.pixel_valid_BHW.sum()) if batch.dense_BHW3 is not None else 0,
         "box": int(boxes.sum()) if boxes is not None else 0,
