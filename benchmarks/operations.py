@@ -30,6 +30,7 @@ from train.engines.base import Engine
 from train.recipes.tiny_scenes import tiny_scenes
 from train.step import do_step
 from uniresxx.data.scenes import scene_record
+from uniresxx.data.store.photos import photo_of
 from uniresxx.imaging.geometry import Letterbox
 from uniresxx.model.collate import collate, make_sample
 from uniresxx.model.config import BoxHeadConfig, UniRESPlusPlusConfig
@@ -110,9 +111,9 @@ def make_batch(model: UniRESPlusPlusModel, images: int) -> Batch:
 
     def sample(record: ImageRecord) -> Any:
         asked = record.expressions[:TEXTS]
-        pixels = record.pixels
-        assert pixels is not None
-        return make_sample(record, pixels, asked, [], range(len(asked)), model.config, model.vocabulary)
+        return make_sample(
+            record, photo_of(record), asked, [], range(len(asked)), model.config, model.vocabulary
+        )
 
     records = [scene_record("scenes_easy", "train", number) for number in range(images)]
     return collate([sample(record) for record in records], model.config, model.vocabulary)
@@ -130,8 +131,8 @@ def count_answer(model: UniRESPlusPlusModel) -> Operations:
     """One photo, encoded and asked."""
     model.eval()
     record = scene_record("scenes_easy", "train", 0)
-    texts = [expression.text for expression in record.expressions[:TEXTS]]
-    return counted(lambda: model.answer(model.encode_images([record.pixels]), [texts], Decoding()))
+    texts, photo = [expression.text for expression in record.expressions[:TEXTS]], photo_of(record)
+    return counted(lambda: model.answer(model.encode_images([photo]), [texts], Decoding()))
 
 
 def upsampling(sizes: Sizes) -> dict[str, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -93,11 +93,13 @@ def weight_files(folder: Path) -> dict[str, list[str] | None]:
     return files
 
 
-def load_weights(model: nn.Module, folder: Path, device: str | torch.device = "cpu") -> None:
+def load_weights(
+    model: nn.Module, folder: Path, device: str | torch.device | Callable[[str], torch.device] = "cpu"
+) -> None:
     """Fill `model` from the safetensors of `folder`, whole or sharded; every key must match, in name and shape.
 
     One tensor after another is read and copied into the model's own, in the model's dtype. Tensors of the model that
-    are on the meta device get their memory on `device`.
+    are on the meta device get their memory on `device`, or where it says by their name.
 
     Raises:
         InputError: names the first few missing, unexpected or differently shaped keys; the model is unchanged then.
@@ -131,7 +133,11 @@ def load_weights(model: nn.Module, folder: Path, device: str | torch.device = "c
             own[key].copy_(file.get_tensor(key))
 
 
-def _allocate(model: nn.Module, wanted: Mapping[str, torch.Tensor], device: str | torch.device) -> None:
+def _allocate(
+    model: nn.Module,
+    wanted: Mapping[str, torch.Tensor],
+    device: str | torch.device | Callable[[str], torch.device],
+) -> None:
     """Give memory on `device` to the tensors `wanted` of a model that are on the meta device."""
     import torch
 
@@ -140,7 +146,7 @@ def _allocate(model: nn.Module, wanted: Mapping[str, torch.Tensor], device: str 
         if not old.is_meta:
             continue
         if id(old) not in made:
-            new = torch.empty_like(old, device=device)
+            new = torch.empty_like(old, device=device(key) if callable(device) else device)
             parameter = isinstance(old, torch.nn.Parameter)
             made[id(old)] = torch.nn.Parameter(new, old.requires_grad) if parameter else new
         path, _, name = key.rpartition(".")

@@ -139,7 +139,7 @@ class _NoWarnings:
         with self._lock:
             self._inside -= 1
             if self._inside == 0:
-                self._filters.__exit__()
+                self._filters.__exit__(None, None, None)
 
 
 _NO_WARNINGS = _NoWarnings()
