@@ -20,6 +20,7 @@ from uniresxx.model.losses import (
     mask_point_sums,
     mask_sums,
     photo_sums,
+    shown_logits,
     true_iou,
 )
 from uniresxx.model.modeling import UniRESPlusPlusModel
@@ -144,6 +145,24 @@ def test_loss_at_the_photo_s_size_is_that_of_its_pixels_one_by_one(size: tuple[i
     assert float(bce) == pytest.approx(float(sum(f[0] for f in found)), rel=1e-4)
     assert float(dice) == pytest.approx(float(sum(f[1] for f in found)), rel=1e-4)
     assert iou.tolist() == pytest.approx([float(f[2]) for f in found], abs=2e-3)
+
+
+@pytest.mark.parametrize("shown", [(48, 64), (64, 33), (1, 64), (64, 64), (37, 50)])
+@pytest.mark.parametrize("side", [64, 72])
+def test_the_shown_part_of_resized_logits_is_resized_alone(shown: tuple[int, int], side: int) -> None:
+    """Also where cells and pixels of the frame do not fit; only padding behind the photo may differ."""
+    logits = some()[0]
+    found = shown_logits(logits, side, shown)
+    assert found.shape == (len(logits), *shown)
+    torch.testing.assert_close(found, upsampled(logits, side)[:, : shown[0], : shown[1]])
+
+
+def test_a_batch_knows_how_much_of_its_frames_is_shown() -> None:
+    vocabulary = Vocabulary.train([*TRAINING_TEMPLATES, "the red square", "both squares"] * 3, 340)
+    batch = batch_of([picture(0, 20, 32), picture(1, 24, 32)], vocabulary, CONFIG)
+    assert batch.shown == (24, 32) and not batch.pixel_valid_BHW[:, 24:].any()
+    wide = batch_of([picture(0, 20, 32), picture(1, 32, 24)], vocabulary, CONFIG)
+    assert wide.shown == (32, 32) and wide.to("meta").shown == (32, 32)
 
 
 def inner_bilinear(map_hw: torch.Tensor, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:

@@ -185,7 +185,14 @@ class BadSample:
 
 
 NO_LABEL = -100  # mllm.chat.IGNORE, which torch's losses leave out
-_NOT_TENSORS = ("expression_ids", "granularities", "drawn", "bad", "most_expressions")  # fields of a Batch
+_NOT_TENSORS = (
+    "expression_ids",
+    "granularities",
+    "drawn",
+    "bad",
+    "most_expressions",
+    "shown",
+)  # fields of a Batch
 
 
 @dataclass(slots=True)
@@ -226,12 +233,17 @@ class Batch:
     labelled_Y: torch.Tensor = field(init=False)  # places in the flattened (B T) that have a label
     present_P: torch.Tensor = field(init=False)  # expressions that have a mask
     most_expressions: int = field(init=False)  # of an image
+    shown: tuple[int, int] = field(
+        init=False
+    )  # rows and columns of the high frame beyond which all is padding
 
     def __post_init__(self) -> None:
         """Find the places of labels and masks, and the most expressions of an image."""
         self.labelled_Y = (self.labels_BT != NO_LABEL).flatten().nonzero()[:, 0]
         self.present_P = self.present_E.nonzero()[:, 0]
         self.most_expressions = max(Counter(self.image_of_expr_E.tolist()).values(), default=0)
+        rows_BH, columns_BW = self.pixel_valid_BHW.any(dim=2), self.pixel_valid_BHW.any(dim=1)
+        self.shown = int(rows_BH.sum(dim=1).max()), int(columns_BW.sum(dim=1).max())
 
     def to(self, device: Any) -> Batch:
         """The same batch on another device; nothing else in the project moves a batch.

@@ -23,7 +23,7 @@ from uniresxx.model.losses import (
     mask_sums,
     photo_extent,
     photo_sums,
-    resized,
+    shown_logits,
     true_iou,
 )
 from uniresxx.model.regions.learned import BoxHead, BoxOutput
@@ -103,7 +103,9 @@ def _masks_and_iou(logits_Phw: Tensor, batch: Batch, config: LossConfig) -> tupl
     truth_PHW = batch.masks_EHW[batch.present_P]
     valid_PHW = batch.pixel_valid_BHW[batch.image_of_expr_E[batch.present_P]]
     if config.resolution == "full":
-        logits_PHW = resized(logits_Phw, truth_PHW.shape[-2:])
+        rows, columns = batch.shown
+        truth_PHW, valid_PHW = truth_PHW[:, :rows, :columns], valid_PHW[:, :rows, :columns]
+        logits_PHW = shown_logits(logits_Phw, frame, batch.shown)
         bce, dice = mask_sums(logits_PHW, truth_PHW, valid_PHW, smooth)
         return bce, dice, true_iou(logits_PHW, truth_PHW, valid_PHW)
     h, w = logits_Phw.shape[-2:]

@@ -63,6 +63,17 @@ def resized(logits_Ehw: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(logits_Ehw[:, None], size=tuple(size), mode="bilinear", align_corners=False)[:, 0]
 
 
+def shown_logits(logits_Ehw: Tensor, side: int, shown: tuple[int, int]) -> Tensor:
+    """The rows and columns `shown` of `resized(logits, (side, side))`; cells of padding alone are left out before."""
+    h, w = logits_Ehw.shape[-2:]
+    if side % h or side % w:
+        return resized(logits_Ehw, (side, side))[:, : shown[0], : shown[1]]
+    # one cell more than what is shown: its edge pixels lie between two cells
+    rows, columns = (min(n, -(-seen * n // side) + 1) for seen, n in zip(shown, (h, w), strict=True))
+    size = rows * side // h, columns * side // w
+    return resized(logits_Ehw[:, :rows, :columns], size)[:, : shown[0], : shown[1]]
+
+
 def photo_logits(
     logits_Ehw: Tensor, frame: Sequence[int], inner: Sequence[int], size: Sequence[int]
 ) -> Tensor:
