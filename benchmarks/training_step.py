@@ -10,6 +10,9 @@ the mask head's maps are made once per image, as LISA's SAM encoder is. Mask los
 gsva: one row per image with all its expressions in one question and one answer (`a: [SEG], b: [SEG], …`), vision
 once, logits of the whole row, mask loss as in lisa.
 
+In the details, ours in three other ways, against gsva (`ratio_gsva_*`): mask loss at the photograph's size, as in
+both baselines; on sampled points, as in `uniresxx_7b_24gb`; with the features of the frozen tower kept from before.
+
 Sizes are those of `uniresxx_7b` (576 image, 32 object and 64 part tokens, three marks) with widths divided by 16,
 depths by 8 and the vocabulary by 16: with all 32,064 rows the logits would decide the figure at this width. Frozen
 weights and LoRA are as in that recipe. Boxes are random and given, so no arm runs the box head; the two baselines
@@ -31,10 +34,11 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks._common import finish, interleaved, median_of, parser
-from mllm.chat import IGNORE, ChatTurn, Mark, render
+from benchmarks._photographs import EXPRESSIONS, TEXTS, Text, ellipses, make_record, packed_rows, rows_of
+from mllm.chat import IGNORE
 from mllm.chat_templates import ChatTemplate
 from mllm.config import MLLMConfig, TuningConfig, llava_7b, tiny_llama, vicuna
 from mllm.modeling import Boxes, ImageFeatures
@@ -43,20 +47,14 @@ from mllm.tower_families import clip_vit, convnext
 from train.recipes.uniresxx_7b import uniresxx_7b
 from uniresxx.data.store.photos import photo_of
 from uniresxx.imaging.geometry import Letterbox
-from uniresxx.imaging.masks import encode
 from uniresxx.model.collate import collate, make_sample
-from uniresxx.model.config import PyramidHeadConfig, UniRESPlusPlusConfig
+from uniresxx.model.config import MaskResolution, PyramidHeadConfig, UniRESPlusPlusConfig
 from uniresxx.model.losses import photo_logits
 from uniresxx.model.modeling import UniRESPlusPlusModel
 from uniresxx.model.regions.classical import random_boxes
-from uniresxx.types import Batch, Expression, Granularity, ImageRecord
+from uniresxx.types import Batch
 
-EXPRESSIONS = 7  # of each image
 VOCABULARY, LORA = 2048, 4  # rank 64 / 16
-TEXTS = (
-    "the left wheel of the red car", "man in the blue shirt", "the two dogs on the sofa", "handle of the white mug",
-    "woman holding an umbrella", "all legs of the brown horse", "the umbrella that is not open",
-)  # fmt: skip
 TOLERANCE = 1e-4
 DICE_SMOOTHING = 1.0  # pixels
 
@@ -90,17 +88,6 @@ def small() -> Sizes:
 
 
 @dataclass(frozen=True)
-class Text:
-    """Token rows of a baseline, with the position of the state that predicts each [SEG], in order of expressions."""
-
-    ids_RT: Tensor
-    labels_RT: Tensor
-    image_R: Tensor
-    row_of_expr_E: Tensor
-    seg_E: Tensor
-
-
-@dataclass(frozen=True)
 class Case:
     """The same images and expressions for all arms."""
 
@@ -127,11 +114,14 @@ def make_case(sizes: Sizes) -> Case:
     vocabulary = Vocabulary.train(TEXTS, sizes.mllm.token_count)
     model = UniRESPlusPlusModel(config, vocabulary)
     records = [make_record(number, sizes.photo) for number in range(sizes.images)]
+    at_photo = replace(
+        config, loss=replace(config.loss, resolution="photo")
+    )  # the batch holds truth of both sizes
     samples = [
-        make_sample(r, photo_of(r), r.expressions, [], range(EXPRESSIONS), config, vocabulary)
+        make_sample(r, photo_of(r), r.expressions, [], range(EXPRESSIONS), at_photo, vocabulary)
         for r in records
     ]
-    batch = with_boxes(collate(samples, config, vocabulary), sizes.mllm)
+    batch = with_boxes(collate(samples, at_photo, vocabulary), sizes.mllm)
     truth = np.stack([mask for number in range(sizes.images) for mask in ellipses(number, sizes.photo)])
     return Case(
         config, model, batch, rows_of(batch, vocabulary.pad), packed_rows(sizes.images, vocabulary),
@@ -156,57 +146,6 @@ def with_boxes(batch: Batch, m: MLLMConfig) -> Batch:
     )
 
 
-def ellipses(number: int, size: tuple[int, int]) -> list[np.ndarray]:
-    """The truth masks of an image, bool (y, x)."""
-    draw, (height, width) = np.random.default_rng(number), size
-    y, x = np.mgrid[:height, :width] / np.array(size).reshape(2, 1, 1)
-    found = []
-    for _ in range(EXPRESSIONS):
-        (cy, cx), (ry, rx) = draw.uniform(0.25, 0.75, 2), draw.uniform(0.05, 0.25, 2)
-        found.append(((y - cy) / ry) ** 2 + ((x - cx) / rx) ** 2 <= 1)
-    return found
-
-
-def make_record(number: int, size: tuple[int, int]) -> ImageRecord:
-    """A photograph of noise with its expressions."""
-    photo = np.random.default_rng(number).integers(0, 256, (*size, 3), dtype=np.uint8)
-    expressions = tuple(
-        Expression(f"made/train/{number}_{index}", text, Granularity.OBJECT, encode(mask))
-        for index, (text, mask) in enumerate(zip(TEXTS, ellipses(number, size), strict=True))
-    )
-    return ImageRecord(str(number), *size, expressions, pixels=photo)
-
-
-def rows_of(batch: Batch, pad: int) -> Text:
-    """One row per expression, cut from the packed rows: the very same tokens."""
-    ids, labels, images, seg = [], [], [], []
-    for expression, image in enumerate(batch.image_of_expr_E.tolist()):
-        branch_T = batch.branch_BT[image]
-        place = int(batch.seg_position_E[expression])
-        own = (branch_T == branch_T[place]).nonzero()[:, 0]
-        ids.append(batch.token_ids_BT[image, own])
-        labels.append(batch.labels_BT[image, own])
-        images.append(image)
-        seg.append(place - int(own[0]))
-    padded = partial(torch.nn.utils.rnn.pad_sequence, batch_first=True)
-    return Text(
-        padded(ids, padding_value=pad), padded(labels, padding_value=IGNORE), torch.tensor(images),
-        torch.arange(len(images)), torch.tensor(seg),
-    )  # fmt: skip
-
-
-def packed_rows(images: int, vocabulary: Vocabulary) -> Text:
-    """One row per image: one question with all expressions, one answer with all [SEG]."""
-    answer: list[str | Mark] = []
-    for index, text in enumerate(TEXTS):
-        answer += [f"{text}:", Mark.SEG, "," if index + 1 < len(TEXTS) else "."]
-    row = render([ChatTurn(f"Segment {', '.join(TEXTS)}.", tuple(answer))], vocabulary)
-    return Text(
-        torch.tensor([row.ids_T] * images), torch.tensor([row.labels_T] * images), torch.arange(images),
-        torch.arange(images).repeat_interleave(EXPRESSIONS), torch.tensor(row.decisions * images),
-    )  # fmt: skip
-
-
 @dataclass(frozen=True)
 class Result:
     """What an arm computed: the loss that was differentiated, its text term, the states that predict [SEG]."""
@@ -229,18 +168,52 @@ def ours(case: Case) -> Result:
     return Result(float(loss.detach()), float(terms.sums["text"].detach()) / counts["text"], prompts[0])
 
 
+def ours_with(case: Case, resolution: MaskResolution, kept: Tensor | None = None) -> Result:
+    """`ours` with another resolution of the mask loss; `kept`: what the frozen low tower gave before."""
+    own, tower = case.model.config, case.model.mllm.low
+    try:
+        case.model.config = replace(own, loss=replace(own.loss, resolution=resolution))
+        if kept is not None:
+            case.model.mllm.low = Kept(kept)  # type: ignore[assignment]
+        return ours(case)
+    finally:
+        case.model.config, case.model.mllm.low = own, tower
+
+
+class Kept(nn.Module):
+    """Gives the same features again."""
+
+    def __init__(self, features: Tensor) -> None:
+        super().__init__()
+        self.features = features
+
+    def forward(self, _: Tensor) -> Tensor:
+        """Those of the first pass."""
+        return self.features
+
+
+@torch.no_grad()
+def low_features(case: Case) -> Tensor:
+    """What the low tower, which the recipe freezes, makes of the batch."""
+    model = case.model
+    assert not any(parameter.requires_grad for parameter in model.mllm.low.parameters())
+    return model.mllm.low(model.normalise_low(case.batch.pixels_low_B3hw))
+
+
 def encode_rows(case: Case, text: Text) -> ImageFeatures:
     """The image features of each row: the high tower once per image, the rest once per row."""
     batch, mllm, image_R = case.batch, case.model.mllm, text.image_R
-    stages = mllm.high(batch.pixels_high_B3HW)
-    one_row_per_image = len(image_R) == len(batch.pixels_high_B3HW)
+    low_B3hw = case.model.normalise_low(batch.pixels_low_B3hw)
+    high_B3HW = case.model.normalise_high(batch.pixels_high_B3HW)
+    stages = mllm.high(high_B3HW)
+    one_row_per_image = len(image_R) == len(high_B3HW)
 
     def of_rows(value: Tensor) -> Tensor:
         return value if one_row_per_image else value[image_R]
 
     boxes = (batch.object_boxes_BO4, batch.object_valid_BO, batch.part_boxes_BP4, batch.part_valid_BP)
     features = mllm.encode_image(
-        of_rows(batch.pixels_low_B3hw), batch.pixels_high_B3HW, Boxes(*map(of_rows, boxes)),
+        of_rows(low_B3hw), high_B3HW, Boxes(*map(of_rows, boxes)),
         [of_rows(stage) for stage in stages],
     )  # fmt: skip
     return replace(features, stages=stages)
@@ -305,10 +278,14 @@ def ratio(baseline: Sequence[float], ours: Sequence[float]) -> float:
 def measure(sizes: Sizes) -> tuple[dict[str, float], dict[str, Any]]:
     """(headline, details). The arms must agree on states and text loss; checking that also warms them up."""
     case = make_case(sizes)
+    kept = low_features(case)
     arms: dict[str, Callable[[Case], Result]] = {
         "ours": ours,
         "lisa": lambda c: baseline(c, c.per_expression),
         "gsva": lambda c: baseline(c, c.per_image),
+        "ours_photo": lambda c: ours_with(c, "photo"),
+        "ours_points": lambda c: ours_with(c, "points"),
+        "ours_kept": lambda c: ours_with(c, case.config.loss.resolution, kept),
     }
     first = {name: arm(case) for name, arm in arms.items()}
     error = float((first["ours"].prompts_ED - first["lisa"].prompts_ED).abs().max())
@@ -323,6 +300,10 @@ def measure(sizes: Sizes) -> tuple[dict[str, float], dict[str, Any]]:
     }
     details = {
         **{f"seconds_{name}": round(median_of(values), 4) for name, values in times.items()},
+        **{
+            f"ratio_gsva_{way}": round(ratio(times["gsva"], times[f"ours_{way}"]), 3)
+            for way in ("photo", "points", "kept")
+        },
         "expressions": sizes.images * EXPRESSIONS,
         "prefix_tokens": prefix,
         "row_tokens_ours": prefix + case.batch.token_ids_BT.shape[1],

@@ -37,6 +37,7 @@ def run(
     device: str = "auto",
     dtype: str = "auto",
     attention: str | None = None,
+    device_map: str | None = None,
 ) -> list[dict[str, Any]]:
     """Answer and score every benchmark into OUT/NAME/SPLIT/predictions.jsonl and OUT/metrics.json.
 
@@ -50,9 +51,10 @@ def run(
         rule: how the model decides that nothing is there; its own rule where None.
         limit: only the first images of each benchmark.
         fresh: remove earlier evaluations of these benchmarks first.
-        device: where the model computes, as in `load_segmenter`, like the next two.
+        device: where the model computes, as in `load_segmenter`, like the next three.
         dtype: of its weights.
         attention: of its language model.
+        device_map: "auto" for a model larger than one GPU.
 
     Returns:
         The entries of metrics.json.
@@ -73,7 +75,7 @@ def run(
     from uniresxx.model.placement import computed_on, placement_of  # imports torch
     from uniresxx.segmenters.load import load_segmenter
 
-    placement_of(device, dtype, attention)  # refuse wrong values before the work
+    placement_of(device, dtype, attention, device_map)  # refuse wrong values before the work
     console = Console(stderr=True)
     # Resolved once: a run that still trains may save a newer checkpoint and remove this one.
     folder = resolve(checkpoint, lambda line: console.print(line, markup=False, highlight=False))
@@ -82,7 +84,7 @@ def run(
         benchmark: with_truth(load_records(benchmark, data, limit, images), protocol, data)
         for benchmark in names
     }
-    segmenter = load_segmenter(folder, device=device, dtype=dtype, attention=attention)
+    segmenter = load_segmenter(folder, device=device, dtype=dtype, attention=attention, device_map=device_map)
     notes = {"computed_on": computed_on(segmenter)}
     entries = []
     for place, (benchmark, records) in enumerate(loaded.items()):

@@ -159,7 +159,7 @@ def load_part(
     """
     files = weight_files(folder_of(source))
     ours, ignored, unknown = translate(list(files), rules)
-    own = {own_name(name, rules): value for name, value in module.state_dict().items()}
+    own = {own_name(name, rules): value for name, value in module.state_dict(keep_vars=True).items()}
     report = Report(source, ignored=ignored)
     missing: list[str] = []
     for name in own:
@@ -178,13 +178,22 @@ def load_part(
             if value.shape != own[name].shape:
                 wrong.append(f"{name} {tuple(value.shape)} instead of {tuple(own[name].shape)}")
                 continue
-            own[name].copy_(value)
+            _fill(own[name], value)
             report.loaded.append(name)
     refuse(source, {"of another shape": wrong})
     for path, inner in module.named_modules():
         if f"{path}.{ROWS}".removeprefix(".") in report.new:
             refresh_rows(inner)
     return report
+
+
+def _fill(own: Tensor, value: Tensor) -> None:
+    """Copy `value` into a tensor of the model. A frozen one of the same dtype on the CPU becomes `value` itself: the
+    memory map of its file, which all processes of a machine share."""
+    if own.requires_grad or own.dtype != value.dtype or own.device != value.device:
+        own.copy_(value)
+    else:
+        own.data = value
 
 
 def own_name(name: str, rules: Rules) -> str:

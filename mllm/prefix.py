@@ -66,13 +66,20 @@ def check_attention(name: Attention) -> None:
     """ValueError for a backend that is not installed."""
     if name == "flash_attention_2" and not is_flash_attn_2_available():
         raise ValueError(
-            "attention='flash_attention_2' needs the package flash-attn and a CUDA GPU, and here one of them is "
-            "missing: pip install flash-attn, or use 'flex_attention' on a GPU, 'sdpa' anywhere"
+            "attention='flash_attention_2' needs the package flash-attn (2.3.3 or later) and a CUDA GPU, and here "
+            "one of them is missing: pip install flash-attn, or use 'flex_attention' on a GPU, 'sdpa' anywhere"
         )
 
 
-def check_packed(name: Attention) -> None:
-    """ValueError for a backend that cannot hide branches from one another, which packed training rows need."""
+def check_packed(name: Attention, device: torch.device | None = None) -> None:
+    """ValueError for a backend that cannot hide branches from one another, which packed training rows need.
+
+    `device`: where the model is trained; None: not known, or not trained.
+    """
+    if name == "flex_attention" and device is not None and device.type != "cuda":
+        raise ValueError(
+            f"attention='flex_attention' has no backward pass on {device.type}: train with 'sdpa', or on a CUDA GPU"
+        )
     if name == "flash_attention_2":
         raise ValueError(
             "attention='flash_attention_2' cannot hide branches from one another, which packed training rows need: "

@@ -79,7 +79,7 @@ def part_gradients(job: Job) -> torch.Tensor:
 def part_valid(model: UniRESPlusPlusModel, batch: Batch) -> torch.Tensor:
     """Validity of the part boxes of a training forward, and that its other level is still on."""
     extent = torch.full((len(batch.pixels_high_B3HW), 2), 32.0)
-    found = model._find_boxes(batch.pixels_high_B3HW, None, extent).boxes
+    found = model._find_boxes(model.normalise_high(batch.pixels_high_B3HW), None, extent).boxes
     assert found.object_valid_BO.any()
     return found.part_valid_BP
 

@@ -29,7 +29,7 @@ from uniresxx.model.build import attach_detector
 from uniresxx.model.collate import truth_boxes
 from uniresxx.model.config import BoxHeadConfig, UniRESPlusPlusConfig, WeightsConfig
 from uniresxx.model.modeling import UniRESPlusPlusModel
-from uniresxx.model.processing import pixels
+from uniresxx.model.processing import PixelNorm, pixels
 from uniresxx.model.regions.classical import NMS_IOU as CLASSICAL_NMS
 from uniresxx.model.regions.classical import propose
 from uniresxx.model.regions.learned import (
@@ -39,6 +39,7 @@ from uniresxx.model.regions.learned import (
     assign,
     best_boxes,
     centreness,
+    greedy_nms,
     iou_and_giou,
     pairwise_iou,
 )
@@ -87,6 +88,58 @@ def test_batched_nms_equals_the_loop(seed: int, count: int) -> None:
     assert NMS_IOU == CLASSICAL_NMS
 
 
+def loop_over(clash: np.ndarray, valid: np.ndarray, count: int) -> list[int]:
+    """Greedy NMS on a matrix, written out."""
+    kept: list[int] = []
+    for k in np.flatnonzero(valid):
+        if not clash[k, kept].any():
+            kept.append(int(k))
+    return kept[:count]
+
+
+@given(
+    st.integers(0, 10_000),
+    st.integers(1, 24),
+    st.integers(1, 30),
+    st.sampled_from([0.0, 0.02, 0.2, 0.9, 1.0]),
+)
+@settings(deadline=None, max_examples=60)
+def test_greedy_nms_equals_the_loop_on_any_clashes(seed: int, K: int, count: int, share: float) -> None:
+    rng = np.random.default_rng(seed)
+    half = rng.uniform(size=(3, K, K)) < share
+    clash, valid = half | half.transpose(0, 2, 1), rng.uniform(size=(3, K)) < 0.8
+    places, found = greedy_nms(torch.from_numpy(clash), torch.from_numpy(valid), count)
+    assert places.shape == found.shape == (3, min(count, K))
+    for b in range(3):
+        assert places[b][found[b]].tolist() == loop_over(clash[b], valid[b], count)
+
+
+@pytest.mark.parametrize("step", [0.0, 0.5, 1.4, 1.9, 3.0])
+def test_chains_ties_and_duplicates_are_thinned_as_by_the_loop(step: float) -> None:
+    """A row of 10 px boxes, each of which clashes only with its next neighbours: keeping one frees the one after."""
+    left = step * np.arange(40, dtype=np.float32)
+    boxes = np.stack((left, 0 * left, left + 10, 0 * left + 10), axis=1)
+    extent = torch.full((1, 2), 500.0)
+    falling, equal = np.linspace(1, 0.1, 40, dtype=np.float32), np.full(40, 0.5, dtype=np.float32)
+    for count in (1, 7, 60):
+        got, valid = best_boxes(
+            torch.from_numpy(boxes)[None], torch.from_numpy(falling)[None], extent, count, 40
+        )
+        assert got[0][valid[0]].tolist() == boxes[greedy(boxes, falling, count)].tolist()
+    got, valid = best_boxes(torch.from_numpy(boxes)[None], torch.from_numpy(equal)[None], extent, 60, 40)
+    overlaps = box_iou(
+        got[0][valid[0]].numpy(), boxes
+    )  # whichever of equals comes first: apart, and all covered
+    assert (overlaps > NMS_IOU).any(axis=0).all()
+    assert (box_iou(got[0][valid[0]].numpy(), got[0][valid[0]].numpy()) > NMS_IOU).sum() == valid.sum()
+
+
+def test_a_candidate_below_zero_is_never_a_box() -> None:
+    boxes = torch.tensor([[[0.0, 0, 9, 9], [20, 0, 29, 9]]])
+    got, valid = best_boxes(boxes, torch.tensor([[-1.0, -1.0]]), torch.tensor([[64.0, 64.0]]), 2, 2)
+    assert not valid.any() and not got.any()
+
+
 def test_boxes_are_cut_to_the_photo_and_never_empty() -> None:
     boxes = torch.tensor([[[-5.0, 2, 40, 20], [33, 1, 40, 9], [3, 3, 3.5, 9], [0, 0, 10, 10]]])
     got, valid = best_boxes(boxes, torch.tensor([[0.9, 0.8, 0.7, 0.6]]), torch.tensor([[32.0, 16.0]]), 6, 4)
@@ -132,7 +185,7 @@ def test_the_head_learns_to_find_what_masks_show(vocabulary: Vocabulary) -> None
     assert batch.truth_boxes_BGM4 is not None and batch.truth_boxes_valid_BGM is not None
     extent = torch.full((2, 2), 32.0)
     with torch.no_grad():
-        stages = model.mllm.high(batch.pixels_high_B3HW)
+        stages = model.mllm.high(model.normalise_high(batch.pixels_high_B3HW))
     optimizer = torch.optim.Adam(head.parameters(), lr=1e-2)
     for _ in range(150):
         loss = head.loss_sum(
@@ -163,7 +216,9 @@ def test_learned_boxes_are_the_same_in_training_and_answering(vocabulary: Vocabu
     model = new_model(vocabulary)
     records = [picture(0), picture(1)]
     batch = batch_of(records, vocabulary, LEARNED)
-    found = model._find_boxes(batch.pixels_high_B3HW, None, torch.full((2, 2), 32.0)).boxes
+    found = model._find_boxes(
+        model.normalise_high(batch.pixels_high_B3HW), None, torch.full((2, 2), 32.0)
+    ).boxes
     encoded = model.encode_images([r.pixels for r in records])
     for b, regions in enumerate(model.regions(encoded)):
         np.testing.assert_allclose(
@@ -274,7 +329,7 @@ def test_owlv2_boxes_are_those_of_its_own_forward(vocabulary: Vocabulary, tmp_pa
     batch = batch_of([picture(0)], vocabulary, config)
     with torch.no_grad():
         out = theirs(
-            pixel_values=batch.pixels_high_B3HW,
+            pixel_values=model.normalise_high(batch.pixels_high_B3HW),
             input_ids=torch.tensor([[0, 5, 1, 2]]),
             attention_mask=torch.tensor([[1, 1, 1, 0]]),
         )
@@ -321,7 +376,7 @@ def test_the_learned_head_finds_about_what_the_classical_proposer_finds_on_scene
             for g, boxes in enumerate(pair):
                 truth[b, g, : len(boxes)], valid[b, g, : len(boxes)] = torch.from_numpy(boxes), True
         photos = [photo_of(record) for record in records]
-        return photos, pixels(photos, "half"), truth, valid
+        return photos, PixelNorm("half")(pixels(photos)), truth, valid
 
     for step in range(500):
         _, photos, truth, valid = pictures("train", 12 * step, 12)

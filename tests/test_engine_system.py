@@ -126,7 +126,7 @@ class Poisoned:
     def __call__(self, step, micro):
         batch = self.batches(step, micro)
         if step == 1 and self.rank == 1:
-            batch.pixels_high_B3HW[0, 0, 0, 0] = torch.nan
+            batch.object_boxes_BO4[0, 0] = torch.nan
         return batch
 
 

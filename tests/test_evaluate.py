@@ -8,6 +8,9 @@ import os
 import re
 import subprocess
 import sys
+import threading
+import time
+import warnings
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +27,7 @@ from uniresxx.checkpoints.folders import checkpoint_identity
 from uniresxx.data.store.photos import photo_of
 from uniresxx.data.store.write import Preparation, write_store
 from uniresxx.errors import InputError
+from uniresxx.evaluation.ahead import THREADS, ahead
 from uniresxx.evaluation.dialogues import evaluate_dialogues, judge_phrases
 from uniresxx.evaluation.metrics_file import read_metrics, score_file, write_metrics
 from uniresxx.evaluation.regions import box_recall
@@ -200,6 +204,81 @@ def test_a_batch_is_encoded_once_and_all_its_expressions_are_answered_in_one_cal
     stub = Stub(perfect)
     evaluate(stub, RECORDS, "made/val", Decoding(), tmp_path, batch_images=2)
     assert (stub.encodings, stub.answers, len(stub.asked)) == (3, 3, 20)
+
+
+def photographed(folder, damaged=()):
+    """RECORDS with their photos in files."""
+    records = []
+    for k, record in enumerate(RECORDS):
+        path = folder / f"{k}.png"
+        Image.fromarray(record.pixels).save(path)
+        if k in damaged:
+            path.write_bytes(path.read_bytes()[:40])
+        records.append(replace(record, pixels=None, path=str(path)))
+    return records
+
+
+def test_photos_are_decoded_ahead_and_answered_in_order(tmp_path, monkeypatch):
+    decoded, answered = [], []
+    plain = photo_of
+    monkeypatch.setattr(
+        "uniresxx.evaluation.run.photo_of", lambda record: decoded.append(record.image_id) or plain(record)
+    )
+
+    class Slow(Stub):
+        def encode_images(self, photos):
+            deadline = time.monotonic() + 10
+            while len(decoded) < min(5, 2 * (self.encodings + 2)) and time.monotonic() < deadline:
+                time.sleep(0.01)  # the next batch is decoded while this one is answered
+            answered.append(len(decoded))
+            return super().encode_images(photos)
+
+    found = evaluate(
+        Slow(perfect), photographed(tmp_path), "made/val", Decoding(), tmp_path / "a", batch_images=2
+    )
+    assert sorted(decoded) == sorted(r.image_id for r in RECORDS) and answered[0] >= 4
+    whole = evaluate(Stub(perfect), RECORDS, "made/val", Decoding(), tmp_path / "b", batch_images=2)
+    assert found.read_bytes() == whole.read_bytes()
+    assert not [t for t in threading.enumerate() if t.name.startswith("ahead") and decoding(t)]
+
+
+def decoding(thread):
+    """Whether a thread is still there a moment later."""
+    thread.join(timeout=10)
+    return thread.is_alive()
+
+
+def test_a_damaged_photo_ends_the_evaluation_where_its_batch_comes(tmp_path):
+    records = photographed(tmp_path, damaged=(3,))
+    with pytest.raises(InputError, match=r"3\.png: .*damaged"):
+        evaluate(Stub(perfect), records, "made/val", Decoding(), tmp_path / "a", batch_images=2)
+    assert len((tmp_path / "a" / "predictions.jsonl").read_text().splitlines()) == 8  # the batch before
+
+
+def test_work_ahead_is_bounded_in_order_and_stops_when_it_is_closed():
+    begun, held = [], threading.Event()
+
+    def work(number):
+        begun.append(number)
+        held.wait(10)
+        return -number
+
+    results = ahead(work, range(100), 3)
+    held.set()
+    assert [next(results) for _ in range(4)] == [0, -1, -2, -3] and len(begun) <= 7
+    held.clear()
+    results.close()
+    held.set()
+    assert len(begun) <= 7 + THREADS
+    assert list(ahead(lambda n: n * n, range(5), 2)) == [0, 1, 4, 9, 16] and not list(ahead(str, [], 2))
+
+
+def test_warnings_are_shown_again_after_threads_have_decoded_together(tmp_path):
+    records = photographed(tmp_path) * 20
+    before = list(warnings.filters)
+    for _ in ahead(photo_of, records, 8):
+        pass
+    assert warnings.filters == before
 
 
 def test_interrupted_evaluation_continues_to_the_same_file(tmp_path):

@@ -88,7 +88,7 @@ def test_flops_of_a_step_count_frozen_parts_once_and_grow_with_k() -> None:
     assert 0 < one < three
     batch = gpu.batch_of(recipe, vocabulary, 1)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model.mllm.low(batch.pixels_low_B3hw.to(torch.bfloat16))
+        model.mllm.low(model.normalise_low(batch.pixels_low_B3hw).to(torch.bfloat16))
     low = counter.get_total_flops()
     for parameter in model.mllm.low.parameters():
         parameter.requires_grad_(True)

@@ -20,7 +20,7 @@ from uniresxx.model.heads.base import HeadInputs, RegionBoxes
 from uniresxx.model.heads.pyramid import PyramidHead
 from uniresxx.model.heads.sam import Sam2Head, SamHead
 from uniresxx.model.modeling import UniRESPlusPlusModel
-from uniresxx.model.processing import pixels, tensors_of, view_photo
+from uniresxx.model.processing import PixelNorm, pixels, tensors_of, view_photo
 from uniresxx.model.templates import TRAINING_TEMPLATES
 from uniresxx.model.tuning import cast_frozen
 from uniresxx.types import Decoding
@@ -297,7 +297,7 @@ def test_the_mask_frame_is_that_of_sams_own_processor() -> None:
         coarse = rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)
         photo = np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
         config = replace(CONFIG, mask_head="sam", sam=replace(SAM, size=128), dense_classes=(0, 0, 0))
-        ours = tensors_of([view_photo(photo, config)], config)["pixels_mask_B3SS"]
+        ours = PixelNorm("imagenet")(tensors_of([view_photo(photo, config)], config)["pixels_mask_B3SS"])
         processor = SamImageProcessorPil(size={"longest_edge": 128}, pad_size={"height": 128, "width": 128})
         theirs = processor(Image.fromarray(photo), return_tensors="pt")["pixel_values"]
         assert ours.shape == theirs.shape
@@ -321,4 +321,4 @@ def test_pixels_are_normalised_by_the_published_numbers(stats: str) -> None:
     mean, std = (np.array(values) for values in published[stats])
     photo = np.random.default_rng(0).integers(0, 256, (4, 5, 3), dtype=np.uint8)
     expected = ((photo / 255 - mean) / std).transpose(2, 0, 1)
-    np.testing.assert_allclose(pixels([photo], stats)[0].numpy(), expected, atol=1e-5)
+    np.testing.assert_allclose(PixelNorm(stats)(pixels([photo]))[0].numpy(), expected, atol=1e-5)

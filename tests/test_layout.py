@@ -25,7 +25,7 @@ OWNERS = {
     "uvicorn": ("uniresxx/serve.py",),
     "ray": ("data_engine/executors/ray.py", "data_engine/ray.py"),
     "deepspeed": ("train/engines/zero.py",),
-    "accelerate": (),
+    "accelerate": ("uniresxx/model/spread.py",),
     "pycocotools": ("uniresxx/imaging/masks.py", "uniresxx/data/"),
     "pyarrow": ("uniresxx/data/",),
     "grain": ("uniresxx/data/mixture/mix.py",),

@@ -20,6 +20,7 @@ from uniresxx.model.losses import (
     mask_point_sums,
     mask_sums,
     photo_sums,
+    shown_logits,
     true_iou,
 )
 from uniresxx.model.modeling import UniRESPlusPlusModel
@@ -124,9 +125,7 @@ def test_loss_at_the_photo_s_size_is_that_of_its_pixels_one_by_one(size: tuple[i
     logits = some()[0]
     generator = torch.Generator().manual_seed(1)
     truth = torch.rand(6, *size, generator=generator) > 0.6
-    valid = torch.from_numpy(box.valid())[None]
-    images = torch.zeros(6, dtype=torch.long)
-    bce, dice, iou = photo_sums(logits, images, [truth], valid, 1.0)
+    bce, dice, iou = photo_sums(logits, [truth], 64, 1.0)
     found = []
     for one, own in zip(upsampled(logits, frame[0]), truth, strict=True):
         inner = one[: box.inner_height, : box.inner_width]
@@ -148,6 +147,24 @@ def test_loss_at_the_photo_s_size_is_that_of_its_pixels_one_by_one(size: tuple[i
     assert iou.tolist() == pytest.approx([float(f[2]) for f in found], abs=2e-3)
 
 
+@pytest.mark.parametrize("shown", [(48, 64), (64, 33), (1, 64), (64, 64), (37, 50)])
+@pytest.mark.parametrize("side", [64, 72])
+def test_the_shown_part_of_resized_logits_is_resized_alone(shown: tuple[int, int], side: int) -> None:
+    """Also where cells and pixels of the frame do not fit; only padding behind the photo may differ."""
+    logits = some()[0]
+    found = shown_logits(logits, side, shown)
+    assert found.shape == (len(logits), *shown)
+    torch.testing.assert_close(found, upsampled(logits, side)[:, : shown[0], : shown[1]])
+
+
+def test_a_batch_knows_how_much_of_its_frames_is_shown() -> None:
+    vocabulary = Vocabulary.train([*TRAINING_TEMPLATES, "the red square", "both squares"] * 3, 340)
+    batch = batch_of([picture(0, 20, 32), picture(1, 24, 32)], vocabulary, CONFIG)
+    assert batch.shown == (24, 32) and not batch.pixel_valid_BHW[:, 24:].any()
+    wide = batch_of([picture(0, 20, 32), picture(1, 32, 24)], vocabulary, CONFIG)
+    assert wide.shown == (32, 32) and wide.to("meta").shown == (32, 32)
+
+
 def inner_bilinear(map_hw: torch.Tensor, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     h, w = map_hw.shape
     y, x = y.clamp(0, h - 1), x.clamp(0, w - 1)
@@ -164,7 +181,7 @@ def test_photos_of_the_frame_s_size_give_the_full_loss_image_by_image() -> None:
     valid = torch.ones(3, 64, 64, dtype=torch.bool)
     images = torch.tensor([0, 0, 2, 2, 2, 2])
     parts = [truth[:2], truth[:0], truth[2:]]  # the second picture has no target
-    bce, dice, iou = photo_sums(logits, images, parts, valid, 1.0)
+    bce, dice, iou = photo_sums(logits, parts, 64, 1.0)
     full = upsampled(logits, 64)
     expected = mask_sums(full, truth, valid[images])
     assert float(bce) == pytest.approx(float(expected[0]), rel=1e-6)

@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from PIL import Image
 
+from mllm.prefix import check_packed
 from mllm.tokens import Vocabulary
+from train.engines.base import device_of
 from train.job import Job
 from train.recipe import Recipe, check
 from train.throughput import cost_counter
@@ -50,11 +52,21 @@ BUILDERS: dict[type, Callable[[Any, Vocabulary], Any]] = {
 }
 
 
+def check_attention_of(recipe: Recipe) -> None:
+    """InputError for an attention backend that cannot train on the recipe's device."""
+    if isinstance(recipe.model, UniRESPlusPlusConfig):
+        try:
+            check_packed(recipe.model.mllm.attention, device_of(recipe.engine))
+        except ValueError as error:
+            raise InputError(f"--model.mllm.attention: {error}") from None
+
+
 def open_job(recipe: Recipe, data: Path | None) -> Job:
     """Everything `train` needs. Raises InputError where the data cannot be read."""
     check(recipe)
     inputs = _inputs_of(recipe)
     check_sources(inputs)
+    check_attention_of(recipe)
     found = _open_data(recipe, data, all_boxes=inputs.boxes == "learned")
     recipe, level_lines = _with_box_levels(recipe, found.source)
     inputs = _inputs_of(recipe)

@@ -148,7 +148,7 @@ class _Run:
         batches: Any = self.job.batches
         if self.ranks.world_size > 1:
             batches = batches.for_rank(self.ranks.rank, self.ranks.world_size)
-        stream = prefetch(batches, self.recipe, state.step)
+        stream = prefetch(batches, self.recipe, state.step, pin=self.engine.device.type == "cuda")
         with self.display, Stop() as stop, closing(stream):
             try:
                 self.job.model.train()

@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -171,8 +172,9 @@ def _batch(config: UniRESPlusPlusConfig, sizes: Sizes, fake: FakeTensorMode) -> 
     m, (B, K, t) = config.mllm, (sizes.images, sizes.expressions, sizes.tokens)
     S, T, labels = m.high_size, K * t, min(sizes.labels, t - 1)
     with fake:
-        low, high = torch.empty(B, 3, m.low_size, m.low_size), torch.empty(B, 3, S, S)
-        own = None if config.mask_size is None else torch.empty(B, 3, config.mask_size, config.mask_size)
+        pixels = partial(torch.empty, B, 3, dtype=torch.uint8)
+        low, high = pixels(m.low_size, m.low_size), pixels(S, S)
+        own = None if config.mask_size is None else pixels(config.mask_size, config.mask_size)
         masks = torch.empty(B * K, S, S, dtype=torch.bool)
         photos = [torch.empty(K, *_PHOTO, dtype=torch.bool) for _ in range(B)]
         dense = torch.empty(B, S, S, 3, dtype=torch.uint8) if any(config.dense_classes) else None

@@ -44,14 +44,20 @@ def _start_worker(index: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-def prefetch(batches: Batches, recipe: Recipe, start: int) -> Generator[list[Any], None, None]:
-    """The micro-batches of each step from `start` on, prepared ahead by `data.workers` processes."""
+def prefetch(
+    batches: Batches, recipe: Recipe, start: int, pin: bool = False
+) -> Generator[list[Any], None, None]:
+    """The micro-batches of each step from `start` on, prepared ahead by `data.workers` processes.
+
+    `pin`: in page-locked memory, from which a GPU copies them while the host goes on.
+    """
     accumulate, workers = recipe.data.accumulate, recipe.data.workers
     loader: DataLoader[Any] = DataLoader(
         _Numbered(batches, accumulate),
         batch_size=None,
         sampler=range(start * accumulate, recipe.optim.steps * accumulate),
         num_workers=workers,
+        pin_memory=pin,
         worker_init_fn=_start_worker if workers else None,
         prefetch_factor=2 * accumulate if workers else None,
         generator=torch.Generator(),  # without one the loader would draw from torch's global random state
@@ -119,9 +125,12 @@ def do_step(
         losses.append(loss.detach())
         for name, value in terms.sums.items():
             sums.setdefault(name, []).append(value.detach())
-    local_losses = [float(loss) for loss in losses]
+    found = torch.stack([*losses, *(value for values in sums.values() for value in values)]).tolist()
+    local_losses = found[: len(micro)]  # the host waits for the device once
+    rest = iter(found[len(micro) :])
+    local_sums = {name: sum(islice(rest, len(values))) for name, values in sums.items()}
     local = [sum(local_losses), sum(len(batch.expression_ids) for batch in micro)]
-    local += [sum(map(float, sums.get(name, []))) for name in counts]
+    local += [local_sums.get(name, 0.0) for name in counts]
     total, expressions, *term_sums = engine.ranks.sum(local)
     update = engine.update(
         step, time_used, lambda norm: math.isfinite(total) and math.isfinite(norm) and not spike(norm)

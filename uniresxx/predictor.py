@@ -49,22 +49,26 @@ class Predictor:
         device: str = "auto",
         dtype: str | None = None,
         attention: str | None = None,
+        device_map: str | None = None,
     ) -> Predictor:
         """Load a model.
 
         Args:
             path: a run folder (its best checkpoint), a `from_pretrained` folder, or `hub:OWNER/NAME`.
             decoding: how answers are generated; the default suits masks.
-            device: as in `load_segmenter`, like the next two; "auto" takes a GPU where there is one.
+            device: as in `load_segmenter`, like the next three; "auto" takes a GPU where there is one.
             dtype: "float32" or "bfloat16" for all weights; None: as saved.
             attention: backend of the language model; None: that of the checkpoint.
+            device_map: "auto" spreads a model larger than one GPU; None: one device.
 
         Raises:
             InputError: the path holds no complete checkpoint of a known model, or the device is not there.
         """
         from uniresxx.segmenters.load import load_segmenter
 
-        segmenter = load_segmenter(path, device=device, dtype=dtype, attention=attention)
+        segmenter = load_segmenter(
+            path, device=device, dtype=dtype, attention=attention, device_map=device_map
+        )
         return cls(segmenter, decoding)
 
     @property

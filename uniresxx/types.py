@@ -8,8 +8,10 @@ Nothing here imports torch, so that readers, metrics and the command line start 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from copy import copy
+from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
@@ -196,7 +198,15 @@ class BadSample:
     reason: str
 
 
-_NOT_TENSORS = ("expression_ids", "granularities", "drawn", "bad")  # fields of a Batch
+NO_LABEL = -100  # mllm.chat.IGNORE, which torch's losses leave out
+_NOT_TENSORS = (
+    "expression_ids",
+    "granularities",
+    "drawn",
+    "bad",
+    "most_expressions",
+    "shown",
+)  # fields of a Batch
 
 
 @dataclass(slots=True)
@@ -207,7 +217,7 @@ class Batch:
     puts the visual prefix before it. `branch_BT` is -1 on padding.
     """
 
-    pixels_low_B3hw: torch.Tensor  # float, normalised
+    pixels_low_B3hw: torch.Tensor  # uint8; the model normalises them
     pixels_high_B3HW: torch.Tensor
     object_boxes_BO4: torch.Tensor  # xyxy, high frame, pixels
     object_valid_BO: torch.Tensor  # bool
@@ -236,13 +246,39 @@ class Batch:
     granularities: list[Granularity] = field(default_factory=list)
     drawn: dict[str, int] = field(default_factory=dict)  # images and expressions, "<data set> <what>"
     bad: list[BadSample] = field(default_factory=list)
+    # found here, on the host, because on a GPU each would be waited for
+    labelled_Y: torch.Tensor = field(init=False)  # places in the flattened (B T) that have a label
+    present_P: torch.Tensor = field(init=False)  # expressions that have a mask
+    most_expressions: int = field(init=False)  # of an image
+    shown: tuple[int, int] = field(
+        init=False
+    )  # rows and columns of the high frame beyond which all is padding
+
+    def __post_init__(self) -> None:
+        """Find the places of labels and masks, and the most expressions of an image."""
+        self.labelled_Y = (self.labels_BT != NO_LABEL).flatten().nonzero()[:, 0]
+        self.present_P = self.present_E.nonzero()[:, 0]
+        self.most_expressions = max(Counter(self.image_of_expr_E.tolist()).values(), default=0)
+        rows_BH, columns_BW = self.pixel_valid_BHW.any(dim=2), self.pixel_valid_BHW.any(dim=1)
+        self.shown = int(rows_BH.sum(dim=1).max()), int(columns_BW.sum(dim=1).max())
 
     def to(self, device: Any) -> Batch:
-        """The same batch on another device; nothing else in the project moves a batch."""
-        moved: dict[str, Any] = {}
+        """The same batch on another device; nothing else in the project moves a batch.
+
+        From pinned memory to a GPU the copy runs while the host goes on.
+        """
+        return self._with_tensors(lambda value: value.to(device, non_blocking=value.is_pinned()))
+
+    def pin_memory(self) -> Batch:
+        """The same batch in page-locked memory; torch's DataLoader calls this."""
+        return self._with_tensors(lambda value: value.pin_memory())
+
+    def _with_tensors(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
+        """A copy whose tensors went through `change`."""
+        changed = copy(self)
         for item in fields(self):
             value = getattr(self, item.name)
             if item.name not in _NOT_TENSORS and value is not None:
                 is_list = isinstance(value, list)
-                moved[item.name] = [v.to(device) for v in value] if is_list else value.to(device)
-        return replace(self, **moved)
+                setattr(changed, item.name, [change(v) for v in value] if is_list else change(value))
+        return changed

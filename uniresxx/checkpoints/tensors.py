@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -93,11 +93,13 @@ def weight_files(folder: Path) -> dict[str, list[str] | None]:
     return files
 
 
-def load_weights(model: nn.Module, folder: Path, device: str | torch.device = "cpu") -> None:
+def load_weights(
+    model: nn.Module, folder: Path, device: str | torch.device | Callable[[str], torch.device] = "cpu"
+) -> None:
     """Fill `model` from the safetensors of `folder`, whole or sharded; every key must match, in name and shape.
 
-    One tensor after another is read and copied into the model's own, in the model's dtype. Tensors of the model that
-    are on the meta device get their memory on `device`.
+    One tensor after another is read and copied into the model's own, in the model's dtype. Those of the model that
+    are on the meta device become new ones on `device`, or where it says by their name.
 
     Raises:
         InputError: names the first few missing, unexpected or differently shaped keys; the model is unchanged then.
@@ -124,27 +126,30 @@ def load_weights(model: nn.Module, folder: Path, device: str | torch.device = "c
     if problems:
         at = folder / (WEIGHTS if WEIGHTS in files else INDEX)
         raise InputError(f"{at} does not fit its {CONFIG}: {'; '.join(problems)}")
-    _allocate(model, wanted, device)
-    own = model.state_dict()
+    made: dict[int, torch.Tensor] = {}  # by the tensor that it replaces: tied ones stay tied
     for key, path in path_of.items():
+        old = wanted[key]
         with _opened(path) as file:  # for each tensor anew: what was read stays in memory until it closes
-            own[key].copy_(file.get_tensor(key))
+            value = file.get_tensor(key)
+            if old.is_meta and id(old) not in made:
+                made[id(old)] = _placed(old, value, device(key) if callable(device) else device)
+            elif not old.is_meta:
+                old.detach().copy_(value)
+        if old.is_meta:
+            owner, _, name = key.rpartition(".")
+            setattr(model.get_submodule(owner), name, made[id(old)])
 
 
-def _allocate(model: nn.Module, wanted: Mapping[str, torch.Tensor], device: str | torch.device) -> None:
-    """Give memory on `device` to the tensors `wanted` of a model that are on the meta device."""
+def _placed(old: torch.Tensor, value: torch.Tensor, device: str | torch.device) -> torch.Tensor:
+    """`value` as what `old` is, in its dtype, on `device`.
+
+    On the CPU, in the dtype of the file, it stays the file's own memory map (copy on write): processes that load one
+    file share its pages, and what they change is theirs alone.
+    """
     import torch
 
-    made: dict[int, torch.Tensor] = {}  # by the tensor that it replaces: tied ones stay tied
-    for key, old in wanted.items():
-        if not old.is_meta:
-            continue
-        if id(old) not in made:
-            new = torch.empty_like(old, device=device)
-            parameter = isinstance(old, torch.nn.Parameter)
-            made[id(old)] = torch.nn.Parameter(new, old.requires_grad) if parameter else new
-        path, _, name = key.rpartition(".")
-        setattr(model.get_submodule(path), name, made[id(old)])
+    new = value.to(device=device, dtype=old.dtype)
+    return torch.nn.Parameter(new, old.requires_grad) if isinstance(old, torch.nn.Parameter) else new
 
 
 def _shapes(path: Path) -> dict[str, tuple[int, ...]]:

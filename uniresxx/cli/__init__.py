@@ -90,7 +90,7 @@ def parser_for(program: str, page: str | None) -> OneLineParser:
 
 
 def add_placement_options(parser: argparse.ArgumentParser) -> None:
-    """`--device`, `--dtype`, `--attention`: the options of every command that loads a model."""
+    """`--device`, `--dtype`, `--attention`, `--device-map`: the options of every command that loads a model."""
     parser.add_argument(
         "--device", default="auto", metavar="auto|cpu|cuda[:N]|mps",
         help="where the model computes; auto (default): a CUDA GPU, else Apple's MPS, else the CPU",
@@ -103,11 +103,15 @@ def add_placement_options(parser: argparse.ArgumentParser) -> None:
         "--attention", choices=get_args(Attention),
         help="attention of the language model (default: that of the checkpoint)",
     )  # fmt: skip
+    parser.add_argument(
+        "--device-map", choices=("auto",), help="auto: spread a model larger than one GPU over all of them",
+    )  # fmt: skip
 
 
 def placement_words(options: argparse.Namespace) -> dict[str, str | None]:
-    """The values of these three options, as keyword arguments of `Predictor.from_pretrained`."""
-    return {"device": options.device, "dtype": options.dtype, "attention": options.attention}
+    """The values of these options, as keyword arguments of `Predictor.from_pretrained`."""
+    names = ("device", "dtype", "attention", "device_map")
+    return {name: getattr(options, name) for name in names}
 
 
 def exit_code(program: str, work: Callable[[], int]) -> int:

@@ -51,9 +51,14 @@ class ReadsTruthBoxes(Protocol):
         ...
 
 
-def encode_records(segmenter: Segmenter, records: Sequence[ImageRecord]) -> Any:
-    """Encode the records' photos. Only a model whose config asks for truth boxes gets them."""
-    photos = [photo_of(record) for record in records]
+def encode_records(
+    segmenter: Segmenter, records: Sequence[ImageRecord], photos: Sequence[np.ndarray] | None = None
+) -> Any:
+    """Encode the records' photos. Only a model whose config asks for truth boxes gets them.
+
+    `photos`: of the records, where the caller has decoded them already.
+    """
+    photos = [photo_of(record) for record in records] if photos is None else photos
     if isinstance(segmenter, ReadsTruthBoxes) and segmenter.wants_truth_boxes:
         return segmenter.encode_images_with_truth_boxes(photos, records)
     return segmenter.encode_images(photos)

@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
+from uniresxx.data.store.photos import photo_of
 from uniresxx.errors import InputError
+from uniresxx.evaluation.ahead import ahead
 from uniresxx.evaluation.files import IMAGES, LOCK, PREDICTIONS, begin, fingerprint
 from uniresxx.evaluation.regions import encode_records, image_lines
 from uniresxx.files import lock_file
@@ -78,23 +82,27 @@ def evaluate(
             answered = sum(e.expression_id in done for r in records for e in r.expressions)
             if progress:
                 progress(answered, total)
-            waiting = [(r, [e for e in r.expressions if e.expression_id not in done]) for r in records]
-            for batch in chunks([(r, asked) for r, asked in waiting if asked], batch_images):
-                start = time.perf_counter()
-                images = [record for record, _ in batch]
-                encoded = encode_records(segmenter, images)
-                answers = segmenter.answer(encoded, [[e.text for e in asked] for _, asked in batch], decoding)
-                seconds = time.perf_counter() - start
-                asked_all = [e.expression_id for _, asked in batch for e in asked]
-                if len(answers) != len(asked_all):
-                    raise RuntimeError(f"{len(asked_all)} texts asked, {len(answers)} predictions returned")
-                for line in image_lines(segmenter, encoded, images, seconds):
-                    lines.write(line)
-                for name, prediction in zip(asked_all, answers, strict=True):
-                    write_answer(answer_lines, name, to_json(name, prediction))
-                answered += len(asked_all)
-                if progress:
-                    progress(answered, total)
+            found = [(r, [e for e in r.expressions if e.expression_id not in done]) for r in records]
+            waiting = [(r, asked) for r, asked in found if asked]
+            decoded = ahead(photo_of, (record for record, _ in waiting), 2 * batch_images)
+            with closing(decoded):  # Ctrl-C begins no further photo
+                for batch in chunks(waiting, batch_images):
+                    start = time.perf_counter()
+                    images = [record for record, _ in batch]
+                    encoded = encode_records(segmenter, images, list(islice(decoded, len(images))))
+                    texts = [[e.text for e in asked] for _, asked in batch]
+                    answers = segmenter.answer(encoded, texts, decoding)
+                    seconds = time.perf_counter() - start
+                    names = [e.expression_id for _, asked in batch for e in asked]
+                    if len(answers) != len(names):
+                        raise RuntimeError(f"{len(names)} texts asked, {len(answers)} predictions returned")
+                    for line in image_lines(segmenter, encoded, images, seconds):
+                        lines.write(line)
+                    for name, prediction in zip(names, answers, strict=True):
+                        write_answer(answer_lines, name, to_json(name, prediction))
+                    answered += len(names)
+                    if progress:
+                        progress(answered, total)
     return out / PREDICTIONS
 
 

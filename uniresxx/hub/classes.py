@@ -162,7 +162,11 @@ class UniRESPlusPlus(PreTrainedModel):
         known = (*_AUTO_OPTIONS, *_HUB_OPTIONS)
         unknown = [name for name, value in options.items() if name not in known and value is not None]
         if model_args or unknown:
-            hint = "; one device is device=" if "device_map" in unknown else ""
+            hint = (
+                "; one device is device=, several are those of load_segmenter"
+                if "device_map" in unknown
+                else ""
+            )
             raise InputError(f"from_pretrained does not know {', '.join(unknown) or model_args}{hint}")
         return cls(load_model(folder, placement), folder).eval()
 

@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
@@ -116,13 +117,40 @@ def _opened(data: bytes, name: str, formats: tuple[str, ...] = FORMATS) -> Itera
         yield image
 
 
+class _NoWarnings:
+    """No warning is shown while any thread is inside.
+
+    `warnings.catch_warnings` alone is not enough: where two threads overlap, the filters that the second one found
+    and restores are those of the first.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._inside = Lock(), 0
+        self._filters = warnings.catch_warnings()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                self._filters = warnings.catch_warnings(action="ignore")
+                self._filters.__enter__()
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self._filters.__exit__(None, None, None)
+
+
+_NO_WARNINGS = _NoWarnings()
+
+
 @contextmanager
 def _decoding(name: str, formats: tuple[str, ...]) -> Iterator[None]:
     """Whatever Pillow raises is an InputError about `name`; its warnings (odd EXIF, say) are not shown."""
     cap = f"{name}: its pixels are over the cap of {MAX_PIXELS // 10**6} megapixels"
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with _NO_WARNINGS:
             yield
     except InputError:
         raise

@@ -5,6 +5,7 @@ Shapes: E decisions of all answers, K decisions of one answer, D LLM width, y x 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +25,7 @@ from uniresxx.model.templates import asked_branches
 from uniresxx.types import DecisionRule, Decoding, Instance, Prediction, Question, Segment
 
 # features, prompts and the image of each -> the head's output, with instance queries also what it unites
-MasksOf = Callable[[Any, torch.Tensor, torch.Tensor], tuple[HeadOutput, InstanceOutput | None]]
+MasksOf = Callable[[Any, torch.Tensor, torch.Tensor, int], tuple[HeadOutput, InstanceOutput | None]]
 
 ANSWERS_AT_ONCE = 64  # whose masks exist at the same time, at the size of the photo; no answer depends on it
 
@@ -66,7 +67,8 @@ def answer_texts(
         image_of_expr = [image for image, answer in rows for _ in range(len(answer.prompts_KD))]
         prompts_ED = torch.cat([answer.prompts_KD for answer in part])
         image_E = torch.tensor(image_of_expr, device=prompts_ED.device)
-        output, instances = masks_of(encoded.features, prompts_ED, image_E)
+        most = max(Counter(image_of_expr).values(), default=0)
+        output, instances = masks_of(encoded.features, prompts_ED, image_E, most)
         if instances is None:
             masks = photo_masks(output.masks_Ehw, image_of_expr, encoded.views)
             found: list[list[Instance]] = [[] for _ in masks]

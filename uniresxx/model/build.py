@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from torch import nn
 
 from mllm.config import TuningConfig
@@ -25,6 +26,7 @@ from uniresxx.model.heads.pyramid import PyramidHead
 from uniresxx.model.modeling import UniRESPlusPlusModel
 from uniresxx.model.placement import Placement
 from uniresxx.model.regions.detector import Owlv2Proposer
+from uniresxx.model.spread import connect, device_by_name, free_memory, spread_layers
 from uniresxx.model.tuning import cast, cast_frozen, format_table, parameter_table, rounded_parts
 
 Config = TypeVar("Config")
@@ -216,8 +218,27 @@ def load_with(
         raise InputError(f"{folder / CONFIG}: {error}") from error
     if placement.dtype is not None:
         cast(model.parameters(), placement.dtype)
+    if placement.spread:
+        return spread(model, folder, placement.device).eval()
     load_weights(model, folder, placement.device)
     return model.to(placement.device).eval()  # buffers are still on the CPU
+
+
+def spread(model: Model, folder: Path, main: torch.device) -> Model:
+    """Load weights, the layers of the language model onto several GPUs where one is too small.
+
+    Raises:
+        InputError: the model has no language model, or is larger than all of them.
+    """
+    if not isinstance(model, UniRESPlusPlusModel):
+        raise InputError(f"device_map='auto': the model of {folder} fits on one device; leave it out")
+    decoder: nn.Module = model.mllm.llm.model
+    places = spread_layers(model, decoder, free_memory(main))
+    load_weights(model, folder, device_by_name("mllm.llm.model", places, main))
+    if set(places.values()) == {main}:
+        return model.to(main)
+    connect(model, decoder, places, main)
+    return model
 
 
 def _with_frozen_dtype(config: UniRESPlusPlusConfig, vocabulary: Vocabulary) -> UniRESPlusPlusModel:

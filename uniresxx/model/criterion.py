@@ -1,6 +1,7 @@
 """The training objective: denominators known before the forward pass, and loss sums of one micro-batch.
 
-Shapes: as in uniresxx.types.Batch; Y label positions, V vocabulary, Q queries, h w the mask head's grid.
+Shapes: as in uniresxx.types.Batch; P expressions with a mask, Y label positions, V vocabulary, Q queries,
+h w the mask head's grid.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from uniresxx.model.losses import (
     mask_sums,
     photo_extent,
     photo_sums,
-    resized,
+    shown_logits,
     true_iou,
 )
 from uniresxx.model.matching import matched_queries
@@ -47,13 +48,13 @@ class ModelOutput(NamedTuple):
 
 def mask_counts(batch: Batch) -> Counts:
     """Denominators of the terms of any mask head."""
-    masks = int(batch.present_E.sum())
+    masks = len(batch.present_P)
     return {"mask": masks, "dice": masks, "quality": masks, "presence": len(batch.present_E)}
 
 
 def all_counts(batch: Batch, config: LossConfig) -> Counts:
     """Denominators of all terms of the loss."""
-    counts = {"text": int((batch.labels_BT != IGNORE).sum())}
+    counts = {"text": len(batch.labelled_Y)}
     if config.teaches_masks:
         counts |= mask_counts(batch)
         counts["dense"] = int(batch.pixel_valid_BHW.sum()) if batch.dense_BHW3 is not None else 0
@@ -65,14 +66,14 @@ def all_counts(batch: Batch, config: LossConfig) -> Counts:
 
 def mask_terms(head: HeadOutput, batch: Batch, config: LossConfig) -> dict[str, Tensor]:
     """Sums of a mask head's terms; masks are supervised only where the truth has one."""
-    present = batch.present_E
-    bce, dice, iou_E = _masks_and_iou(head.masks_Ehw[present].float(), batch, config)
-    quality_E, presence_E = head.quality_E[present].float(), head.presence_E.float()
+    present_E, present_P = batch.present_E, batch.present_P
+    bce, dice, iou_P = _masks_and_iou(head.masks_Ehw[present_P].float(), batch, config)
+    quality_P, presence_E = head.quality_E[present_P].float(), head.presence_E.float()
     return {
         "mask": bce,
         "dice": dice,
-        "quality": F.binary_cross_entropy_with_logits(quality_E, iou_E, reduction="sum"),
-        "presence": F.binary_cross_entropy_with_logits(presence_E, present.float(), reduction="sum"),
+        "quality": F.binary_cross_entropy_with_logits(quality_P, iou_P, reduction="sum"),
+        "presence": F.binary_cross_entropy_with_logits(presence_E, present_E.float(), reduction="sum"),
     }
 
 
@@ -123,27 +124,30 @@ def weighted(sums: dict[str, Tensor], config: LossConfig) -> LossTerms:
     return LossTerms(sums, {name: getattr(config, name) for name in sums})
 
 
-def _masks_and_iou(logits_Ehw: Tensor, batch: Batch, config: LossConfig) -> tuple[Tensor, Tensor, Tensor]:
+def _masks_and_iou(logits_Phw: Tensor, batch: Batch, config: LossConfig) -> tuple[Tensor, Tensor, Tensor]:
     """BCE and dice sums at the configured resolution, and the true IoU of each mask.
 
     With "low" and "points" the IoU is that on the head's grid, else where the loss is. Points are drawn from
     torch's random numbers: a step that is cut differently draws others.
     """
-    image_E, smooth = batch.image_of_expr_E[batch.present_E], config.dice_smooth
+    smooth, frame = config.dice_smooth, batch.pixel_valid_BHW.shape[-1]
     if config.resolution == "photo":
-        return photo_sums(logits_Ehw, image_E, batch.masks_photo, batch.pixel_valid_BHW, smooth)
-    truth_EHW, valid_EHW = batch.masks_EHW[batch.present_E], batch.pixel_valid_BHW[image_E]
+        return photo_sums(logits_Phw, batch.masks_photo, frame, smooth)
+    truth_PHW = batch.masks_EHW[batch.present_P]
+    valid_PHW = batch.pixel_valid_BHW[batch.image_of_expr_E[batch.present_P]]
     if config.resolution == "full":
-        logits_EHW = resized(logits_Ehw, truth_EHW.shape[-2:])
-        bce, dice = mask_sums(logits_EHW, truth_EHW, valid_EHW, smooth)
-        return bce, dice, true_iou(logits_EHW, truth_EHW, valid_EHW)
-    h, w = logits_Ehw.shape[-2:]
-    covered_Ehw, valid_Ehw = cells(truth_EHW, valid_EHW, (h, w))
+        rows, columns = batch.shown
+        truth_PHW, valid_PHW = truth_PHW[:, :rows, :columns], valid_PHW[:, :rows, :columns]
+        logits_PHW = shown_logits(logits_Phw, frame, batch.shown)
+        bce, dice = mask_sums(logits_PHW, truth_PHW, valid_PHW, smooth)
+        return bce, dice, true_iou(logits_PHW, truth_PHW, valid_PHW)
+    h, w = logits_Phw.shape[-2:]
+    covered_Phw, valid_Phw = cells(truth_PHW, valid_PHW, (h, w))
     if config.resolution == "points":
-        bce, dice = mask_point_sums(logits_Ehw, truth_EHW, valid_EHW, config, smooth)
+        bce, dice = mask_point_sums(logits_Phw, truth_PHW, valid_PHW, config, smooth)
     else:
-        bce, dice = mask_sums(logits_Ehw, covered_Ehw * valid_Ehw, valid_Ehw, smooth)
-    return bce, dice, true_iou(logits_Ehw, (covered_Ehw >= 0.5) & valid_Ehw, valid_Ehw)
+        bce, dice = mask_sums(logits_Phw, covered_Phw * valid_Phw, valid_Phw, smooth)
+    return bce, dice, true_iou(logits_Phw, (covered_Phw >= 0.5) & valid_Phw, valid_Phw)
 
 
 def _dense_sum(dense: tuple[Tensor, ...], labels_BHW3: Tensor, valid_BHW: Tensor) -> Tensor:

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from uniresxx.imaging.geometry import Letterbox
+
 if TYPE_CHECKING:
     from uniresxx.model.config import LossConfig
 
@@ -61,6 +63,17 @@ def resized(logits_Ehw: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(logits_Ehw[:, None], size=tuple(size), mode="bilinear", align_corners=False)[:, 0]
 
 
+def shown_logits(logits_Ehw: Tensor, side: int, shown: tuple[int, int]) -> Tensor:
+    """The rows and columns `shown` of `resized(logits, (side, side))`; cells of padding alone are left out before."""
+    h, w = logits_Ehw.shape[-2:]
+    if side % h or side % w:
+        return resized(logits_Ehw, (side, side))[:, : shown[0], : shown[1]]
+    # one cell more than what is shown: its edge pixels lie between two cells
+    rows, columns = (min(n, -(-seen * n // side) + 1) for seen, n in zip(shown, (h, w), strict=True))
+    size = rows * side // h, columns * side // w
+    return resized(logits_Ehw[:, :rows, :columns], size)[:, : shown[0], : shown[1]]
+
+
 def photo_logits(
     logits_Ehw: Tensor, frame: Sequence[int], inner: Sequence[int], size: Sequence[int]
 ) -> Tensor:
@@ -72,16 +85,19 @@ def photo_logits(
 
 
 def photo_sums(
-    logits_Ehw: Tensor, image_E: Tensor, masks_photo: Sequence[Tensor], valid_BHW: Tensor, smooth: float
+    logits_Ehw: Tensor, masks_photo: Sequence[Tensor], frame: int, smooth: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(BCE, dice, IoU of each) of every mask at the size of its photo; `masks_photo` as in Batch, E in its order.
 
-    A loop over images, because their sizes differ. The backward pass keeps each map at two sizes.
+    A loop over images, because their sizes differ. The backward pass keeps each map at two sizes. `frame` is the
+    side of the padded square.
     """
     sums, ious = [logits_Ehw.new_zeros(2)], [logits_Ehw.new_zeros(0)]
-    for b, truth_Eyx in enumerate(masks_photo):
-        inner = int(valid_BHW[b].any(dim=1).sum()), int(valid_BHW[b].any(dim=0).sum())
-        logits_Eyx = photo_logits(logits_Ehw[image_E == b], valid_BHW.shape[1:], inner, truth_Eyx.shape[1:])
+    own_logits = logits_Ehw.split([len(truth_Eyx) for truth_Eyx in masks_photo])
+    for own_Ehw, truth_Eyx in zip(own_logits, masks_photo, strict=True):
+        y, x = truth_Eyx.shape[1:]
+        box = Letterbox.fit(y, x, frame)
+        logits_Eyx = photo_logits(own_Ehw, (frame, frame), (box.inner_height, box.inner_width), (y, x))
         everywhere = torch.ones_like(truth_Eyx)
         sums.append(torch.stack(mask_sums(logits_Eyx, truth_Eyx, everywhere, smooth)))
         ious.append(true_iou(logits_Eyx, truth_Eyx, everywhere))

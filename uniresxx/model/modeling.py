@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mllm.chat import IGNORE
 from mllm.modeling import MLLM, Boxes, ImageFeatures
 from mllm.tokens import Vocabulary
 from uniresxx.errors import InputError
@@ -27,8 +26,8 @@ from uniresxx.model.heads.instances import InstanceOutput, InstanceQueries
 from uniresxx.model.heads.pyramid import PyramidHead
 from uniresxx.model.heads.sam import Sam2Head, SamHead
 from uniresxx.model.losses import Counts, LossTerms, photo_extent
-from uniresxx.model.placement import autocast_of, wait_for
-from uniresxx.model.processing import FROM_FEATURES, View, tensors_of, view_photo, with_boxes
+from uniresxx.model.placement import autocast_of, sent, wait_for
+from uniresxx.model.processing import FROM_FEATURES, PixelNorm, View, tensors_of, view_photo, with_boxes
 from uniresxx.model.regions.learned import BoxHead, BoxOutput
 from uniresxx.model.tuning import apply_tuning
 from uniresxx.types import Batch, DecisionRule, Decoding, ImageRecord, Prediction, Question
@@ -62,6 +61,8 @@ class UniRESPlusPlusModel(nn.Module):
         super().__init__()
         m = config.mllm
         self.config, self.vocabulary = config, vocabulary
+        self.normalise_low, self.normalise_high = (PixelNorm(stats) for stats in m.pixel_stats)
+        self.normalise_mask = PixelNorm("imagenet")
         self.mllm = MLLM(m, vocabulary, skip_llm_init)
         self.head = _mask_head(config)
         self.instances = InstanceQueries(config.instances, m.llm_width) if config.instances else None
@@ -79,7 +80,6 @@ class UniRESPlusPlusModel(nn.Module):
         extent_B2 = photo_extent(batch.pixel_valid_BHW)
         image, found = self._encode(batch.pixels_low_B3hw, batch.pixels_high_B3HW, boxes, extent_B2)
         states_BTD = self.mllm(image, batch.token_ids_BT, batch.branch_BT, batch.position_BT)
-        labelled_BT = batch.labels_BT != IGNORE
         own = int(self.config.mllm.prompt_state == "own")
         prompts_ED = states_BTD[batch.image_of_expr_E, batch.seg_position_E + own]
         masks: HeadOutput | None = None
@@ -87,12 +87,12 @@ class UniRESPlusPlusModel(nn.Module):
         instances: InstanceOutput | None = None
         if self.config.loss.teaches_masks:
             features = self._mask_features(image, batch.pixels_mask_B3SS)
-            masks, instances = self.masks(features, prompts_ED, batch.image_of_expr_E)
+            masks, instances = self.masks(features, prompts_ED, batch.image_of_expr_E, batch.most_expressions)
             if self.dense is not None:
                 dense = self.dense(features.fine_BChw).split(self.config.dense_classes, dim=1)
         return ModelOutput(
-            self.mllm.logits(states_BTD[labelled_BT]),
-            batch.labels_BT[labelled_BT],
+            self.mllm.logits(states_BTD.flatten(0, 1)[batch.labelled_Y]),
+            batch.labels_BT.flatten()[batch.labelled_Y],
             masks,
             dense,
             found.output,
@@ -141,7 +141,7 @@ class UniRESPlusPlusModel(nn.Module):
         """Encode prepared photos; `tensors` is `tensors_of(views, config)`, where the caller has it already."""
         device = next(self.parameters()).device
         tensors = tensors_of(views, self.config) if tensors is None else tensors
-        given = {name: value.to(device) for name, value in tensors.items() if isinstance(value, Tensor)}
+        given = {name: sent(value, device) for name, value in tensors.items() if isinstance(value, Tensor)}
         boxes = Boxes(*(given[name] for name in BOX_FIELDS))
         with autocast_of(self):
             image, found = self._encode(
@@ -182,8 +182,8 @@ class UniRESPlusPlusModel(nn.Module):
         """
         m, layout, b = self.config.mllm, image.layout, image.boxes
         g = m.low_grid
-        if pixels_mask_B3SS is not None and m.blind_to_image:
-            pixels_mask_B3SS = pixels_mask_B3SS * 0
+        if pixels_mask_B3SS is not None:
+            pixels_mask_B3SS = self.normalise_mask(pixels_mask_B3SS) * (not m.blind_to_image)
         return HeadInputs(
             image.stages,
             image.prefix_BLD[:, layout.image].transpose(1, 2).unflatten(2, (g, g)),
@@ -194,12 +194,15 @@ class UniRESPlusPlusModel(nn.Module):
         )
 
     def masks(
-        self, features: Any, prompts_ED: Tensor, image_of_expr_E: Tensor
+        self, features: Any, prompts_ED: Tensor, image_of_expr_E: Tensor, most: int | None = None
     ) -> tuple[HeadOutput, InstanceOutput | None]:
-        """The mask head's output for all expressions; with instance queries also what it unites."""
+        """The mask head's output for all expressions; with instance queries also what it unites.
+
+        `most` expressions of one image, where the caller knows it: on a GPU counting them is waited for.
+        """
         if self.instances is None:
-            return self.head(features, prompts_ED, image_of_expr_E), None
-        found = self.instances.decode(self.head, features, prompts_ED, image_of_expr_E)
+            return self.head(features, prompts_ED, image_of_expr_E, most), None
+        found = self.instances.decode(self.head, features, prompts_ED, image_of_expr_E, most)
         return found.united(), found
 
     def _mask_features(self, image: ImageFeatures, pixels_mask_B3SS: Tensor | None) -> Any:
@@ -210,7 +213,8 @@ class UniRESPlusPlusModel(nn.Module):
     def _encode(
         self, low_B3hw: Tensor, high_B3HW: Tensor, given: Boxes, extent_B2: Tensor
     ) -> tuple[ImageFeatures, FoundBoxes]:
-        """Image features with the configured boxes."""
+        """Image features of uint8 pixels with the configured boxes."""
+        low_B3hw, high_B3HW = self.normalise_low(low_B3hw), self.normalise_high(high_B3HW)
         found = self._find_boxes(high_B3HW, given, extent_B2)
         return self.mllm.encode_image(low_B3hw, high_B3HW, found.boxes, found.stages), found
 

@@ -24,12 +24,14 @@ class Placement:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     dtype: torch.dtype | None = None  # of all weights; None: fp32, and bf16 for frozen weights trained so
     attention: Attention | None = None
+    spread: bool = False  # a model larger than the device: layers of its language model over all GPUs
 
 
 def placement_of(
     device: str | torch.device = "auto",
     dtype: str | torch.dtype | None = None,
     attention: str | None = None,
+    device_map: str | None = None,
 ) -> Placement:
     """Check where and how a model is to compute.
 
@@ -37,6 +39,7 @@ def placement_of(
         device: "auto" (a CUDA GPU, else MPS, else the CPU), "cpu", "cuda", "cuda:N" or "mps".
         dtype: "float32" or "bfloat16" for all weights; "auto" or None: as saved.
         attention: backend of the language model; None: that of the config.
+        device_map: "auto" spreads a model larger than the GPU over all GPUs, then the host's memory.
 
     Raises:
         InputError: a value is unknown, or the device is not there.
@@ -46,7 +49,11 @@ def placement_of(
     chosen = device_of(device)
     if attention == "flash_attention_2" and chosen.type != "cuda":
         raise InputError(f"attention 'flash_attention_2' needs a CUDA GPU, not {chosen}: use 'sdpa'")
-    return Placement(chosen, dtype_of(dtype), attention)  # type: ignore[arg-type]
+    if device_map not in (None, "auto"):
+        raise InputError(f"device_map {device_map!r} is not auto: leave it out for one device")
+    if device_map == "auto" and chosen.type != "cuda":
+        raise InputError(f"device_map 'auto' spreads a model over CUDA GPUs, not {chosen}: leave it out")
+    return Placement(chosen, dtype_of(dtype), attention, device_map == "auto")  # type: ignore[arg-type]
 
 
 def device_of(device: str | torch.device) -> torch.device:
@@ -85,6 +92,13 @@ def autocast_of(model: nn.Module) -> AbstractContextManager[Any]:
     return nullcontext()
 
 
+def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The tensor on `device`; on the way to a GPU through page-locked memory, while the host goes on."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
 def wait_for(device: torch.device) -> None:
     """Return once the device has done all that was asked of it."""
     if device.type == "cuda":
@@ -98,7 +112,12 @@ def computed_on(segmenter: object) -> dict[str, str] | None:
     parameters = [*segmenter.parameters()] if isinstance(segmenter, nn.Module) else []
     if not parameters:
         return None
-    device = parameters[0].device
-    name = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
+    devices = dict.fromkeys(parameter.device for parameter in parameters)
     dtypes = sorted({str(parameter.dtype).removeprefix("torch.") for parameter in parameters})
-    return {"device": f"{device}{name}", "dtype": ", ".join(dtypes)}
+    return {"device": ", ".join(map(_name_of, devices)), "dtype": ", ".join(dtypes)}
+
+
+def _name_of(device: torch.device) -> str:
+    """cuda:0 with the name of the GPU; a device without one alone. "meta" is the host's memory, lent to a GPU."""
+    name = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
+    return "cpu" if device.type == "meta" else f"{device}{name}"

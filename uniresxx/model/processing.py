@@ -1,18 +1,21 @@
 """Photos -> model inputs: two letterboxed views and region proposals. The same code trains, evaluates and chats.
 
 Shapes: B images, y x pixels of the photo, h w low frame, H W high frame, S mask frame, N boxes, O object boxes,
-P part boxes.
+P part boxes, E expressions.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import ceil
 from time import perf_counter
 
 import numpy as np
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from mllm.modeling import Boxes
 from mllm.tower_families import PIXEL_STATS, PixelStats
@@ -22,6 +25,8 @@ from uniresxx.model.config import UniRESPlusPlusConfig
 from uniresxx.model.regions.classical import Proposals, grid_boxes, propose, random_boxes, shuffled_boxes
 from uniresxx.types import ImageRecord
 
+# pixels of logits at the photos' size: 4 MB, which stays in a CPU's cache, or 256 MB of a GPU; no mask depends on it
+UPSAMPLED_ON_CPU, UPSAMPLED_ON_GPU = 2**20, 2**26
 FROM_FEATURES = ("learned", "owlv2")  # box sources that the model computes itself, on its own input
 
 
@@ -100,12 +105,12 @@ def _truth_boxes(truth: ImageRecord | None) -> tuple[np.ndarray, np.ndarray]:
 
 def with_boxes(views: Sequence[View], boxes: Boxes) -> list[View]:
     """The views of B photos with boxes that the model found on its own input."""
-    found = []
-    for b, view in enumerate(views):
-        objects = boxes.objects_BO4[b][boxes.object_valid_BO[b]].float().cpu().numpy()
-        parts = boxes.parts_BP4[b][boxes.part_valid_BP[b]].float().cpu().numpy()
-        found.append(replace(view, boxes=Proposals(objects, parts)))
-    return found
+    objects_BO4, parts_BP4 = (x.float().cpu().numpy() for x in (boxes.objects_BO4, boxes.parts_BP4))
+    object_valid_BO, part_valid_BP = (x.cpu().numpy() for x in (boxes.object_valid_BO, boxes.part_valid_BP))
+    return [
+        replace(view, boxes=Proposals(objects_BO4[b, object_valid_BO[b]], parts_BP4[b, part_valid_BP[b]]))
+        for b, view in enumerate(views)
+    ]
 
 
 def _on_the_photo(boxes_N4: np.ndarray, letterbox: Letterbox) -> np.ndarray:
@@ -116,10 +121,26 @@ def _on_the_photo(boxes_N4: np.ndarray, letterbox: Letterbox) -> np.ndarray:
     return cut[left > 0.5 * whole]
 
 
-def pixels(views: Sequence[np.ndarray], stats: PixelStats) -> Tensor:
-    """uint8 (H, W, 3) views -> normalised float (B, 3, H, W)."""
-    mean, std = (torch.tensor(values)[:, None, None] for values in PIXEL_STATS[stats])
-    return (torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2).float() - mean) / std
+class PixelNorm(nn.Module):
+    """uint8 (B, 3, H, W) -> normalised fp32, on the device where the module is; nothing of it is saved."""
+
+    mean_311: Tensor
+    std_311: Tensor
+
+    def __init__(self, stats: PixelStats) -> None:
+        super().__init__()
+        for name, values in zip(("mean_311", "std_311"), PIXEL_STATS[stats], strict=True):
+            self.register_buffer(name, torch.tensor(values)[:, None, None], persistent=False)
+
+    def forward(self, pixels_B3HW: Tensor) -> Tensor:
+        """Normalised pixels; an assertion fails for pixels that are not uint8, which may be normalised already."""
+        assert pixels_B3HW.dtype == torch.uint8, pixels_B3HW.dtype
+        return (pixels_B3HW.float() - self.mean_311) / self.std_311
+
+
+def pixels(views: Sequence[np.ndarray]) -> Tensor:
+    """Views (H, W, 3) -> (B, 3, H, W); uint8, a quarter of the bytes of what `PixelNorm` makes of it."""
+    return torch.from_numpy(np.stack([np.ascontiguousarray(view.transpose(2, 0, 1)) for view in views]))
 
 
 def tensors_of(views: Sequence[View], config: UniRESPlusPlusConfig) -> dict[str, Tensor]:
@@ -130,8 +151,8 @@ def tensors_of(views: Sequence[View], config: UniRESPlusPlusConfig) -> dict[str,
     object_boxes, object_valid = _pad([view.boxes.objects for view in views], m.max_objects)
     part_boxes, part_valid = _pad([view.boxes.parts for view in views], m.max_parts)
     tensors = {
-        "pixels_low_B3hw": pixels([view.low_hw3 for view in views], m.pixel_stats.low),
-        "pixels_high_B3HW": pixels([view.high_HW3 for view in views], m.pixel_stats.high),
+        "pixels_low_B3hw": pixels([view.low_hw3 for view in views]),
+        "pixels_high_B3HW": pixels([view.high_HW3 for view in views]),
         "extent_B2": torch.tensor(extent, dtype=torch.float32),
         "object_boxes_BO4": object_boxes,
         "object_valid_BO": object_valid,
@@ -139,7 +160,7 @@ def tensors_of(views: Sequence[View], config: UniRESPlusPlusConfig) -> dict[str,
         "part_valid_BP": part_valid,
     }
     mask_frames = [view.mask_SS3 for view in views if view.mask_SS3 is not None]
-    return tensors | ({"pixels_mask_B3SS": pixels(mask_frames, "imagenet")} if mask_frames else {})
+    return tensors | ({"pixels_mask_B3SS": pixels(mask_frames)} if mask_frames else {})
 
 
 def _pad(boxes: Sequence[np.ndarray], count: int) -> tuple[Tensor, Tensor]:
@@ -153,10 +174,46 @@ def _pad(boxes: Sequence[np.ndarray], count: int) -> tuple[Tensor, Tensor]:
 
 
 def photo_masks(logits_Ehw: Tensor, image_of_expr: Sequence[int], views: Sequence[View]) -> list[np.ndarray]:
-    """Thresholded masks at each photo's size; expressions come image by image."""
+    """Thresholded masks, bool (y, x) at each photo's size; expressions come image by image.
+
+    Resized and thresholded on the device, a few at a time; only bits of the result leave it.
+    """
     masks: list[np.ndarray] = []
-    logits = logits_Ehw.float().cpu().numpy()
-    for b, view in enumerate(views):
-        rows = [i for i, image in enumerate(image_of_expr) if image == b]
-        masks.extend(view.letterbox.unmask_logits_many(logits[rows]) if rows else ())
+    pixels_at_once = UPSAMPLED_ON_CPU if logits_Ehw.device.type == "cpu" else UPSAMPLED_ON_GPU
+    for view, own_Ehw in zip(views, logits_Ehw.split(_counts(image_of_expr, len(views))), strict=True):
+        at_once = max(1, pixels_at_once // (view.letterbox.height * view.letterbox.width))
+        for few_Ehw in own_Ehw.split(at_once) if len(own_Ehw) else ():
+            masks.extend(upsampled(few_Ehw, view.letterbox).cpu().numpy())
     return masks
+
+
+def _counts(image_of_expr: Sequence[int], images: int) -> list[int]:
+    """How many expressions each image has."""
+    assert list(image_of_expr) == sorted(image_of_expr), "expressions must come image by image"
+    counts = Counter(image_of_expr)
+    return [counts[b] for b in range(images)]
+
+
+def upsampled(logits_Ehw: Tensor, box: Letterbox) -> Tensor:
+    """Logits over the whole padded square -> bool (E, y, x) at the photo's size: `Letterbox.unmask_logits_many`.
+
+    The part of the grid that shows the photo may end within a cell, so the scale is given, not the size, and what
+    lies behind the photo's edge is cut. A photo with fewer pixels than cells is small enough for numpy (torch's
+    antialiased resize to a single column repeats its first row).
+    """
+    cells = logits_Ehw.shape[-1]
+    shown = [inner * cells / box.side for inner in (box.inner_height, box.inner_width)]
+    rows, columns = (min(cells, max(1, ceil(length - 1e-9))) for length in shown)
+    # a hair more, or rounding could make the result a pixel too small
+    scale = [(1 + 1e-9) * box.height / shown[0], (1 + 1e-9) * box.width / shown[1]]
+    if min(scale) < 1:
+        return torch.from_numpy(box.unmask_logits_many(logits_Ehw.float().cpu().numpy()))
+    photo_E1yx = F.interpolate(
+        logits_Ehw[:, None, :rows, :columns].float(),
+        scale_factor=scale,
+        mode="bilinear",
+        recompute_scale_factor=False,
+    )
+    masks_Eyx = photo_E1yx[:, 0, : box.height, : box.width] > 0
+    assert masks_Eyx.shape[1:] == (box.height, box.width), (masks_Eyx.shape, box)
+    return masks_Eyx

@@ -44,6 +44,7 @@ def load_segmenter(
     device: str | torch.device = "auto",
     dtype: str | torch.dtype | None = None,
     attention: str | None = None,
+    device_map: str | None = None,
 ) -> Segmenter:
     """Load the model of a checkpoint, in evaluation mode. Its weights go from the file to the device one by one.
 
@@ -54,6 +55,8 @@ def load_segmenter(
         device: "auto" (a CUDA GPU, else MPS, else the CPU), "cpu", "cuda", "cuda:N" or "mps".
         dtype: "float32" or "bfloat16" for all weights; None: fp32, and bf16 for frozen weights trained so.
         attention: backend of the language model, such as "sdpa"; None: that of the checkpoint.
+        device_map: "auto": a model larger than one GPU is spread over all of them and the host's memory, see
+            docs/use.md; None: one device.
 
     Raises:
         InputError: `path` holds no complete checkpoint of a known kind, the device is not there, or a value is
@@ -61,7 +64,7 @@ def load_segmenter(
     """
     from uniresxx.model.placement import placement_of
 
-    placement = placement_of(device, dtype, attention)
+    placement = placement_of(device, dtype, attention, device_map)
     folder = resolve(path, log or _warn)
     kind = read_json(folder / CONFIG).get("model_type")
     loader = LOADERS.get(kind) if isinstance(kind, str) else None

@@ -59,6 +59,11 @@ class MaskHead(Protocol):
         """Encode images, once for all expressions."""
         ...
 
-    def __call__(self, features: Any, prompts_ED: Tensor, image_of_expr_E: Tensor) -> HeadOutput:
-        """Masks of all expressions of all images at once; `prompts_ED` are the states that predict [SEG]."""
+    def __call__(
+        self, features: Any, prompts_ED: Tensor, image_of_expr_E: Tensor, most: int | None = None
+    ) -> HeadOutput:
+        """Masks of all expressions of all images at once; `prompts_ED` are the states that predict [SEG].
+
+        `most`: the most expressions of an image; a head that needs it and gets None waits for the device.
+        """
         ...

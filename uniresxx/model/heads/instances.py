@@ -48,9 +48,17 @@ class InstanceQueries(nn.Module):
         return (prompts_ED[:, None] + self.offsets_QD).flatten(0, 1)
 
     def decode(
-        self, head: MaskHead, features: Any, prompts_ED: Tensor, image_of_expr_E: Tensor
+        self,
+        head: MaskHead,
+        features: Any,
+        prompts_ED: Tensor,
+        image_of_expr_E: Tensor,
+        most: int | None = None,
     ) -> InstanceOutput:
-        """All queries of all expressions of all images at once."""
+        """All queries of all expressions of all images at once; `most`: expressions of one image, if known."""
         Q = len(self.offsets_QD)
-        output = head(features, self(prompts_ED), image_of_expr_E.repeat_interleave(Q))
+        prompts = self(prompts_ED)
+        output = head(
+            features, prompts, image_of_expr_E.repeat_interleave(Q), None if most is None else most * Q
+        )
         return InstanceOutput(*(value.unflatten(0, (len(prompts_ED), Q)) for value in output))

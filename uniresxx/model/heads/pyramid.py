@@ -77,13 +77,15 @@ class PyramidHead(nn.Module):
             x = self.painting(x, inputs.regions_BMD, inputs.boxes)
         return MaskFeatures(self.smooth(x), torch.cat(memory, dim=1), torch.cat(bias, dim=1))
 
-    def forward(self, features: MaskFeatures, prompts_ED: Tensor, image_of_expr_E: Tensor) -> HeadOutput:
-        """All expressions of all images at once."""
+    def forward(
+        self, features: MaskFeatures, prompts_ED: Tensor, image_of_expr_E: Tensor, most: int | None = None
+    ) -> HeadOutput:
+        """All expressions of all images at once; `most` as in `MaskHead`."""
         memory_EMC = features.memory_BMC[image_of_expr_E]
         bias_EM = features.memory_bias_BM[image_of_expr_E]
         filters, quality, presence = self._decode(memory_EMC, bias_EM, prompts_ED)
         C = features.fine_BChw.shape[1]
-        masks = _dot(filters[:, :C], features.fine_BChw, image_of_expr_E) + filters[:, C, None, None]
+        masks = _dot(filters[:, :C], features.fine_BChw, image_of_expr_E, most) + filters[:, C, None, None]
         return HeadOutput(masks, quality, presence)
 
     def of_one_photo(self, features: MaskFeatures, prompts_ED: Tensor) -> HeadOutput:
@@ -109,13 +111,12 @@ class PyramidHead(nn.Module):
         return self.mask(tokens_EKC[:, 0]), quality, presence
 
 
-def _dot(filters_EC: Tensor, fine_BChw: Tensor, image_of_expr_E: Tensor) -> Tensor:
+def _dot(filters_EC: Tensor, fine_BChw: Tensor, image_of_expr_E: Tensor, most: int | None) -> Tensor:
     """Each expression's filter on its image's fine map -> (E, h, w); one matrix product per image, no map copied."""
     B, C, h, w = fine_BChw.shape
-    E = len(filters_EC)
     same_EE = image_of_expr_E[:, None] == image_of_expr_E
     slot_E = same_EE.tril(-1).sum(dim=1)
-    K = int(slot_E.max()) + 1 if E else 0
+    K = int(slot_E.max()) + 1 if most is None and len(slot_E) else most or 0
     filters_BKC = filters_EC.new_zeros(B, K, C).index_put((image_of_expr_E, slot_E), filters_EC)
     masks_BKhw = torch.bmm(filters_BKC, fine_BChw.flatten(2)).view(B, K, h, w)
     return masks_BKhw[image_of_expr_E, slot_E]

@@ -110,8 +110,10 @@ class SamHead(_SamBase):
             fine = (self.early(early_BhwC.permute(0, 3, 1, 2), inputs.stages[0]),)
         return SamFeatures(image, fine, self._memory(inputs))
 
-    def forward(self, features: SamFeatures, prompts_ED: Tensor, image_of_expr_E: Tensor) -> HeadOutput:
-        """All expressions of all images at once."""
+    def forward(
+        self, features: SamFeatures, prompts_ED: Tensor, image_of_expr_E: Tensor, most: int | None = None
+    ) -> HeadOutput:
+        """All expressions of all images at once; `most` is not needed."""
         if prompts_ED.shape[0] == 0:  # not len(): torch.export keeps a shape symbolic
             return _nothing(features)
         prompts_EC = self._prompts(features, prompts_ED, image_of_expr_E)
@@ -190,8 +192,10 @@ class Sam2Head(_SamBase):
             maps = [paint(x, inputs.regions_BMD, inputs.boxes) for paint, x in pairs]
         return SamFeatures(maps[0], (maps[1], maps[2]), self._memory(inputs))
 
-    def forward(self, features: SamFeatures, prompts_ED: Tensor, image_of_expr_E: Tensor) -> HeadOutput:
-        """All expressions of all images at once."""
+    def forward(
+        self, features: SamFeatures, prompts_ED: Tensor, image_of_expr_E: Tensor, most: int | None = None
+    ) -> HeadOutput:
+        """All expressions of all images at once; `most` is not needed."""
         if prompts_ED.shape[0] == 0:  # not len(): torch.export keeps a shape symbolic
             return _nothing(features)
         prompts_EC = self._prompts(features, prompts_ED, image_of_expr_E)

@@ -5,7 +5,7 @@ distances to the four sides: FCOS (Tian et al. 2019) without classes. Trained on
 on the boxes of all masks, whatever their expressions are.
 
 Shapes: B images, G levels of boxes (object, part), A locations of all stages, M truth boxes, N chosen boxes,
-K candidates, C width, h w a stage map. Boxes are xyxy in the high frame.
+K candidates, R = B G, C width, h w a stage map. Boxes are xyxy in the high frame.
 """
 
 from __future__ import annotations
@@ -40,6 +40,8 @@ class BoxOutput(NamedTuple):
 class BoxHead(nn.Module):
     """Laterals, top-down sums, one tower of convolutions shared by all stages."""
 
+    active_G: Tensor
+
     def __init__(self, config: BoxHeadConfig, widths: tuple[int, ...], strides: tuple[int, ...]) -> None:
         super().__init__()
         C = config.width
@@ -52,6 +54,8 @@ class BoxHead(nn.Module):
         self.tower = nn.Sequential(*layers)
         self.out = nn.Conv2d(C, 6 * len(BOX_LEVELS), 3, padding=1)
         self.scale = nn.Parameter(torch.ones(len(config.stages)))
+        active_G = torch.tensor([level in config.active_levels for level in BOX_LEVELS])
+        self.register_buffer("active_G", active_G, persistent=False)
         nn.init.normal_(self.out.weight, std=0.01)
         with torch.no_grad():
             first = torch.tensor([PRIOR, 0.0, 1.0, 1.0, 1.0, 1.0])
@@ -83,13 +87,20 @@ class BoxHead(nn.Module):
         """
         c = self.config
         score_BGA = (output.objectness_BGA.float().sigmoid() * output.centre_BGA.float().sigmoid()).sqrt()
-        on_G = torch.tensor([level in c.active_levels for level in BOX_LEVELS], device=score_BGA.device)
-        score_BGA = torch.where((score_BGA >= c.min_score) & on_G[:, None], score_BGA, -1.0)
-        found: list[Tensor] = []
-        for g, count in enumerate((max_objects, max_parts)):
-            boxes_BA4 = output.boxes_BGA4[:, g].float()
-            found += best_boxes(boxes_BA4, score_BGA[:, g], extent_B2, count, c.candidates)
-        return Boxes(*found)
+        score_BGA = torch.where((score_BGA >= c.min_score) & self.active_G[:, None], score_BGA, -1.0)
+        boxes_RA4, score_RA = output.boxes_BGA4.float().flatten(0, 1), score_BGA.flatten(0, 1)
+        extent_R2 = extent_B2.repeat_interleave(len(BOX_LEVELS), dim=0)
+        boxes_RN4, valid_RN = best_boxes(
+            boxes_RA4, score_RA, extent_R2, max(max_objects, max_parts), c.candidates
+        )
+        objects_BN4, parts_BN4 = boxes_RN4.unflatten(0, (-1, len(BOX_LEVELS))).unbind(1)
+        object_valid_BN, part_valid_BN = valid_RN.unflatten(0, (-1, len(BOX_LEVELS))).unbind(1)
+        return Boxes(
+            objects_BN4[:, :max_objects],
+            object_valid_BN[:, :max_objects],
+            parts_BN4[:, :max_parts],
+            part_valid_BN[:, :max_parts],
+        )
 
     def loss_sum(
         self,
@@ -144,15 +155,35 @@ def best_boxes(
     score_BA = torch.where(real, score_BA, -1.0)
     score_BK, order = score_BA.topk(min(candidates, score_BA.shape[1]), dim=1)
     boxes_BK4 = boxes_BA4.gather(1, order[..., None].expand(-1, -1, 4))
-    clash_BKK = pairwise_iou(boxes_BK4, boxes_BK4) > NMS_IOU
-    keep_BK = score_BK >= 0
-    for k in range(keep_BK.shape[1]):  # best first; each chosen box removes the worse ones that it covers
-        keep_BK[:, k + 1 :] &= ~(clash_BKK[:, k, k + 1 :] & keep_BK[:, k, None])
-    rank_BK = torch.where(keep_BK, score_BK, -1.0)
-    found, place = rank_BK.topk(min(count, rank_BK.shape[1]), dim=1)
-    boxes = boxes_BK4.gather(1, place[..., None].expand(-1, -1, 4)) * (found >= 0)[..., None]
-    missing = count - found.shape[1]
-    return F.pad(boxes, (0, 0, 0, missing)), F.pad(found >= 0, (0, missing))
+    place_BN, valid_BN = greedy_nms(pairwise_iou(boxes_BK4, boxes_BK4) > NMS_IOU, score_BK >= 0, count)
+    found_BN4 = boxes_BK4.gather(1, place_BN[..., None].expand(-1, -1, 4)) * valid_BN[..., None]
+    missing = count - found_BN4.shape[1]
+    return F.pad(found_BN4, (0, 0, 0, missing)), F.pad(valid_BN, (0, missing))
+
+
+def greedy_nms(clash_BKK: Tensor, valid_BK: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The first min(count, K) candidates that greedy NMS keeps -> places (B, N), valid (B, N).
+
+    One round per kept box, not per candidate: each takes the first candidate that is left, of all B at once, and
+    removes it and those that clash with it. No size and no branch depends on the data, so no device is waited for.
+
+    Args:
+        clash_BKK: pairs that may not both be kept, symmetric.
+        valid_BK: candidates that may be kept, best first.
+        count: of the boxes that are wanted.
+    """
+    B, K = valid_BK.shape
+    itself_KK = torch.eye(K, dtype=torch.bool, device=valid_BK.device)
+    removes_BKK = clash_BKK | itself_KK
+    order_K = torch.arange(K, 0, -1, device=valid_BK.device)  # 0 is no candidate; equal ranks never meet
+    left_B1K = (valid_BK * order_K)[:, None]
+    ranks, places = [left_B1K.new_zeros(B, 1, 0)], [left_B1K.new_zeros(B, 1, 0)]
+    for _ in range(min(count, K)):
+        rank_B11, place_B11 = left_B1K.max(dim=2, keepdim=True)
+        left_B1K = left_B1K.masked_fill(removes_BKK.gather(1, place_B11.expand(-1, -1, K)), 0)
+        ranks.append(rank_B11)
+        places.append(place_B11)
+    return torch.cat(places, dim=2)[:, 0], torch.cat(ranks, dim=2)[:, 0] > 0
 
 
 def pairwise_iou(a_BM4: Tensor, b_BN4: Tensor) -> Tensor:

@@ -23,8 +23,8 @@ from uniresxx.model.build import load_with
 from uniresxx.model.criterion import mask_counts, mask_terms, weighted
 from uniresxx.model.heads.base import HeadOutput
 from uniresxx.model.losses import Counts, LossTerms
-from uniresxx.model.placement import Placement, autocast_of
-from uniresxx.model.processing import View, photo_masks, pixels, view_photo
+from uniresxx.model.placement import Placement, autocast_of, sent
+from uniresxx.model.processing import PixelNorm, View, photo_masks, pixels, view_photo
 from uniresxx.model.templates import asked_branches
 from uniresxx.segmenters.film_unet.config import GROUPS, FilmUNetConfig
 from uniresxx.types import Batch, DecisionRule, Decoding, Prediction, Question
@@ -180,13 +180,14 @@ class FilmUNet(nn.Module):
         if vocabulary.rows > size:
             raise ValueError(f"vocabulary of {vocabulary.rows} tokens exceeds vocab_size={size} of mllm.llm")
         self.config, self.vocabulary = config, vocabulary
+        self.normalise = PixelNorm(config.inputs.mllm.pixel_stats.high)
         self.text = TextEncoder(size, config.text_width)
         self.encoder = Encoder(config.widths)
         self.decoder = Decoder(config.widths, config.text_width)
 
     def forward(self, batch: Batch) -> HeadOutput:
         """Every decision of the batch; a batch without any gives empty outputs."""
-        maps = self.encoder(batch.pixels_high_B3HW)
+        maps = self.encoder(self.normalise(batch.pixels_high_B3HW))
         if not len(batch.image_of_expr_E):
             none_Ehw = maps[0][:0, 0]
             return HeadOutput(none_Ehw, none_Ehw.new_zeros(0), none_Ehw.new_zeros(0))
@@ -215,9 +216,9 @@ class FilmUNet(nn.Module):
     def encode_images(self, photos: Sequence[np.ndarray]) -> EncodedPhotos:
         """Encode photos once."""
         views = [view_photo(photo, self.config.view) for photo in photos]
-        inputs = pixels([view.high_HW3 for view in views], self.config.inputs.mllm.pixel_stats.high)
+        inputs = sent(pixels([view.high_HW3 for view in views]), self.text.embed.weight.device)
         with autocast_of(self):
-            return EncodedPhotos(views, self.encoder(inputs.to(self.text.embed.weight.device)))
+            return EncodedPhotos(views, self.encoder(self.normalise(inputs)))
 
     @torch.no_grad()
     def answer(
