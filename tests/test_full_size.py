@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from transformers import Sam2VideoConfig, Sam2VideoModel
 
-from mllm.chat_templates import LLAVA_1_5
+from mllm.chat_templates import LLAVA_1_5, ChatTemplate
 from mllm.config import MLLMConfig, TuningConfig, llava_7b, tiny_llama
 from mllm.loading import SAM_RULES, translate
 from mllm.tokens import Vocabulary
@@ -42,21 +42,24 @@ from uniresxx.segmenters.load import load_segmenter
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "tiny_checkpoint.json").read_text())
-SIZES = ("7b", "7b_24gb", "13b")
+SIZES = ("7b", "7b_24gb", "13b", "qwen3_4b")
 FULL = [f"uniresxx_{size}{stage}" for size in SIZES for stage in ("", "_ground", "_align")]
 # Parameters of the published parts: LLaVA-1.5's Llama 2 has 6.738 and 13.016 billion (Touvron et al. 2023, table 1:
 # 7B, 13B; llava-hf safetensors indexes: 7.063 and 13.35 billion with tower and projector), CLIP's ViT-L/14 at 336 px
 # 304 million (Radford et al. 2021, model card), ConvNeXt-L 198 million with its classifier (Liu et al. 2022, table 1;
 # the trunk has 196), SAM 94 / 312 / 641 million (facebook/sam-vit-* model files).
-LLAMA = {"7b": 6.738e9, "13b": 13.016e9}
+# Qwen3-4B has 4.022 billion (Qwen/Qwen3-4B safetensors index), SigLIP2's so400m 413 million without its pooling head
+# (27 * (4 * 1152 * 1153 + 2 * 1152 * 4304 + 4304 + 1152 + 4 * 1152) and the embeddings, from its config.json).
+PUBLISHED_LLM = {"7b": 6.738e9, "7b_24gb": 6.738e9, "13b": 13.016e9, "qwen3_4b": 4.022e9}
+PUBLISHED_LOW = {"7b": 304e6, "7b_24gb": 304e6, "13b": 304e6, "qwen3_4b": 413e6}
 WIDTHS = (192, 384, 768, 1536)  # of the high tower
 # SAM 2.1 Hiera-L 224.4 million with its memory for video (facebookresearch/sam2:README.md), 217 without.
-PUBLISHED = {"mllm.low": 304e6, "mllm.high": 196.2e6, "head.sam": 216.9e6}
+PUBLISHED = {"mllm.high": 196.2e6, "head.sam": 216.9e6}
 
 
 @cache
-def vocabulary() -> Vocabulary:
-    return Vocabulary.train([*TRAINING_TEMPLATES, "a red square"], 768, LLAVA_1_5)
+def vocabulary(chat: ChatTemplate = LLAVA_1_5) -> Vocabulary:
+    return Vocabulary.train([*TRAINING_TEMPLATES, "a red square"], 768, chat)
 
 
 def count(module: nn.Module) -> int:
@@ -66,7 +69,8 @@ def count(module: nn.Module) -> int:
 @cache
 def on_meta(recipe: str) -> UniRESPlusPlusModel:
     with torch.device("meta"):
-        return UniRESPlusPlusModel(KNOWN[recipe]().model, vocabulary())
+        config = KNOWN[recipe]().model
+        return UniRESPlusPlusModel(config, vocabulary(config.mllm.chat))
 
 
 def test_a_checkpoint_of_an_earlier_version_still_loads(tmp_path: Path) -> None:
@@ -88,15 +92,15 @@ def test_a_checkpoint_of_an_earlier_version_still_loads(tmp_path: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), loaded.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("recipe", [f"uniresxx_{size}" for size in SIZES])
-def test_parts_have_the_published_sizes(recipe: str) -> None:
-    model = on_meta(recipe)
-    for path, published in PUBLISHED.items():
+@pytest.mark.parametrize("size", SIZES)
+def test_parts_have_the_published_sizes(size: str) -> None:
+    model = on_meta(f"uniresxx_{size}")
+    for path, published in {**PUBLISHED, "mllm.low": PUBLISHED_LOW[size]}.items():
         assert count(model.get_submodule(path)) == pytest.approx(published, rel=0.01), path
     llm = sum(
         p.numel() for n, p in model.mllm.llm.named_parameters() if "lora_" not in n and "rows_RD" not in n
     )
-    assert llm == pytest.approx(LLAMA["13b" if "13b" in recipe else "7b"], rel=0.01)
+    assert llm == pytest.approx(PUBLISHED_LLM[size], rel=0.01)
 
 
 @pytest.mark.parametrize(
@@ -265,7 +269,8 @@ def test_recipes_start_from_named_weights_only(capsys: pytest.CaptureFixture[str
     from train.assemble import open_job
 
     for recipe in FULL:
-        with pytest.raises(InputError, match=r"weights\.llava .*weights\.high .*weights\.sam"):
+        first = r"weights\.llm .*weights\.low" if "qwen" in recipe else r"weights\.llava"
+        with pytest.raises(InputError, match=rf"{first} .*weights\.high .*weights\.sam"):
             open_job(KNOWN[recipe](), None)
     recipe_7b = KNOWN["uniresxx_7b"]()
     weights = replace(recipe_7b.model.weights, llava="a", high="b")

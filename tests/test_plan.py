@@ -293,7 +293,9 @@ def test_a_full_recipe_fits_its_gpus(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["uniresxx_7b", "uniresxx_7b_align", "uniresxx_13b", "uniresxx_7b_24gb"])
+@pytest.mark.parametrize(
+    "name", ["uniresxx_7b", "uniresxx_7b_align", "uniresxx_13b", "uniresxx_7b_24gb", "uniresxx_qwen3_4b"]
+)
 def test_the_peak_of_a_full_recipe_rises_with_expressions_and_falls_with_the_stage(name: str) -> None:
     found = KNOWN[name]()
     found = replace(found, data=replace(found.data, batch_images=8))

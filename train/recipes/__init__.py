@@ -16,6 +16,11 @@ from train.recipes.uniresxx_7b_24gb import (
     uniresxx_7b_24gb_ground,
 )
 from train.recipes.uniresxx_13b import uniresxx_13b, uniresxx_13b_align, uniresxx_13b_ground
+from train.recipes.uniresxx_qwen3_4b import (
+    uniresxx_qwen3_4b,
+    uniresxx_qwen3_4b_align,
+    uniresxx_qwen3_4b_ground,
+)
 
 KNOWN: dict[str, Callable[[], Recipe]] = {
     "film_unet_scenes": film_unet_scenes,
@@ -31,4 +36,7 @@ KNOWN: dict[str, Callable[[], Recipe]] = {
     "uniresxx_7b_24gb_ground": uniresxx_7b_24gb_ground,
     "uniresxx_7b_align": uniresxx_7b_align,
     "uniresxx_7b_ground": uniresxx_7b_ground,
+    "uniresxx_qwen3_4b": uniresxx_qwen3_4b,
+    "uniresxx_qwen3_4b_align": uniresxx_qwen3_4b_align,
+    "uniresxx_qwen3_4b_ground": uniresxx_qwen3_4b_ground,
 }
