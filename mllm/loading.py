@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from mllm.lora import ROWS, is_adapter, refresh_rows
 from mllm.modeling import MLLM
+from mllm.sam_names import META_SAM_RULES
 from mllm.tokens import ASSISTANT, END, PAD, USER, Vocabulary
 
 Rules = Sequence[tuple[str, str | None]]  # (pattern of a name there, our name; None: known and not wanted)
@@ -145,7 +146,7 @@ def weight_files(folder: Path) -> dict[str, Path]:
     if not files:
         pickled = sorted(p.name for p in folder.glob("*") if p.suffix in (".bin", ".pt", ".pth", ".ckpt"))
         more = f" (only {_few(pickled)}, which are pickles and are never opened)" if pickled else ""
-        raise ValueError(f"{folder} has no .safetensors file{more}: convert the weights to safetensors first")
+        raise ValueError(f"{folder} has no .safetensors file{more}: `uniresxx convert {folder} OUT` writes them")
     found: dict[str, Path] = {}
     for path in files:
         found |= dict.fromkeys(_opened(path, lambda file: list(file.keys())), path)
@@ -287,8 +288,9 @@ def load_convnext(model: MLLM, source: str) -> Report:
 
 
 def load_sam(sam: nn.Module, source: str) -> Report:
-    """transformers' SamModel, Sam2Model, or the image half of Sam2VideoModel."""
-    return load_part(sam, source, SAM_RULES, twins=SAM_TWINS)
+    """transformers' SamModel, Sam2Model, or the image half of Sam2VideoModel; SAM under Meta's names."""
+    meta = any(name.startswith("image_encoder.") for name in weight_files(folder_of(source)))
+    return load_part(sam, source, META_SAM_RULES if meta else SAM_RULES, twins=SAM_TWINS)
 
 
 def llava_vocabulary(source: str) -> Vocabulary:

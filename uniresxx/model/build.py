@@ -36,6 +36,7 @@ from uniresxx.model.tuning import cast, cast_frozen, format_table, parameter_tab
 
 Config = TypeVar("Config")
 Model = TypeVar("Model", bound=nn.Module)
+Words = TypeVar("Words")  # a model's vocabulary
 Log = Callable[[str], None]
 
 
@@ -168,8 +169,9 @@ def load_vocabulary(folder: Path) -> Vocabulary:
 def load_with(
     folder: Path,
     read_config: Callable[[dict[str, Any]], Config],
-    build: Callable[[Config, Vocabulary], Model],
+    build: Callable[[Config, Words], Model],
     placement: Placement,
+    read_words: Callable[[Config], Words],
 ) -> Model:
     """The model of a `from_pretrained` folder, in evaluation mode; InputError where files do not fit.
 
@@ -177,10 +179,10 @@ def load_with(
     a second copy of them.
     """
     config = read_config(read_json(folder / CONFIG))
-    vocabulary = load_vocabulary(folder)
+    words = read_words(config)
     try:
         with parameters_without_memory():
-            model = build(config, vocabulary)
+            model = build(config, words)
     except ValueError as error:
         raise InputError(f"{folder / CONFIG}: {error}") from error
     if placement.dtype is not None:
@@ -217,7 +219,7 @@ def load_model(folder: Path, placement: Placement | None = None) -> UniRESPlusPl
             values = values | {"mllm": values["mllm"] | {"attention": attention}}
         return UniRESPlusPlusConfig.from_dict(values)
 
-    model = load_with(folder, read, _with_frozen_dtype, placement)
+    model = load_with(folder, read, _with_frozen_dtype, placement, lambda _: load_vocabulary(folder))
     if model.config.boxes == "owlv2":
         attach_detector(model)
     return model
