@@ -133,6 +133,7 @@ def build(tokenizer, clip, seed):
             norm = value.ndim == 1 and name.endswith("weight")
             value.copy_(torch.randn(value.shape, generator=generator) * (0.1 if norm else 0.25) + norm)
             value.copy_(value.bfloat16())  # so that the recording takes half the room
+        model.lm_head.weight[words["seg_token_idx"]] *= 2  # so that a few tokens of an answer are [SEG]
         matrix = model.model.visual_model.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix
         matrix.copy_(matrix.bfloat16())
     return model
@@ -172,7 +173,8 @@ def forwards(model, tokenizer, photo, clip):
     texts = [conversation(*row) for row in ROWS[PEER]]
     ids = [tokenizer_image_token(text, tokenizer, return_tensors="pt") for text in texts]
     ids = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=0)
-    labels = ids.masked_fill(ids == 0, -100).masked_fill(ids < 0, -100)
+    labels = ids.masked_fill(ids == 0, -100)
+    labels[:, : int((ids[0] < 0).nonzero()) + 3] = -100  # up to <im_end>, and what it predicts
     generator = torch.Generator().manual_seed(5)
     count = sum(text.count("[SEG]") + text.count("[REJ]") for text in texts)
     truth = (torch.rand(count, *photo.shape[:2], generator=generator) > 0.5).float()
