@@ -6,7 +6,9 @@ fails, fails for everyone. Search further with `pytest --hypothesis-profile sear
 
 from __future__ import annotations
 
+import json
 import signal
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -25,3 +27,25 @@ def handlers_as_they_were():
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
+
+
+PEERS = Path(__file__).parent / "data" / "lisa"
+
+
+def sentencepiece_model(**trainer: object) -> bytes:
+    """A tokenizer.model with the recorded pieces; `trainer` changes its trainer_spec."""
+    from transformers.convert_slow_tokenizer import import_protobuf
+
+    proto = import_protobuf().ModelProto()
+    for piece, score, kind in json.loads((PEERS / "pieces.json").read_text()):
+        proto.pieces.add(piece=piece, score=score, type=kind)
+    proto.normalizer_spec.name, proto.normalizer_spec.remove_extra_whitespaces = "identity", False
+    for name, value in ({"model_type": 2, "byte_fallback": True} | trainer).items():
+        setattr(proto.trainer_spec, name, value)
+    return proto.SerializeToString()
+
+
+@pytest.fixture(scope="session")
+def tokenizer_model():
+    """What makes a tiny tokenizer.model."""
+    return sentencepiece_model
