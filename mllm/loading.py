@@ -146,7 +146,9 @@ def weight_files(folder: Path) -> dict[str, Path]:
     if not files:
         pickled = sorted(p.name for p in folder.glob("*") if p.suffix in (".bin", ".pt", ".pth", ".ckpt"))
         more = f" (only {_few(pickled)}, which are pickles and are never opened)" if pickled else ""
-        raise ValueError(f"{folder} has no .safetensors file{more}: `uniresxx convert {folder} OUT` writes them")
+        raise ValueError(
+            f"{folder} has no .safetensors file{more}: `uniresxx convert {folder} OUT` writes them"
+        )
     found: dict[str, Path] = {}
     for path in files:
         found |= dict.fromkeys(_opened(path, lambda file: list(file.keys())), path)

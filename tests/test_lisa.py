@@ -1,4 +1,4 @@
-"""Converted LISA and GSVA: equal to what the public code computed (tests/data/lisa/README.md), and used as any model."""
+"""Converted LISA and GSVA: equal to what the public code computed (tests/data/lisa), and used as any model."""
 
 from __future__ import annotations
 
@@ -48,7 +48,9 @@ def write_pickles(folder, weights, name="pytorch_model", shards=1):
     """Weights as transformers 4 wrote them: one .bin, or shards with an index."""
     names = sorted(weights)
     parts = [names[i::shards] for i in range(shards)]
-    files = [f"{name}-{i + 1:05d}-of-{shards:05d}.bin" for i in range(shards)] if shards > 1 else [f"{name}.bin"]
+    files = (
+        [f"{name}-{i + 1:05d}-of-{shards:05d}.bin" for i in range(shards)] if shards > 1 else [f"{name}.bin"]
+    )
     for file, part in zip(files, parts, strict=True):
         torch.save({key: weights[key] for key in part}, folder / file)
     if shards > 1:
@@ -120,7 +122,9 @@ def branches_of(run):
 def states_before_marks(model, encoded, branches):
     states = model.states(encoded.prefix, branches, [0] * len(branches))
     marks = model.vocabulary.marks.values()
-    found = [s[i - 1] for s, row in zip(states, branches, strict=True) for i, t in enumerate(row) if t in marks]
+    found = [
+        s[i - 1] for s, row in zip(states, branches, strict=True) for i, t in enumerate(row) if t in marks
+    ]
     return states, torch.stack(found)
 
 
@@ -243,7 +247,9 @@ def test_gsva_decides_as_recorded(root):
 
 
 def test_answers_do_not_depend_on_what_is_asked_beside_them(model):
-    photos = [np.random.default_rng(i).integers(0, 256, (20 + 9 * i, 30, 3), dtype=np.uint8) for i in range(2)]
+    photos = [
+        np.random.default_rng(i).integers(0, 256, (20 + 9 * i, 30, 3), dtype=np.uint8) for i in range(2)
+    ]
     texts = [["the red car", "a man on the left"], ["dogs"]]
     decoding = Decoding(template=model.question_template, max_new_tokens=6)
     together = model.answer(model.encode_images(photos), texts, decoding)
@@ -261,11 +267,24 @@ def test_answers_do_not_depend_on_what_is_asked_beside_them(model):
 
 def test_without_a_decision_the_given_answer_makes_the_mask(model, encoded):
     decoding = Decoding(template=model.question_template, max_new_tokens=1)
-    texts = ["a man", "dogs", "the red car", "an image of it", "humans", "two", "wheel", "language", "a", "is"]
+    texts = [
+        "a man",
+        "dogs",
+        "the red car",
+        "an image of it",
+        "humans",
+        "two",
+        "wheel",
+        "language",
+        "a",
+        "is",
+    ]
     answers = zip(texts, model.answer(encoded, [texts], decoding), strict=True)
     text, found = next((text, found) for text, found in answers if "[" not in found.text)
     assert found.rejected and found.mask is None
-    branch = model.vocabulary.branch(Question(text), decoding, "llava_v1") + model.vocabulary.forced_answer(text)
+    branch = model.vocabulary.branch(Question(text), decoding, "llava_v1") + model.vocabulary.forced_answer(
+        text
+    )
     (states,) = model.states(encoded.prefix, [branch], [0])
     expected = logits_at_photo(model, encoded, states[-1:])[0] > 0
     np.testing.assert_array_equal(masks.decode(found.mask_if_forced), expected.numpy())
@@ -317,7 +336,10 @@ def test_adapters_are_found_under_every_name_that_peft_gave_them(root, tmp_path,
 
 def test_a_tower_among_the_weights_is_used(root, tmp_path, tokenizer_model):
     """GSVA's state holds CLIP too; without --clip its sizes come from the shapes."""
-    tower = {f"base_model.model.model.vision_tower.vision_tower.{k}": v for k, v in published("gsva", "clip").items()}
+    tower = {
+        f"base_model.model.model.vision_tower.vision_tower.{k}": v
+        for k, v in published("gsva", "clip").items()
+    }
     words = release("gsva", tmp_path, tokenizer_model, published("gsva") | tower)
     at = words.index("--clip")
     assert convert(*words[:at], *words[at + 2 :]) == 0
@@ -362,7 +384,9 @@ WRONG = {
         ["1 of another shape", "llm.model.norm.weight (31,) instead of (32,)"],
     ),
     "other token rows": (
-        lambda w: w.update({"model.embed_tokens.weight": torch.ones(400, 32), "lm_head.weight": torch.ones(400, 32)}),
+        lambda w: w.update(
+            {"model.embed_tokens.weight": torch.ones(400, 32), "lm_head.weight": torch.ones(400, 32)}
+        ),
         ["has 383 tokens", "400 token rows", "different models"],
     ),
 }
@@ -390,9 +414,14 @@ def test_segment_chat_and_export_take_it(root, peer, tmp_path):
     Image.fromarray(recorded(peer)[1]["photo"].numpy()).save(photo)
     checkpoint = str(root / f"{peer}_ours")
     out = tmp_path / "out"
-    assert uniresxx_main(["segment", str(photo), "the red car", "--checkpoint", checkpoint, "--out", str(out)]) == 0
+    assert (
+        uniresxx_main(["segment", str(photo), "the red car", "--checkpoint", checkpoint, "--out", str(out)])
+        == 0
+    )
     assert json.loads((out / "photo.json").read_text())["height"] == 30
-    predictor = Predictor.from_pretrained(checkpoint, Decoding(template="{expression}", max_new_tokens=4), device="cpu")
+    predictor = Predictor.from_pretrained(
+        checkpoint, Decoding(template="{expression}", max_new_tokens=4), device="cpu"
+    )
     predictor.set_image(str(photo))
     session = Session()
     for text in ("What is the red car?", "and the dogs?"):

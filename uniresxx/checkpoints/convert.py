@@ -27,7 +27,7 @@ PICKLES = (".bin", ".pth", ".pt", ".ckpt")
 SLOW_TOKENIZER = "tokenizer.model"
 _NOT_WEIGHTS = re.compile(r"(training_args|optimizer|scheduler|rng_state.*|scaler)\.\w+")
 _PACKAGE = Path(__file__).resolve().parents[2]
-# What names look like in published files; the most names decide, the first at a tie. "base_model.model." is peft's.
+# What names look like in published files; the most names decide, the first at a tie. "base_model.model." is of peft
 LAYOUTS: Mapping[str, str] = {
     "SAM as Meta publishes it": r"(image_encoder|prompt_encoder|mask_decoder)\..*",
     "a language model, with the projector of LLaVA where it has one": r"model\.(layers|embed_tokens|norm"
@@ -53,8 +53,8 @@ def convert(source: Path, out: Path, log: Log) -> list[str]:
     Raises:
         InputError: nothing to convert, or a file that cannot be; `out` is as it was.
     """
-    if out.exists() and source.resolve() in (out.resolve(), out.resolve().parent):
-        raise InputError(f"{out} is the source itself or lies in it: name another folder")
+    if source.resolve() == out.resolve():
+        raise InputError(f"{out} is the source itself: name another folder")
     if not source.exists():
         raise InputError(f"{source} does not exist: name a file, a folder, or hub:OWNER/NAME")
     shards = weight_shards(source, log)
@@ -89,10 +89,10 @@ def weight_shards(source: Path, log: Log) -> dict[Path, set[str] | None]:
     if not chosen:
         raise InputError(f"{source} has no file of weights ({', '.join(('.safetensors', *PICKLES))})")
     numbered = [p for p in chosen if re.search(r"-\d{5}-of-\d{5}\.\w+$", p.name)]
-    if len(chosen) > 1 and (len(numbered) != len(chosen) or _incomplete(numbered)):
+    if (len(chosen) > 1 and len(numbered) != len(chosen)) or (numbered and _incomplete(numbered)):
         raise InputError(
-            f"{source} has {len(chosen)} files of weights ({_few([p.name for p in chosen])}) that are not one whole "
-            "set of shards: name the file, or complete the folder"
+            f"{source} has weights ({_few([p.name for p in chosen])}) that are not one whole set of shards: name the "
+            "file, or complete the folder"
         )
     return dict.fromkeys(chosen)
 
@@ -128,7 +128,9 @@ def _write_shard(source: Path, listed: set[str] | None, names: list[str], log: L
             f"{source} lacks {_few(sorted(listed - set(own)))}, which its index promises: download it again"
         )
     if set(own) & set(names):
-        raise InputError(f"{source} holds {_few(sorted(set(own) & set(names)))} again: remove the double file")
+        raise InputError(
+            f"{source} holds {_few(sorted(set(own) & set(names)))} again: remove the double file"
+        )
     names.extend(own)
 
 

@@ -22,7 +22,9 @@ import torch
 from uniresxx.checkpoints.tensors import one_line, write_tensors
 
 WRAPPERS = ("state_dict", "model", "module", "model_state_dict")  # keys under which programs put the tensors
-SPARE = 2**30  # bytes beyond twice the file (our choice: what torch itself reserves while it reads and writes)
+SPARE = (
+    2**30
+)  # bytes beyond twice the file (our choice: what torch itself reserves while it reads and writes)
 _GLOBAL = re.compile(r"GLOBAL ([\w.]+)|global[: ]+`?([\w.]+)")
 
 
@@ -59,8 +61,9 @@ def _opened(source: Path) -> Any:
         return torch.load(source, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(source))
     except pickle.UnpicklingError as error:
         found = _GLOBAL.search(str(error))
-        if found is None:
-            raise _UnusableError(f"is no readable pickle of tensors ({one_line(error)})") from None
+        if found is None:  # torch's reason, without its advice to open the file all the same
+            reason = str(error).partition("WeightsUnpickler error:")[2].strip().splitlines()
+            raise _UnusableError(f"is no readable pickle of tensors ({''.join(reason[:1])[:120]})") from None
         raise _UnusableError(
             f"names {found[1] or found[2]}, and classes and functions are never loaded from a pickle"
         ) from None

@@ -1,8 +1,8 @@
 """A sentencepiece model (`tokenizer.model`) as the fast form (`tokenizer.json`).
 
 The BPE models of Llama, Vicuna, LLaVA and Mistral. Token ids equal those of transformers' slow LlamaTokenizer in its
-first behaviour (`legacy`), which these models were trained with: every piece of text between special tokens begins with
-a blank (tests/test_convert.py compares them with recorded ids).
+first behaviour (`legacy`), which these models were trained with: every piece of text between special tokens begins
+with a blank (tests/test_convert.py compares them with recorded ids).
 """
 
 from __future__ import annotations
@@ -79,7 +79,9 @@ def _read(path: Path) -> Any:
 
 def _bpe(pieces: list[tuple[str, float, int]]) -> Tokenizer:
     """BPE whose merges make every normal piece of two others, the highest score first."""
-    normal = {piece: (-score, number) for number, (piece, score, kind) in enumerate(pieces) if kind == _NORMAL}
+    normal = {
+        piece: (-score, number) for number, (piece, score, kind) in enumerate(pieces) if kind == _NORMAL
+    }
     merges = sorted(
         (*rank, piece[:cut], piece[cut:])
         for piece, rank in normal.items()
@@ -107,10 +109,11 @@ def _add_listed(tokenizer: Tokenizer, folder: Path) -> None:
         more = read_json(folder / "tokenizer_config.json").get("added_tokens_decoder", {})
         listed |= {int(number): value["content"] for number, value in more.items()}
     for number, token in sorted(listed.items()):
-        if tokenizer.token_to_id(token) is None:
-            tokenizer.add_special_tokens([AddedToken(token, normalized=False)])
-        if tokenizer.token_to_id(token) != number:
+        size, known = tokenizer.get_vocab_size(), tokenizer.token_to_id(token)
+        if (size if known is None else known) != number:
             raise InputError(
                 f"{folder} gives the added token {json.dumps(token)[:40]} the id {number}, which does not follow the "
-                f"{tokenizer.get_vocab_size()} other tokens: the tokenizer files are of different models"
+                f"{size} other tokens: the tokenizer files are of different models"
             )
+        if known is None:
+            tokenizer.add_special_tokens([AddedToken(token, normalized=False)])

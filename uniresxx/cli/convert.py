@@ -1,15 +1,15 @@
 """`uniresxx convert [lisa|gsva] FILE_OR_DIR OUT [--clip DIR] [--llava DIR] [--conversation NAME] [--lora-alpha N]`
 
-`uniresxx convert FILE_OR_DIR OUT` writes published weights in pickles (.bin, .pth, .pt) as safetensors, with the same
-names and dtypes, copies the configs, and turns a sentencepiece tokenizer.model into tokenizer.json. Pickles are opened
-by torch.load(weights_only=True) in a process of its own with capped memory; a class or function in one is refused.
-Training and answering open no pickles, so this comes first for CLIP, open_clip, SAM and language models in such files.
+`uniresxx convert FILE_OR_DIR OUT` writes published weights in pickles (.bin, .pth, .pt) as safetensors, with the
+same names and dtypes, copies the configs, and turns a sentencepiece tokenizer.model into tokenizer.json. Pickles are
+opened by torch.load(weights_only=True) in a process of its own with capped memory; a class or function in one is
+refused. Training and answering open no pickles, so this comes first for weights in such files.
 
 `uniresxx convert lisa DIR OUT` and `uniresxx convert gsva DIR OUT` write a released LISA or GSVA as a model of this
 project: `uniresxx segment --checkpoint OUT`, `python -m eval run --checkpoint OUT`, `python -m chat_demo`.
 
-FILE_OR_DIR is a file, a folder, or hub:OWNER/NAME[@REVISION], which is downloaded. Nothing appears in OUT before all of
-it is there, and files of anybody else are never replaced.
+FILE_OR_DIR is a file, a folder, or hub:OWNER/NAME[@REVISION], which is downloaded. Nothing appears in OUT before all
+of it is there, and files of anybody else are never replaced.
 """
 
 from __future__ import annotations
@@ -28,10 +28,17 @@ PEERS: tuple[Peer, ...] = get_args(Peer)
 
 def _parser() -> OneLineParser:
     parser = parser_for("uniresxx convert", __doc__)
-    parser.add_argument("words", nargs="+", metavar="[lisa|gsva] FILE_OR_DIR OUT", help="what to convert, and whither")
-    parser.add_argument("--clip", type=Path, metavar="DIR", help="lisa, gsva: folder of the CLIP that was used")
     parser.add_argument(
-        "--llava", type=Path, metavar="DIR", help="gsva: folder of the LLaVA with config.json and the tokenizer"
+        "words", nargs="+", metavar="[lisa|gsva] FILE_OR_DIR OUT", help="what to convert, and whither"
+    )
+    parser.add_argument(
+        "--clip", type=Path, metavar="DIR", help="lisa, gsva: folder of the CLIP that was used"
+    )
+    parser.add_argument(
+        "--llava",
+        type=Path,
+        metavar="DIR",
+        help="gsva: folder of the LLaVA with config.json and the tokenizer",
     )
     parser.add_argument(
         "--conversation",
@@ -48,7 +55,9 @@ def main(argv: Sequence[str]) -> int:
     words: list[str] = options.words
     peer = next((name for name in PEERS if len(words) == 3 and words[0] == name), None)
     if len(words) != 2 and peer is None:
-        raise InputError(f"{' '.join(words)!r}: give FILE_OR_DIR OUT, or {' or '.join(PEERS)} and then these two")
+        raise InputError(
+            f"{' '.join(words)!r}: give FILE_OR_DIR OUT, or {' or '.join(PEERS)} and then these two"
+        )
     given = {
         "clip": options.clip,
         "llava": options.llava,

@@ -30,7 +30,15 @@ from uniresxx.model.placement import autocast_of, wait_for
 from uniresxx.model.processing import FROM_FEATURES, View, tensors_of, view_photo, with_boxes
 from uniresxx.model.regions.learned import BoxHead, BoxOutput
 from uniresxx.model.tuning import apply_tuning
-from uniresxx.types import EVALUATION_TEMPLATE, Batch, DecisionRule, Decoding, ImageRecord, Prediction, Question
+from uniresxx.types import (
+    EVALUATION_TEMPLATE,
+    Batch,
+    DecisionRule,
+    Decoding,
+    ImageRecord,
+    Prediction,
+    Question,
+)
 
 BOX_FIELDS = ("object_boxes_BO4", "object_valid_BO", "part_boxes_BP4", "part_valid_BP")
 

@@ -3,10 +3,12 @@
     python record.py lisa CLONE OUT      transformers 4.31.0; CLONE is github.com/dvlab-research/LISA
     python record.py gsva CLONE OUT      transformers 4.44.2; CLONE is github.com/LeapLabTHU/GSVA
 
-Needs sentencepiece and torch beside it. README.md says more. Nothing of the public code is changed on the disk; what it
-needs and a CPU does not have is replaced in memory: calls of .cuda(), the registration of the model type "llava",
+Needs sentencepiece and torch beside it. README.md says more. Nothing of the public code is changed on the disk; what
+it needs and a CPU does not have is replaced in memory: calls of .cuda(), the registration of the model type "llava",
 torchvision's resize of a PIL picture (Pillow's own), and SAM's sizes.
 """
+
+from __future__ import annotations
 
 import json
 import subprocess
@@ -53,7 +55,7 @@ from model.llava.mm_utils import tokenizer_image_token  # noqa: E402
 from model.segment_anything import modeling as sam_parts  # noqa: E402
 
 if PEER == "lisa":
-    import model.LISA as module
+    import model.LISA as module  # noqa: N811
     from model.segment_anything.utils.transforms import ResizeLongestSide
 else:
     import model.modeling_lisa_gsva as module
@@ -73,14 +75,17 @@ def tiny_sam(checkpoint=None):
     )
     two_way = sam_parts.TwoWayTransformer(depth=2, embedding_dim=width, mlp_dim=32, num_heads=8)
     decoder = sam_parts.MaskDecoder(
-        num_multimask_outputs=3, transformer=two_way, transformer_dim=width, iou_head_depth=3, iou_head_hidden_dim=width
+        num_multimask_outputs=3, transformer=two_way, transformer_dim=width, iou_head_depth=3,
+        iou_head_hidden_dim=width,
     )  # fmt: skip
     return sam_parts.Sam(encoder, prompts, decoder)
 
 
 def tokenizer_of(folder):
     """The tiny sentencepiece model with the tokens that the peer adds, in its order, added as it adds them."""
-    tokenizer = transformers.LlamaTokenizer.from_pretrained(folder, model_max_length=512, padding_side="right")
+    tokenizer = transformers.LlamaTokenizer.from_pretrained(
+        folder, model_max_length=512, padding_side="right"
+    )
     tokenizer.pad_token = tokenizer.unk_token
     for token in ["[SEG]"] + ["[REJ]"] * (PEER == "gsva"):
         tokenizer.add_tokens(token)
@@ -162,8 +167,13 @@ def conversation(question, answer):
 LISA_ASKED = "<image>\n What is {} in this image? Please output segmentation mask."
 GSVA_ASKED = "<image>\n What are {}in this image? Please output segmentation masks."
 ROWS = {  # question and answer of each row of the batch, and the photo of each row
-    "lisa": [(LISA_ASKED.format("the red car"), "[SEG]."), (LISA_ASKED.format("a man"), "Sure, it is [SEG] .")],
-    "gsva": [(GSVA_ASKED.format("the red car, dogs, a man"), "Sure,the red car:[SEG], dogs:[REJ], a man:[SEG].")],
+    "lisa": [
+        (LISA_ASKED.format("the red car"), "[SEG]."),
+        (LISA_ASKED.format("a man"), "Sure, it is [SEG] ."),
+    ],
+    "gsva": [
+        (GSVA_ASKED.format("the red car, dogs, a man"), "Sure,the red car:[SEG], dogs:[REJ], a man:[SEG].")
+    ],
 }
 
 
@@ -259,8 +269,14 @@ def main():
         tensors |= forwards(model, tokenizer, photo, clip)[0]
     else:
         weights = {k: v for k, v in model.state_dict().items() if "vision_tower" not in k}
-    tower = {k.split("vision_tower.vision_tower.")[1]: v for k, v in model.state_dict().items() if "vision_tower" in k}
-    commit = subprocess.run(["git", "-C", CLONE, "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
+    tower = {
+        k.split("vision_tower.vision_tower.")[1]: v
+        for k, v in model.state_dict().items()
+        if "vision_tower" in k
+    }
+    commit = subprocess.run(
+        ["git", "-C", CLONE, "rev-parse", "HEAD"], capture_output=True, text=True
+    ).stdout.strip()
     about = {
         "repository": {"lisa": "dvlab-research/LISA", "gsva": "LeapLabTHU/GSVA"}[PEER], "commit": commit,
         "transformers": transformers.__version__, "torch": torch.__version__, "seed": seed,
@@ -285,9 +301,15 @@ def with_lora(model, seed):
     """Adapters around the model in place, and its weights under the names that peft gives them."""
     from peft import LoraConfig, get_peft_model
 
-    names = [n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and n.endswith(("q_proj", "v_proj"))]
+    names = [
+        n
+        for n, m in model.named_modules()
+        if isinstance(m, torch.nn.Linear) and n.endswith(("q_proj", "v_proj"))
+    ]
     names = [n for n in names if not any(word in n for word in ("visual_model", "vision_tower"))]
-    config = LoraConfig(r=4, lora_alpha=16, target_modules=names, lora_dropout=0.0, bias="none", task_type="CAUSAL_LM")
+    config = LoraConfig(
+        r=4, lora_alpha=16, target_modules=names, lora_dropout=0.0, bias="none", task_type="CAUSAL_LM"
+    )
     wrapped = get_peft_model(model, config)
     generator = torch.Generator().manual_seed(seed + 1)
     with torch.no_grad():

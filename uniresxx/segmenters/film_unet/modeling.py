@@ -252,6 +252,4 @@ def load_film_unet(folder: Path, placement: Placement) -> FilmUNet:
         raise InputError(
             f"attention {placement.attention!r}: the FiLM-UNet of {folder} has none; leave it out"
         )
-    return load_with(
-        folder, FilmUNetConfig.from_dict, FilmUNet, placement, lambda _: load_vocabulary(folder)
-    )
+    return load_with(folder, FilmUNetConfig.from_dict, FilmUNet, placement, lambda _: load_vocabulary(folder))

@@ -1,8 +1,8 @@
 """Released LISA and GSVA weights -> a folder that `load_lisa` reads.
 
-LISA: shards as merge_lora_weights_and_save_hf_model.py writes them, without CLIP. GSVA: one .bin of zero_to_fp32 whose
-names carry peft's prefix, with adapters, which are added to the weights they adapt. SAM's names are Meta's. Every
-tensor must find its place, and every place its tensor.
+LISA: shards as merge_lora_weights_and_save_hf_model.py writes them, without CLIP. GSVA: one .bin of zero_to_fp32
+whose names carry peft's prefix, with adapters, which are added to the weights they adapt. SAM's names are Meta's.
+Every tensor must find its place, and every place its tensor.
 """
 
 from __future__ import annotations
@@ -23,7 +23,15 @@ from uniresxx.checkpoints.convert import as_safetensors, weight_shards
 from uniresxx.checkpoints.convert_tokenizer import fast_tokenizer
 from uniresxx.checkpoints.folders import Log, publish_model
 from uniresxx.checkpoints.publish import Content
-from uniresxx.checkpoints.tensors import CONFIG, INDEX, TOKENIZER, WEIGHTS, read_json, tensor_names, write_tensors
+from uniresxx.checkpoints.tensors import (
+    CONFIG,
+    INDEX,
+    TOKENIZER,
+    WEIGHTS,
+    read_json,
+    tensor_names,
+    write_tensors,
+)
 from uniresxx.errors import InputError
 from uniresxx.files import to_json
 from uniresxx.model.placement import parameters_without_memory
@@ -187,12 +195,14 @@ def vocabulary_of(folder: Path, peer: Peer, rows: int) -> LisaVocabulary:
     elif path.is_file():
         tokenizer = Tokenizer.from_file(str(path))
     else:
-        raise InputError(f"{folder} has neither tokenizer.model nor {TOKENIZER}: copy the tokenizer of the release")
+        raise InputError(
+            f"{folder} has neither tokenizer.model nor {TOKENIZER}: copy the tokenizer of the release"
+        )
     tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in WORDINGS[peer].tokens])
     if tokenizer.get_vocab_size() != rows:
         raise InputError(
-            f"the tokenizer of {folder} has {tokenizer.get_vocab_size()} tokens with those of {peer}, the weights have "
-            f"{rows} token rows: they are of different models"
+            f"the tokenizer of {folder} has {tokenizer.get_vocab_size()} tokens with those of {peer}, "
+            f"the weights have {rows} token rows: they are of different models"
         )
     return LisaVocabulary(tokenizer, peer)
 

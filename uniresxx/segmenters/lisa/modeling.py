@@ -1,7 +1,8 @@
 """LISA (Lai et al. 2024) and GSVA (Xia et al. 2024) from transformers' classes, as a Segmenter.
 
-CLIP's patches go through the projector into LLaVA's language model; the state that predicts [SEG] becomes SAM's only
-prompt. Where an answer has no [SEG] or [REJ], `mask_if_forced` comes from the answer that the peer's evaluation gives.
+CLIP's patches go through the projector into LLaVA's language model; the state that predicts [SEG] becomes SAM's
+only prompt. Where an answer has no [SEG] or [REJ], `mask_if_forced` comes from the answer that the peer's evaluation
+gives.
 
 Shapes: B images, E expressions (decisions), L prefix tokens, N image tokens, T tokens of a branch, A branches of an
 image, S keys, D LLM width, C decoder width, V vocabulary, h w SAM's grid, Y X low-resolution masks, y x a photo.
@@ -107,7 +108,7 @@ class Lisa(nn.Module):
     def encode_images(self, photos: Sequence[np.ndarray]) -> EncodedPhotos:
         """Encode photos once: the LLM's prefix up to <im_end>, and SAM's image embeddings."""
         side = self.sam.config.vision_config.image_size
-        boxes = [Letterbox.fit(*photo.shape[:2], side) for photo in photos]
+        boxes = [Letterbox.fit(photo.shape[0], photo.shape[1], side) for photo in photos]
         device = self.llm.device
         with autocast_of(self):
             prefix = self.prefill(clip_pixels(photos, self.config.photo).to(device))
@@ -158,7 +159,9 @@ class Lisa(nn.Module):
         predictions: list[Prediction] = []
         for rows in chunks(encoded.prefix, image_of_row, tokens, decoding.cache_bytes):
             with autocast_of(self):
-                answers = self.generate(encoded.prefix, branches[rows], image_of_row[rows], decoding.max_new_tokens)
+                answers = self.generate(
+                    encoded.prefix, branches[rows], image_of_row[rows], decoding.max_new_tokens
+                )
                 forced = [
                     branch + vocabulary.forced_answer(question.text)
                     for branch, (_, question) in zip(branches[rows], asked[rows], strict=True)
@@ -193,7 +196,11 @@ class Lisa(nn.Module):
         return asked, cache, branch_BS, states_BQD.unflatten(1, (A, T))
 
     def generate(
-        self, prefix: PrefixCache, branches: Sequence[Sequence[int]], image_of_row: Sequence[int], max_new: int
+        self,
+        prefix: PrefixCache,
+        branches: Sequence[Sequence[int]],
+        image_of_row: Sequence[int],
+        max_new: int,
     ) -> list[Answer]:
         """Greedy answers up to </s>; branches of an image share its prefix and do not see one another."""
         asked, cache, branch_BS, states_BATD = self._begun(prefix, branches, image_of_row, max_new - 1)
@@ -304,7 +311,9 @@ class Lisa(nn.Module):
 
 def photo_logits(low_YX: Tensor, box: Letterbox) -> Tensor:
     """SAM's `postprocess_masks`: to its frame, without the padding, to the photo's size (y, x); always fp32."""
-    frame = F.interpolate(low_YX.float()[None, None], (box.side, box.side), mode="bilinear", align_corners=False)
+    frame = F.interpolate(
+        low_YX.float()[None, None], (box.side, box.side), mode="bilinear", align_corners=False
+    )
     frame = frame[..., : box.inner_height, : box.inner_width]
     return F.interpolate(frame, (box.height, box.width), mode="bilinear", align_corners=False)[0, 0]
 

@@ -1,8 +1,8 @@
 """Questions and answers as LISA and GSVA put them, and their token ids.
 
 The text of a conversation is LLaVA's (`conv_llava_v1`, `conv_llava_llama_2` of llava/conversation.py). Text between
-special tokens is encoded on its own. LISA's release pins transformers 4.31, whose slow tokenizer also strips the blanks
-and line ends around the tokens that LISA added; GSVA's pins 4.44, which does not.
+special tokens is encoded on its own. LISA's release pins transformers 4.31, whose slow tokenizer also strips the
+blanks and line ends around the tokens that LISA added; GSVA's pins 4.44, which does not.
 """
 
 from __future__ import annotations
@@ -84,20 +84,20 @@ FRAMES: Mapping[Conversation, Frame] = {
 
 
 class LisaVocabulary:
-    """The peer's tokenizer, with its special tokens as attributes. Text is always plain: "[SEG]" in it is no token."""
+    """The peer's tokenizer, with its special tokens as attributes. Text is plain: "[SEG]" in it is no token."""
 
     def __init__(self, tokenizer: Tokenizer, peer: Peer) -> None:
         """ValueError where a token of the peer is missing."""
         self.tokenizer, self.peer = tokenizer, peer
         wording = WORDINGS[peer]
-        missing = [name for name in (BOS, EOS, *wording.tokens) if tokenizer.token_to_id(name) is None]
+        ids = tokenizer.get_vocab(with_added_tokens=True)
+        missing = [name for name in (BOS, EOS, *wording.tokens) if name not in ids]
         if missing:
             raise ValueError(f"the tokenizer has no {', '.join(missing)}: convert the released folder again")
         tokenizer.encode_special_tokens = True  # spelled in text, they stay text
-        self.bos, self.eos = int(tokenizer.token_to_id(BOS)), int(tokenizer.token_to_id(EOS))
-        self.image_start = int(tokenizer.token_to_id(IMAGE_START))
-        self.image_end = int(tokenizer.token_to_id(IMAGE_END))
-        self.marks = {name: int(tokenizer.token_to_id(name)) for name in wording.tokens if name in (SEG, REJ)}
+        self.bos, self.eos = ids[BOS], ids[EOS]
+        self.image_start, self.image_end = ids[IMAGE_START], ids[IMAGE_END]
+        self.marks = {name: ids[name] for name in wording.tokens if name in (SEG, REJ)}
         self.seg = self.marks[SEG]
         self.strips_blanks = wording.strips_blanks
 
@@ -153,7 +153,7 @@ class LisaVocabulary:
             parts = _MARK.split(answer + frame.after_answer)
             blank = "" if parts[0] else " "  # text brings its own blank, a mark does not
             ids += self.encode(before + asked + frame.closing + blank, after_mark, before_mark=not parts[0])
-            ids += self._answer(parts) + [self.eos]
+            ids += [*self._answer(parts), self.eos]
             ids += [self.bos] if conversation == "llava_llama_2" else []
             before, after_mark = frame.between, False
         return ids + self.encode(before + self.worded(question.text, decoding) + frame.closing, after_mark)

@@ -22,7 +22,8 @@ CLIP_PHOTO = {  # openai/clip-vit-large-patch14, preprocessor_config.json
 }
 TEXT_KEYS = (  # of a released config.json: what LlamaConfig takes
     "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
-    "hidden_act", "max_position_embeddings", "rms_norm_eps", "rope_theta", "rope_scaling", "attention_bias", "head_dim",
+    "hidden_act", "max_position_embeddings", "rms_norm_eps", "rope_theta", "rope_scaling", "attention_bias",
+    "head_dim",
 )  # fmt: skip
 VISION_KEYS = (
     "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "image_size", "patch_size",
@@ -39,7 +40,12 @@ def config_of(
     dtype: str,
 ) -> LisaConfig:
     """The config; `released` is the released config.json, `shapes` are those of the tensors under our names."""
-    for name in ("llm.model.embed_tokens.weight", "projector.0.weight", "prompt.0.weight", "sam.vision_encoder.pos_embed"):
+    for name in (
+        "llm.model.embed_tokens.weight",
+        "projector.0.weight",
+        "prompt.0.weight",
+        "sam.vision_encoder.pos_embed",
+    ):
         if name not in shapes:
             raise InputError(f"the weights lack {name}: they are no whole {peer}")
     if released.get("mm_use_im_start_end") is False:
@@ -49,7 +55,9 @@ def config_of(
     vision, photo = _clip_folder(clip) if clip is not None else ({}, {})
     vision = vision or _vision(shapes)
     side = vision["image_size"]
-    photo = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}} | CLIP_PHOTO | photo
+    photo = (
+        {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}} | CLIP_PHOTO | photo
+    )
     return LisaConfig(
         peer=peer,
         conversation=conversation,
@@ -69,7 +77,9 @@ def _clip_folder(clip: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     values = values.get("vision_config", values)
     vision = {key: values[key] for key in VISION_KEYS if key in values}
     path = clip / "preprocessor_config.json"
-    photo = {key: value for key, value in (read_json(path) if path.is_file() else {}).items() if key in PHOTO_KEYS}
+    photo = {
+        key: value for key, value in (read_json(path) if path.is_file() else {}).items() if key in PHOTO_KEYS
+    }
     if isinstance(photo.get("size"), int):
         photo["size"] = {"shortest_edge": photo["size"]}
     if isinstance(photo.get("crop_size"), int):
