@@ -27,7 +27,7 @@ PICKLES = (".bin", ".pth", ".pt", ".ckpt")
 SLOW_TOKENIZER = "tokenizer.model"
 _NOT_WEIGHTS = re.compile(r"(training_args|optimizer|scheduler|rng_state.*|scaler)\.\w+")
 _PACKAGE = Path(__file__).resolve().parents[2]
-# What names look like in published files; the most names decide, the first at a tie. "base_model.model." is of peft
+# What names look like in published files: the most names decide, the first at a tie; "base_model.model." is by peft
 LAYOUTS: Mapping[str, str] = {
     "SAM as Meta publishes it": r"(image_encoder|prompt_encoder|mask_decoder)\..*",
     "a language model, with the projector of LLaVA where it has one": r"model\.(layers|embed_tokens|norm"
