@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import json
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -43,6 +46,26 @@ def sentencepiece_model(**trainer: object) -> bytes:
     for name, value in ({"model_type": 2, "byte_fallback": True} | trainer).items():
         setattr(proto.trainer_spec, name, value)
     return proto.SerializeToString()
+
+
+@contextmanager
+def pickles_in_this_process() -> Iterator[None]:
+    """`uniresxx convert` without a process for each file: torch is imported once."""
+    from uniresxx.checkpoints import convert, convert_child
+
+    def run(command: list[str], **_: object) -> SimpleNamespace:
+        answer = convert_child.converted(Path(command[-2]), Path(command[-1]))
+        return SimpleNamespace(stdout=json.dumps(answer), stderr="", returncode=0)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(convert, "subprocess", SimpleNamespace(run=run))
+        yield
+
+
+@pytest.fixture(scope="session")
+def converting_here():
+    """The context in which pickles are opened by this process."""
+    return pickles_in_this_process
 
 
 @pytest.fixture(scope="session")

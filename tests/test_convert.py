@@ -21,6 +21,13 @@ from uniresxx.errors import InputError
 from uniresxx.segmenters.lisa.sizes import _sam
 
 DATA = Path(__file__).parent / "data" / "lisa"
+in_this_process = pytest.mark.usefixtures("here")  # the other tests start a process for each file
+
+
+@pytest.fixture
+def here(converting_here):
+    with converting_here():
+        yield
 
 
 def run(*words):
@@ -55,6 +62,7 @@ def same(found, expected):
         assert found[name].dtype == tensor.dtype and torch.equal(found[name], tensor), name
 
 
+@in_this_process
 @pytest.mark.parametrize("form", ["zip", "old", "wrapped", "parameters"])
 def test_a_pickle_keeps_names_dtypes_and_values(form, tmp_path, capsys):
     given = tensors()
@@ -80,6 +88,7 @@ def sharded(folder, given):
     return files
 
 
+@in_this_process
 def test_shards_stay_shards_and_configs_come_along(tmp_path, tokenizer_model):
     source, out = tmp_path / "source", tmp_path / "out"
     source.mkdir()
@@ -112,6 +121,7 @@ def test_a_class_or_function_in_a_pickle_is_refused_and_never_called(tmp_path, c
     assert not (tmp_path / "harmed").exists()
 
 
+@in_this_process
 def test_a_damaged_file_is_refused(tmp_path, capsys):
     torch.save(tensors(), tmp_path / "whole.bin")
     whole = (tmp_path / "whole.bin").read_bytes()
@@ -134,6 +144,7 @@ def test_a_pickle_cannot_reserve_memory_that_its_size_does_not_explain(tmp_path,
     refused(capsys, tmp_path / "wide.bin", tmp_path / "out", "wide.bin", "memory")
 
 
+@in_this_process
 def test_what_holds_no_tensors_by_name_is_refused(tmp_path, capsys):
     for name, value, words in (
         ("list", [torch.ones(1)], "holds a list, not tensors by name"),
@@ -145,6 +156,7 @@ def test_what_holds_no_tensors_by_name_is_refused(tmp_path, capsys):
         refused(capsys, tmp_path / f"{name}.bin", tmp_path / "out", words)
 
 
+@in_this_process
 def test_a_folder_that_is_not_one_whole_set_is_refused(tmp_path, capsys):
     source, out = tmp_path / "source", tmp_path / "out"
     refused(capsys, source, out, "does not exist")
@@ -161,6 +173,7 @@ def test_a_folder_that_is_not_one_whole_set_is_refused(tmp_path, capsys):
     assert run(source, source) == 2 and "is the source itself" in capsys.readouterr().err
 
 
+@in_this_process
 def test_an_index_is_held_to_its_word(tmp_path, capsys):
     source = tmp_path / "source"
     source.mkdir()
@@ -173,6 +186,7 @@ def test_an_index_is_held_to_its_word(tmp_path, capsys):
     refused(capsys, source, tmp_path / "out", "../../x.bin")
 
 
+@in_this_process
 def test_foreign_files_in_out_stay(tmp_path, capsys):
     torch.save(tensors(), tmp_path / "a.bin")
     out = tmp_path / "out"
@@ -308,6 +322,7 @@ def test_a_hub_repository_that_is_not_there_is_one_line(monkeypatch, capsys, tmp
     refused(capsys, "hub:owner/name", tmp_path / "out", "hub:owner/name could not be downloaded (no network)")
 
 
+@in_this_process
 def test_names_of_no_known_layout_are_said_to_be_so(tmp_path, capsys):
     save_file({"weird.a": torch.ones(1), "stem.0.weight": torch.ones(1)}, tmp_path / "a.safetensors")
     assert run(tmp_path / "a.safetensors", tmp_path / "out") == 0

@@ -84,8 +84,14 @@ def convert(*words):
     return uniresxx_main(["convert", *map(str, words)])
 
 
+@pytest.fixture(scope="module", autouse=True)
+def here(converting_here):
+    with converting_here():
+        yield
+
+
 @pytest.fixture(scope="module")
-def root(tmp_path_factory, tokenizer_model):
+def root(tmp_path_factory, tokenizer_model, here):
     """Both releases, converted by the command."""
     root = tmp_path_factory.mktemp("releases")
     for peer in PEERS:

@@ -27,13 +27,13 @@ PICKLES = (".bin", ".pth", ".pt", ".ckpt")
 SLOW_TOKENIZER = "tokenizer.model"
 _NOT_WEIGHTS = re.compile(r"(training_args|optimizer|scheduler|rng_state.*|scaler)\.\w+")
 _PACKAGE = Path(__file__).resolve().parents[2]
-# What names look like in published files: the most names decide, the first at a tie; "base_model.model." is by peft
+_LANGUAGE = r"model\.(?:layers|embed_tokens|norm|mm_projector|image_newline)(?:\..*)?|lm_head\..*"
+# What names look like in published files; the most names decide, the first at a tie. peft's prefix does not count.
 LAYOUTS: Mapping[str, str] = {
     "SAM as Meta publishes it": r"(image_encoder|prompt_encoder|mask_decoder)\..*",
-    "a language model, with the projector of LLaVA where it has one": r"model\.(layers|embed_tokens|norm"
-    r"|mm_projector|image_newline)(\..*)?|lm_head\..*",
-    "LISA or GSVA (give `uniresxx convert lisa` or `gsva`)": r"(base_model\.model\.)?(model\.(layers|embed_tokens|norm"
-    r"|mm_projector|vision_tower|visual_model|text_hidden_fcs)|lm_head)\..*",
+    "a language model, with the projector of LLaVA where it has one": _LANGUAGE,
+    "LISA or GSVA (give `uniresxx convert lisa` or `gsva`)": _LANGUAGE
+    + r"|model\.(vision_tower|visual_model|text_hidden_fcs)\..*",
     "CLIP of transformers": r"(vision_model|text_model|visual_projection|text_projection)\..*|logit_scale",
     "a model of open_clip": r"(visual|transformer|token_embedding|ln_final|text)\..*"
     r"|positional_embedding|text_projection|logit_scale|logit_bias|attn_mask",
@@ -184,7 +184,10 @@ def companions(source: Path) -> dict[str, Content]:
 
 def layout_line(names: list[str]) -> str:
     """Which published layout the names have, and which of them it does not explain."""
-    known = {what: [n for n in names if re.fullmatch(pattern, n)] for what, pattern in LAYOUTS.items()}
+    known = {
+        what: [n for n in names if re.fullmatch(pattern, n.removeprefix("base_model.model."))]
+        for what, pattern in LAYOUTS.items()
+    }
     best = max(known, key=lambda what: len(known[what]))
     if not known[best]:
         return f"{len(names)} tensors; no layout that this version knows ({_few(names)})"

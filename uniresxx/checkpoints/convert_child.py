@@ -35,16 +35,20 @@ class _UnusableError(Exception):
 def main() -> None:
     """Convert the file of the command line."""
     source, target = Path(sys.argv[1]), Path(sys.argv[2])
+    _cap_memory(2 * source.stat().st_size + SPARE)
+    print(json.dumps(converted(source, target)))
+
+
+def converted(source: Path, target: Path) -> dict[str, Any]:
+    """Convert a file in this process; returns what the process prints."""
     try:
-        _cap_memory(2 * source.stat().st_size + SPARE)
         tensors, left_out = _tensors_of(_opened(source))
         write_tensors(target, tensors)
-        answer: dict[str, Any] = {"left_out": left_out}
     except _UnusableError as error:
-        answer = {"error": str(error)}
+        return {"error": str(error)}
     except MemoryError:
-        answer = {"error": "asks for more memory than its size explains"}
-    print(json.dumps(answer))
+        return {"error": "asks for more memory than its size explains"}
+    return {"left_out": left_out}
 
 
 def _cap_memory(more: int) -> None:
