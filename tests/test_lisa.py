@@ -154,6 +154,22 @@ def test_photos_are_prepared_as_recorded(peer, model):
     assert about["resized"] == [box.inner_height, box.inner_width]
 
 
+@pytest.mark.parametrize("size", [(30, 47), (61, 20), (224, 224), (300, 225)])
+def test_clips_pixels_equal_transformers(size, model):
+    from transformers import CLIPImageProcessorPil
+
+    photo = np.random.default_rng(sum(size)).integers(0, 256, (*size, 3), dtype=np.uint8)
+    expected = CLIPImageProcessorPil(**model.config.photo)([photo], return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(clip_pixels([photo], model.config.photo), expected, atol=1e-5, rtol=0)
+
+
+def test_a_preprocessor_of_another_clip_is_refused(tmp_path, tokenizer_model, capsys):
+    words = release("lisa", tmp_path, tokenizer_model)
+    path = tmp_path / "lisa_clip" / "preprocessor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"size": 336, "crop_size": 336}))
+    refused(capsys, words, "CLIP takes 224 x 224 pixels", "of different models")
+
+
 def test_token_ids_are_the_recorded_ones(peer, model):
     about, _ = recorded(peer)
     vocabulary = model.vocabulary

@@ -22,7 +22,7 @@ class LisaConfig:
     text: dict[str, Any]  # arguments of transformers' LlamaConfig
     vision: dict[str, Any]  # of CLIPVisionConfig
     sam: dict[str, Any]  # of SamConfig
-    photo: dict[str, Any]  # of CLIPImageProcessorPil: size, crop, mean, deviation
+    photo: dict[str, Any]  # of CLIP's preprocessor_config.json: size, crop_size, image_mean, image_std
     projector_layers: int = 1  # 1: linear; 2: with GELU between
     select_layer: int = -2  # of CLIP's hidden states
     dtype: StoredDtype = "float32"  # of the published weights
@@ -32,6 +32,12 @@ class LisaConfig:
         for name, kind in (("peer", Peer), ("conversation", Conversation), ("dtype", StoredDtype)):
             if getattr(self, name) not in get_args(kind):
                 raise InputError(f"{name}={getattr(self, name)!r} is not one of {', '.join(get_args(kind))}")
+        side, crop, shortest = self.vision["image_size"], self.photo["crop_size"], self.photo["size"]
+        if crop != {"height": side, "width": side} or shortest.get("shortest_edge", 0) < side:
+            raise InputError(
+                f"photos are resized to {shortest} and cut to {crop}, but CLIP takes {side} x {side} pixels: "
+                "its config.json and preprocessor_config.json are of different models"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form with its `model_type`."""
@@ -46,5 +52,5 @@ class LisaConfig:
             raise InputError(f"model_type is {kind!r}, expected {MODEL_TYPE!r}: a checkpoint of another kind")
         try:
             return cls(**values)
-        except TypeError as error:
+        except (TypeError, KeyError, AttributeError) as error:
             raise InputError(f"config.json does not fit this version: {error}") from error

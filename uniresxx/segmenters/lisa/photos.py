@@ -10,19 +10,29 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
-from transformers import CLIPImageProcessorPil
 
 from uniresxx.imaging.geometry import Letterbox
 from uniresxx.model.processing import pixels
 
-PHOTO_KEYS = ("size", "crop_size", "image_mean", "image_std")  # of CLIP's preprocessor_config.json
-
 
 def clip_pixels(photos: Sequence[np.ndarray], settings: Mapping[str, Any]) -> Tensor:
-    """uint8 (y, x, 3) each -> (B, 3, H, W): shortest side resized, centre cropped, normalised."""
-    processor = CLIPImageProcessorPil(**settings)
-    return processor(list(photos), return_tensors="pt", input_data_format="channels_last")["pixel_values"]
+    """uint8 (y, x, 3) each -> (B, 3, H, W), as transformers' CLIPImageProcessor with these settings.
+
+    The shortest side is resized (bicubic), the centre cut out, values normalised from 0..1.
+    """
+    shortest, crop = settings["size"]["shortest_edge"], settings["crop_size"]
+    mean, std = (np.array(settings[name], dtype=np.float32) for name in ("image_mean", "image_std"))
+    cut = []
+    for photo in photos:
+        height, width = photo.shape[:2]
+        rows, columns = (int(shortest * side / min(height, width)) for side in (height, width))
+        resized = np.asarray(Image.fromarray(photo).resize((columns, rows), Image.Resampling.BICUBIC))
+        top, left = (rows - crop["height"]) // 2, (columns - crop["width"]) // 2
+        cut.append(resized[top : top + crop["height"], left : left + crop["width"]])
+    x_BHW3 = (np.stack(cut).astype(np.float32) / 255 - mean) / std
+    return torch.from_numpy(x_BHW3).permute(0, 3, 1, 2).contiguous()
 
 
 def sam_pixels(photo_yx3: np.ndarray, box: Letterbox) -> Tensor:

@@ -10,8 +10,8 @@ from typing import Any
 from uniresxx.checkpoints.tensors import CONFIG, read_json
 from uniresxx.errors import InputError
 from uniresxx.segmenters.lisa.config import Conversation, LisaConfig, Peer
-from uniresxx.segmenters.lisa.photos import PHOTO_KEYS
 
+PHOTO_KEYS = ("size", "crop_size", "image_mean", "image_std")  # of CLIP's preprocessor_config.json
 Shapes = Mapping[str, tuple[int, ...]]
 
 CLIP_HEAD_WIDTH = 64  # of every CLIP ViT
