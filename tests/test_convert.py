@@ -18,7 +18,7 @@ from uniresxx.checkpoints.convert_tokenizer import fast_tokenizer
 from uniresxx.checkpoints.tensors import INDEX, TOKENIZER, WEIGHTS
 from uniresxx.cli import main as uniresxx_main
 from uniresxx.errors import InputError
-from uniresxx.segmenters.lisa.sizes import _sam
+from uniresxx.segmenters.lisa.sizes import sam_sizes
 
 DATA = Path(__file__).parent / "data" / "lisa"
 in_this_process = pytest.mark.usefixtures("here")  # the other tests start a process for each file
@@ -225,7 +225,7 @@ def test_sam_as_meta_publishes_it_loads_after_conversion(tmp_path, capsys):
         shapes["sam." + name.replace("image_encoder.blocks", "vision_encoder.layers")] = tuple(tensor.shape)
     shapes["sam.vision_encoder.pos_embed"] = tuple(meta["image_encoder.pos_embed"].shape)
     shapes["sam.vision_encoder.patch_embed.projection.weight"] = (16, 3, 16, 16)
-    sam = SamModel(SamConfig(**_sam(shapes)))
+    sam = SamModel(SamConfig(**sam_sizes(shapes)))
     report = load_sam(sam, str(tmp_path / "sam"))
     assert not report.new and len(report.loaded) == len(sam.state_dict())
     positions = meta["prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"]

@@ -405,6 +405,24 @@ WRONG = {
         lambda w: w.update({"model.norm.weight": torch.ones(31)}),
         ["1 of another shape", "llm.model.norm.weight (31,) instead of (32,)"],
     ),
+    "SAM of another shape": (
+        lambda w: w.update({"model.visual_model.image_encoder.pos_embed": torch.ones(4, 4)}),
+        ["no whole lisa", "their shapes give no sizes"],
+    ),
+    "SAM without what tells its size": (
+        lambda w: w.pop("model.visual_model.mask_decoder.iou_token.weight"),
+        ["no whole lisa", "sam.mask_decoder.iou_token.weight"],
+    ),
+    "an adapter of another width": (
+        lambda w: w.update(
+            {f"model.layers.0.self_attn.q_proj.lora_{k}.weight": torch.ones(4, 31) for k in "AB"}
+        ),
+        ["adapter of model.layers.0.self_attn.q_proj.weight does not fit"],
+    ),
+    "half an adapter": (
+        lambda w: w.update({"model.layers.0.self_attn.q_proj.lora_A.weight": torch.ones(4, 32)}),
+        ["1 names have no place", "q_proj.weight"],
+    ),
     "other token rows": (
         lambda w: w.update(
             {"model.embed_tokens.weight": torch.ones(400, 32), "lm_head.weight": torch.ones(400, 32)}

@@ -95,7 +95,7 @@ def convert_peer(
     with tempfile.TemporaryDirectory(prefix=".converting-", dir=out.parent) as work:
         opened = [_opened(path, Path(work) / f"{i}.safetensors", log) for i, path in enumerate(shards)]
         tensors = _readers(opened)
-        parts = translated(tensors, source, lora_alpha, log)
+        parts = translated(tensors, source, lora_alpha)
         if clip is not None:
             parts |= clip_tensors(clip, parts, log)
         like = {name: read().to("meta") for name, read in parts.items()}  # shape and dtype of each
@@ -103,6 +103,9 @@ def convert_peer(
         config = config_of(peer, conversation, read_json(about / CONFIG), shapes, clip, _dtype(like))
         vocabulary = vocabulary_of(about, peer, shapes["llm.model.embed_tokens.weight"][0])
         _check(source, config, vocabulary, shapes)
+        adapters = sum(_ADAPTER.fullmatch(name) is not None for name in tensors) // 2
+        if adapters:
+            log(f"{adapters} adapters are added to their weights, alpha {lora_alpha:g}")
         files = _weights(parts, like)
         files[TOKENIZER] = vocabulary.to_json().encode()
         files[CONFIG] = to_json(config.to_dict())
@@ -134,7 +137,7 @@ def _tensor(path: Path, name: str) -> Tensor:
         return file.get_tensor(name)
 
 
-def translated(tensors: Mapping[str, Read], source: Path, lora_alpha: float, log: Log) -> dict[str, Read]:
+def translated(tensors: Mapping[str, Read], source: Path, lora_alpha: float) -> dict[str, Read]:
     """Readers by our names, adapters merged. InputError where names are unknown."""
     adapters: dict[str, dict[str, Read]] = {}
     plain: dict[str, Read] = {}
@@ -155,16 +158,17 @@ def translated(tensors: Mapping[str, Read], source: Path, lora_alpha: float, log
             f"({_few(unknown + lost)})"
         )
     for name, pair in adapters.items():
-        plain[name] = partial(_merged, plain[name], pair["A"], pair["B"], lora_alpha)
-    if adapters:
-        log(f"{len(adapters)} adapters added to their weights, alpha {lora_alpha:g}")
+        plain[name] = partial(_merged, name, plain[name], pair["A"], pair["B"], lora_alpha)
     found = {own: plain[theirs] for own, theirs in ours.items()}
     return found | {twin: found[own] for twin, own in TWINS.items() if own in found}
 
 
-def _merged(weight: Read, a: Read, b: Read, alpha: float) -> Tensor:
+def _merged(name: str, weight: Read, a: Read, b: Read, alpha: float) -> Tensor:
     """W + alpha / r B A, in the dtype of W."""
     base, a_rD, b_Dr = weight(), a(), b()
+    if b_Dr.shape[1:] != a_rD.shape[:1] or base.shape != b_Dr.shape[:1] + a_rD.shape[1:]:
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in (base, a_rD, b_Dr))
+        raise InputError(f"the adapter of {name} does not fit it: {shapes} are of different models")
     added = (alpha / len(a_rD)) * (b_Dr.float() @ a_rD.float())
     return (base.float() + added).to(base.dtype)
 

@@ -39,7 +39,35 @@ def config_of(
     clip: Path | None,
     dtype: str,
 ) -> LisaConfig:
-    """The config; `released` is the released config.json, `shapes` are those of the tensors under our names."""
+    """The config of a converted model.
+
+    Args:
+        peer: whose model it is.
+        conversation: the frame of questions.
+        released: the released config.json.
+        shapes: of the tensors, under our names.
+        clip: folder of the CLIP tower, where one is named.
+        dtype: of the weights.
+
+    Raises:
+        InputError: names or shapes are not those of a released model.
+    """
+    try:
+        return _config_of(peer, conversation, released, shapes, clip, dtype)
+    except InputError:
+        raise
+    except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
+        raise InputError(f"the weights are no whole {peer}: their shapes give no sizes ({error})") from None
+
+
+def _config_of(
+    peer: Peer,
+    conversation: Conversation,
+    released: Mapping[str, Any],
+    shapes: Shapes,
+    clip: Path | None,
+    dtype: str,
+) -> LisaConfig:
     for name in (
         "llm.model.embed_tokens.weight",
         "projector.0.weight",
@@ -63,7 +91,7 @@ def config_of(
         conversation=conversation,
         text=text,
         vision=vision,
-        sam=_sam(shapes),
+        sam=sam_sizes(shapes),
         photo=photo,
         projector_layers=2 if "projector.2.weight" in shapes else 1,
         select_layer=int(released.get("mm_vision_select_layer", -2)),
@@ -104,7 +132,7 @@ def _vision(shapes: Shapes) -> dict[str, Any]:
     }
 
 
-def _sam(shapes: Shapes) -> dict[str, Any]:
+def sam_sizes(shapes: Shapes) -> dict[str, Any]:
     """Sizes of SAM: a block whose relative positions span the whole grid attends globally."""
     _, grid, _, width = shapes["sam.vision_encoder.pos_embed"]
     patch = shapes["sam.vision_encoder.patch_embed.projection.weight"][-1]
