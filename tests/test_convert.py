@@ -199,9 +199,9 @@ def test_foreign_files_in_out_stay(tmp_path, capsys):
 
 def test_wrong_words_get_one_line(tmp_path, capsys):
     for words, part in (
-        ([tmp_path], "give FILE_OR_DIR OUT, or lisa or gsva"),
-        (["glamm", tmp_path, tmp_path / "out"], "give FILE_OR_DIR OUT, or lisa or gsva"),
-        ([tmp_path, tmp_path / "out", "--clip", tmp_path], "--clip is for lisa and gsva alone"),
+        ([tmp_path], "give FILE_OR_DIR OUT, or lisa, gsva, m2sa"),
+        (["glamm", tmp_path, tmp_path / "out"], "give FILE_OR_DIR OUT, or lisa, gsva, m2sa"),
+        ([tmp_path, tmp_path / "out", "--clip", tmp_path], "--clip is for lisa, gsva, m2sa alone"),
     ):
         assert run(*words) == 2
         assert part in capsys.readouterr().err
@@ -241,7 +241,7 @@ def folder(tmp_path, tokenizer_model):
     return tmp_path
 
 
-@pytest.mark.parametrize("peer", ["lisa", "gsva"])
+@pytest.mark.parametrize("peer", ["lisa", "gsva", "m2sa"])
 def test_the_fast_tokenizer_has_the_slow_ones_ids(peer, folder):
     about = json.loads((DATA / f"{peer}.json").read_text())
     (folder / "added_tokens.json").write_text(json.dumps(about["added_tokens"]))

@@ -1,4 +1,4 @@
-"""Converted LISA and GSVA: equal to what the public code computed (tests/data/lisa), and used as any model."""
+"""Converted LISA, GSVA and M2SA: equal to what the public code computed (tests/data/lisa), and used as any model."""
 
 from __future__ import annotations
 
@@ -22,8 +22,7 @@ from uniresxx.imaging.geometry import Letterbox
 from uniresxx.model.losses import mask_sums
 from uniresxx.predictor import Predictor
 from uniresxx.segmenters.base import Segmenter
-from uniresxx.segmenters.lisa.modeling import photo_logits
-from uniresxx.segmenters.lisa.photos import clip_pixels, sam_pixels
+from uniresxx.segmenters.lisa.photos import clip_pixels, photo_logits, sam_pixels
 from uniresxx.segmenters.load import load_segmenter
 from uniresxx.types import Decoding, Question
 
@@ -31,7 +30,7 @@ torch.set_num_threads(1)
 DATA = Path(__file__).parent / "data" / "lisa"
 REAL = Path(__file__).resolve().parents[1].parent / "shared" / "mini_real"
 IMAGE, SHOWN, CLOSE = -200, 40, {"atol": 1e-4, "rtol": 0}
-PEERS = ("lisa", "gsva")
+PEERS = ("lisa", "gsva", "m2sa")
 
 
 def recorded(peer):
@@ -63,7 +62,7 @@ def release(peer, root, tokenizer_model, weights=None):
     about, _ = recorded(peer)
     weights = weights or published(peer)
     folder, clip = root / peer, root / f"{peer}_clip"
-    llava = folder if peer == "lisa" else root / "llava"
+    llava = root / "llava" if peer == "gsva" else folder
     for path in (folder, clip, llava):
         path.mkdir(parents=True, exist_ok=True)
     save_file(published(peer, "clip"), clip / WEIGHTS)
@@ -71,7 +70,7 @@ def release(peer, root, tokenizer_model, weights=None):
     (clip / "preprocessor_config.json").write_text(json.dumps(about["clip_preprocessor"]))
     (llava / "config.json").write_text(json.dumps(about["config"]))
     (llava / "tokenizer.model").write_bytes(tokenizer_model())
-    if peer == "lisa":
+    if llava == folder:
         (folder / "added_tokens.json").write_text(json.dumps(about["added_tokens"]))
         write_pickles(folder, weights, shards=2)
     else:
@@ -183,13 +182,13 @@ def test_questions_and_given_answers_have_the_recorded_ids(peer, model):
     about, run = recorded(peer)
     *answered, asked = about["tokens"]["conversations"].values()
     before, after = model.vocabulary.prefix(model.config.conversation)
-    words = {"lisa": "the red car", "gsva": "the red car, dogs, a man"}[peer]
+    words = "the red car, dogs, a man" if peer == "gsva" else "the red car"
     decoding = Decoding(template=model.question_template)
     branch = model.vocabulary.branch(Question(words.upper()), decoding, model.config.conversation)
     assert [*before, IMAGE, *after, *branch] == asked
     assert answered == [[t for t in row if t] for row in run["ids"].tolist()]
     forced = model.vocabulary.forced_answer(words)
-    if peer == "lisa":  # "[SEG]." follows at once
+    if peer != "gsva":  # "[SEG]." follows at once
         assert answered[0][: len(asked) + 1] == [*asked, model.vocabulary.seg] and not forced
     else:
         first = [*asked, *model.vocabulary.forced_answer("the red car"), model.vocabulary.seg]
@@ -328,7 +327,7 @@ def test_another_rule_or_attention_is_refused(model, encoded, peer, root):
 
 
 def test_weights_keep_their_dtype(peer, root):
-    dtype = {"lisa": torch.bfloat16, "gsva": torch.float32}[peer]
+    dtype = torch.float32 if peer == "gsva" else torch.bfloat16
     assert {t.dtype for t in load_file(root / f"{peer}_ours" / WEIGHTS).values()} == {dtype}
     model = load_segmenter(root / f"{peer}_ours", device="cpu")
     assert {p.dtype for p in model.parameters()} == {dtype}
@@ -395,11 +394,15 @@ WRONG = {
     ),
     "extra": (
         lambda w: w.update({"model.grounding_encoder.x": torch.ones(2)}),
-        ["is not a released LISA or GSVA", "model.grounding_encoder.x"],
+        ["is not a released LISA, GSVA or M2SA", "model.grounding_encoder.x"],
     ),
-    "extra in SAM, as of M2SA": (
+    "extra in SAM": (
+        lambda w: w.update({"model.visual_model.mask_decoder.more.weight": torch.ones(2)}),
+        ["1 unexpected", "sam.mask_decoder.more.weight"],
+    ),
+    "a part of M2SA's early features": (
         lambda w: w.update({"model.visual_model.mask_decoder.compress_vit.0.weight": torch.ones(2)}),
-        ["1 unexpected", "compress_vit"],
+        ["early=True with peer='lisa'", "m2sa alone"],
     ),
     "another shape": (
         lambda w: w.update({"model.norm.weight": torch.ones(31)}),

@@ -32,7 +32,7 @@ _LANGUAGE = r"model\.(?:layers|embed_tokens|norm|mm_projector|image_newline)(?:\
 LAYOUTS: Mapping[str, str] = {
     "SAM as Meta publishes it": r"(image_encoder|prompt_encoder|mask_decoder)\..*",
     "a language model, with the projector of LLaVA where it has one": _LANGUAGE,
-    "LISA or GSVA (give `uniresxx convert lisa` or `gsva`)": _LANGUAGE
+    "LISA, GSVA or M2SA (give `uniresxx convert lisa`, `gsva` or `m2sa`)": _LANGUAGE
     + r"|model\.(vision_tower|visual_model|text_hidden_fcs)\..*",
     "CLIP of transformers": r"(vision_model|text_model|visual_projection|text_projection)\..*|logit_scale",
     "a model of open_clip": r"(visual|transformer|token_embedding|ln_final|text)\..*"

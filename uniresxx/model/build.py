@@ -36,7 +36,7 @@ from uniresxx.model.tuning import cast, cast_frozen, format_table, parameter_tab
 
 Config = TypeVar("Config")
 Model = TypeVar("Model", bound=nn.Module)
-Words = TypeVar("Words")  # a model's vocabulary
+AnyVocabulary = TypeVar("AnyVocabulary")  # a model's vocabulary
 Log = Callable[[str], None]
 
 
@@ -169,9 +169,9 @@ def load_vocabulary(folder: Path) -> Vocabulary:
 def load_with(
     folder: Path,
     read_config: Callable[[dict[str, Any]], Config],
-    build: Callable[[Config, Words], Model],
+    build: Callable[[Config, AnyVocabulary], Model],
     placement: Placement,
-    read_words: Callable[[Config], Words],
+    read_vocabulary: Callable[[Config], AnyVocabulary],
 ) -> Model:
     """The model of a `from_pretrained` folder, in evaluation mode; InputError where files do not fit.
 
@@ -179,10 +179,10 @@ def load_with(
     a second copy of them.
     """
     config = read_config(read_json(folder / CONFIG))
-    words = read_words(config)
+    vocabulary = read_vocabulary(config)
     try:
         with parameters_without_memory():
-            model = build(config, words)
+            model = build(config, vocabulary)
     except ValueError as error:
         raise InputError(f"{folder / CONFIG}: {error}") from error
     if placement.dtype is not None:

@@ -1,7 +1,8 @@
-"""Runs the public code of LISA or GSVA on tiny random weights and records what goes in and what comes out.
+"""Runs the public code of LISA, GSVA or M2SA on tiny random weights and records what goes in and what comes out.
 
     python record.py lisa CLONE OUT      transformers 4.31.0; CLONE is github.com/dvlab-research/LISA
     python record.py gsva CLONE OUT      transformers 4.44.2; CLONE is github.com/LeapLabTHU/GSVA
+    python record.py m2sa CLONE OUT      transformers 4.31.0; CLONE is github.com/jdg900/MMR
 
 Needs sentencepiece and torch beside it. README.md says more. Nothing of the public code is changed on the disk; what
 it needs and a CPU does not have is replaced in memory: calls of .cuda(), the registration of the model type "llava",
@@ -27,7 +28,7 @@ HERE = Path(__file__).parent
 PEER, CLONE, OUT = sys.argv[1], Path(sys.argv[2]).resolve(), Path(sys.argv[3]).resolve()
 SIDE = 64  # of SAM's frame
 SHOWN = 40  # newest positions whose logits and projected states are recorded
-CLIP_SIDE = {"lisa": 224, "gsva": 56}[PEER]  # LISA takes 256 image tokens for granted
+CLIP_SIDE = {"lisa": 224, "gsva": 56, "m2sa": 224}[PEER]  # LISA takes 256 image tokens for granted
 sys.path.insert(0, str(CLONE))
 torch.Tensor.cuda = lambda self, *_, **__: self
 transformers.AutoConfig.register = lambda *_, **__: None
@@ -57,6 +58,9 @@ from model.segment_anything import modeling as sam_parts  # noqa: E402
 if PEER == "lisa":
     import model.LISA as module  # noqa: N811
     from model.segment_anything.utils.transforms import ResizeLongestSide
+elif PEER == "m2sa":
+    import model.M2SA as module  # noqa: N811
+    from model.segment_anything.utils.transforms import ResizeLongestSide
 else:
     import model.modeling_lisa_gsva as module
     from model.segment_anything import ResizeLongestSide
@@ -78,6 +82,8 @@ def tiny_sam(checkpoint=None):
         num_multimask_outputs=3, transformer=two_way, transformer_dim=width, iou_head_depth=3,
         iou_head_hidden_dim=width,
     )  # fmt: skip
+    if PEER == "m2sa":
+        decoder.compress_vit[0] = torch.nn.Conv2d(16, width, 3, padding=1)  # 1280 there
     return sam_parts.Sam(encoder, prompts, decoder)
 
 
@@ -125,6 +131,10 @@ def build(tokenizer, clip, seed):
         module.build_sam_vit_h = tiny_sam
         model = module.LISAForCausalLM(config, **words, vision_pretrained=None)
         model.get_model().initialize_lisa_modules(config)
+    elif PEER == "m2sa":
+        module.build_sam_vit_h = tiny_sam
+        model = module.M2SAForCausalLM(config, **words, vision_pretrained=None)
+        model.get_model().initialize_M2SA_modules(config)
     else:
         module.build_sam_vit_b = tiny_sam
         rej = tokenizer.convert_tokens_to_ids("[REJ]")
@@ -175,6 +185,9 @@ ROWS = {  # question and answer of each row of the batch, and the photo of each 
         (GSVA_ASKED.format("the red car, dogs, a man"), "Sure,the red car:[SEG], dogs:[REJ], a man:[SEG].")
     ],
 }
+
+
+ROWS["m2sa"] = ROWS["lisa"]
 
 
 def forwards(model, tokenizer, photo, clip):
@@ -278,7 +291,8 @@ def main():
         ["git", "-C", CLONE, "rev-parse", "HEAD"], capture_output=True, text=True
     ).stdout.strip()
     about = {
-        "repository": {"lisa": "dvlab-research/LISA", "gsva": "LeapLabTHU/GSVA"}[PEER], "commit": commit,
+        "repository": {"lisa": "dvlab-research/LISA", "gsva": "LeapLabTHU/GSVA", "m2sa": "jdg900/MMR"}[PEER],
+        "commit": commit,
         "transformers": transformers.__version__, "torch": torch.__version__, "seed": seed,
         "config": model.config.to_dict() | {"mm_vision_tower": "clip", "vision_tower": "clip"},
         "clip_config": json.loads((clip / "config.json").read_text()),

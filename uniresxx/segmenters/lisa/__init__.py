@@ -1,1 +1,1 @@
-"""LISA and GSVA as released: LLaVA's language model whose state before [SEG] prompts SAM."""
+"""LISA, GSVA and M2SA as released: LLaVA's language model whose state before [SEG] prompts SAM."""

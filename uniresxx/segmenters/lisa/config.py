@@ -1,4 +1,4 @@
-"""Sizes and wording of a converted LISA or GSVA. Imports no torch."""
+"""Sizes and wording of a converted LISA, GSVA or M2SA. Imports no torch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 from uniresxx.errors import InputError
 
 MODEL_TYPE = "lisa"
-Peer = Literal["lisa", "gsva"]
+Peer = Literal["lisa", "gsva", "m2sa"]
 Conversation = Literal["llava_v1", "llava_llama_2"]
 StoredDtype = Literal["float32", "bfloat16", "float16"]
 
@@ -25,6 +25,7 @@ class LisaConfig:
     photo: dict[str, Any]  # of CLIP's preprocessor_config.json: size, crop_size, image_mean, image_std
     projector_layers: int = 1  # 1: linear; 2: with GELU between
     select_layer: int = -2  # of CLIP's hidden states
+    early: bool = False  # M2SA: what SAM's first global block puts out joins its image embedding
     dtype: StoredDtype = "float32"  # of the published weights
 
     def __post_init__(self) -> None:
@@ -32,6 +33,10 @@ class LisaConfig:
         for name, kind in (("peer", Peer), ("conversation", Conversation), ("dtype", StoredDtype)):
             if getattr(self, name) not in get_args(kind):
                 raise InputError(f"{name}={getattr(self, name)!r} is not one of {', '.join(get_args(kind))}")
+        if self.early != (self.peer == "m2sa"):
+            raise InputError(
+                f"early={self.early} with peer={self.peer!r}: m2sa alone has SAM's early features"
+            )
         side, crop, shortest = self.vision["image_size"], self.photo["crop_size"], self.photo["size"]
         if crop != {"height": side, "width": side} or shortest.get("shortest_edge", 0) < side:
             raise InputError(

@@ -1,4 +1,4 @@
-"""Released LISA and GSVA weights -> a folder that `load_lisa` reads.
+"""Released LISA, GSVA and M2SA weights -> a folder that `load_lisa` reads.
 
 LISA: shards as merge_lora_weights_and_save_hf_model.py writes them, without CLIP. GSVA: one .bin of zero_to_fp32
 whose names carry peft's prefix, with adapters, which are added to the weights they adapt. SAM's names are Meta's.
@@ -45,6 +45,7 @@ LORA_ALPHA = 16.0  # GSVA main.py, --lora_alpha
 _META, _PEFT = "model.visual_model.", "base_model.model."
 _ADAPTER = re.compile(r"(.*)\.lora_([AB])(?:\.default)?\.weight")
 RULES: Sequence[tuple[str, str | None]] = (
+    (rf"{re.escape(_META)}mask_decoder\.compress_vit\.(.*)", r"early.\1"),
     *((re.escape(_META) + there, here if here is None else f"sam.{here}") for there, here in META_SAM_RULES),
     (r".*(?:rotary_emb\.inv_freq|embeddings\.position_ids)", None),
     (r"model\.vision_tower\.vision_tower\.(?:vision_model\.)?(.*)", r"clip.\1"),
@@ -154,7 +155,7 @@ def translated(tensors: Mapping[str, Read], source: Path, lora_alpha: float) -> 
     lost = [name for name, pair in adapters.items() if name not in plain or set(pair) != {"A", "B"}]
     if unknown or lost:
         raise InputError(
-            f"{source} is not a released LISA or GSVA: {len(unknown) + len(lost)} names have no place "
+            f"{source} is not a released LISA, GSVA or M2SA: {len(unknown) + len(lost)} names have no place "
             f"({_few(unknown + lost)})"
         )
     for name, pair in adapters.items():
@@ -215,7 +216,7 @@ def _dtype(like: Mapping[str, Tensor]) -> str:
     """Of the language model."""
     tensor = like.get("llm.lm_head.weight")
     if tensor is None:
-        raise InputError("the weights lack lm_head.weight: they are no whole LISA or GSVA")
+        raise InputError("the weights lack lm_head.weight: they are no whole LISA, GSVA or M2SA")
     return str(tensor.dtype).removeprefix("torch.")
 
 

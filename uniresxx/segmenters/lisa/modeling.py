@@ -1,4 +1,4 @@
-"""LISA (Lai et al. 2024) and GSVA (Xia et al. 2024) from transformers' classes, as a Segmenter.
+"""LISA (Lai et al. 2024), GSVA (Xia et al. 2024), M2SA (Jang et al. 2025) from transformers' classes, as a Segmenter.
 
 CLIP's patches go through the projector into LLaVA's language model; the state that predicts [SEG] becomes SAM's
 only prompt. Where an answer has no [SEG] or [REJ], `mask_if_forced` comes from the answer that the peer's evaluation
@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import (
     Cache,
@@ -40,7 +39,8 @@ from uniresxx.model.build import load_with
 from uniresxx.model.placement import Placement, autocast_of
 from uniresxx.model.tuning import cast
 from uniresxx.segmenters.lisa.config import LisaConfig
-from uniresxx.segmenters.lisa.photos import clip_pixels, sam_pixels
+from uniresxx.segmenters.lisa.early import early_layers, image_embedding
+from uniresxx.segmenters.lisa.photos import clip_pixels, photo_mask, sam_pixels
 from uniresxx.segmenters.lisa.prompts import WORDINGS, LisaVocabulary
 from uniresxx.types import DecisionRule, Decoding, Prediction, Question
 
@@ -87,6 +87,8 @@ class Lisa(nn.Module):
             layers += [nn.GELU(), nn.Linear(D, D)]
         self.projector = nn.Sequential(*layers)
         self.prompt = nn.Sequential(nn.Linear(D, D), nn.ReLU(), nn.Linear(D, C))
+        width = self.sam.config.vision_config.hidden_size
+        self.early = early_layers(width, C) if config.early else None
         self.cache_argument = cache_argument(self.llm.model.forward)
 
     @property
@@ -114,7 +116,7 @@ class Lisa(nn.Module):
             prefix = self.prefill(clip_pixels(photos, self.config.photo).to(device))
             # one at a time: SAM ViT-H takes gigabytes for each photo
             image = [
-                self.sam.get_image_embeddings(sam_pixels(photo, box)[None].to(device))
+                image_embedding(self.sam, self.early, sam_pixels(photo, box)[None].to(device))
                 for photo, box in zip(photos, boxes, strict=True)
             ]
         return EncodedPhotos(boxes, prefix, torch.cat(image))
@@ -307,20 +309,6 @@ class Lisa(nn.Module):
             **{self.cache_argument: cache},
         )
         return output.last_hidden_state
-
-
-def photo_logits(low_YX: Tensor, box: Letterbox) -> Tensor:
-    """SAM's `postprocess_masks`: to its frame, without the padding, to the photo's size (y, x); always fp32."""
-    frame = F.interpolate(
-        low_YX.float()[None, None], (box.side, box.side), mode="bilinear", align_corners=False
-    )
-    frame = frame[..., : box.inner_height, : box.inner_width]
-    return F.interpolate(frame, (box.height, box.width), mode="bilinear", align_corners=False)[0, 0]
-
-
-def photo_mask(low_YX: Tensor, box: Letterbox) -> np.ndarray:
-    """Bool (y, x) at the photo's size."""
-    return (photo_logits(low_YX, box) > 0).cpu().numpy()
 
 
 def build_lisa(config: LisaConfig, vocabulary: LisaVocabulary) -> Lisa:

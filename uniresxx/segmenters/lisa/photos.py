@@ -1,6 +1,6 @@
-"""Photos as LISA's two vision models take them: CLIP's centre crop, SAM's longest side with zeros around.
+"""Photos as LISA's two vision models take them (CLIP's centre crop, SAM's longest side with zeros around), and back.
 
-Shapes: B images, y x pixels of a photo, H W CLIP's frame, S SAM's frame.
+Shapes: B images, y x pixels of a photo, H W CLIP's frame, S SAM's frame, Y X low-resolution mask logits.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -39,3 +40,17 @@ def sam_pixels(photo_yx3: np.ndarray, box: Letterbox) -> Tensor:
     """uint8 (y, x, 3) -> (3, S, S): longest side resized, normalised, then zeros at the bottom and the right."""
     x_3SS = pixels([box.photo(photo_yx3)], "imagenet")[0]
     return x_3SS * torch.from_numpy(box.valid())
+
+
+def photo_logits(low_YX: Tensor, box: Letterbox) -> Tensor:
+    """SAM's `postprocess_masks`: to its frame, without the padding, to the photo's size (y, x); always fp32."""
+    frame = F.interpolate(
+        low_YX.float()[None, None], (box.side, box.side), mode="bilinear", align_corners=False
+    )
+    frame = frame[..., : box.inner_height, : box.inner_width]
+    return F.interpolate(frame, (box.height, box.width), mode="bilinear", align_corners=False)[0, 0]
+
+
+def photo_mask(low_YX: Tensor, box: Letterbox) -> np.ndarray:
+    """Bool (y, x) at the photo's size."""
+    return (photo_logits(low_YX, box) > 0).cpu().numpy()

@@ -35,23 +35,21 @@ class Wording:
     dropped: str  # from both ends of an expression
 
 
-# LISA: utils/dataset.py, ValDataset; GSVA: data/dataset.py, ValDataset, where a blank is missing before "in".
-WORDINGS: Mapping[Peer, Wording] = {
-    "lisa": Wording(
-        " What is {expression} in this image? Please output segmentation mask.",
-        "",
-        (SEG, IMAGE_START, IMAGE_END),
-        True,
-        "",
-    ),
-    "gsva": Wording(
-        " What are {expression}in this image? Please output segmentation masks.",
-        "Sure,{expression}:",
-        (SEG, REJ, IMAGE_START, IMAGE_END),
-        False,
-        ".",
-    ),
-}
+_LISA = Wording(  # utils/dataset.py, ValDataset; M2SA (github.com/jdg900/MMR) has the same
+    " What is {expression} in this image? Please output segmentation mask.",
+    "",
+    (SEG, IMAGE_START, IMAGE_END),
+    True,
+    "",
+)
+_GSVA = Wording(  # data/dataset.py, ValDataset, where a blank is missing before "in"
+    " What are {expression}in this image? Please output segmentation masks.",
+    "Sure,{expression}:",
+    (SEG, REJ, IMAGE_START, IMAGE_END),
+    False,
+    ".",
+)
+WORDINGS: Mapping[Peer, Wording] = {"lisa": _LISA, "gsva": _GSVA, "m2sa": _LISA}
 
 
 @dataclass(frozen=True, slots=True)

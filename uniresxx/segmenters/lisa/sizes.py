@@ -95,6 +95,7 @@ def _config_of(
         photo=photo,
         projector_layers=2 if "projector.2.weight" in shapes else 1,
         select_layer=int(released.get("mm_vision_select_layer", -2)),
+        early="early.0.weight" in shapes,
         dtype=dtype,  # type: ignore[arg-type]  # the config refuses another
     )
 
