@@ -29,7 +29,10 @@ PEERS: tuple[Peer, ...] = get_args(Peer)
 def _parser() -> OneLineParser:
     parser = parser_for("uniresxx convert", __doc__)
     parser.add_argument(
-        "words", nargs="+", metavar="[lisa|gsva|m2sa] FILE_OR_DIR OUT", help="what to convert, and whither"
+        "words",
+        nargs="+",
+        metavar="[lisa|gsva|m2sa] FILE_OR_DIR OUT",
+        help="what to convert, and the folder for the result",
     )
     parser.add_argument(
         "--clip", type=Path, metavar="DIR", help="lisa, gsva, m2sa: folder of the CLIP that was used"
