@@ -85,6 +85,7 @@ def run(
         for benchmark in names
     }
     segmenter = load_segmenter(folder, device=device, dtype=dtype, attention=attention, device_map=device_map)
+    decoding = Decoding(rule=rule, template=segmenter.question_template)
     notes = {"computed_on": computed_on(segmenter)}
     entries = []
     for place, (benchmark, records) in enumerate(loaded.items()):
@@ -93,7 +94,7 @@ def run(
         _refuse_mixing(out, identity, rule or segmenter.decision_rule, replaced)
         try:
             entry = _answer_and_score(
-                segmenter, records, name, out / name, Decoding(rule=rule), protocol, console,
+                segmenter, records, name, out / name, decoding, protocol, console,
                 checkpoint=identity, batch_images=batch_images, fresh=fresh, notes=notes,
             )  # fmt: skip
         except MissingPhotoError as error:

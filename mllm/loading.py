@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from mllm.lora import ROWS, is_adapter, refresh_rows
+from mllm.sam_names import META_SAM_RULES
 
 Rules = Sequence[tuple[str, str | None]]  # (pattern of a name there, our name; None: known and not wanted)
 _SHOWN = 4
@@ -105,7 +106,9 @@ def weight_files(folder: Path) -> dict[str, Path]:
     if not files:
         pickled = sorted(p.name for p in folder.glob("*") if p.suffix in (".bin", ".pt", ".pth", ".ckpt"))
         more = f" (only {_few(pickled)}, which are pickles and are never opened)" if pickled else ""
-        raise ValueError(f"{folder} has no .safetensors file{more}: convert the weights to safetensors first")
+        raise ValueError(
+            f"{folder} has no .safetensors file{more}: `uniresxx convert {folder} OUT` writes them"
+        )
     found: dict[str, Path] = {}
     for path in files:
         found |= dict.fromkeys(_opened(path, lambda file: list(file.keys())), path)
@@ -150,16 +153,18 @@ def load_part(
     twins: Mapping[str, str] | None = None,
     only: bool = True,
     adjust: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
+    own_rules: Rules = (),
 ) -> Report:
     """Fill `module` from `source`. Strict: every tensor of the module is loaded, but for those that match `new`
     (adapters and trained token rows among them), and every tensor of the source has a place or a rule.
 
     `only`: names that no rule knows are an error; a LLaVA folder also holds other parts. `twins`: our name -> our
     name whose tensor it shares. `adjust`: our name -> function of the loaded tensor (rows of a vocabulary).
+    `own_rules`: rules for the names of `module` too, where releases of transformers give it different ones.
     """
     files = weight_files(folder_of(source))
     ours, ignored, unknown = translate(list(files), rules)
-    own = {own_name(name, rules): value for name, value in module.state_dict(keep_vars=True).items()}
+    own = {own_name(name, own_rules): value for name, value in module.state_dict(keep_vars=True).items()}
     report = Report(source, ignored=ignored)
     missing: list[str] = []
     for name in own:
@@ -214,5 +219,6 @@ def _few(names: Sequence[str]) -> str:
 
 
 def load_sam(sam: nn.Module, source: str) -> Report:
-    """transformers' SamModel, Sam2Model, or the image half of Sam2VideoModel."""
-    return load_part(sam, source, SAM_RULES, twins=SAM_TWINS)
+    """transformers' SamModel, Sam2Model, or the image half of Sam2VideoModel; SAM under Meta's names."""
+    meta = any(name.startswith("image_encoder.") for name in weight_files(folder_of(source)))
+    return load_part(sam, source, META_SAM_RULES if meta else SAM_RULES, twins=SAM_TWINS)

@@ -67,14 +67,15 @@ def load_low(model: MLLM, source: str) -> Report:
     _check_pixels(source, model.config.pixel_stats.low, "low_stats")
     family = family_of(model.config.low, LOW_FAMILIES, "mllm.low")
     adjust = _positions(model.low.vit, LOW_RULES, family.antialias)
-    return load_part(model.low.vit, source, LOW_RULES, adjust=adjust)
+    return load_part(model.low.vit, source, LOW_RULES, adjust=adjust, own_rules=LOW_RULES)
 
 
 def load_high(model: MLLM, source: str) -> Report:
     """The high tower from a folder of its family, or a ConvNeXt from timm's trunk or an open_clip model."""
     _check_pixels(source, model.config.pixel_stats.high, "high_stats")
     tower = model.high.backbone
-    return load_part(tower, source, HIGH_RULES, new=HIGH_NEW, adjust=_positions(tower, HIGH_RULES))
+    adjust = _positions(tower, HIGH_RULES)
+    return load_part(tower, source, HIGH_RULES, new=HIGH_NEW, adjust=adjust, own_rules=HIGH_RULES)
 
 
 def _positions(

@@ -38,6 +38,7 @@ from uniresxx.segmenters import load
 from uniresxx.segmenters.base import Segmenter
 from uniresxx.testing import ColourSegmenter
 from uniresxx.types import (
+    EVALUATION_TEMPLATE,
     Decoding,
     Dialogue,
     Expression,
@@ -104,6 +105,7 @@ class Stub:
     """A model given as a function (photo number, text) -> Prediction; counts its calls."""
 
     decision_rule = "token"
+    question_template = EVALUATION_TEMPLATE
 
     def __init__(self, answer, stop_after=None):
         self.reply, self.stop_after = answer, stop_after

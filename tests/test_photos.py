@@ -24,7 +24,7 @@ from uniresxx.imaging.overlay import Layer, draw_overlay
 from uniresxx.model.modeling import UniRESPlusPlusModel
 from uniresxx.model.templates import TRAINING_TEMPLATES
 from uniresxx.predictor import Predictor, mask_of
-from uniresxx.types import Decoding, Granularity, Prediction
+from uniresxx.types import EVALUATION_TEMPLATE, Decoding, Granularity, Prediction
 
 ROOT = Path(__file__).resolve().parent / "data" / "photos"
 # expression -> pixels of its mask, as pycocotools counted them when the polygons were drawn
@@ -138,6 +138,7 @@ class RememberedTruth:
     """Answers what it was taught for a photo's size and text; else it rejects."""
 
     decision_rule = "token"
+    question_template = EVALUATION_TEMPLATE
 
     def __init__(self, records):
         self.truth = {(r.height, r.width, e.text): e.rle for r in records for e in r.expressions}

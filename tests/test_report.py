@@ -33,7 +33,7 @@ from uniresxx.imaging import masks
 from uniresxx.scoring.predictions import JsonlWriter, Problems, sizes_of, stream_predictions, to_json
 from uniresxx.scoring.protocols import STRICT
 from uniresxx.scoring.rejection import Rejection
-from uniresxx.types import Decoding, Expression, Granularity, ImageRecord, Prediction
+from uniresxx.types import EVALUATION_TEMPLATE, Decoding, Expression, Granularity, ImageRecord, Prediction
 
 MINI_REAL = Path(__file__).resolve().parents[1].parent / "shared" / "mini_real"
 H, W = 20, 30
@@ -98,6 +98,7 @@ class Varied:
     """Answers with bars of all widths; rejects some targets and accepts some absent ones."""
 
     decision_rule = "token"
+    question_template = EVALUATION_TEMPLATE
 
     def __init__(self):
         self.count = 0

@@ -37,6 +37,7 @@ from train.recipes import KNOWN
 from uniresxx.errors import InputError
 from uniresxx.model.build import check_sources
 from uniresxx.model.config import UniRESPlusPlusConfig
+from uniresxx.model.modeling import UniRESPlusPlusModel
 from uniresxx.model.processing import tensors_of, view_photo
 
 VIT = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "patch_size": 14}
@@ -280,9 +281,11 @@ def test_each_view_has_the_pixel_statistics_of_its_tower() -> None:
     config = UniRESPlusPlusConfig(mllm=mllm)
     white = np.full((96, 96, 3), 255, np.uint8)
     tensors = tensors_of([view_photo(white, config)], config)
-    torch.testing.assert_close(tensors["pixels_low_B3hw"], torch.ones(1, 3, 56, 56))
+    model = UniRESPlusPlusModel(config, Vocabulary.train(["a red square"], 300))
+    torch.testing.assert_close(model.normalise_low(tensors["pixels_low_B3hw"]), torch.ones(1, 3, 56, 56))
     mean, std = (torch.tensor(values) for values in PIXEL_STATS["clip"])
-    torch.testing.assert_close(tensors["pixels_high_B3HW"][0, :, 9, 9], (255 - mean) / std)
+    high_3 = model.normalise_high(tensors["pixels_high_B3HW"])[0, :, 9, 9]
+    torch.testing.assert_close(high_3, (255 - mean) / std)
 
 
 def test_weights_with_other_pixel_statistics_are_refused(tmp_path: Path) -> None:

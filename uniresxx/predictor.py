@@ -36,7 +36,7 @@ class Predictor:
 
     def __init__(self, segmenter: Segmenter, decoding: Decoding | None = None) -> None:
         self.segmenter = segmenter
-        self.decoding = decoding or Decoding()
+        self.decoding = decoding or Decoding(template=segmenter.question_template)
         self._photo: np.ndarray | None = None
         self._encoded: Any = None
 
@@ -55,7 +55,7 @@ class Predictor:
 
         Args:
             path: a run folder (its best checkpoint), a `from_pretrained` folder, or `hub:OWNER/NAME`.
-            decoding: how answers are generated; the default suits masks.
+            decoding: how answers are generated; None: with the model's own question about an expression.
             device: as in `load_segmenter`, like the next three; "auto" takes a GPU where there is one.
             dtype: "float32" or "bfloat16" for all weights; None: as saved.
             attention: backend of the language model; None: that of the checkpoint.

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from uniresxx.imaging import masks
-from uniresxx.types import DecisionRule, Decoding, Prediction, Question, Segment
+from uniresxx.types import EVALUATION_TEMPLATE, DecisionRule, Decoding, Prediction, Question, Segment
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 
@@ -22,6 +22,7 @@ class ColourSegmenter:
     """
 
     decision_rule: DecisionRule = "token"
+    question_template = EVALUATION_TEMPLATE
 
     def __init__(self) -> None:
         self.encoded = 0

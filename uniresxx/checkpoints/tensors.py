@@ -158,6 +158,12 @@ def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
         return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
 
 
+def tensor_names(path: Path) -> list[str]:
+    """Names of the tensors of a safetensors file; InputError where it is missing or not one."""
+    with _opened(path) as file:
+        return list(file.keys())
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     """A safetensors file, open; InputError where it is missing or not one."""

@@ -23,6 +23,7 @@ from uniresxx.errors import InputError
 COMMANDS = (
     ("segment", "find what words describe in photos: overlays, masks, COCO RLE"),
     ("data", "inspect data sets and scenes, prepare and verify stores"),
+    ("convert", "published weights in pickles as safetensors; released LISA, GSVA, M2SA as models to use"),
     ("export", "write a run's best model as a plain folder"),
     ("doctor", "check this machine and installation"),
 )

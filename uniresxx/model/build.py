@@ -31,6 +31,7 @@ from uniresxx.model.tuning import cast, cast_frozen, format_table, parameter_tab
 
 Config = TypeVar("Config")
 Model = TypeVar("Model", bound=nn.Module)
+AnyVocabulary = TypeVar("AnyVocabulary")  # a model's vocabulary
 Log = Callable[[str], None]
 BOX_HEAD = r"box_head\..*"  # parameters that the align stage does not have
 
@@ -201,8 +202,9 @@ def load_vocabulary(folder: Path) -> Vocabulary:
 def load_with(
     folder: Path,
     read_config: Callable[[dict[str, Any]], Config],
-    build: Callable[[Config, Vocabulary], Model],
+    build: Callable[[Config, AnyVocabulary], Model],
     placement: Placement,
+    read_vocabulary: Callable[[Config], AnyVocabulary],
 ) -> Model:
     """The model of a `from_pretrained` folder, in evaluation mode; InputError where files do not fit.
 
@@ -210,7 +212,7 @@ def load_with(
     a second copy of them.
     """
     config = read_config(read_json(folder / CONFIG))
-    vocabulary = load_vocabulary(folder)
+    vocabulary = read_vocabulary(config)
     try:
         with parameters_without_memory():
             model = build(config, vocabulary)
@@ -268,7 +270,7 @@ def load_model(folder: Path, placement: Placement | None = None) -> UniRESPlusPl
             values = values | {"mllm": values["mllm"] | {"attention": attention}}
         return UniRESPlusPlusConfig.from_dict(values)
 
-    model = load_with(folder, read, _with_frozen_dtype, placement)
+    model = load_with(folder, read, _with_frozen_dtype, placement, lambda _: load_vocabulary(folder))
     if model.config.boxes == "owlv2":
         attach_detector(model)
     return model

@@ -30,7 +30,15 @@ from uniresxx.model.placement import autocast_of, sent, wait_for
 from uniresxx.model.processing import FROM_FEATURES, PixelNorm, View, tensors_of, view_photo, with_boxes
 from uniresxx.model.regions.learned import BoxHead, BoxOutput
 from uniresxx.model.tuning import apply_tuning
-from uniresxx.types import Batch, DecisionRule, Decoding, ImageRecord, Prediction, Question
+from uniresxx.types import (
+    EVALUATION_TEMPLATE,
+    Batch,
+    DecisionRule,
+    Decoding,
+    ImageRecord,
+    Prediction,
+    Question,
+)
 
 BOX_FIELDS = ("object_boxes_BO4", "object_valid_BO", "part_boxes_BP4", "part_valid_BP")
 
@@ -119,6 +127,11 @@ class UniRESPlusPlusModel(nn.Module):
     def decision_rule(self) -> DecisionRule:
         """The rule of the config."""
         return self.config.decision_rule
+
+    @property
+    def question_template(self) -> str:
+        """The project's."""
+        return EVALUATION_TEMPLATE
 
     @property
     def wants_truth_boxes(self) -> bool:

@@ -26,6 +26,11 @@ class Segmenter(Protocol):
         """The rule used when `Decoding.rule` is None."""
         ...
 
+    @property
+    def question_template(self) -> str:
+        """How this model's evaluation asks for an expression: `Decoding.template` unless the caller names another."""
+        ...
+
     def encode_images(self, photos: Sequence[np.ndarray]) -> Any:
         """Encode photos; the result is opaque to the caller.
 

@@ -32,9 +32,19 @@ def _load_film_unet(folder: Path, placement: Placement) -> Segmenter:
     return load_film_unet(folder, placement)
 
 
+def _load_lisa(folder: Path, placement: Placement) -> Segmenter:
+    from uniresxx.segmenters.lisa.modeling import load_lisa
+
+    return load_lisa(folder, placement)
+
+
 Loader = Callable[[Path, "Placement"], Segmenter]
 # model_type of the config -> loader of the folder
-LOADERS: dict[str, Loader] = {"uniresxx": _load_uniresxx, "film_unet": _load_film_unet}
+LOADERS: dict[str, Loader] = {
+    "uniresxx": _load_uniresxx,
+    "film_unet": _load_film_unet,
+    "lisa": _load_lisa,
+}
 
 
 def load_segmenter(

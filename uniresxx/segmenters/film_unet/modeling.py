@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from mllm.tokens import REJ, SEG, Vocabulary
 from uniresxx.errors import InputError
 from uniresxx.model.answering import prediction_of
-from uniresxx.model.build import load_with
+from uniresxx.model.build import load_vocabulary, load_with
 from uniresxx.model.criterion import mask_counts, mask_terms, weighted
 from uniresxx.model.heads.base import HeadOutput
 from uniresxx.model.losses import Counts, LossTerms
@@ -27,7 +27,7 @@ from uniresxx.model.placement import Placement, autocast_of, sent
 from uniresxx.model.processing import PixelNorm, View, photo_masks, pixels, view_photo
 from uniresxx.model.templates import asked_branches
 from uniresxx.segmenters.film_unet.config import GROUPS, FilmUNetConfig
-from uniresxx.types import Batch, DecisionRule, Decoding, Prediction, Question
+from uniresxx.types import EVALUATION_TEMPLATE, Batch, DecisionRule, Decoding, Prediction, Question
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +212,11 @@ class FilmUNet(nn.Module):
         """The rule of the compared model's config; both mean the same here."""
         return self.config.inputs.decision_rule
 
+    @property
+    def question_template(self) -> str:
+        """The project's."""
+        return EVALUATION_TEMPLATE
+
     @torch.no_grad()
     def encode_images(self, photos: Sequence[np.ndarray]) -> EncodedPhotos:
         """Encode photos once."""
@@ -250,4 +255,4 @@ def load_film_unet(folder: Path, placement: Placement) -> FilmUNet:
         raise InputError(
             f"attention {placement.attention!r}: the FiLM-UNet of {folder} has none; leave it out"
         )
-    return load_with(folder, FilmUNetConfig.from_dict, FilmUNet, placement)
+    return load_with(folder, FilmUNetConfig.from_dict, FilmUNet, placement, lambda _: load_vocabulary(folder))
