@@ -221,13 +221,6 @@ def test_the_presence_of_sam_depends_on_the_picture_and_shapes_no_mask() -> None
     assert made.sam.mask_decoder.output_hypernetworks_mlps[0].proj_in.weight.grad is None
 
 
-@pytest.mark.parametrize("kind", list(MAKE))
-def test_no_expression_gives_no_mask(kind: str) -> None:
-    made = head(kind)
-    output = made(made.encode(inputs(1)), torch.zeros(0, D), torch.zeros(0, dtype=torch.long))
-    assert output.masks_Ehw.shape == (0, 16, 16) and output.presence_E.shape == (0,)
-
-
 @pytest.fixture(scope="module")
 def words() -> Vocabulary:
     return Vocabulary.train([*TRAINING_TEMPLATES, "the red square", "both squares"] * 3, 340)

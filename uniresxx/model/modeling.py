@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mllm.modeling import MLLM, Boxes, ImageFeatures
@@ -213,9 +214,19 @@ class UniRESPlusPlusModel(nn.Module):
 
         `most` expressions of one image, where the caller knows it: on a GPU counting them is waited for.
         """
+        none = prompts_ED.shape[0] == 0
+        if none:  # one in their place, dropped again: every process of a job has to reach the same weights
+            prompts_ED, image_of_expr_E, most = (
+                F.pad(prompts_ED, (0, 0, 0, 1)),
+                F.pad(image_of_expr_E, (0, 1)),
+                1,
+            )
         if self.instances is None:
-            return self.head(features, prompts_ED, image_of_expr_E, most), None
+            output: HeadOutput = self.head(features, prompts_ED, image_of_expr_E, most)
+            return HeadOutput(*(value[:0] for value in output)) if none else output, None
         found = self.instances.decode(self.head, features, prompts_ED, image_of_expr_E, most)
+        if none:
+            found = InstanceOutput(*(value[:0] for value in found))
         return found.united(), found
 
     def _mask_features(self, image: ImageFeatures, pixels_mask_B3SS: Tensor | None) -> Any:

@@ -114,8 +114,6 @@ class SamHead(_SamBase):
         self, features: SamFeatures, prompts_ED: Tensor, image_of_expr_E: Tensor, most: int | None = None
     ) -> HeadOutput:
         """All expressions of all images at once; `most` is not needed."""
-        if prompts_ED.shape[0] == 0:  # not len(): torch.export keeps a shape symbolic
-            return _nothing(features)
         prompts_EC = self._prompts(features, prompts_ED, image_of_expr_E)
         image_EChw = features.image_BChw[image_of_expr_E]
         masks, iou = self._decode(image_EChw, prompts_EC)
@@ -196,20 +194,12 @@ class Sam2Head(_SamBase):
         self, features: SamFeatures, prompts_ED: Tensor, image_of_expr_E: Tensor, most: int | None = None
     ) -> HeadOutput:
         """All expressions of all images at once; `most` is not needed."""
-        if prompts_ED.shape[0] == 0:  # not len(): torch.export keeps a shape symbolic
-            return _nothing(features)
         prompts_EC = self._prompts(features, prompts_ED, image_of_expr_E)
         fine = [map_BCHW[image_of_expr_E] for map_BCHW in features.fine]
         masks, iou, _, presence = self._decode(
             features.image_BChw[image_of_expr_E], prompts_EC, high_resolution_features=fine
         )
         return HeadOutput(masks[:, 0, 0], torch.logit(iou[:, 0, 0], eps=IOU_EPS), presence[:, 0, 0])
-
-
-def _nothing(features: SamFeatures) -> HeadOutput:
-    """The answer to no expression at all; transformers' attention takes no empty batch."""
-    none_EHW = features.image_BChw[:0, 0].repeat(1, 4, 4)
-    return HeadOutput(none_EHW, none_EHW.new_zeros(0), none_EHW.new_zeros(0))
 
 
 def _zero(layer: nn.Conv2d | nn.Linear) -> nn.Conv2d | nn.Linear:
