@@ -62,7 +62,7 @@ class MaskHead(Protocol):
     def __call__(
         self, features: Any, prompts_ED: Tensor, image_of_expr_E: Tensor, most: int | None = None
     ) -> HeadOutput:
-        """Masks of all expressions, at least one, of all images at once; `prompts_ED` are the states that predict [SEG].
+        """Masks of all expressions, at least one, of all images at once; `prompts_ED` are the states before [SEG].
 
         `most`: the most expressions of an image; a head that needs it and gets None waits for the device.
         """
