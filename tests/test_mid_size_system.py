@@ -36,7 +36,7 @@ MODEL = """
     --model.tuning.lora_rank 8
 """
 JOB = f"""
-    --data.mixture grefcoco=1,refcoco=1,region_captions=2 --data.batch_images 2 --data.accumulate 2 --data.workers 0
+    --data.mixture grefcoco=1,region_captions=1 --data.batch_images 2 --data.accumulate 1 --data.workers 0
     --data.expressions_per_image 3
     --optim.steps {STEPS} --optim.warmup_steps 1 --log.save_every {STEPS} --eval.benchmarks
 """
