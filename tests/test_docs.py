@@ -135,7 +135,7 @@ def test_training_commands_parse_with_their_values() -> None:
 
 
 def test_every_native_data_set_has_its_command() -> None:
-    from uniresxx.data.catalog import REFCOCO
+    from uniresxx.data.readers.refcoco import REFCOCO
 
     names = {words[3].partition("/")[0] for words in COMMANDS if words[:3] == ("uniresxx", "data", "prepare")}
     assert {*REFCOCO, "grefcoco", "refcocom"} <= names

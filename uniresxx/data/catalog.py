@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from uniresxx.data.readers import cris, hub, psalm
 from uniresxx.data.readers.grefcoco import read_grefcoco
-from uniresxx.data.readers.refcoco import read_refcoco
+from uniresxx.data.readers.refcoco import REFCOCO, UNC_SPLITS, read_refcoco
 from uniresxx.data.readers.refcocom import known_stems, read_refcocom
 from uniresxx.data.store.folder import store_named
 from uniresxx.errors import InputError
@@ -19,19 +19,7 @@ from uniresxx.types import ImageRecord
 if TYPE_CHECKING:
     from uniresxx.data.store.read import Store
 
-UNC_SPLITS = ("train", "val", "testA", "testB")
 SCENES = ("scenes", "scenes_easy")
-# name -> (folder, name of the splits in its file, splits); google splits share photos between train and val:
-# their numbers cannot be compared with those of the unc and umd splits
-REFCOCO = {
-    "refcoco": ("refcoco", "unc", UNC_SPLITS),
-    "refcoco_google": ("refcoco", "google", ("train", "val", "test")),
-    "refcoco+": ("refcoco+", "unc", UNC_SPLITS),
-    "refcocog_umd": ("refcocog", "umd", ("train", "val", "test")),
-    "refcocog_google": ("refcocog", "google", ("train", "val")),
-    "refclef_unc": ("refclef", "unc", (*UNC_SPLITS, "testC")),
-    "refclef_berkeley": ("refclef", "berkeley", ("train", "val", "test")),
-}
 PARTS = tuple(f"{split}_{kind}" for split in UNC_SPLITS[1:] for kind in ("part_only", "object_part"))
 Reader = Callable[[Path, str], list[ImageRecord]]
 

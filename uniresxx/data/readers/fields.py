@@ -67,6 +67,22 @@ def _unicode(text: str, who: str) -> str:
     return text
 
 
+def text_of(row: Mapping[str, Any], field_name: str, who: str) -> str:
+    """A field that holds text, without blanks at its ends; InputError where it is no text."""
+    value = need(row, field_name, who)
+    if not isinstance(value, str):
+        raise InputError(f"{who}: {field_name} must be text, not {shown(value)}")
+    return _unicode(value, who).strip()
+
+
+def list_of(row: Mapping[str, Any], field_name: str, who: str) -> list[Any]:
+    """A field that holds a list; InputError otherwise."""
+    value = need(row, field_name, who)
+    if not isinstance(value, list):
+        raise InputError(f"{who}: {field_name} must be a list, not {shown(value)}")
+    return value
+
+
 def photo_id(file_name: str) -> str:
     """The COCO image id in a file name, as in the other sets, or the bare name where there is none."""
     bare = PurePosixPath(file_name).stem

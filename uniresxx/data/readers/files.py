@@ -60,15 +60,32 @@ def load_pickle(path: Path, max_bytes: int = MAX_PICKLE_BYTES) -> Any:
     return plain_data(_read(path, max_bytes), str(path))
 
 
-def load_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> Any:
-    """Content of a JSON file; InputError: it cannot be read, is over `max_bytes`, no JSON, or has a key twice."""
+def load_json(path: Path, max_bytes: int = MAX_JSON_BYTES, fallback: str | None = None) -> Any:
+    """Content of a JSON file; InputError: it cannot be read, is over `max_bytes`, no JSON, or has a key twice.
+
+    `fallback` is the encoding of files that are no UTF-8.
+    """
+    data = _read(path, max_bytes)
     try:
-        return json.loads(_read(path, max_bytes), object_pairs_hook=_without_repeats)
+        return parse_json(data if fallback is None or _is_utf8(data) else data.decode(fallback))
     except InputError as error:
         raise InputError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
     except (ValueError, RecursionError, MemoryError) as error:
         reason = one_line(str(error)) or type(error).__name__
         raise InputError(f"{path}: is no readable JSON ({reason}); download it again") from None
+
+
+def parse_json(data: bytes | str) -> Any:
+    """JSON as Python data; ValueError where it is none, InputError where an object has a key twice."""
+    return json.loads(data, object_pairs_hook=_without_repeats)
+
+
+def _is_utf8(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

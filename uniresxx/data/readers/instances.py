@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from uniresxx.data.readers.fields import file_name_of, need, size_of, whole
+from uniresxx.data.readers.fields import file_name_of, need, size_of, text_of, whole
 from uniresxx.data.readers.files import load_json
 from uniresxx.errors import InputError
 from uniresxx.imaging import masks
@@ -99,6 +99,7 @@ class Instances:
     images: Mapping[int, Mapping[str, Any]]
     annotations: Mapping[int, Mapping[str, Any]]
     licences: Mapping[Any, str] = field(default_factory=dict)  # of photos: id -> name
+    categories: Mapping[int, str] = field(default_factory=dict)  # names by id; none where the file has none
 
     @classmethod
     def load(cls, path: Path) -> Instances:
@@ -112,8 +113,19 @@ class Instances:
             if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
                 raise InputError(f"{path}: {name} must be a list of objects")
             tables[name] = _by_id(rows, f"{path}: {name}")
+        rows = content.get("categories", [])
+        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+            raise InputError(f"{path}: categories must be a list of objects")
+        names = {
+            number: text_of(row, "name", f"{path}: category {number}")
+            for number, row in _by_id(rows, f"{path}: categories").items()
+        }
         return cls(
-            path, tables["images"], tables["annotations"], _licences(content.get("licenses")) or COCO_LICENCES
+            path,
+            tables["images"],
+            tables["annotations"],
+            _licences(content.get("licenses")) or COCO_LICENCES,
+            names,
         )
 
     def image(self, image_id: int, who: str) -> tuple[str, int, int]:
@@ -127,8 +139,16 @@ class Instances:
         """The licence of a photo by its name, "not stated" where the file has none."""
         return photo_licence(self.images[image_id], self.licences)
 
+    def category(self, row: Mapping[str, Any], who: str) -> str:
+        """The name of an annotation's category."""
+        number = whole(need(row, "category_id", who), "category_id", who)
+        if number not in self.categories:
+            raise InputError(f"{who}: category_id {number} is not in {self.path}")
+        return self.categories[number]
+
     @cached_property
-    def _rows_of_image(self) -> dict[Any, list[Mapping[str, Any]]]:
+    def rows_of_image(self) -> dict[Any, list[Mapping[str, Any]]]:
+        """The annotations of each image by its id."""
         rows: dict[Any, list[Mapping[str, Any]]] = {}
         for row in self.annotations.values():
             if isinstance(row.get("image_id"), int):
@@ -141,7 +161,7 @@ class Instances:
         Empty where an instance has no `bbox` of four numbers: the boxes would not be complete.
         """
         _, height, width = self.image(image_id, who)
-        rows = [row for row in self._rows_of_image.get(image_id, ()) if not row.get("iscrowd", 0)]
+        rows = [row for row in self.rows_of_image.get(image_id, ()) if not row.get("iscrowd", 0)]
         try:
             xywh = np.array([row["bbox"] for row in rows], dtype=np.float32).reshape(len(rows), 4)
         except (KeyError, TypeError, ValueError, OverflowError):
