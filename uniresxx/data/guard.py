@@ -39,15 +39,17 @@ def record_coco_id(record: ImageRecord) -> int | None:
 
     A photo whose name is not of COCO's form has none, whatever number its data set gave it.
     """
+    name = record.path if record.inside is None else record.inside.name
+    return coco_id_of(record.source, name, record.image_id)
+
+
+def coco_id_of(source: Mapping[str, Any], photo: str | None, image_id: str) -> int | None:
+    """As `record_coco_id`, from a record's source, its photo's name (None: it has none) and its image id."""
     for key in ("coco_id", "coco_image_id"):
-        stated = record.source.get(key)
+        stated = source.get(key)
         if isinstance(stated, int | str) and coco_image_id(stated) is not None:
             return coco_image_id(stated)
-    if record.path is not None:
-        return id_in_name(record.path)
-    if record.inside is not None:
-        return id_in_name(record.inside.name)
-    return coco_image_id(record.image_id)
+    return coco_image_id(image_id) if photo is None else id_in_name(photo)
 
 
 def is_training(split: str) -> bool:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from uniresxx.data.catalog import SCENES, find_store, load_benchmark
-from uniresxx.data.guard import Guard, is_training, stored_report
+from uniresxx.data.guard import Guard, coco_id_of, held_out, is_training, stored_report
 from uniresxx.data.mixture.mix import Mixture, OpenedPart
 from uniresxx.data.mixture.parts import MixturePart
-from uniresxx.data.store.read import Store
+from uniresxx.data.store.read import Store, StoreRecords
 from uniresxx.errors import InputError
 from uniresxx.types import Granularity, ImageRecord
 
@@ -95,10 +96,12 @@ def _open(name: str, data: Path | None, images: Path | None, guard: str) -> _Dat
     store = find_store(name, data)
     if store is None:
         return _open_native(name, data, guard)
-    return _open_store(name, store[0], store[1], images, guard)
+    return _open_store(name, store[0], store[1], data, images, guard)
 
 
-def _open_store(name: str, path: Path, split: str | None, images: Path | None, guard: str) -> _DataSet:
+def _open_store(
+    name: str, path: Path, split: str | None, data: Path | None, images: Path | None, guard: str
+) -> _DataSet:
     store = Store.open(path, images)
     split = split or store.splits[0]
     records = store.records(split)
@@ -109,8 +112,24 @@ def _open_store(name: str, path: Path, split: str | None, images: Path | None, g
             f"{path}: was not prepared with a guard that knew every benchmark; --data.guard on takes it"
         )
     label = f"{store.name.partition('/')[0]}/{split}"
+    if guard != "published_data" and data is not None:  # the store may be older than a list, or have had no guard
+        held = held_out(data).all()
+        kept = [row for row, image_id in coco_ids(records) if image_id not in held] if held else records.rows
+        report = {**report, "removed_in_training": len(records) - len(kept)}
+        records = StoreRecords(store, kept)
     hint = "photographs of a store are found with --data.images DIR"
     return _DataSet(label, records, {"fingerprint": store.fingerprint, "guard": report}, hint)
+
+
+def coco_ids(records: StoreRecords) -> Iterator[tuple[int, int | None]]:
+    """(row, COCO image id or None) of records of a store, without parsing whole rows."""
+    columns = ["image_id", "path", "inside", "source"]
+    for number, span in records.store.batches():
+        if span.start in records.rows:
+            for row, cells in zip(span, records.store.batch(number).select(columns).to_pylist(), strict=True):
+                source = {} if cells["source"] is None else json.loads(cells["source"])
+                inside = None if cells["inside"] is None else cells["inside"]["name"]
+                yield row, coco_id_of(source, cells["path"] or inside, cells["image_id"])
 
 
 def _open_native(name: str, data: Path | None, guard: str) -> _DataSet:

@@ -21,6 +21,7 @@ from uniresxx.errors import InputError
 
 MAX_PICKLE_BYTES = 64 * 2**20  # refs(umd).p has 20 MB; parsing takes at most 82 bytes of memory per byte
 MAX_JSON_BYTES = 2 * 2**30
+MAX_LINE_BYTES = 16 * 2**20
 MISSING = "nothing"
 _opened: ContextVar[dict[Path, str] | None] = ContextVar("opened", default=None)
 
@@ -95,6 +96,32 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
         raise InputError(f"an object holds the key {one_line(repr(twice))} more than once; correct the file")
     return content
+
+
+def json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(name for errors, object) of every line of a JSONL file that is not blank; one line is in memory at a time.
+
+    InputError naming file and line: it cannot be read, is over MAX_LINE_BYTES, no JSON object, or has a key twice.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    note_opened(path)
+    with path.open("rb") as stream:
+        number = 0
+        while line := stream.readline(MAX_LINE_BYTES + 1):
+            number += 1
+            who = f"{path}: line {number}"
+            if len(line) > MAX_LINE_BYTES:
+                raise InputError(f"{who}: is over the cap of {MAX_LINE_BYTES} bytes")
+            if line.isspace():
+                continue
+            try:
+                row = parse_json(line)
+            except (ValueError, RecursionError) as error:
+                raise InputError(f"{who}: is no readable JSON ({one_line(str(error))})") from None
+            if not isinstance(row, dict):
+                raise InputError(f"{who}: must be an object, not {type(row).__name__}")
+            yield who, row
 
 
 def load_records(path: Path) -> list[dict[str, Any]]:

@@ -74,30 +74,30 @@ def united(pieces: Iterable[tuple[str, RLE]], size: tuple[int, int]) -> dict[str
     return {name: rles[0] if len(rles) == 1 else masks.union(rles, size) for name, rles in found.items()}
 
 
-def add_phrases(collector: Collector, image: PartImage, with_objects: bool = True) -> None:
-    """Add the phrases of a photo, ids `<image>:<category>` and `<image>:<category>:<part>`.
+def category_phrases(
+    image: PartImage, report: Collector, with_objects: bool = True
+) -> Iterator[tuple[str, str, Target]]:
+    """(native id, text, target) of every phrase of a photo; ids are `<image>:<category>[:<part>]`.
 
-    What cannot be said is counted by reason.
+    What cannot be said is counted in the report by reason.
     """
     size = image.photo.size
     for category, objects in image.groups().items():
         if category in image.uncounted:
-            collector.count("categories that the photo may show more of")
+            report.count("categories that a photo may show more of than was annotated")
             continue
-        many = len(objects) > 1
-        noun = f"all {plural(category)}" if many else f"the {category}"
-        rles = [item.rle for item in objects if item.rle is not None]
+        many, rles = len(objects) > 1, [item.rle for item in objects if item.rle is not None]
+        native, source = f"{image.photo.image_id}:{category}".replace(" ", "_"), _source(objects)
         if with_objects and len(rles) == len(objects):
-            target = Target(
-                Granularity.MULTI if many else Granularity.OBJECT, masks.union(rles, size), _source(objects)
-            )
-            _add(collector, image, category, noun, target)
+            kind = Granularity.MULTI if many else Granularity.OBJECT
+            noun = f"all {plural(category)}" if many else f"the {category}"
+            yield native, noun, Target(kind, masks.union(rles, size), source)
         if not all(item.has_parts for item in objects):
-            collector.count("categories with objects whose parts were not annotated")
+            report.count("categories with objects whose parts were not annotated")
             continue
         for part, text, rle in _parts_of(category, objects, size):
-            source = {**_source(objects), "part": part}
-            _add(collector, image, f"{category}:{part}", text, Target(Granularity.PART, rle, source))
+            target = Target(Granularity.PART, rle, {**source, "part": part})
+            yield f"{native}:{part}".replace(" ", "_"), text, target
 
 
 def _parts_of(
@@ -116,14 +116,10 @@ def _source(objects: list[PartObject]) -> dict[str, Any]:
     return {"category": objects[0].category, "objects": [dict(item.source) for item in objects]}
 
 
-def _add(collector: Collector, image: PartImage, native: str, text: str, target: Target) -> None:
-    who = f"image {image.photo.image_id}"
-    key = f"{image.photo.image_id}:{native}".replace(" ", "_")
-    collector.add(who, image.photo, target, [(key, Sentence(text, text, None))])
-
-
 def records_of_parts(collector: Collector, images: Iterable[PartImage]) -> list[ImageRecord]:
     """The phrases of all photos."""
     for image in images:
-        add_phrases(collector, image)
+        for native, text, target in category_phrases(image, collector):
+            asked = [(native, Sentence(text, text, None))]
+            collector.add(f"image {image.photo.image_id}", image.photo, target, asked)
     return collector.records()

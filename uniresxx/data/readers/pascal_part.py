@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from scipy.io import loadmat
 
 from uniresxx.data.readers.collector import Collector, Photo
 from uniresxx.data.readers.fields import shown
@@ -114,6 +113,8 @@ def _rle(mask_yx: np.ndarray, size: tuple[int, int], who: str) -> RLE:
 
 def _objects_of(path: Path) -> np.ndarray:
     """The objects in a MATLAB file; InputError where it is none. MATLAB files hold plain arrays, no code."""
+    from scipy.io import loadmat  # slow to import, and nothing else needs it
+
     if path.stat().st_size > MAX_MAT_BYTES:
         raise InputError(f"{path}: is over the cap of {MAX_MAT_BYTES} bytes")
     try:

@@ -184,7 +184,8 @@ def read_instructpart(root: Path, split: str) -> list[ImageRecord]:
     """Records of one split, ids `instructpart/<split>/<photo>-<object>-<part>_<place>`; every expression is a part.
 
     Six instructions for each part: written by a person, rewritten, and four that name the part. Mask files are named
-    as the part (`<photo>-<object>-<part>.png`), photos too or as `image_path`. Raises InputError naming file and field.
+    as the part (`<photo>-<object>-<part>.png`), photos too or as `image_path`. Raises InputError naming file, record
+    and field.
     """
     if split not in INSTRUCT_SPLITS:
         raise NotThereError(f"InstructPart has no split {split!r}; it has {', '.join(INSTRUCT_SPLITS)}")

@@ -38,7 +38,8 @@ def read_ade20k(root: Path, split: str) -> Iterator[ImageRecord]:
     """Records of one split, ids `ade20k/<split>/<photo>:<class>`, one by one.
 
     `annotations/<training|validation>/*.png` holds 0 for other and the number of one of 150 classes; their names, and
-    which are stuff, are in `objectInfo150.txt`. Of several names, the first is used. Raises InputError naming the file.
+    which are stuff, are in `objectInfo150.txt`. Of several names, the first is used. Raises InputError naming the
+    file.
     """
     folder, maps = _maps(root, ADE_FOLDERS, "annotations", ADE_SPLITS, split)
     path = next((base / "objectInfo150.txt" for base in (folder, folder.parent)
