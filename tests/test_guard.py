@@ -223,9 +223,7 @@ def test_a_list_that_cannot_be_read_is_no_missing_list(tmp_path):
 
 
 def test_images_without_an_id_are_counted():
-    kept, removed = removed_of(
-        [record("VG_100K/7.jpg", "7"), record("000000000007.jpg")], frozenset({7})
-    )
+    kept, removed = removed_of([record("VG_100K/7.jpg", "7"), record("000000000007.jpg")], frozenset({7}))
     assert len(kept) == 1 and removed == counts(1, 1, 1)
     report = {"mode": "on", "benchmarks": {}, "not_found": [], "removed": {"vg/train": removed}}
     assert lines_of_report(report)[1].endswith("1 images have no COCO id")

@@ -112,7 +112,9 @@ def _open_store(
             f"{path}: was not prepared with a guard that knew every benchmark; --data.guard on takes it"
         )
     label = f"{store.name.partition('/')[0]}/{split}"
-    if guard != "published_data" and data is not None:  # the store may be older than a list, or have had no guard
+    if (
+        guard != "published_data" and data is not None
+    ):  # the store may be older than a list, or have had no guard
         held = held_out(data).all()
         kept = [row for row, image_id in coco_ids(records) if image_id not in held] if held else records.rows
         report = {**report, "removed_in_training": len(records) - len(kept)}

@@ -8,6 +8,7 @@ categories such as `aeroplane:body` and links no part to an object. (After VLPar
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -114,6 +115,7 @@ def _rle(mask_yx: np.ndarray, size: tuple[int, int], who: str) -> RLE:
 def _objects_of(path: Path) -> np.ndarray:
     """The objects in a MATLAB file; InputError where it is none. MATLAB files hold plain arrays, no code."""
     from scipy.io import loadmat  # slow to import, and nothing else needs it
+    from scipy.io.matlab import MatReadError
 
     if path.stat().st_size > MAX_MAT_BYTES:
         raise InputError(f"{path}: is over the cap of {MAX_MAT_BYTES} bytes")
@@ -121,12 +123,12 @@ def _objects_of(path: Path) -> np.ndarray:
         content = loadmat(path, squeeze_me=True, struct_as_record=False, variable_names=["anno"])
         objects = content["anno"].objects
     except (
+        MatReadError,
+        zlib.error,
         ValueError,
         TypeError,
-        KeyError,
+        LookupError,
         OSError,
-        NotImplementedError,
-        IndexError,
         AttributeError,
         MemoryError,
     ) as e:
