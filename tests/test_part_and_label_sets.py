@@ -91,7 +91,7 @@ LEG, LEG2, HEAD = rect((1, 8, 3, 12)), rect((8, 8, 10, 12)), rect((1, 1, 6, 5))
 
 
 def paco(root):
-    """Two photos: one dog with parts, and two cars of which one shows a wheel; scissors not exhaustively annotated."""
+    """One dog with parts and scissors that were not annotated exhaustively; two cars of which one shows a wheel."""
     names = [
         "dog",
         "dog:leg",
@@ -198,7 +198,9 @@ def partimagenet(root):
     """Ids from 0; a foot of two masks, one with a polygon of four numbers beside it; a tire spelt Tier."""
     content = {
         "images": [image(0, "n02085782_1.JPEG"), image(1, "n04285008_2.JPEG")],
-        "categories": [{"id": 0, "name": "Quadruped Head"}, {"id": 1, "name": "Quadruped Foot"}, {"id": 2, "name": "Car Tier"}],
+        "categories": [
+            {"id": i, "name": name} for i, name in enumerate(("Quadruped Head", "Quadruped Foot", "Car Tier"))
+        ],
         "annotations": [
             ann(0, 0, 0, [corners(1, 1, 6, 5)]),
             ann(1, 0, 1, [corners(1, 8, 3, 12), [1, 1, 5, 5]]),
@@ -440,12 +442,16 @@ def cris_free(root):
 
 
 def jsonl_set(root, folder="mres32m"):
+    def line(name, granularity, text, **more):
+        size = {"height": H, "width": W}
+        return {"image": f"s/{name}.jpg", **size, "granularity": granularity, "text": text, **more}
+
     lines = [
-        {"image": "s/1.jpg", "height": H, "width": W, "granularity": "part", "text": "leg of it", "segmentation": coded(LEG)},
-        {"image": "s/1.jpg", "height": H, "width": W, "granularity": "none", "text": "a bus"},
-        {"image": "s/2.jpg", "height": H, "width": W, "granularity": "object", "text": "dog", "ann_ids": [4]},
-        {"image": "s/2.jpg", "height": H, "width": W, "granularity": "multi", "text": "both", "ann_ids": [4, 5], "source": {"k": 1}},
-    ]  # fmt: skip
+        line(1, "part", "leg of it", segmentation=coded(LEG)),
+        line(1, "none", "a bus"),
+        line(2, "object", "dog", ann_ids=[4]),
+        line(2, "multi", "both", ann_ids=[4, 5], source={"k": 1}),
+    ]
     base = root / folder
     save(
         base / "instances.json",
@@ -525,11 +531,11 @@ def test_a_mixture_of_all_sets_draws_its_shares(tmp_path):
     parts = [MixturePart(name.partition("/")[0], weight=w) for name, w in zip(names, weights, strict=True)]
     mixture = open_mixture(parts, 2, seed=0, data=tmp_path)
     drawn = dict.fromkeys(names, 0)
-    for slot in range(4000):
+    for slot in range(500):
         shown = mixture(slot)
         drawn[mixture.origin(slot).data_set] += min(2, len(shown.expressions))
     for name, weight in zip(names, weights, strict=True):
-        assert drawn[name] / sum(drawn.values()) == pytest.approx(weight / sum(weights), abs=0.01), name
+        assert drawn[name] / sum(drawn.values()) == pytest.approx(weight / sum(weights), abs=0.02), name
 
 
 # ---- traps of single sets
