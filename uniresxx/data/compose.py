@@ -10,7 +10,7 @@ PartImageNet have no COCO photos, so nothing can be joined: their readers write 
 
 from __future__ import annotations
 
-import zlib
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -159,7 +159,7 @@ def compose(collector: Collector, part_set: str, image: PartImage, parents: Sequ
                     collector.count("parts that do not lie on their object")
                     continue
                 target = Target(Granularity.PART, rle, {**source, "part": part})
-                for native, text in _phrases(part_set, item, part, parent):
+                for native, text in _phrases(part_set, image, item, part, parent):
                     texts.setdefault(text, []).append((native, target))
     others = replace(image, objects=tuple(item for item in image.objects if item.category in rest))
     for native, text, target in category_phrases(others, collector, with_objects=False):
@@ -181,17 +181,26 @@ def _parent_of(item: PartObject, parents: Sequence[Parent]) -> tuple[Parent | No
     return best
 
 
-def _phrases(part_set: str, item: PartObject, part: str, parent: Parent) -> Iterator[tuple[str, str]]:
+def _phrases(
+    part_set: str, image: PartImage, item: PartObject, part: str, parent: Parent
+) -> Iterator[tuple[str, str]]:
     """(native id, text) for every sentence of the parent; a share of them with a definition for the part's name."""
     meaning = definition(item.category, part)
     for expression_id, sentence in parent.sentences:
         start = f"{part_set}:{item.source['ann_id']}:{part}:".replace(" ", "_")
         native = start + expression_id.replace("/train/", ":")
         text = sentence.rstrip(" .")
-        if meaning is not None and zlib.crc32(native.encode()) < DEFINED_SHARE * 2**32:
+        # the same for every object, so that a sentence of two objects is found out
+        chance = _chance(f"{image.photo.image_id} {part} {text}")
+        if meaning is not None and chance < DEFINED_SHARE:
             yield native, f"part of {text} that {meaning}"
         else:
             yield native, f"{part} of {text}"
+
+
+def _chance(text: str) -> float:
+    """A number in [0, 1) that depends on the text alone."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4]) / 2**32
 
 
 def _add_once(collector: Collector, image: PartImage, text: str, found: list[tuple[str, Target]]) -> None:
