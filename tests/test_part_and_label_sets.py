@@ -15,10 +15,10 @@ from PIL import Image
 from scipy.io import savemat
 
 from uniresxx.cli import main
-from uniresxx.data.catalog import load_benchmark, splits_of
+from uniresxx.data.catalog import known_benchmarks, load_benchmark, splits_of
 from uniresxx.data.guard import record_coco_id
 from uniresxx.data.mixture.open import open_mixture
-from uniresxx.data.mixture.parts import MixturePart
+from uniresxx.data.mixture.parts import MIXTURES, MixturePart, mixture_named
 from uniresxx.data.readers.densepose import PARTS, in_box
 from uniresxx.data.readers.part_names import category_noun, part_noun, pascal_part_noun, plural
 from uniresxx.data.store.photos import photo_of
@@ -520,22 +520,78 @@ def test_a_set_goes_through_every_data_command(tmp_path, capsys, name):
     assert name.partition("/")[2] in splits_of(name.partition("/")[0], tmp_path)
 
 
-def test_a_mixture_of_all_sets_draws_its_shares(tmp_path):
-    names = [name for name in SETS if name.endswith("/train")]
-    for name in names:
-        SETS[name](tmp_path / name.replace("/", "_"))
-        out = tmp_path / "stores" / name.partition("/")[0]
-        root = str(tmp_path / name.replace("/", "_"))
-        assert main(["data", "prepare", name, "--data", root, "--out", str(out)]) == 0
-    weights = [1 + place % 3 for place in range(len(names))]
-    parts = [MixturePart(name.partition("/")[0], weight=w) for name, w in zip(names, weights, strict=True)]
-    mixture = open_mixture(parts, 2, seed=0, data=tmp_path)
-    drawn = dict.fromkeys(names, 0)
-    for slot in range(500):
-        shown = mixture(slot)
-        drawn[mixture.origin(slot).data_set] += min(2, len(shown.expressions))
-    for name, weight in zip(names, weights, strict=True):
-        assert drawn[name] / sum(drawn.values()) == pytest.approx(weight / sum(weights), abs=0.02), name
+def everything(root):
+    """All sets in one data folder, with a RefCOCO family on the photo that PACO calls 000000000009."""
+    for name, write in SETS.items():
+        if name not in ("jsonl:mine/train", "rrsisd/train", "refzom/train", "fprefcoco/train"):
+            write(root)
+    instances = {
+        "images": [image(9, "COCO_train2014_000000000009.jpg")],
+        "annotations": [ann(1, 9, 1, DOG, bbox=[1, 1, 11, 11]), ann(2, 9, 1, SECOND, bbox=[15, 1, 13, 11])],
+        "categories": [{"id": 1, "name": "dog"}],
+    }
+    sets = {
+        "refcoco/refs(unc)": 1,
+        "refcoco+/refs(unc)": 1,
+        "refcocog/refs(umd)": 1,
+        "grefcoco/grefs(unc)": [1, 2],
+    }
+    for path, ann_id in sets.items():
+        save(root / f"{path}.json", [])
+        save((root / path).parent / "instances.json", instances)
+        refs = [ref(1, ann_id, ("left dog", {}), ("that dog", {}))]
+        if "gref" in path:
+            refs.append(ref(2, [-1], ("a red bus", {})))
+        save(root / f"{path}.json", [{**item, "image_id": 9} for item in refs])
+
+
+@pytest.mark.parametrize("name", ["joint", "ground", "joint,mres32m=10,cris:bkai_polyp/train=2.5"])
+def test_a_named_or_written_mixture_draws_its_shares_from_native_files(tmp_path, name):
+    everything(tmp_path)
+    mixture = open_mixture(mixture_named(name), 2, seed=0, data=tmp_path)
+    drawn = dict.fromkeys(mixture.shares, 0)
+    for slot in range(600):
+        drawn[mixture.origin(slot).data_set] += min(2, len(mixture(slot).expressions))
+    for label, share in mixture.shares.items():
+        assert drawn[label] / sum(drawn.values()) == pytest.approx(share, abs=0.02), label
+    assert mixture.box_levels == {"object", "part"}
+
+
+def test_the_shares_of_the_joint_mixture_are_those_of_the_method():
+    shares = {}
+    kinds = {
+        **dict.fromkeys(("refcoco", "refcoco+", "refcocog_umd"), "object"),
+        **dict.fromkeys(("ade20k", "cocostuff"), "semantic"),
+        **dict.fromkeys(("reasonseg", "mmr", "instructpart"), "reasoning"),
+    }
+    for part in MIXTURES["joint"]:
+        kind = kinds.get(part.source) or ("part" if part.source != "grefcoco" else part.granularities[0])
+        shares[kind] = shares.get(kind, 0) + part.weight
+    assert shares == {"part": 30, "object": 30, "multi": 19.5, "none": 5.5, "semantic": 5, "reasoning": 3}
+    known = {item.partition("/")[0] for item in known_benchmarks()}
+    for parts in MIXTURES.values():
+        assert all(part.source in known and part.split in splits_of(part.source, None) for part in parts)
+
+
+@pytest.mark.parametrize(
+    ("written", "part"),
+    [
+        ("refcoco=10", MixturePart("refcoco", weight=10.0)),
+        ("mmr/val=1.5", MixturePart("mmr", "val", 1.5)),
+        ("grefcoco[multi+none]=2", MixturePart("grefcoco", weight=2.0, granularities=("multi", "none"))),
+        ("refer:set(unc)/train=1", MixturePart("refer:set(unc)", "train", 1.0)),
+        ("a/b/c=1", MixturePart("a/b/c", weight=1.0)),
+    ],
+)
+def test_a_mixture_is_written_on_the_command_line(written, part):
+    assert mixture_named(written) == (part,)
+    assert mixture_named(f"ground, {written}") == (*MIXTURES["ground"], part)
+
+
+@pytest.mark.parametrize("written", ["", "nothing", "refcoco=", "refcoco=1.2.3", "=1", "joint,", "a[part=1"])
+def test_a_wrong_mixture_is_refused_with_the_way_out(written):
+    with pytest.raises(InputError, match=r"known: refcoco_family, ground, joint|must be a number"):
+        mixture_named(written)
 
 
 # ---- traps of single sets

@@ -108,6 +108,17 @@ class Collector:
         else:
             self.count("more left out")
 
+    def mask(self, row: Mapping[str, Any], size: tuple[int, int], who: str) -> RLE | None:
+        """The mask of an annotation; None, and left out, where it covers no pixel. InputError starting with `who`."""
+        try:
+            rle = masks.from_coco(need(row, "segmentation", who), *size)
+        except InputError as error:
+            raise InputError(str(error) if str(error).startswith(who) else f"{who}: {error}") from None
+        if masks.area(rle):
+            return rle
+        self.leave_out(f"{who}: its segmentation covers no pixel")
+        return None
+
     def count(self, what: str, number: int = 1) -> None:
         """Count something that a person should know of the set and that is too common to be listed."""
         self.counts[what] += number

@@ -17,7 +17,7 @@ from uniresxx.data.readers.fields import list_of, shown, whole
 from uniresxx.data.readers.folders import PHOTO_FOLDERS, PhotoFinder, data_file
 from uniresxx.data.readers.instances import Instances
 from uniresxx.data.readers.part_names import category_noun, part_noun
-from uniresxx.data.readers.part_objects import PartImage, PartObject, records_of_parts, seen_mask, united
+from uniresxx.data.readers.part_objects import PartImage, PartObject, records_of_parts, united
 from uniresxx.errors import InputError
 from uniresxx.imaging import masks
 from uniresxx.types import RLE, ImageRecord
@@ -62,7 +62,7 @@ def densepose_images(root: Path, split: str, report: Collector) -> Iterator[Part
         for row in rows:
             name = f"{instances.path}: ann {shown(row['id'])}"
             noun = category_noun(instances.category(row, name))
-            rle = None if row.get("iscrowd", 0) else seen_mask(row, photo.size, name, report)
+            rle = None if row.get("iscrowd", 0) else report.mask(row, photo.size, name)
             if rle is None:
                 uncounted.add(noun)
             else:

@@ -21,7 +21,7 @@ from uniresxx.data.readers.fields import (
 from uniresxx.data.readers.files import json_lines
 from uniresxx.data.readers.folders import COCO_FOLDERS, PhotoFinder, data_file
 from uniresxx.data.readers.hub import parquet_rows, photo_bytes
-from uniresxx.data.readers.instances import NOT_STATED, truth
+from uniresxx.data.readers.instances import NOT_STATED
 from uniresxx.errors import InputError, NotThereError
 from uniresxx.imaging import decode as images
 from uniresxx.types import Granularity, ImageRecord, PhotoInside
@@ -60,7 +60,9 @@ def read_refcoco_m(root: Path, split: str) -> list[ImageRecord]:
             name = f"{who}: sample {index}"
             if not isinstance(sample, dict):
                 raise InputError(f"{name}: must be an object, not {shown(sample)}")
-            rle = truth({"segmentation": need(sample, "mask", name)}, size, name, name)
+            rle = collector.mask({"segmentation": need(sample, "mask", name)}, size, name)
+            if rle is None:
+                continue
             number = whole(need(sample, "id", name), "id", name)
             asked = [(f"{number}_{i}", item) for i, item in enumerate(sentences(sample, "sent_id", name))]
             source = {"ref_id": number, "category": sample.get("category")}
@@ -102,7 +104,9 @@ def _add_gseval(
     size = [whole(side, "segmentation size", who) for side in list_of(segmentation, "size", who)]
     if len(size) != 2:
         raise InputError(f"{who}: size of the segmentation must be height and width, not {shown(size)}")
-    rle = truth(row, (size[0], size[1]), who, who)
+    rle = collector.mask(row, (size[0], size[1]), who)
+    if rle is None:
+        return
     photo = Photo(photo_id(file_name), finder.path(file_name, who), (size[0], size[1]), NOT_STATED)
     asked = [(need(row, "idx", who), Sentence(caption, caption, None))]
     collector.add(

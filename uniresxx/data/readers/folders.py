@@ -99,4 +99,4 @@ class PhotoFinder:
         for folder, form in self.coco_folders if image_id is not None else ():
             if (folder / form.format(image_id)).is_file():
                 return folder / form.format(image_id)
-        return (self.folders[-1] if self.folders else self.first) / name
+        return (self.folders[0] if self.folders else self.first) / name

@@ -23,7 +23,7 @@ from uniresxx.data.readers.collector import Collector, Photo, Target
 from uniresxx.data.readers.fields import Sentence, file_name_of, list_of, shown, size_of, text_of, whole
 from uniresxx.data.readers.files import json_lines
 from uniresxx.data.readers.folders import COCO_FOLDERS, PHOTO_FOLDERS, PhotoFinder, data_folders
-from uniresxx.data.readers.instances import NOT_STATED, Instances, truth
+from uniresxx.data.readers.instances import NOT_STATED, Instances
 from uniresxx.errors import InputError, NotThereError
 from uniresxx.imaging import masks
 from uniresxx.types import Granularity, ImageRecord
@@ -76,9 +76,9 @@ def _photos(collector: Collector, root: Path, paths: list[Path], several: bool) 
             line = who.rpartition(" ")[2]
             native = f"{path.stem}:{line}" if several else line
             photo = Photo(last[1].image_id, last[1].place, size)
-            collector.add(
-                who, photo, _target(row, size, instances, who), [(native, Sentence(text, text, None))]
-            )
+            target = _target(collector, row, size, instances, who)
+            if target is not None:
+                collector.add(who, photo, target, [(native, Sentence(text, text, None))])
     yield
 
 
@@ -90,7 +90,10 @@ def _image_id(row: Mapping[str, Any], file_name: str) -> str:
     return str(number) if number is not None else PurePosixPath(file_name).stem
 
 
-def _target(row: Mapping[str, Any], size: tuple[int, int], instances: Instances | None, who: str) -> Target:
+def _target(
+    collector: Collector, row: Mapping[str, Any], size: tuple[int, int], instances: Instances | None, who: str
+) -> Target | None:
+    """What a line points at; None, and left out, where a mask covers no pixel."""
     name, source = text_of(row, "granularity", who), row.get("source", {})
     if name not in list(Granularity) or not isinstance(source, dict):
         raise InputError(
@@ -104,7 +107,8 @@ def _target(row: Mapping[str, Any], size: tuple[int, int], instances: Instances 
             raise InputError(f"{who}: granularity none has no segmentation and no ann_ids")
         return Target(granularity, None, source)
     if stated[0] is not None:
-        return Target(granularity, truth(row, size, who, who), source)
+        rle = collector.mask(row, size, who)
+        return None if rle is None else Target(granularity, rle, source)
     if instances is None:
         raise InputError(f"{who}: has no segmentation, and there is no instances.json beside it for ann_ids")
     rles = []
@@ -112,7 +116,10 @@ def _target(row: Mapping[str, Any], size: tuple[int, int], instances: Instances 
         ann = instances.annotations.get(whole(item, "ann_ids", who))
         if ann is None:
             raise InputError(f"{who}: ann_ids {shown(item)} is not in {instances.path}")
-        rles.append(truth(ann, size, f"{instances.path}: ann {item}", who))
+        rles.append(collector.mask(ann, size, f"{who}: ann {item}"))
+    seen = [rle for rle in rles if rle is not None]
     if not rles:
         raise InputError(f"{who}: ann_ids is empty; granularity none means no target")
-    return Target(granularity, masks.union(rles, size), {**source, "ann_id": row["ann_ids"]})
+    if len(seen) < len(rles):
+        return None
+    return Target(granularity, masks.union(seen, size), {**source, "ann_id": row["ann_ids"]})

@@ -15,7 +15,7 @@ from uniresxx.data.readers.fields import list_of, need, whole
 from uniresxx.data.readers.folders import COCO_FOLDERS, PhotoFinder, data_file
 from uniresxx.data.readers.instances import Instances
 from uniresxx.data.readers.part_names import category_noun, part_noun
-from uniresxx.data.readers.part_objects import PartImage, PartObject, records_of_parts, seen_mask, united
+from uniresxx.data.readers.part_objects import PartImage, PartObject, records_of_parts, united
 from uniresxx.types import RLE, ImageRecord
 
 FOLDERS = ("paco", "paco_lvis")
@@ -71,7 +71,7 @@ def _objects(
         number = whole(row["id"], "id", str(instances.path))
         who = f"{instances.path}: ann {number}"
         name, _, part = instances.category(row, who).partition(":")
-        rle = seen_mask(row, size, who, report)
+        rle = report.mask(row, size, who)
         if not part:
             found[number] = (category_noun(name), rle)
         elif rle is not None:

@@ -12,9 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from uniresxx.data.readers.collector import Collector, Photo, Target
-from uniresxx.data.readers.fields import Sentence, need
+from uniresxx.data.readers.fields import Sentence
 from uniresxx.data.readers.part_names import plural
-from uniresxx.errors import InputError
 from uniresxx.imaging import masks
 from uniresxx.types import RLE, Granularity, ImageRecord
 
@@ -52,18 +51,6 @@ class PartImage:
         for item in self.objects:
             found.setdefault(item.category, []).append(item)
         return found
-
-
-def seen_mask(row: Mapping[str, Any], size: tuple[int, int], who: str, report: Collector) -> RLE | None:
-    """The mask of an annotation; None, and noted in the report, where it covers no pixel."""
-    try:
-        rle = masks.from_coco(need(row, "segmentation", who), *size)
-    except InputError as error:
-        raise InputError(str(error) if str(error).startswith(who) else f"{who}: {error}") from None
-    if masks.area(rle):
-        return rle
-    report.leave_out(f"{who}: its segmentation covers no pixel")
-    return None
 
 
 def united(pieces: Iterable[tuple[str, RLE]], size: tuple[int, int]) -> dict[str, RLE]:

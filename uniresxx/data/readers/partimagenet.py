@@ -19,7 +19,7 @@ from uniresxx.data.readers.files import load_json, note_opened
 from uniresxx.data.readers.folders import PhotoFinder, data_file, data_folders
 from uniresxx.data.readers.instances import NOT_STATED, Instances
 from uniresxx.data.readers.part_names import category_noun, part_noun
-from uniresxx.data.readers.part_objects import PartImage, PartObject, records_of_parts, seen_mask, united
+from uniresxx.data.readers.part_objects import PartImage, PartObject, records_of_parts, united
 from uniresxx.errors import InputError, NotThereError
 from uniresxx.types import RLE, ImageRecord
 
@@ -97,7 +97,7 @@ def _images(
         pieces: dict[str, list[tuple[str, RLE]]] = {}
         for row in rows:
             name = f"{instances.path}: ann {shown(row['id'])}"
-            rle = seen_mask(row, photo.size, name, report)
+            rle = report.mask(row, photo.size, name)
             if rle is not None:
                 category, part = _names_of(instances.category(row, name), noun)
                 pieces.setdefault(category, []).append((part, rle))

@@ -20,7 +20,7 @@ from uniresxx.data.readers.files import note_opened
 from uniresxx.data.readers.folders import PhotoFinder, data_folders
 from uniresxx.data.readers.instances import NOT_STATED, Instances
 from uniresxx.data.readers.part_names import category_noun, part_noun, pascal_part_noun
-from uniresxx.data.readers.part_objects import PartImage, PartObject, records_of_parts, seen_mask, united
+from uniresxx.data.readers.part_objects import PartImage, PartObject, records_of_parts, united
 from uniresxx.errors import InputError, NotThereError
 from uniresxx.imaging import masks
 from uniresxx.types import RLE, ImageRecord
@@ -148,7 +148,7 @@ def _json_images(instances: Instances, finder: PhotoFinder, report: Collector) -
         for row in rows:
             name = f"{instances.path}: ann {shown(row['id'])}"
             category, _, part = instances.category(row, name).partition(":")
-            rle = seen_mask(row, photo.size, name, report)
+            rle = report.mask(row, photo.size, name)
             if part and rle is not None:
                 pieces.setdefault(category_noun(category), []).append((part_noun(part), rle))
         objects = [

@@ -21,7 +21,7 @@ from uniresxx.data.readers.fields import (
 )
 from uniresxx.data.readers.files import load_json, load_records
 from uniresxx.data.readers.folders import COCO_FOLDERS, PhotoFinder, data_file, data_folders
-from uniresxx.data.readers.instances import NOT_STATED, truth
+from uniresxx.data.readers.instances import NOT_STATED
 from uniresxx.errors import InputError, NotThereError
 from uniresxx.imaging import decode as images
 from uniresxx.imaging import masks
@@ -155,26 +155,29 @@ def read_mmr(root: Path, split: str) -> list[ImageRecord]:
             raise InputError(f"{who}: has {len(questions)} questions and {len(answers)} answers")
         for place, (question, rows) in enumerate(zip(questions, answers, strict=True)):
             name = f"{who}: question {place}"
-            target = _mmr_target(rows, size, name)
+            target = _mmr_target(collector, rows, size, name)
             if target is None:
-                collector.leave_out(f"{name}: has no answer")
                 continue
             collector.add(name, photo, target, [(f"{photo.image_id}_{place}", _sentence(question, name))])
     return collector.records()
 
 
-def _mmr_target(rows: Any, size: tuple[int, int], who: str) -> Target | None:
+def _mmr_target(collector: Collector, rows: Any, size: tuple[int, int], who: str) -> Target | None:
+    """What a question asks for; None, and left out, where it has no answer or one without a pixel."""
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise InputError(f"{who}: its answer must be a list of annotations, not {shown(rows)}")
-    if not rows:
-        return None
     names = [text_of(row, "category_name", who) for row in rows]
-    rles = [truth(row, size, f"{who}: {name}", who) for name, row in zip(names, rows, strict=True)]
+    rles = [collector.mask(row, size, f"{who}: {name}") for name, row in zip(names, rows, strict=True)]
+    seen = [rle for rle in rles if rle is not None]
+    if not rows:
+        collector.leave_out(f"{who}: has no answer")
+    if not rows or len(seen) < len(rows):
+        return None
     if all(":" in name for name in names):
         kind = Granularity.PART
     else:
         kind = Granularity.OBJECT if len(rows) == 1 else Granularity.MULTI
-    return Target(kind, masks.union(rles, size), {"categories": names})
+    return Target(kind, masks.union(seen, size), {"categories": names})
 
 
 # ---- InstructPart: one photo and one mask file for each part

@@ -96,9 +96,8 @@ def read_refer(
             str(image_id), finder.path(file_name, who), (height, width), instances.licence(image_id),
             instances.boxes(image_id, who),
         )  # fmt: skip
-        target = _target(instances, record, image_id, photo.size, who)
+        target = _target(collector, instances, record, image_id, photo.size, who)
         if target is None:
-            collector.leave_out(f"{who}: its only targets are crowd regions or cover no pixel")
             continue
         absent = _false_sentences(record, who)
         ref = record.get("ref_id", index)
@@ -110,21 +109,29 @@ def read_refer(
 
 
 def _target(
-    instances: Instances, record: Mapping[str, Any], image_id: int, size: tuple[int, int], who: str
+    collector: Collector,
+    instances: Instances,
+    record: Mapping[str, Any],
+    image_id: int,
+    size: tuple[int, int],
+    who: str,
 ) -> Target | None:
-    """What a ref points at; None where it points at crowd regions or at nothing that can be seen."""
+    """What a ref points at; None, and left out, where that is crowd regions alone, or a mask without a pixel."""
     stated = ann_ids_of(record, who)
     single = [number for number in stated if not instances.is_crowd(number, image_id, who)]
-    rows = [(number, instances.annotation(number, image_id, who)) for number in single]
-    empty = all(row.get("segmentation") in ([], [[]], None) for _, row in rows)
     source: dict[str, Any] = {"ref_id": record.get("ref_id"), "ann_id": single}
     if not stated:
         return Target(Granularity.NONE, None, source)
-    if empty:
+    if not single:
+        collector.leave_out(f"{who}: its only targets are crowd regions")
         return None
-    rles = [instances.mask(number, image_id, who) for number, _ in rows]
-    kind = Granularity.OBJECT if len(rles) == 1 else Granularity.MULTI
-    return Target(kind, masks.union(rles, size), source)
+    rows = [instances.annotation(number, image_id, who) for number in single]
+    rles = [collector.mask(row, size, f"{instances.path}: ann {shown(row['id'])}") for row in rows]
+    seen = [rle for rle in rles if rle is not None]
+    if len(seen) < len(rles):
+        return None
+    kind = Granularity.OBJECT if len(seen) == 1 else Granularity.MULTI
+    return Target(kind, masks.union(seen, size), source)
 
 
 def _false_sentences(record: Mapping[str, Any], who: str) -> set[int]:
