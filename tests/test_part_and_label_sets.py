@@ -550,7 +550,7 @@ def test_a_named_or_written_mixture_draws_its_shares_from_native_files(tmp_path,
     everything(tmp_path)
     mixture = open_mixture(mixture_named(name), 2, seed=0, data=tmp_path)
     drawn = dict.fromkeys(mixture.shares, 0)
-    for slot in range(600):
+    for slot in range(300):
         drawn[mixture.origin(slot).data_set] += min(2, len(mixture(slot).expressions))
     for label, share in mixture.shares.items():
         assert drawn[label] / sum(drawn.values()) == pytest.approx(share, abs=0.02), label
