@@ -7,8 +7,9 @@ commands:
   verify STORE                         check every photo and mask of a store
 
 NAME is a data set below --data DIR, the root of the native layouts (DIR/refcoco, DIR/grefcoco, DIR/refcocom,
-DIR/images/train2014), or LAYOUT:FOLDER below it (refer:, cris:, jsonl:); scenes are drawn and need none. STORE is the folder of a store. Training and evaluation read
-annotations with the same readers. `uniresxx data COMMAND --help` lists the options.
+DIR/images/train2014), or LAYOUT:FOLDER below it (refer:, cris:, jsonl:); scenes are drawn and need none. STORE is
+the folder of a store. Training and evaluation read annotations with the same readers.
+`uniresxx data COMMAND --help` lists the options.
 
 Exit codes: 0 done; 1 the disk failed, or verify found something wrong; 2 wrong input; 75 prepare was stopped.
 """
