@@ -107,13 +107,13 @@ def test_a_command_is_accepted(words: tuple[str, ...], monkeypatch: pytest.Monke
 )
 def test_a_data_command_parses_with_its_values(words: tuple[str, ...]) -> None:
     """By the very parsers of the command; the data set and the split are real, or a store's folder."""
-    from uniresxx.cli.data import dump, inspect, prepare, verify
+    from uniresxx.cli.data import dump, inspect, prepare, propose, verify
     from uniresxx.data.catalog import known_benchmarks
 
     action, *rest = words[2:]
-    parsers = {"prepare": prepare, "verify": verify, "inspect": inspect, "dump": dump}
+    parsers = {"prepare": prepare, "verify": verify, "inspect": inspect, "dump": dump, "propose": propose}
     found = parsers[action].parse(rest)
-    name = "" if action == "verify" else found.name
+    name = "" if action in ("verify", "propose") else found.name
     known = known_benchmarks()
     if not name.startswith("stores/") and name:
         assert name in known or name in {item.partition("/")[0] for item in known}

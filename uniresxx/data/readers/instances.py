@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from uniresxx.data.readers.fields import file_name_of, need, size_of, text_of, whole
+from uniresxx.data.readers.fields import file_name_of, need, size_of, whole
 from uniresxx.data.readers.files import load_json
 from uniresxx.errors import InputError
 from uniresxx.imaging import masks
@@ -99,7 +99,7 @@ class Instances:
     images: Mapping[int, Mapping[str, Any]]
     annotations: Mapping[int, Mapping[str, Any]]
     licences: Mapping[Any, str] = field(default_factory=dict)  # of photos: id -> name
-    categories: Mapping[int, str] = field(default_factory=dict)  # names by id; none where the file has none
+    categories: Mapping[Any, str] = field(default_factory=dict)  # names by id; empty where the file has none
 
     @classmethod
     def load(cls, path: Path) -> Instances:
@@ -113,19 +113,12 @@ class Instances:
             if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
                 raise InputError(f"{path}: {name} must be a list of objects")
             tables[name] = _by_id(rows, f"{path}: {name}")
-        rows = content.get("categories", [])
-        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-            raise InputError(f"{path}: categories must be a list of objects")
-        names = {
-            number: text_of(row, "name", f"{path}: category {number}")
-            for number, row in _by_id(rows, f"{path}: categories").items()
-        }
         return cls(
             path,
             tables["images"],
             tables["annotations"],
-            _licences(content.get("licenses")) or COCO_LICENCES,
-            names,
+            _names_by_id(content.get("licenses")) or COCO_LICENCES,
+            _names_by_id(content.get("categories")),
         )
 
     def image(self, image_id: int, who: str) -> tuple[str, int, int]:
@@ -215,8 +208,8 @@ def photo_licence(row: Mapping[str, Any], names: Mapping[Any, str] = COCO_LICENC
     return f"{names[number]} (COCO {number})" if known else NOT_STATED
 
 
-def _licences(rows: Any) -> dict[Any, str]:
-    """The list of photo licences as id -> name; what is not of that form is left aside."""
+def _names_by_id(rows: Any) -> dict[Any, str]:
+    """A list of photo licences or categories as id -> name; what is not of that form is left aside."""
     good = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
     return {
         row["id"]: row["name"]
