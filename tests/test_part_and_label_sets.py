@@ -681,6 +681,11 @@ def test_labels_without_a_name_are_refused(tmp_path):
 
 def test_classes_with_a_dash_are_counted(tmp_path):
     cocostuff(tmp_path)
+    base = tmp_path / "cocostuff"
+    (base / "stuffthingmaps").mkdir()
+    (base / "train2017").rename(
+        base / "stuffthingmaps" / "train2017"
+    )  # as the zip has it; labels.txt is above
     (record,) = load_benchmark("cocostuff/train", tmp_path)
     assert record.source["counts"] == {"regions of classes with `-` in their name": 1}
 

@@ -72,12 +72,13 @@ def read_composed(root: Path, split: str) -> list[ImageRecord]:
             for image in read(root, "train", collector):
                 found += 1
                 image_id = coco_image_id(image.photo.image_id)
-                if image_id in held:
+                if image_id is None:
+                    collector.count("photos without a COCO id")
+                elif image_id in held:
                     collector.count("photos of val and test splits removed before the join")
-                    continue
-                assert image_id is not None
-                counted = with_counts(image, shown.get(image_id, {}))
-                compose(collector, name, counted, parents.get(image_id, []))
+                else:
+                    counted = with_counts(image, shown.get(image_id, {}))
+                    compose(collector, name, counted, parents.get(image_id, []))
         except NotThereError:
             collector.count(f"part sets that are not there ({name})")
     if not found:

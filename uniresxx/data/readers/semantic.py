@@ -42,10 +42,7 @@ def read_ade20k(root: Path, split: str) -> Iterator[ImageRecord]:
     file.
     """
     folder, maps = _maps(root, ADE_FOLDERS, "annotations", ADE_SPLITS, split)
-    path = next((base / "objectInfo150.txt" for base in (folder, folder.parent)
-                 if (base / "objectInfo150.txt").is_file()), None)  # fmt: skip
-    if path is None:
-        raise NotThereError(f"{folder}: holds no objectInfo150.txt, which has the names of the classes")
+    path = _names_file(folder, ("objectInfo150.txt",))
     finder = PhotoFinder(root, (f"{folder.relative_to(root)}/images/{ADE_SPLITS[split]}",))
     collector = Collector(str(maps), root, f"ade20k/{split}", ADE_LICENCE)
     return collector.streamed(_steps(collector, maps, finder, _ade_classes(path), 0))
@@ -59,10 +56,7 @@ def read_cocostuff(root: Path, split: str) -> Iterator[ImageRecord]:
     and counted, as LISA does: no phrase says what they mean. Raises InputError naming the file.
     """
     folder, maps = _maps(root, STUFF_FOLDERS, "", STUFF_SPLITS, split)
-    names = ("labels.txt", "cocostuff_classes.txt")
-    path = next((folder / name for name in names if (folder / name).is_file()), None)
-    if path is None:
-        raise NotThereError(f"{folder}: holds no {' or '.join(names)}, which has the names of the classes")
+    path = _names_file(folder, ("labels.txt", "cocostuff_classes.txt"))
     collector = Collector(str(maps), root, f"cocostuff/{split}", STUFF_LICENCE)
     finder = PhotoFinder(root, [f"{name}/{STUFF_SPLITS[split]}".lstrip("/") for name in COCO_FOLDERS])
     return collector.streamed(_steps(collector, maps, finder, _stuff_classes(path), UNLABELLED))
@@ -79,6 +73,15 @@ def _maps(
                     return place.parents[1] if kind else place.parent, place
     known = ", ".join(f"{split} ({folders[0]}/{kind}/{name})" for split, name in splits.items())
     raise NotThereError(f"{root}: has no label maps of {split!r}; known splits: {known.replace('//', '/')}")
+
+
+def _names_file(folder: Path, names: tuple[str, ...]) -> Path:
+    """The file with the names of the classes, in the set's folder or the one above it."""
+    for base in (folder, folder.parent):
+        for name in names:
+            if (base / name).is_file():
+                return base / name
+    raise NotThereError(f"{folder}: holds no {' or '.join(names)}, which has the names of the classes")
 
 
 def _steps(
