@@ -19,8 +19,11 @@ from uniresxx.data.readers.densepose import PARTS
 from uniresxx.data.readers.instances import Instances
 from uniresxx.data.readers.part_names import definition
 from uniresxx.data.readers.part_objects import PartImage, PartObject
+from uniresxx.data.store.preparation import Preparation
+from uniresxx.data.store.write import write_store
 from uniresxx.errors import NotThereError
 from uniresxx.imaging import masks
+from uniresxx.types import Expression, Granularity, ImageRecord
 
 MINI_REAL = Path(__file__).resolve().parents[2] / "shared" / "mini_real"
 H, W = 40, 60
@@ -308,6 +311,25 @@ def test_the_guard_runs_again_in_training_on_a_store(tmp_path, mode):
         return
     with pytest.raises(ValueError, match=r"holds no expression|knew every benchmark"):
         open_mixture(parts, 4, 0, data=tmp_path / "now", guard=mode)
+
+
+def test_only_the_held_out_photos_of_a_store_are_left_out_and_reported(tmp_path):
+    def record(number):
+        asked = tuple(Expression(f"x/train/{number}-{i}", "it", Granularity.NONE, None) for i in range(3))
+        return ImageRecord(str(number), H, W, asked, path=f"/photos/train2017/{number:012d}.jpg")
+
+    records = [record(number) for number in range(300)]  # more than one record batch
+    write_store(
+        tmp_path / "store", Preparation("x", {"val": lambda: (records, {}), "train": lambda: (records, {})})
+    )
+    hold_out(tmp_path)
+    parts = (MixturePart(str(tmp_path / "store" / "train")),)
+    [part] = open_mixture(parts, 4, 0, data=tmp_path).parts
+    assert [record.image_id for record in part.records] == [str(n) for n in range(300) if n != 9]
+    assert part.about["guard"]["removed"]["x/train, again in training"]["expressions"] == 3
+    assert part.about["fingerprint"].endswith(" without 1 held-out images")
+    [whole] = open_mixture(parts, 4, 0, data=tmp_path, guard="published_data").parts
+    assert len(whole.records) == 300
 
 
 def test_what_is_not_there_is_named(tmp_path):

@@ -85,8 +85,6 @@ def _written(source: str, kinds: str | None, weight: str) -> MixturePart:
         raise InputError(f"--data.mixture {source}={weight}: the weight must be a number") from None
     chosen = tuple(kinds.split("+")) if kinds else ()
     name, slash, split = source.rpartition("/")
-    if (
-        slash and "/" not in name and store_named(source) is None
-    ):  # NAME/SPLIT; a path of a store stays as it is
+    if slash and "/" not in name and store_named(source) is None:  # NAME/SPLIT, not the path of a store
         return MixturePart(name, split, number, chosen)
     return MixturePart(source, weight=number, granularities=chosen)
