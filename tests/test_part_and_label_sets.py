@@ -606,6 +606,13 @@ def test_what_was_left_out_is_listed_and_counted(tmp_path):
     ]
 
 
+def test_inspect_prints_the_counts_of_a_reader(tmp_path, capsys):
+    paco(tmp_path)
+    assert main(["data", "inspect", "paco/train", "--data", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "categories that a photo may show more of than was annotated 1" in printed
+
+
 def test_a_photo_is_found_under_the_name_of_another_year(tmp_path):
     paco(tmp_path)
     first, second = load_benchmark("paco/train", tmp_path)

@@ -114,8 +114,9 @@ def print_split(
     counts = summary(records)
     shown, differ = ({}, list[str]()) if known is None else beside(counts, known, removed)
     print(name)
+    width = max(26, *(len(key) + 1 for key in counts))
     for key, value in counts.items():
-        print(f"  {key:<26}{value!s:<12}{shown.get(key, '')}".rstrip())
+        print(f"  {key:<{width}}{value!s:<12}{shown.get(key, '')}".rstrip())
     if known is not None and known.note:
         print(f"  {'note on the published':<26}{known.note}")
     if differ:

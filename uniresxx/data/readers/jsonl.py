@@ -46,10 +46,10 @@ def read_jsonl(root: Path, split: str, *folders: str, prefix: str) -> Iterator[I
     paths = [
         path
         for folder in data_folders(root, folders)
-        for path in sorted(folder.glob(f"{split}*.jsonl"))
+        for path in sorted(folder.glob("*.jsonl"))
         if (found := _FILE.fullmatch(path.name)) and found["split"] == split
     ]
-    if not paths or not split.isidentifier():
+    if not paths:
         raise NotThereError(
             f"{root}: holds no {folders[0]}/{split}.jsonl; --data must name the folder above it"
         )
