@@ -10,7 +10,7 @@ from pathlib import Path
 
 from uniresxx.cli.data import add_data_folder, add_photo_folder, parser_of
 from uniresxx.cli.data.counts import beside, summary
-from uniresxx.data.catalog import SCENES, load_benchmark, splits_of
+from uniresxx.data.catalog import SCENES, load_benchmark, splits_of, stream_benchmark
 from uniresxx.data.contact_sheet import Sheet, check_sheet_path, save_sheet
 from uniresxx.data.published_counts import PublishedCount, published_of
 from uniresxx.data.store.folder import store_named
@@ -94,7 +94,7 @@ def _data_set(name: str, data: Path | None, sheet: Sheet | None, licences: Count
     missing: list[str] = []
     for item in splits:
         try:
-            records = load_benchmark(f"{dataset}/{item}", data)
+            records = stream_benchmark(f"{dataset}/{item}", data)
         except InputError as error:
             missing.append(f"{dataset}/{item}: {error}")
             continue
