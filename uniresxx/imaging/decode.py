@@ -44,6 +44,17 @@ def read_mask(path: str | os.PathLike[str]) -> np.ndarray:
     return decode_mask(read_encoded(path), str(path))
 
 
+def read_labels(path: str | os.PathLike[str]) -> np.ndarray:
+    """Integers (y, x) of a PNG of labels, as they are stored; of one with a palette, the places in it.
+
+    InputError as `read_photo`, also where it holds colours.
+    """
+    with _opened(read_encoded(path), str(path), ("PNG",)) as image:
+        if image.mode not in ("L", "P", "I", "I;16", "I;16B"):
+            raise InputError(f"{path}: must hold one label for each pixel, not colours ({image.mode})")
+        return np.asarray(image)
+
+
 def read_encoded(path: str | os.PathLike[str]) -> bytes:
     """The bytes of a photo's file. InputError naming it: missing, no regular file, over the cap, unreadable."""
     place = Path(path)

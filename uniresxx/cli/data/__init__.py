@@ -5,10 +5,12 @@ commands:
   dump NAME/SPLIT|STORE[/SPLIT]        one JSON line per expression
   prepare NAME[/SPLIT] --out STORE     make a memory-mapped store
   verify STORE                         check every photo and mask of a store
+  propose STORE                        region proposals beside the records, and their recall
 
 NAME is a data set below --data DIR, the root of the native layouts (DIR/refcoco, DIR/grefcoco, DIR/refcocom,
-DIR/images/train2014); scenes are drawn and need none. STORE is the folder of a store. Training and evaluation read
-annotations with the same readers. `uniresxx data COMMAND --help` lists the options.
+DIR/images/train2014), or LAYOUT:FOLDER below it (refer:, cris:, jsonl:); scenes are drawn and need none. STORE is
+the folder of a store. Training and evaluation read annotations with the same readers.
+`uniresxx data COMMAND --help` lists the options.
 
 Exit codes: 0 done; 1 the disk failed, or verify found something wrong; 2 wrong input; 75 prepare was stopped.
 """
@@ -24,7 +26,7 @@ from shutil import get_terminal_size
 from uniresxx.cli import OneLineParser, PageFormatter, did_you_mean, wrapped
 from uniresxx.errors import InputError
 
-COMMANDS = ("inspect", "dump", "prepare", "verify")
+COMMANDS = ("inspect", "dump", "prepare", "verify", "propose")
 
 
 def main(argv: Sequence[str]) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from uniresxx.cli.data import add_data_folder, add_photo_folder, parser_of
 from uniresxx.cli.data.counts import beside, summary
-from uniresxx.data.catalog import SCENES, load_benchmark, splits_of
+from uniresxx.data.catalog import SCENES, load_benchmark, splits_of, stream_benchmark
 from uniresxx.data.contact_sheet import Sheet, check_sheet_path, save_sheet
 from uniresxx.data.published_counts import PublishedCount, published_of
 from uniresxx.data.store.folder import store_named
@@ -94,7 +94,7 @@ def _data_set(name: str, data: Path | None, sheet: Sheet | None, licences: Count
     missing: list[str] = []
     for item in splits:
         try:
-            records = load_benchmark(f"{dataset}/{item}", data)
+            records = stream_benchmark(f"{dataset}/{item}", data)
         except InputError as error:
             missing.append(f"{dataset}/{item}: {error}")
             continue
@@ -114,8 +114,9 @@ def print_split(
     counts = summary(records)
     shown, differ = ({}, list[str]()) if known is None else beside(counts, known, removed)
     print(name)
+    width = max(26, *(len(key) + 1 for key in counts))
     for key, value in counts.items():
-        print(f"  {key:<26}{value!s:<12}{shown.get(key, '')}".rstrip())
+        print(f"  {key:<{width}}{value!s:<12}{shown.get(key, '')}".rstrip())
     if known is not None and known.note:
         print(f"  {'note on the published':<26}{known.note}")
     if differ:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -14,11 +15,11 @@ from typing import Any
 
 from uniresxx.cli.data import add_data_folder, parser_of
 from uniresxx.cli.data.progress import show_progress
-from uniresxx.data.catalog import SCENES, load_benchmark, splits_of
+from uniresxx.data.catalog import SCENES, splits_of, stream_benchmark
 from uniresxx.data.guard import MODES, Guard, lines_of_report, stored_report
 from uniresxx.data.readers.files import record_opened
 from uniresxx.data.store.folder import is_store
-from uniresxx.data.store.preparation import Preparation
+from uniresxx.data.store.preparation import Load, Preparation
 from uniresxx.data.store.read import Store
 from uniresxx.data.store.shards import SHARD_BYTES
 from uniresxx.data.store.write import write_store
@@ -98,10 +99,11 @@ def preparation(name: str, root: Path | None, mode: str) -> Preparation:
     with record_opened() as opened:
         guard = None if drawn else Guard.of(mode, root)
 
-    def loader(item: str) -> Callable[[], tuple[Sequence[ImageRecord], Mapping[str, Any]]]:
-        def load() -> tuple[Sequence[ImageRecord], Mapping[str, Any]]:
-            records = load_benchmark(f"{dataset}/{item}", root)
-            return (records, {}) if guard is None else guard.apply(item, records)
+    def loader(item: str) -> Load:
+        def load() -> tuple[Iterable[ImageRecord], Mapping[str, Any]]:
+            records = stream_benchmark(f"{dataset}/{item}", root)
+            removed: Counter[str] = Counter()
+            return (records if guard is None else guard.passing(item, records, removed)), removed
 
         return load
 

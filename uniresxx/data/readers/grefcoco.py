@@ -32,7 +32,7 @@ def read_grefcoco(root: Path, split: str) -> list[ImageRecord]:
     for who, record in records_of_split(load_records(path), split, path):
         image_id = whole(need(record, "image_id", who), "image_id", who)
         file_name, height, width = instances.image(image_id, who)
-        ann_ids = _ann_ids(record, who)
+        ann_ids = ann_ids_of(record, who)
         targets = [ann_id for ann_id in ann_ids if not instances.is_crowd(ann_id, image_id, who)]
         if ann_ids and not targets:
             collector.leave_out(f"{who}: its only target, ann {ann_ids[0]}, is a crowd region")
@@ -52,7 +52,7 @@ def read_grefcoco(root: Path, split: str) -> list[ImageRecord]:
     return collector.records()
 
 
-def _ann_ids(record: Mapping[str, Any], who: str) -> list[int]:
+def ann_ids_of(record: Mapping[str, Any], who: str) -> list[int]:
     """The annotation ids of a ref, each once, in order; empty for no target."""
     value = need(record, "ann_id", who)
     items = value if isinstance(value, list | tuple) else [value]

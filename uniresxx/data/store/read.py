@@ -153,7 +153,7 @@ class Store:
 class StoreRecords(Sequence[ImageRecord]):
     """Some rows of a store as a sequence of records that holds none of them."""
 
-    def __init__(self, store: Store, rows: range) -> None:
+    def __init__(self, store: Store, rows: Sequence[int]) -> None:
         self.store, self.rows = store, rows
 
     def __len__(self) -> int:
