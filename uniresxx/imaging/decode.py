@@ -102,7 +102,7 @@ def decode_mask(data: bytes, name: str) -> np.ndarray:
             return np.asarray(image) > 0
         bands_yxc = np.asarray(image if image.mode in ("LA", "RGB", "RGBA") else image.convert("RGBA"))
         if image.mode == "RGB":
-            return bands_yxc.any(axis=2)
+            return np.asarray(bands_yxc.any(axis=2))
         colour_yx, shown_yx = bands_yxc[..., :-1].any(axis=2), bands_yxc[..., -1] > 0
         return (colour_yx & shown_yx) if colour_yx.any() or shown_yx.all() else shown_yx
 

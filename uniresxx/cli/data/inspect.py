@@ -70,7 +70,8 @@ def _store(
     dataset = store.name.partition("/")[0]
     for item in chosen:
         records, notes = store.records(item), store.meta["splits"][item].get("notes", {})
-        print_split(f"{path}/{item}", passing(records, licences, sheet), published_of(dataset, item), notes)
+        known = None if "own" in store.meta else published_of(dataset, item)  # whatever its name
+        print_split(f"{path}/{item}", passing(records, licences, sheet), known, notes)
     print_licences(licences)
     return store.name if split is None else f"{dataset}/{split}"
 

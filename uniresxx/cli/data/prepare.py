@@ -16,6 +16,7 @@ from uniresxx.cli.data import add_data_folder, add_store_options, parser_of, pre
 from uniresxx.cli.data.progress import show_progress
 from uniresxx.data.catalog import SCENES, load_benchmark, splits_of
 from uniresxx.data.guard import MODES, Guard, lines_of_report, stored_report
+from uniresxx.data.own.left_out import lines_of_counts
 from uniresxx.data.readers.files import record_opened
 from uniresxx.data.store.folder import is_store
 from uniresxx.data.store.preparation import Preparation
@@ -130,8 +131,23 @@ def lines_of_store(store: Store) -> list[str]:
         counts = ", ".join(f"{count} {what}" for what, count in entry["counts"].items() if count)
         lines.append(f"  {split}: {counts or 'nothing'}")
     lines += [f"  {split}: not there ({why})" for split, why in store.meta.get("missing", {}).items()]
-    packed = store.meta.get("photos")
+    packed, own = store.meta.get("photos"), store.meta.get("own")
     if packed is not None:
         size = f"{packed['bytes'] / 10**6:,.1f} MB"
         lines.append(f"photos: {packed['photos']} packed, {size}, {len(packed['shards'])} tar shards")
+    else:
+        lines += _lines_of_photos(store)
+    if own is not None:
+        lines += [f"licence: {own['licence']}", *lines_of_counts(own["left_out"]["counts"])]
     return lines + lines_of_report(stored_report(store.meta))
+
+
+def _lines_of_photos(store: Store) -> list[str]:
+    """How many photos are there, and where the others were looked for."""
+    found, count, folders = store.count_photos()
+    if not count:
+        return []
+    if not folders and "own" in store.meta:  # it holds none of those that were missing
+        found, count = store.meta["own"]["photos"]["found"], store.meta["own"]["photos"]["asked"]
+    where = ", ".join(str(folder) for folder in folders[:3]) + (", …" if len(folders) > 3 else "")
+    return [f"photos: {found} of {count} found" + (f", looked in {where}" if folders else "")]

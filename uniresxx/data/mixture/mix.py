@@ -88,6 +88,13 @@ class OpenedPart:
         return counts_N
 
     @cached_property
+    def teaches_only_rejection(self) -> bool:
+        """Whether every expression of this part means something that is not in its picture."""
+        columns = [GRANULARITIES.index(item) for item in self.granularities or GRANULARITIES]
+        shown = {GRANULARITIES[column] for column in columns if self._all_counts[:, column].any()}
+        return shown == {Granularity.NONE}
+
+    @cached_property
     def box_levels(self) -> set[str]:
         """Levels ("object", "part") that the shown records have truth boxes of: their own, or those of masks."""
         with_masks = self._all_counts[self.rows].any(axis=0)

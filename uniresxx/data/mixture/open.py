@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from uniresxx.data.catalog import SCENES, find_store, load_benchmark
-from uniresxx.data.guard import Guard, is_training, stored_report
+from uniresxx.data.guard import OWN_DATA, Guard, is_training, stored_report
 from uniresxx.data.mixture.mix import Mixture, OpenedPart
 from uniresxx.data.mixture.parts import MixturePart
 from uniresxx.data.store.read import Store
@@ -38,7 +38,7 @@ def open_mixture(
 
     Raises:
         InputError: no part, an unknown data set, a weight or granularity that is not allowed, the same data
-            twice, a val or test split, or records that the guard refuses.
+            twice, a val or test split, no target at all, or records that the guard refuses.
     """
     data_sets: dict[str, _DataSet] = {}
     opened: list[OpenedPart] = []
@@ -59,6 +59,11 @@ def open_mixture(
         )  # fmt: skip
     if not opened:
         raise InputError("the mixture has no part")
+    if all(item.teaches_only_rejection for item in opened):
+        raise InputError(
+            f"{', '.join(item.label for item in opened)}: no target: every expression means something that is not "
+            "in its picture, and a model trained on that alone rejects everything; add data with targets"
+        )
     return Mixture(tuple(opened), seed)
 
 
@@ -104,13 +109,18 @@ def _open_store(name: str, path: Path, split: str | None, images: Path | None, g
     records = store.records(split)
     report = stored_report(store.meta)
     _refuse_measured_split(name, split, guard)
-    if guard == "strict" and (report["mode"] in ("none", "published_data") or report.get("not_found")):
+    if guard == "strict" and (
+        report["mode"] in ("none", "published_data", OWN_DATA) or report.get("not_found")
+    ):
         raise InputError(
             f"{path}: was not prepared with a guard that knew every benchmark; --data.guard on takes it"
         )
     label = f"{store.name.partition('/')[0]}/{split}"
     hint = "photographs of a store are found with --data.images DIR"
-    return _DataSet(label, records, {"fingerprint": store.fingerprint, "guard": report}, hint)
+    about: dict[str, Any] = {"fingerprint": store.fingerprint, "guard": report}
+    if "own" in store.meta:
+        about["licence"] = store.meta["own"]["licence"]
+    return _DataSet(label, records, about, hint)
 
 
 def _open_native(name: str, data: Path | None, guard: str) -> _DataSet:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 
 from uniresxx.data.readers.fields import Sentence, need, sentences, shown
 from uniresxx.data.readers.instances import NOT_STATED
-from uniresxx.errors import InputError, NotThereError
+from uniresxx.errors import BadAnnotationError, InputError, NotThereError
 from uniresxx.imaging import masks
 from uniresxx.types import RLE, Expression, Granularity, ImageRecord, PhotoInside
 
@@ -96,6 +97,14 @@ class Collector:
     def leave_out(self, what: str) -> None:
         """Note something that is right but cannot be asked or scored."""
         self.left_out.append(what)
+
+    @contextmanager
+    def leaving_out(self) -> Iterator[None]:
+        """Leaves out what the block was about to add, where its annotation can be no target."""
+        try:
+            yield
+        except BadAnnotationError as error:
+            self.leave_out(str(error))
 
     def records(self) -> list[ImageRecord]:
         """The records; warns about what was left out. InputError where nothing is left."""

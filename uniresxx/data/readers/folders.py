@@ -72,7 +72,21 @@ class PhotoFinder:
             or max(len(part.encode("utf-8", "replace")) for part in name.parts) > MAX_NAME
         ):
             raise InputError(f"{who}: photo name {shown(file_name)} must be a file under the photo folder")
-        for folder in self.folders[:-1]:  # the last serves whether the photo is there or not
+        for folder in self.folders:
             if (folder / name).is_file():
                 return folder / name
-        return (self.folders[-1] if self.folders else self.first) / name
+        return (self.folders[0] if self.folders else self.first) / name
+
+
+def find_again(root: Path, place: str) -> Path:
+    """Where a photo lies now that was not at `place` (below `root`, or absolute) when its path was stored.
+
+    It is looked for in every known folder of photos; the path stays where it is in none.
+    """
+    path = root / place
+    if path.is_file():
+        return path
+    known = next((folder for folder in PHOTO_FOLDERS if place.startswith(f"{folder}/")), None)
+    name = PurePosixPath(place).name if known is None else place.removeprefix(f"{known}/")
+    found = (root / folder / name for folder in PHOTO_FOLDERS)
+    return next((item for item in found if item.is_file()), path)
