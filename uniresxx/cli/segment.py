@@ -1,6 +1,6 @@
 """`uniresxx segment PHOTO… "expression" ["expression" …] --checkpoint DIR --out DIR`
 
-Photos come first: leading arguments that are existing files or end in .jpg, .png, .webp, .tif or .bmp. All others
+Photos come first: leading arguments that are existing files or end in .jpg, .jpeg, .png or .webp. All others
 are expressions. One that looks like a path is refused; put it behind `-e` to ask it. Each photo is asked every
 expression.
 
@@ -33,13 +33,13 @@ from PIL import Image
 from uniresxx.cli import add_placement_options, parser_for, placement_words
 from uniresxx.errors import InputError
 from uniresxx.files import folder_turn, png_bytes, safe_name, to_json, write_atomic
-from uniresxx.imaging.decode import SUFFIXES
 from uniresxx.imaging.inputs import checked
 from uniresxx.imaging.overlay import draw_overlay, one_line
 from uniresxx.predictor import Predictor, layers_of, mask_of
 from uniresxx.types import Prediction
 
-OTHER_SUFFIXES = (".avif", ".gif", ".heic", ".heif")
+PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+OTHER_PHOTO_SUFFIXES = (".avif", ".bmp", ".gif", ".heic", ".heif", ".tif", ".tiff")
 FORMAT = 1  # of the JSON
 
 
@@ -56,12 +56,12 @@ class Job:
 
 def looks_like_photo(word: str) -> bool:
     """Whether a leading word is a photo: an existing file, or a name with the suffix of a photo."""
-    return word.lower().endswith(SUFFIXES) or os.path.isfile(word)
+    return word.lower().endswith(PHOTO_SUFFIXES) or os.path.isfile(word)
 
 
 def looks_like_path(word: str) -> bool:
     """Whether a word was meant as a photo or a folder, so that it is not asked as an expression."""
-    if looks_like_photo(word) or word.lower().endswith(OTHER_SUFFIXES) or os.path.isdir(word):
+    if looks_like_photo(word) or word.lower().endswith(OTHER_PHOTO_SUFFIXES) or os.path.isdir(word):
         return True
     if not {"/", os.sep} & set(word):
         return False
@@ -93,7 +93,7 @@ def parse(argv: Sequence[str]) -> Job:
         if looks_like_path(word):
             what = "is a folder" if os.path.isdir(word) else "looks like a path"
             raise InputError(
-                f"{one_line(word)!r} {what}, not an expression: name photos ({', '.join(SUFFIXES)}) first; "
+                f"{one_line(word)!r} {what}, not an expression: name photos ({', '.join(PHOTO_SUFFIXES)}) first; "
                 "to ask it as an expression, put -e before it"
             )
     expressions += options.expression

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
@@ -148,12 +149,29 @@ def encoded_header(data: bytes, name: str = "the photo") -> PhotoHeader:
 
 def _header_of(image: Image.Image, name: str) -> PhotoHeader:
     _check_pixels(image, name)
-    orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    late = image.format != "PNG" or _has_late_metadata(image.fp)
+    exif = image.getexif() if late else Image.Image.getexif(image)  # of a PNG, the former decodes every pixel
+    orientation = exif.get(ExifTags.Base.Orientation, 1)
     orientation = orientation if orientation in range(1, 9) else 1
     if isinstance(image, TiffImagePlugin.TiffImageFile):  # its size has the orientation applied
         tags = image.tag_v2
         return PhotoHeader((tags[TiffImagePlugin.IMAGELENGTH], tags[TiffImagePlugin.IMAGEWIDTH]), orientation)
     return PhotoHeader((image.height, image.width), orientation)
+
+
+def _has_late_metadata(png: IO[bytes]) -> bool:
+    """Whether a PNG has a chunk behind its pixels that may hold EXIF data; the place in the file stays."""
+    before, pixels = png.tell(), False
+    png.seek(8)
+    try:
+        while len(head := png.read(8)) == 8 and head[4:] != b"IEND":
+            pixels = pixels or head[4:] == b"IDAT"
+            if pixels and head[4:] in (b"eXIf", b"tEXt", b"zTXt", b"iTXt"):
+                return True
+            png.seek(int.from_bytes(head[:4], "big") + 4, os.SEEK_CUR)
+        return False
+    finally:
+        png.seek(before)
 
 
 def turned_upright(array_yx: np.ndarray, orientation: int) -> np.ndarray:

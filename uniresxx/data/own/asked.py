@@ -252,31 +252,31 @@ class Reader:
 
     def _of_annotations(self) -> Iterator[Asked]:
         """Own sentences of each annotation; the others by name, where a name that comes again means all of it."""
-        named: dict[tuple[Path, str], list[tuple[Annotation, RLE, AnnotationFile, FoundPhoto]]] = {}
-        for file in self.given.annotations:
-            for item in file.annotations:
-                photo = self._photo(item)
-                rle = None if photo is None else self._draw(item, photo)
-                if photo is None or rle is None:
-                    continue
-                if item.category:
-                    key = photo.path, composed(item.category)
-                    named.setdefault(key, []).append((item, rle, file, photo))
-                if item.texts:
-                    yield Asked(
-                        item.who, photo, self._split("", photo, file), item.texts,
-                        _granularity(1, item.is_part), rle, (item.native_id,),
-                    )  # fmt: skip
-                elif not item.category:
-                    self.left_out.add(Reason.NO_SENTENCE, item.who)
-        for group in named.values():
-            if any(not item.texts for item, *_ in group):
-                first, _, file, photo = group[0]
-                yield Asked(
-                    first.who, photo, self._split("", photo, file), (phrase_of(first.category, len(group)),),
-                    _granularity(len(group), all(item.is_part for item, *_ in group)),
-                    _union([rle for _, rle, *_ in group], photo), tuple(item.native_id for item, *_ in group),
-                )  # fmt: skip
+        named: dict[tuple[Path, str, str], list[tuple[Annotation, RLE]]] = {}
+        photos: dict[Path, FoundPhoto] = {}
+        for file, item in ((file, item) for file in self.given.annotations for item in file.annotations):
+            photo = self._photo(item)
+            rle = None if photo is None else self._draw(item, photo)
+            if photo is None or rle is None:
+                continue
+            photos[photo.path], split = photo, self._split("", photo, file)
+            if item.category:
+                named.setdefault((photo.path, split, composed(item.category)), []).append((item, rle))
+            if item.texts:
+                meant = _granularity(1, item.is_part)
+                yield Asked(item.who, photo, split, item.texts, meant, rle, (item.native_id,))
+            elif not item.category:
+                self.left_out.add(Reason.NO_SENTENCE, item.who)
+        for (path, split, _), group in named.items():
+            items = [item for item, _ in group]
+            if any(not item.texts for item in items):
+                phrase = phrase_of(items[0].category, len(group))
+                meant = _granularity(len(group), all(item.is_part for item in items))
+                rle, ids = (
+                    _union([rle for _, rle in group], photos[path]),
+                    tuple(item.native_id for item in items),
+                )
+                yield Asked(items[0].who, photos[path], split, (phrase,), meant, rle, ids)
 
 
 def phrase_of(category: str, count: int) -> str:

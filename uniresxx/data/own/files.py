@@ -85,6 +85,8 @@ class FileIndex:
         if found is None:
             return None
         rest = [path for path in found if path not in but] or found
+        if len(rest) == 1:
+            return rest[0]
         return max(rest, key=lambda path: _agreement(parts[:-1], folder, path))
 
     def _called(self, name: str, without_suffix: bool) -> list[Path] | None:
