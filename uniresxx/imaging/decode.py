@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
 from uniresxx.errors import InputError, MissingPhotoError
 
@@ -149,8 +149,10 @@ def encoded_header(data: bytes, name: str = "the photo") -> PhotoHeader:
 
 def _header_of(image: Image.Image, name: str) -> PhotoHeader:
     _check_pixels(image, name)
-    late = image.format != "PNG" or _has_late_metadata(image.fp)
-    exif = image.getexif() if late else Image.Image.getexif(image)  # of a PNG, the former decodes every pixel
+    if isinstance(image, PngImagePlugin.PngImageFile) and not (image.fp and _has_late_metadata(image.fp)):
+        exif = Image.Image.getexif(image)  # its own method decodes every pixel
+    else:
+        exif = image.getexif()
     orientation = exif.get(ExifTags.Base.Orientation, 1)
     orientation = orientation if orientation in range(1, 9) else 1
     if isinstance(image, TiffImagePlugin.TiffImageFile):  # its size has the orientation applied

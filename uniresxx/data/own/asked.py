@@ -254,7 +254,8 @@ class Reader:
         """Own sentences of each annotation; the others by name, where a name that comes again means all of it."""
         named: dict[tuple[Path, str, str], list[tuple[Annotation, RLE]]] = {}
         photos: dict[Path, FoundPhoto] = {}
-        for file, item in ((file, item) for file in self.given.annotations for item in file.annotations):
+        files = self.given.annotations
+        for file, item in ((one, item) for one in files for item in one.annotations):
             photo = self._photo(item)
             rle = None if photo is None else self._draw(item, photo)
             if photo is None or rle is None:
