@@ -331,7 +331,7 @@ def test_several_coco_files_are_splits(folder, prepare, files, splits):
     [
         {"path": ".", "train": "images/train", "dev": "images/dev"},
         {"path": "../datasets/here", "train": "images/train", "dev": ["images/dev"]},
-        {"path": "/home/someone/set", "train": "/home/someone/set/images/train", "dev": "/x/images/dev"},
+        {"path": "/data/someone/set", "train": "/data/someone/set/images/train", "dev": "/x/images/dev"},
         {"train": "../images/train", "dev": "dev.txt"},
         {"train": "images\\train", "dev": "images/dev", "test": None, "nc": 2},
     ],

@@ -211,22 +211,18 @@ def test_every_page_of_an_lmdb_is_needed_or_not_as_its_tree_says(tmp_path, count
 def test_pages_that_were_freed_at_the_end_may_be_missing(tmp_path):
     path = tmp_path / "x.lmdb"
     lmdb_of(path, {"a": bytes(100), "b": bytes(50_000)})
-    with (
-        lmdb.open(str(path), subdir=False, map_size=2**24) as environment,
-        environment.begin(write=True) as write,
-    ):
-        write.delete(b"b")
+    with lmdb.open(str(path), subdir=False, map_size=2**24) as environment:
+        for change in (lambda write: write.delete(b"b"), *[lambda write: write.put(b"c", b"d")] * 4):
+            with environment.begin(write=True) as write:
+                change(write)  # later ones take the pages at the start that earlier ones freed
     with path.open("r+b") as stream:
         stream.truncate(path.stat().st_size - 4096 * 3)
-    try:
-        check_whole(path)
-    except InputError:
-        pytest.skip("this version of LMDB puts the new root at the end")
+    check_whole(path)
     with (
         lmdb.open(str(path), subdir=False, readonly=True, lock=False) as environment,
         environment.begin() as read,
     ):
-        assert read.get(b"a") == bytes(100)
+        assert read.get(b"a") == bytes(100) and read.get(b"b") is None
 
 
 # ---- training
