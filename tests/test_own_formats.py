@@ -329,7 +329,6 @@ def test_a_polygon_of_two_points_is_no_box(folder, prepare, name):
         ("coco", {"segmentation": [[1, 2, 3, 4, 5, 6, 7]]}),
         ("coco", {"segmentation": {"size": [H, W], "counts": [5, 5]}}),
         ("coco", {"segmentation": {"size": [H, W], "counts": "\u00e9"}}),
-        ("coco", {"caption": "\ud800"}),
         ("labelme", {"points": [[1]]}),
         ("labelme", {"shape_type": "cube"}),
         ("labelme", {"shape_type": "mask", "mask": "no"}),
@@ -344,9 +343,19 @@ def test_one_bad_record_never_hides_the_next(folder, prepare, name, record):
         folder, [shape(name="bad", record=record), shape(SQUARE, "plate"), shape(LOW, "jug")]
     )
     code, printed, found = prepare(*words)
-    assert code == 0 and texts(found) == ["the jug", "the plate"] and "unreadable 1" in printed, printed
+    assert code == 0 and texts(found) == ["the jug", "the plate"] and "no_pixels 1" in printed, printed
     code, printed, _ = prepare(*words, "--strict", out="t")
-    assert code == 2 and "--strict: unreadable 1 would be left out" in printed and not Path("t").exists()
+    assert code == 2 and "--strict: no_pixels 1 would be left out" in printed and not Path("t").exists()
+
+
+def test_records_that_are_none_are_counted(folder, prepare):
+    words = write_coco(folder, [shape(record={"caption": "\ud800"}), shape(SQUARE, "plate")])
+    content = json.loads(Path("instances.json").read_text())
+    content["annotations"] += [None, [1], "x"]
+    content["images"] += [None, {"id": 7}]
+    Path("instances.json").write_text(json.dumps(content))
+    _, printed, found = prepare(*words)
+    assert texts(found) == ["the plate"] and "unreadable 4" in printed, printed
 
 
 def test_a_bad_line_of_yolo_is_counted(folder, prepare):
@@ -354,7 +363,7 @@ def test_a_bad_line_of_yolo_is_counted(folder, prepare):
     path = Path("labels/a.txt")
     path.write_text(path.read_text() + "\nx 1 2 3\n0.5 0.1 0.1 0.2 0.2 0.3 0.3\n0 0.1 0.1 0.2 0.2 0.3\n\n")
     _, printed, found = prepare(*words)
-    assert texts(found) == ["the cup", "the plate"] and "unreadable 3" in printed
+    assert texts(found) == ["the cup", "the plate"] and "unreadable 2" in printed and "no_pixels 1" in printed
 
 
 def test_records_of_unknown_images_are_counted(folder, prepare):

@@ -38,7 +38,7 @@ class Annotation:
     Args:
         who: file and record, for the lists of what is left out.
         photo: None where the file names an image that it does not have.
-        draw: its mask; None where it has no outline at all. Raises InputError where the outline is unreadable.
+        draw: its mask; None where it has no outline at all. Raises InputError where it is unreadable.
         has_box: whether it has a box with area.
         size: of the frame that the outline is drawn in, where the file says it.
         category: its name, "" where it has none.

@@ -122,7 +122,7 @@ class Reader:
         try:
             rle = item.draw(photo.header.upright if frame == "upright" else photo.header.stored)
         except InputError as error:
-            self.left_out.add(Reason.UNREADABLE, item.who, str(error))
+            self.left_out.add(Reason.NO_PIXELS, item.who, str(error))
             return None
         if masks.area(rle) == 0:
             self.left_out.add(Reason.NO_PIXELS, item.who)

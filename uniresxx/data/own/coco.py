@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from uniresxx.data.own.annotations import Annotation, AnnotationFile, PhotoName, Size
-from uniresxx.data.own.shapes import coco_outline
+from uniresxx.data.own.shapes import coco_outline, unreadable
 from uniresxx.data.own.values import id_of, names_part, number_of, own_texts, size_of, text_of
 from uniresxx.errors import InputError
 
@@ -51,6 +51,9 @@ def _annotations(
         who, photo = f"{path}: annotation {native_id or f'[{index}]'}", images.get(image_id)
         try:
             draw, coded_size = coco_outline(record.get("segmentation"))
+        except InputError as error:
+            draw, coded_size = unreadable(error), None
+        try:
             category = names.get(id_of(record.get("category_id")), record.get("category_name"))
             yield Annotation(
                 who, photo, draw, _has_box(record.get("bbox")), coded_size or sizes.get(image_id),

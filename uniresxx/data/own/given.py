@@ -120,9 +120,9 @@ def _add(given: Given, path: Path, named: bool) -> None:
         raise InputError(f"{path}: no such file")
     if suffix in yolo.YAML:
         given.annotations += yolo.read_yolo(path)
-    elif suffix == ".txt":
+    elif suffix == ".txt" and yolo.is_label_file(path):
         given.annotations.append(yolo.read_label_files([path]))
-    elif suffix in TABLES:
+    elif suffix in (*TABLES, ".txt"):
         table = read_csv(path)
         if table[0].keys() >= via.CSV_COLUMNS:
             given.annotations.append(via.read_via_csv(path, table))

@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from uniresxx.data.own.annotations import Annotation, AnnotationFile, Draw, PhotoName, Size
-from uniresxx.data.own.shapes import brush, coco_outline, ellipse, no_area, points_to_polygon, polygons
+from uniresxx.data.own.shapes import (
+    brush,
+    coco_outline,
+    ellipse,
+    no_area,
+    points_to_polygon,
+    polygons,
+    unreadable,
+)
 from uniresxx.data.own.values import id_of, names_part, number_of, own_texts, size_of, text_of, texts_of
 from uniresxx.errors import InputError
 from uniresxx.imaging.decode import SUFFIXES
@@ -94,7 +102,10 @@ def _regions(results: Sequence[Result], photo: PhotoName | None, who: str) -> It
 def _region(
     group: Sequence[Result], drawn: Result, photo: PhotoName | None, who: str, region_id: str
 ) -> Annotation:
-    draw, has_box = _outline(_value(drawn))
+    try:
+        draw, has_box = _outline(_value(drawn))
+    except InputError as error:
+        draw, has_box = unreadable(error), False
     texts = tuple(text for item in group if "text" in _value(item) for text in texts_of(_value(item)["text"]))
     labels = [
         text_of(label)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from uniresxx.data.own.annotations import Annotation, AnnotationFile, Draw, PhotoName, Size
-from uniresxx.data.own.shapes import ellipse, no_area, points_to_polygon, polygons, rectangle
+from uniresxx.data.own.shapes import ellipse, no_area, points_to_polygon, polygons, rectangle, unreadable
 from uniresxx.data.own.values import id_of, names_part, own_texts, size_of, text_of
 from uniresxx.data.readers.fields import shown
 from uniresxx.errors import InputError
@@ -49,8 +49,12 @@ def _annotation(who: str, photo: PhotoName, shape: Any, size: Size | None, nativ
     if not isinstance(shape, Mapping):
         return Annotation(who, photo, native_id=native_id, problem="is no object")
     try:
+        draw = _outline(shape)
+    except InputError as error:
+        draw = unreadable(error)
+    try:
         return Annotation(
-            who, photo, _outline(shape), False, size, text_of(shape.get("label")), own_texts(shape),
+            who, photo, draw, False, size, text_of(shape.get("label")), own_texts(shape),
             names_part(shape), native_id,
         )  # fmt: skip
     except InputError as error:

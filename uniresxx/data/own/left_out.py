@@ -14,7 +14,7 @@ class Reason(StrEnum):
     """Why something is left out. Annotations are counted, of some also rows and refs; of MISSING_PHOTO, photos."""
 
     BOX_ONLY = "box_only"  # a box, and no outline
-    NO_PIXELS = "no_pixels"  # no outline, or one that covers no pixel
+    NO_PIXELS = "no_pixels"  # no outline, or one that is unreadable or covers no pixel
     MISSING_PHOTO = "missing_photo"
     UNKNOWN_IMAGE = "unknown_image"  # of an image that its file does not have
     NO_SENTENCE = "no_sentence"  # neither text nor name

@@ -96,6 +96,7 @@ def _collect(
         source["annotated_in"] = frames.photos[path]
     asked = []
     for text in item.texts:
-        asked.append((f"{path.stem}_{numbers[path]}", Sentence(text, text, None)))
+        native = "_".join(Path(below).with_suffix("").parts)
+        asked.append((f"{native}_{numbers[path]}", Sentence(text, text, None)))
         numbers[path] += 1
     collector.add(item.who, photo, Target(item.granularity, item.rle, source), asked)

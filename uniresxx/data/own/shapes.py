@@ -19,6 +19,15 @@ Polygon = Sequence[float]  # x0, y0, x1, y1, …
 LEAST_CIRCLE_POINTS = 12
 
 
+def unreadable(error: InputError) -> Draw:
+    """An outline that cannot be read: to draw it raises why."""
+
+    def draw(size: Size) -> RLE:
+        raise error
+
+    return draw
+
+
 def no_area(size: Size) -> RLE:
     """The mask of points and lines."""
     return masks.empty(*size)

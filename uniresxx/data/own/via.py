@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from uniresxx.data.own.annotations import Annotation, AnnotationFile, Draw, PhotoName
-from uniresxx.data.own.shapes import ellipse, no_area, polygons, rectangle
+from uniresxx.data.own.shapes import ellipse, no_area, polygons, rectangle, unreadable
 from uniresxx.data.own.values import (
     PART_KEYS,
     TEXT_KEYS,
@@ -85,8 +85,12 @@ def _annotations(
                 yield Annotation(who, photo, native_id=native_id, problem="is no object")
                 continue
             try:
+                draw = _outline(region.get("shape_attributes"))
+            except InputError as error:
+                draw = unreadable(error)
+            try:
                 yield Annotation(
-                    who, photo, _outline(region.get("shape_attributes")), False, None,
+                    who, photo, draw, False, None,
                     _category(attributes_of(region.get("region_attributes"))), own_texts(region),
                     names_part(region), native_id,
                 )  # fmt: skip
