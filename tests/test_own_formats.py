@@ -697,3 +697,50 @@ def test_label_studio_as_json_min(folder, prepare):
     Path("export.json").write_text(json.dumps([{"image": "/data/upload/1/a.png", "id": 3, "tag": [value]}]))
     _, _, found = prepare("--annotations", "export.json")
     same(found["train", "a.png", "the cup"], TRIANGLE)
+
+
+# ---- anything at all
+
+ODD = [
+    *(None, True, -1, 1e308, float("nan"), "", "\ud800", "a\0b", "../../x", "9" * 400, 10**30),
+    *([], {}, [[]], [None], {"a": 1}, [1, 2, 3], {"size": [1, 2], "counts": [3]}),
+]
+
+
+def places(content, path=()):
+    yield path
+    items = (
+        content.items()
+        if isinstance(content, dict)
+        else enumerate(content)
+        if isinstance(content, list)
+        else ()
+    )
+    for key, value in items:
+        yield from places(value, (*path, key))
+
+
+def with_value(content, path, value):
+    if not path:
+        return value
+    changed = content.copy()
+    changed[path[0]] = with_value(content[path[0]], path[1:], value)
+    return changed
+
+
+@pytest.mark.parametrize("name", ["coco", "labelme", "label_studio", "via"])
+def test_no_value_anywhere_ends_in_a_traceback(folder, name, capsys):
+    from uniresxx.data.own.given import look
+    from uniresxx.data.own.records import read_own
+    from uniresxx.errors import InputError
+
+    WRITERS[name](folder, [shape(text="it"), shape(SQUARE, "plate")])
+    (file,) = [*folder.glob("*.json"), *folder.glob("photos/*.json")]
+    content = json.loads(file.read_text())
+    for path in places(content):
+        for value in ODD:
+            file.write_text(json.dumps(with_value(content, path, value)))
+            try:
+                read_own(look(Path("photos"), [file], []), Path("photos"), "mine", "own", None)
+            except InputError as error:
+                assert "\n" not in str(error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,7 +148,7 @@ class Reader:
 
     def _mask_path(self, name: str, folder: Path) -> Path | None:
         direct = folder / name.replace("\\", "/")
-        if direct.is_file():
+        if os.path.isfile(direct):  # a name may be too long to be asked about otherwise
             return direct
         if not name_parts(name):
             return None

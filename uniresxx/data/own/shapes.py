@@ -17,6 +17,7 @@ from uniresxx.types import RLE
 
 Polygon = Sequence[float]  # x0, y0, x1, y1, …
 LEAST_CIRCLE_POINTS = 12
+MAX_RADIUS = 1e6
 
 
 def unreadable(error: InputError) -> Draw:
@@ -82,6 +83,8 @@ def ellipse(x: float, y: float, rx: float, ry: float, degrees: float = 0.0) -> P
     longest = max(rx, ry)
     if longest <= 0:
         return ()
+    if longest > MAX_RADIUS:
+        raise InputError(f"a radius of {longest:g} pixels is larger than any photo")
     cosine = 1 - 1 / longest
     count = max(int(math.pi / math.acos(cosine)), LEAST_CIRCLE_POINTS) if cosine > -1 else LEAST_CIRCLE_POINTS
     angles = 2 * math.pi / count * np.arange(count)

@@ -5,6 +5,7 @@ A line is a class and either four numbers (a box) or a polygon, in fractions of 
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -99,10 +100,10 @@ def _labels(root: Path, below: str, place: str) -> list[tuple[Path, PhotoName]]:
     parts, more = name_parts(place), name_parts(below)
     starts = [(*more, *parts), *(parts[start:] for start in range(len(parts)))]
     for start in starts:
-        if start and start[-1].endswith(".txt") and root.joinpath(*start).is_file():
+        if start and start[-1].endswith(".txt") and os.path.isfile(root.joinpath(*start)):
             return _listed(root.joinpath(*start))
         folder, labels = root.joinpath(*start), root.joinpath(*_beside_images(start))
-        if labels.is_dir():
+        if os.path.isdir(labels):
             return [
                 (
                     item,
@@ -113,7 +114,7 @@ def _labels(root: Path, below: str, place: str) -> list[tuple[Path, PhotoName]]:
                 for item in files_below(labels)
                 if item.suffix.lower() == ".txt" and item.name not in CLASSES
             ]
-    if any(root.joinpath(*start).is_dir() for start in starts if start):
+    if any(os.path.isdir(root.joinpath(*start)) for start in starts if start):
         return []  # photos without anything on them
     raise InputError(f"{root}: data.yaml names {place!r}, and no folder of photos or labels is there")
 
@@ -136,7 +137,7 @@ def _beside_images(parts: tuple[str, ...]) -> tuple[str, ...]:
 def _file(
     path: Path, labels: Sequence[tuple[Path, PhotoName]], names: Mapping[int, str], split: str | None
 ) -> AnnotationFile:
-    there = [(label, photo) for label, photo in labels if label.is_file()]
+    there = [(label, photo) for label, photo in labels if os.path.isfile(label)]
     annotations = [item for label, photo in there for item in _annotations(label, photo, names)]
     return AnnotationFile(KIND, path, {str(label): photo for label, photo in labels}, annotations, split)
 
