@@ -516,7 +516,7 @@ def test_sizes_tell_the_frame_and_masks_are_stored_upright(folder, prepare, caps
     expected = turned(plane, orientation) if frame == "raw" else plane
     np.testing.assert_array_equal(mask_of(found["train", "p.jpg", "the cup"]), expected)
     assert program(["data", "verify", "s"]) == 0
-    assert "EXIF: 1 photos have an orientation" in capsys.readouterr().out
+    assert f"orientation: 1; annotated: 1 in the {frame} frame; shown" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["yolo", "via"])

@@ -166,8 +166,7 @@ def test_photos_in_the_raw_frame_are_read_so_and_verify_says_it(tmp_path, capsys
         store = Store.open(tmp_path / f"s{len(words)}")
         assert np.abs(photo_of(store[0]).astype(int) - pixels()).max() <= 12
         assert program(["data", "verify", str(store.path)]) == 0
-        assert "EXIF: 2 photos have an orientation" in (out := capsys.readouterr().out)
-        assert "2 in the raw (as stored) frame" in out
+        assert "orientation: 2; annotated: 2 in the raw frame" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("bad", [[[2, 2, 9, 9]], [], [["x"] * 6], {"size": [H, W], "counts": [3]}])

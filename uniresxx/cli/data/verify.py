@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from uniresxx.cli.data import add_photo_folder, parser_of
@@ -12,10 +12,10 @@ from uniresxx.cli.data.progress import show_progress
 from uniresxx.data.store.read import Store
 from uniresxx.data.store.verify import check_store
 
-FRAMES = {"raw": "raw (as stored)", "upright": "upright (orientation applied)"}
 VERIFY = """check every photo (is there, decodes, has its size) and every mask of a store, and list what is wrong
 
-Photos with an EXIF orientation are counted, with the frame that width and height of the annotations tell.
+Photos with an EXIF orientation are counted, with the frame that width and height of the annotations tell: upright
+(orientation applied) or raw (as stored).
 
 Exit codes: 0 all well; 1 something is wrong; 2 no store."""
 
@@ -38,9 +38,14 @@ def main(argv: Sequence[str]) -> int:
         wrong += len(lines)
         show_progress("verify", done, len(store))
     if frames:
-        read = " and ".join(
-            f"{count} in the {FRAMES[frame]} frame" for frame, count in sorted(frames.items())
+        made = store.meta["own"]["annotated_in"] if "own" in store.meta else frames
+        print(
+            f"EXIF: photos with an orientation: {frames.total()}; annotated: {_in_frames(made)}; "
+            f"shown and masked: {_in_frames(frames)}"
         )
-        print(f"EXIF: {frames.total()} photos have an orientation; they and their masks are read {read}")
     print(f"{store.path}: {len(store)} rows checked, {wrong or 'nothing'} wrong")
     return 1 if wrong else 0
+
+
+def _in_frames(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} in the {frame} frame" for frame, count in sorted(counts.items()))

@@ -125,4 +125,4 @@ class Frames:
             f"{counts[frame]} in the {frame} frame" for frame in ("upright", "raw") if counts[frame]
         )
         how = "as --frame says" if self.asked else "as width and height in the files tell, where they do"
-        return f"EXIF: {len(self.photos)} photos have an orientation; annotations are read {read} ({how})"
+        return f"EXIF: photos with an orientation: {len(self.photos)}; annotated: {read} ({how})"
