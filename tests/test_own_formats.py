@@ -465,29 +465,25 @@ def test_photos_in_every_format(folder, prepare, suffix):
     assert photo_of(store[0]).shape == (H, W, 3) and program(["data", "verify", "s"]) == 0
 
 
-@pytest.mark.parametrize("name", SIZED)
+@pytest.mark.parametrize("name", ["coco", "labelme", "masks", "brush"])
 def test_an_annotation_of_another_size_is_left_out(folder, prepare, name):
-    photo_at(Path("photos/b.png"))
-    first = WRITERS[name](folder, [shape()])
-    if name == "masks":
-        Path("masks/other.png").write_bytes(Path("masks/m0.png").read_bytes())
-        Image.new("1", (W + 1, H), 1).save("masks/other.png")
-        Path("sentences.csv").write_text(
-            "photo,mask,sentence\na.png,masks/m0.png,the cup\nb.png,other.png,x\n"
-        )
-    else:
-        path = {"coco": "instances.json", "labelme": "photos/b.json", "label_studio": "export.json"}[name]
-        before = json.loads(Path(path).read_text()) if name != "labelme" else None
-        WRITERS[name](folder, [shape(photo="b.png")], size=(W + 1, H))
-        other = json.loads(Path(path).read_text())
-        if name == "coco":
-            other["images"][0]["id"] = other["annotations"][0]["image_id"] = 5
-            both = {key: before[key] + other[key] for key in ("images", "annotations")}
-            Path(path).write_text(json.dumps(before | both))
-        elif name == "label_studio":
-            Path(path).write_text(json.dumps(before + other))
-    code, printed, found = prepare(*first)
+    other = shape(SQUARE, "plate", "b.png")
+    photo_at(Path("photos/b.png"), size=(W + 2, H))
+    if name == "brush":
+        pixels = np.ones((H, W, 4), np.uint8).ravel().tolist()
+        value = {"format": "rle", "rle": brush_code(pixels, literal=False), "brushlabels": ["plate"]}
+        other["record"] = {"value": value}
+    words = WRITERS["label_studio" if name == "brush" else name](folder, [shape(), other])
+    code, printed, found = prepare(*words)
     assert code == 0 and texts(found) == ["the cup"] and "other_size 1" in printed, printed
+    assert "40 x 60 (height x width), the photo is 40 x 62" in printed
+
+
+@pytest.mark.parametrize("name", ["yolo", "label_studio"])
+def test_shares_of_a_photo_fit_every_size(folder, prepare, name):
+    photo_at(Path("photos/b.png"), size=(2 * W, 2 * H))
+    _, _, found = prepare(*WRITERS[name](folder, [shape(photo="b.png")]))
+    same(found["train", "b.png", "the cup"], [2 * value for value in TRIANGLE], size=(2 * H, 2 * W))
 
 
 # ---- EXIF

@@ -41,6 +41,7 @@ class Annotation:
         draw: its mask; None where it has no outline at all. Raises InputError where it is unreadable.
         has_box: whether it has a box with area.
         size: of the frame that the outline is drawn in, where the file says it.
+        in_shares: whether the outline is in shares of the photo's sides, so that it fits a photo of any size.
         category: its name, "" where it has none.
         texts: sentences of its own.
         is_part: whether it names a parent or a part.
@@ -53,6 +54,7 @@ class Annotation:
     draw: Draw | None = None
     has_box: bool = False
     size: Size | None = None
+    in_shares: bool = False
     category: str = ""
     texts: tuple[str, ...] = ()
     is_part: bool = False

@@ -43,7 +43,9 @@ class Reader:
         self.rows = [(row, self._mask_paths(row, item.path)) for item in given.sources for row in item.rows]
         self.photos.masks = {path for _, paths in self.rows for path in paths.values() if path is not None}
         self.splits = self._splits_of_photos()
-        self.drawn: dict[tuple[Path, int], RLE | None] = {}  # by file and place: a ref may name one again
+        self.drawn: dict[
+            tuple[Path, int], RLE | None
+        ] = {}  # by photo and annotation: several refs may name one
         self.frames = Frames(frame, self._told())
 
     def asked(self) -> Iterator[Asked]:
@@ -116,7 +118,7 @@ class Reader:
             self.left_out.add(Reason.BOX_ONLY if item.has_box else Reason.NO_PIXELS, item.who)
             return None
         try:
-            frame = self.frames.of(photo, item.size)
+            frame = self.frames.of(photo, item.size, item.in_shares)
         except OtherSizeError as error:
             self.left_out.add(Reason.OTHER_SIZE, item.who, str(error))
             return None

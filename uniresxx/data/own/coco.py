@@ -57,7 +57,7 @@ def _annotations(
             category = names.get(id_of(record.get("category_id")), record.get("category_name"))
             yield Annotation(
                 who, photo, draw, _has_box(record.get("bbox")), coded_size or sizes.get(image_id),
-                text_of(category), own_texts(record), names_part(record), native_id,
+                False, text_of(category), own_texts(record), names_part(record), native_id,
             )  # fmt: skip
         except InputError as error:
             yield Annotation(who, photo, native_id=native_id, problem=str(error))

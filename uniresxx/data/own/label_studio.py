@@ -116,7 +116,8 @@ def _region(
     ]
     return Annotation(
         who, photo, draw, has_box, size_of(drawn.get("original_height"), drawn.get("original_width")),
-        next(filter(None, labels), ""), texts or own_texts(drawn), any(map(names_part, group)), region_id,
+        "rle" not in _value(drawn), next(filter(None, labels), ""), texts or own_texts(drawn),
+        any(map(names_part, group)), region_id,
     )  # fmt: skip
 
 

@@ -54,7 +54,7 @@ def _annotation(who: str, photo: PhotoName, shape: Any, size: Size | None, nativ
         draw = unreadable(error)
     try:
         return Annotation(
-            who, photo, draw, False, size, text_of(shape.get("label")), own_texts(shape),
+            who, photo, draw, False, size, False, text_of(shape.get("label")), own_texts(shape),
             names_part(shape), native_id,
         )  # fmt: skip
     except InputError as error:

@@ -100,14 +100,17 @@ class Frames:
         self.default: Frame = "raw" if known == {"raw"} else "upright"
         self.photos: dict[Path, Frame] = {}  # of photos with an orientation, as they were read
 
-    def of(self, photo: FoundPhoto, size: Size | None) -> Frame:
-        """The frame of an annotation of a photo; OtherSizeError where its size is not of that frame."""
+    def of(self, photo: FoundPhoto, size: Size | None, in_shares: bool = False) -> Frame:
+        """The frame of an annotation of a photo; OtherSizeError where its size is not of that frame.
+
+        An annotation `in_shares` of the photo's sides fits every size.
+        """
         header = photo.header
         assert header is not None, photo
         told = told_frame(photo, size)
         frame = self.asked or told or self.default
         expected = header.upright if frame == "upright" else header.stored
-        if size is not None and size != expected:
+        if size is not None and size != expected and not in_shares:
             raise OtherSizeError(
                 f"says {size[0]} x {size[1]} (height x width), the photo is {expected[0]} x {expected[1]}"
                 + (f" in the {frame} frame" if header.orientation != 1 else "")

@@ -90,7 +90,7 @@ def _annotations(
                 draw = unreadable(error)
             try:
                 yield Annotation(
-                    who, photo, draw, False, None,
+                    who, photo, draw, False, None, False,
                     _category(attributes_of(region.get("region_attributes"))), own_texts(region),
                     names_part(region), native_id,
                 )  # fmt: skip

@@ -158,5 +158,5 @@ def _annotations(label: Path, photo: PhotoName, names: Mapping[int, str]) -> Ite
         box = len(numbers) == BOX_NUMBERS
         yield Annotation(
             who, photo, None if box else polygons([numbers], per_unit=1.0), box and min(numbers[2:]) > 0,
-            category=names.get(int(first), ""), native_id=native_id,
+            in_shares=True, category=names.get(int(first), ""), native_id=native_id,
         )  # fmt: skip
