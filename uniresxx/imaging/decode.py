@@ -10,6 +10,7 @@ file sees the upright one, except annotations that were made in the other (`turn
 from __future__ import annotations
 
 import io
+import logging
 import os
 import re
 import struct
@@ -33,8 +34,10 @@ TIFF_CODECS = ("raw", "tiff_lzw", "tiff_adobe_deflate", "tiff_deflate", "packbit
 MAX_PIXELS = 50_000_000
 MAX_BYTES = 256 * 2**20
 MAX_SCANS = 64  # our choice: encoders write 10 to 20; every scan of a few bytes costs a walk over all pixels
+FIRST_CHUNK_END = 33  # of a PNG: 8 bytes of signature, 25 of header
 _JPEG_ALONE = frozenset(range(0xD0, 0xD9)) | {0x01}  # markers without a length
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]", re.DOTALL)  # within a scan: not a byte of the picture
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # what it says of a bad file is in our errors
 _DAMAGED = (OSError, SyntaxError, ValueError, EOFError, ArithmeticError, LookupError, TypeError, struct.error)
 
 
@@ -141,7 +144,7 @@ def encoded_header(data: bytes, name: str = "the photo") -> PhotoHeader:
 
 def _header_of(image: Image.Image, name: str) -> PhotoHeader:
     _check_pixels(image, name)
-    if isinstance(image, PngImagePlugin.PngImageFile) and not (image.fp and _has_late_metadata(image.fp)):
+    if isinstance(image, PngImagePlugin.PngImageFile) and not (image.fp and _needs_decoding(image.fp)):
         exif = Image.Image.getexif(image)  # its own method decodes every pixel
     else:
         exif = image.getexif()
@@ -153,14 +156,18 @@ def _header_of(image: Image.Image, name: str) -> PhotoHeader:
     return PhotoHeader((image.height, image.width), orientation)
 
 
-def _has_late_metadata(png: IO[bytes]) -> bool:
-    """Whether a PNG has a chunk behind its pixels that may hold EXIF data; the place in the file stays."""
+def _needs_decoding(png: IO[bytes]) -> bool:
+    """Whether only decoding tells what a PNG's header says; the place in the file stays.
+
+    A chunk behind the pixels may hold EXIF data, and a second header makes the file a damaged one.
+    """
     before, pixels = png.tell(), False
-    png.seek(8)
+    png.seek(FIRST_CHUNK_END)
     try:
         while len(head := png.read(8)) == 8 and head[4:] != b"IEND":
-            pixels = pixels or head[4:] == b"IDAT"
-            if pixels and head[4:] in (b"eXIf", b"tEXt", b"zTXt", b"iTXt"):
+            kind = head[4:]
+            pixels = pixels or kind == b"IDAT"
+            if kind == b"IHDR" or (pixels and kind in (b"eXIf", b"tEXt", b"zTXt", b"iTXt")):
                 return True
             png.seek(int.from_bytes(head[:4], "big") + 4, os.SEEK_CUR)
         return False
