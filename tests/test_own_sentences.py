@@ -356,6 +356,12 @@ def test_a_data_yaml_of_a_folder_that_is_not_there_is_refused(folder, prepare):
     Path("data.yaml").write_text(json.dumps({"train": "pictures", "names": ["cup"]}))
     code, printed, _ = prepare("--annotations", "data.yaml")
     assert code == 2 and "'pictures'" in printed
+    Path("labels").mkdir()
+    Path("labels/a.txt").write_text("0 0.1 0.1 0.5 0.1 0.3 0.5\n")
+    content = {"train": "images", "test": "images/test", "task": "segment", "names": ["cup"], "date": 2024}
+    Path("data.yaml").write_text(json.dumps(content))
+    code, printed, found = prepare("--annotations", "data.yaml", out="t")
+    assert code == 0 and kinds(found) == {"the cup": "object"} and "test names 'images/test'" in printed
     Path("data.yaml").write_text("names: [a\n")
     assert "no readable YAML" in prepare("--annotations", "data.yaml")[1]
 
@@ -366,6 +372,7 @@ def test_a_data_yaml_of_a_folder_that_is_not_there_is_refused(folder, prepare):
 def test_what_lies_in_the_folder_of_photos_counts_where_nothing_is_named(folder, prepare):
     Path("photos/README.txt").write_text("0 words")
     Path("photos/package.json").write_text('{"name": "x"}')
+    Path("photos/settings.yaml").write_text("colour: red")
     coco_file(Path("photos/coco.json"))
     _, printed, found = prepare()
     assert kinds(found) == {"all cup": "multi"} and "given: COCO: 1 file" in printed

@@ -64,13 +64,14 @@ class Annotation:
 
 @dataclass(frozen=True, slots=True)
 class AnnotationFile:
-    """The annotations of one file; ids hold within it only."""
+    """The annotations of one file; ids hold within it only. `notes` say what people should know of it."""
 
     kind: str
     path: Path
     images: Mapping[str, PhotoName]  # by image id: every photo that it lists
     annotations: Sequence[Annotation]
     split: str | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

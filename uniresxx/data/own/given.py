@@ -57,7 +57,9 @@ class Given:
         )
         lines.append(f"sentences come from {source}")
         lines += [f"not used: {path}: of no known kind" for path in self.ignored]
-        return lines + [f"warning: {note}" for item in self.sentences for note in item.notes]
+        notes = [note for item in self.annotations for note in item.notes]
+        notes += [note for table in self.sentences for note in table.notes]
+        return lines + [f"warning: {note}" for note in notes]
 
 
 def look(photos: Path, annotations: Sequence[Path], sentences: Sequence[Path]) -> Given:
@@ -119,7 +121,13 @@ def _add(given: Given, path: Path, named: bool) -> None:
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     if suffix in yolo.YAML:
-        given.annotations += yolo.read_yolo(path)
+        content = yolo.load_yaml(path)
+        if yolo.is_yolo(content):
+            given.annotations += yolo.read_yolo(path, content)
+        elif named:
+            raise InputError(f"{path}: is no data.yaml of YOLO: it has no names")
+        else:
+            given.ignored.append(path)
     elif suffix == ".txt" and yolo.is_label_file(path):
         given.annotations.append(yolo.read_label_files([path]))
     elif suffix in (*TABLES, ".txt"):

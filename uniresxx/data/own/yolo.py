@@ -27,26 +27,40 @@ BOX_NUMBERS = 4
 CLASSES = ("classes.txt", "obj.names")
 
 
-def read_yolo(path: Path) -> list[AnnotationFile]:
-    """The labels of every split of a data.yaml; of all label files below it where it names no split."""
+def load_yaml(path: Path) -> Any:
+    """The content of a YAML file. InputError where it cannot be read."""
     try:
-        content = yaml.safe_load(read_text(path))
-    except (yaml.YAMLError, RecursionError) as error:
+        return yaml.safe_load(read_text(path))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        if isinstance(error, InputError):
+            raise
         raise InputError(f"{path}: is no readable YAML ({' '.join(str(error).split())[:120]})") from None
-    if not isinstance(content, dict) or "names" not in content:
-        raise InputError(f"{path}: is no data.yaml of YOLO: it has no names")
-    names = _names(content["names"])
-    splits = {
-        str(key): value
-        for key, value in content.items()
-        if str(key) not in NO_SPLITS and value and isinstance(value, str | list)
-    }
-    files = []
-    for split, value in splits.items():
-        for place in value if isinstance(value, list) else [value]:
-            labels = _labels(path.parent, str(content.get("path") or ""), str(place))
-            files.append(_file(path, labels, names, split))
-    if not splits:
+
+
+def is_yolo(content: Any) -> bool:
+    """Whether the content of a YAML file is that of a data.yaml."""
+    return isinstance(content, dict) and isinstance(content.get("names"), list | dict)
+
+
+def read_yolo(path: Path, content: Mapping[str, Any]) -> list[AnnotationFile]:
+    """The labels of every split of a data.yaml; of all label files below it where it names no split.
+
+    A split whose folder is not there is noted. Raises InputError where none is.
+    """
+    names, below = _names(content["names"]), content.get("path")
+    files: list[AnnotationFile] = []
+    for split, value in content.items():
+        places = value if isinstance(value, list) else [value]
+        for place in (item for item in places if isinstance(item, str) and str(split) not in NO_SPLITS):
+            labels = _labels(path.parent, below if isinstance(below, str) else "", place)
+            if labels is None:
+                note = f"{path}: {split} names {place!r}, and no folder of photos or labels is there"
+                files.append(AnnotationFile(KIND, path, {}, (), str(split), (note,)))
+            else:
+                files.append(_file(path, labels, names, str(split)))
+    if files and all(item.notes for item in files):
+        raise InputError(files[0].notes[0])
+    if not files:
         labels = [(item, _photo_of(item)) for item in label_files(path.parent)]
         files.append(_file(path, labels, names, None))
     return files
@@ -92,10 +106,11 @@ def _photo_of(label: Path) -> PhotoName:
     return PhotoName("/".join(parts), label.parent, without_suffix=True)
 
 
-def _labels(root: Path, below: str, place: str) -> list[tuple[Path, PhotoName]]:
+def _labels(root: Path, below: str, place: str) -> list[tuple[Path, PhotoName]] | None:
     """The label files of a folder of photos (or of a text file that lists them) as data.yaml names it.
 
-    It may have been written on another computer: its first folders are left out until it is there.
+    It may have been written on another computer: its first folders are left out until it is there. None where it
+    never is.
     """
     parts, more = name_parts(place), name_parts(below)
     starts = [(*more, *parts), *(parts[start:] for start in range(len(parts)))]
@@ -116,7 +131,7 @@ def _labels(root: Path, below: str, place: str) -> list[tuple[Path, PhotoName]]:
             ]
     if any(os.path.isdir(root.joinpath(*start)) for start in starts if start):
         return []  # photos without anything on them
-    raise InputError(f"{root}: data.yaml names {place!r}, and no folder of photos or labels is there")
+    return None
 
 
 def _listed(path: Path) -> list[tuple[Path, PhotoName]]:
