@@ -107,11 +107,15 @@ def test_a_command_is_accepted(words: tuple[str, ...], monkeypatch: pytest.Monke
 )
 def test_a_data_command_parses_with_its_values(words: tuple[str, ...]) -> None:
     """By the very parsers of the command; the data set and the split are real, or a store's folder."""
-    from uniresxx.cli.data import dump, inspect, prepare, propose, verify
+    from uniresxx.cli.data import dump, inspect, prepare, prepare_own, propose, verify
     from uniresxx.data.catalog import known_benchmarks
 
     action, *rest = words[2:]
     parsers = {"prepare": prepare, "verify": verify, "inspect": inspect, "dump": dump, "propose": propose}
+    if rest[0] == prepare_own.NAME:
+        own = prepare_own.parse(rest[1:])
+        assert own.name and own.licence and own.out.parts[0] == "stores"
+        return
     found = parsers[action].parse(rest)
     name = "" if action in ("verify", "propose") else found.name
     known = known_benchmarks()

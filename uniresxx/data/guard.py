@@ -24,6 +24,7 @@ from uniresxx.errors import InputError
 from uniresxx.types import ImageRecord
 
 MODES = ("on", "strict", "published_data")
+OWN_DATA = "own"  # the mode in the report of a store of own data
 # benchmark -> (folders, annotation lists, folders in the CRIS layout); RefCOCOm's lists are globbed
 LISTS = {
     "refcoco": (("refcoco",), ("refs(unc).p", "refs(unc).json"), cris.SETS["refcoco"]),
@@ -227,6 +228,8 @@ def lines_of_report(report: Mapping[str, Any]) -> list[str]:
         ]
     if report["mode"] == "drawn":
         return ["guard: not needed, the pictures are drawn"]
+    if report["mode"] == OWN_DATA:
+        return ["guard: none, own data is compared with no benchmark"]
     if report["mode"] == "none":
         return ["guard: none was set when this store was written"]
     held = ", ".join(f"{name} {count}" for name, count in report["benchmarks"].items())

@@ -70,7 +70,10 @@ def _store(
     dataset = store.name.partition("/")[0]
     for item in chosen:
         records, notes = store.records(item), store.meta["splits"][item].get("notes", {})
-        print_split(f"{path}/{item}", passing(records, licences, sheet), published_of(dataset, item), notes)
+        known = None if "own" in store.meta else published_of(dataset, item)  # whatever its name
+        print_split(
+            f"{path}/{item}", passing(records, licences, sheet), known, notes, "own" not in store.meta
+        )
     print_licences(licences)
     return store.name if split is None else f"{dataset}/{split}"
 
@@ -108,10 +111,19 @@ def _data_set(name: str, data: Path | None, sheet: Sheet | None, licences: Count
 
 
 def print_split(
-    name: str, records: Iterable[ImageRecord], known: PublishedCount | None, removed: Mapping[str, int]
+    name: str,
+    records: Iterable[ImageRecord],
+    known: PublishedCount | None,
+    removed: Mapping[str, int],
+    left_out: bool = True,
 ) -> None:
-    """Print the summary of a split beside what is published; a difference is one line on stderr."""
+    """Print the summary of a split beside what is published; a difference is one line on stderr.
+
+    `left_out`: whether the records say what was left out of them; own data says it of the whole store.
+    """
     counts = summary(records)
+    if not left_out:
+        del counts["left out"]
     shown, differ = ({}, list[str]()) if known is None else beside(counts, known, removed)
     print(name)
     width = max(26, *(len(key) + 1 for key in counts))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from uniresxx.data.catalog import SCENES, find_store, load_benchmark
-from uniresxx.data.guard import Guard, coco_id_of, held_out, is_training, stored_report
+from uniresxx.data.guard import OWN_DATA, Guard, coco_id_of, held_out, is_training, stored_report
 from uniresxx.data.mixture.mix import Mixture, OpenedPart
 from uniresxx.data.mixture.parts import MixturePart
 from uniresxx.data.store.read import Store, StoreRecords
@@ -39,7 +39,7 @@ def open_mixture(
 
     Raises:
         InputError: no part, an unknown data set, a weight or granularity that is not allowed, the same data
-            twice, a val or test split, or records that the guard refuses.
+            twice, a val or test split, no target at all, or records that the guard refuses.
     """
     held: frozenset[int] = frozenset()  # for stores; native layouts are read through a guard of their own
     if (
@@ -67,6 +67,11 @@ def open_mixture(
         )  # fmt: skip
     if not opened:
         raise InputError("the mixture has no part")
+    if set().union(*(item.shown for item in opened)) & {*Granularity} == {Granularity.NONE}:
+        raise InputError(
+            f"{', '.join(item.label for item in opened)}: no target: every expression means something that is not "
+            "in its picture, and a model trained on that alone rejects everything; add data with targets"
+        )
     return Mixture(tuple(opened), seed)
 
 
@@ -114,7 +119,9 @@ def _open_store(
     records = store.records(split)
     report = stored_report(store.meta)
     _refuse_measured_split(name, split, guard)
-    if guard == "strict" and (report["mode"] in ("none", "published_data") or report.get("not_found")):
+    if guard == "strict" and (
+        report["mode"] in ("none", "published_data", OWN_DATA) or report.get("not_found")
+    ):
         raise InputError(
             f"{path}: was not prepared with a guard that knew every benchmark; --data.guard on takes it"
         )
@@ -126,7 +133,10 @@ def _open_store(
             fingerprint += f" without {gone['images']} held-out images"
             report["removed"] = {**report["removed"], f"{label}, again in training": gone}
     hint = "photographs of a store are found with --data.images DIR"
-    return _DataSet(label, records, {"fingerprint": fingerprint, "guard": report}, hint)
+    about: dict[str, Any] = {"fingerprint": fingerprint, "guard": report}
+    if "own" in store.meta:
+        about["licence"] = store.meta["own"]["licence"]
+    return _DataSet(label, records, about, hint)
 
 
 def without_held(records: StoreRecords, held: frozenset[int]) -> tuple[StoreRecords, dict[str, int]]:

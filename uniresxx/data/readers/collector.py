@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from uniresxx.data.readers.fields import Sentence, need, sentences, shown
-from uniresxx.data.readers.instances import NOT_STATED
-from uniresxx.errors import InputError, NotThereError
+from uniresxx.data.readers.instances import NOT_STATED, truth
+from uniresxx.errors import BadAnnotationError, InputError, NotThereError
 from uniresxx.imaging import masks
 from uniresxx.types import RLE, Dialogue, Expression, Granularity, ImageRecord, PhotoInside, Turn
 
@@ -127,19 +128,22 @@ class Collector:
             self.count("more left out")
 
     def mask(self, row: Mapping[str, Any], size: tuple[int, int], who: str) -> RLE | None:
-        """The mask of an annotation; None, and left out, where it covers no pixel. InputError starting with `who`."""
-        try:
-            rle = masks.from_coco(need(row, "segmentation", who), *size)
-        except InputError as error:
-            raise InputError(str(error) if str(error).startswith(who) else f"{who}: {error}") from None
-        if masks.area(rle):
-            return rle
-        self.leave_out(f"{who}: its segmentation covers no pixel")
+        """The mask of an annotation (`truth`); None, and left out, where it can be no target."""
+        with self.leaving_out():
+            return truth(row, size, who)
         return None
 
     def count(self, what: str, number: int = 1) -> None:
         """Count something that a person should know of the set and that is too common to be listed."""
         self.counts[what] += number
+
+    @contextmanager
+    def leaving_out(self) -> Iterator[None]:
+        """Leaves out what the block was about to add, where its annotation can be no target."""
+        try:
+            yield
+        except BadAnnotationError as error:
+            self.leave_out(str(error))
 
     def records(self) -> list[ImageRecord]:
         """The records; warns about what was left out. InputError where nothing is left.

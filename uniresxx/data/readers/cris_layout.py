@@ -22,7 +22,6 @@ from uniresxx.data.readers.folders import PhotoFinder, data_folders
 from uniresxx.data.readers.instances import NOT_STATED
 from uniresxx.errors import InputError, NotThereError
 from uniresxx.imaging import decode as images
-from uniresxx.imaging import masks
 from uniresxx.types import RLE, Granularity, ImageRecord
 
 
@@ -60,14 +59,14 @@ def read_cris_layout(root: Path, split: str, folder: str) -> list[ImageRecord]:
         who = f"{path}: record {index}"
         name, segment = file_name_of(record, who, "img_name"), cris.segment_of(record, who)
         photo_path = finder.path(name, who)
-        rle = _mask(record, segment, masks_folder, photo_path, who)
-        asked = list(_texts(record, segment, who))
-        if rle is None or not asked:
-            collector.leave_out(f"{who}: " + ("has no text" if rle else "its mask covers no pixel"))
-            continue
-        photo = Photo(photo_id(name), photo_path, (rle["size"][0], rle["size"][1]))
-        source = {"segment_id": segment, "cat": record.get("cat")}
-        collector.add(who, photo, Target(Granularity.OBJECT, rle, source), asked)
+        with collector.leaving_out():
+            rle = _mask(record, segment, masks_folder, photo_path, who)
+            asked = list(_texts(record, segment, who))
+            if not asked:
+                collector.leave_out(f"{who}: has no text")
+            photo = Photo(photo_id(name), photo_path, (rle["size"][0], rle["size"][1]))
+            source = {"segment_id": segment, "cat": record.get("cat")}
+            collector.add(who, photo, Target(Granularity.OBJECT, rle, source), asked)
     return collector.records()
 
 
@@ -80,8 +79,8 @@ def _places(root: Path, folder: str) -> list[tuple[Path, Path]]:
     return [item for item in found if item[0].is_dir()]
 
 
-def _mask(record: Mapping[str, Any], segment: str, folder: Path, photo: Path, who: str) -> RLE | None:
-    """The mask of a record; None where it covers no pixel. InputError where it has another size than the photo."""
+def _mask(record: Mapping[str, Any], segment: str, folder: Path, photo: Path, who: str) -> RLE:
+    """The mask of a record; InputError: no file, or as `cris.checked_mask`."""
     name = file_name_of(record, who, "mask_name") if "mask_name" in record else f"{segment}.png"
     if Path(name).name != name or "\\" in name:
         raise InputError(f"{who}: mask_name {shown(name)} must be a file in {folder}")
@@ -92,14 +91,7 @@ def _mask(record: Mapping[str, Any], segment: str, folder: Path, photo: Path, wh
         mask_yx = images.read_mask(path)
     else:
         mask_yx = images.read_photo(path).mean(axis=2, dtype=np.float32) > 127
-    size = images.photo_size(photo)
-    if size is not None and size != mask_yx.shape:
-        raise InputError(
-            f"{path}: the mask is {mask_yx.shape[0]} x {mask_yx.shape[1]} (height x width), "
-            f"but its photo {photo.name} is {size[0]} x {size[1]}"
-        )
-    rle = masks.encode(mask_yx)
-    return rle if masks.area(rle) else None
+    return cris.checked_mask(mask_yx, images.photo_size(photo), str(path), photo.name, who)
 
 
 def _texts(record: Mapping[str, Any], segment: str, who: str) -> Iterator[tuple[str, Sentence]]:

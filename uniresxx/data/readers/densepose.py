@@ -15,10 +15,10 @@ import numpy as np
 from uniresxx.data.readers.collector import Collector, Photo
 from uniresxx.data.readers.fields import list_of, shown, whole
 from uniresxx.data.readers.folders import PHOTO_FOLDERS, PhotoFinder, data_file
-from uniresxx.data.readers.instances import Instances
+from uniresxx.data.readers.instances import Instances, truth
 from uniresxx.data.readers.part_names import category_noun, part_noun
 from uniresxx.data.readers.part_objects import PartImage, PartObject, records_of_parts, united
-from uniresxx.errors import InputError
+from uniresxx.errors import BadAnnotationError
 from uniresxx.imaging import masks
 from uniresxx.types import RLE, ImageRecord
 
@@ -62,11 +62,12 @@ def densepose_images(root: Path, split: str, report: Collector) -> Iterator[Part
         for row in rows:
             name = f"{instances.path}: ann {shown(row['id'])}"
             noun = category_noun(instances.category(row, name))
-            rle = None if row.get("iscrowd", 0) else report.mask(row, photo.size, name)
-            if rle is None:
+            count = len(objects)
+            with report.leaving_out():
+                if not row.get("iscrowd", 0):
+                    objects.append(_person(row, noun, truth(row, photo.size, name), name))
+            if len(objects) == count:
                 uncounted.add(noun)
-            else:
-                objects.append(_person(row, noun, rle, name))
         yield PartImage(photo, tuple(objects), frozenset(uncounted))
 
 
@@ -76,7 +77,9 @@ def _person(row: Mapping[str, Any], noun: str, rle: RLE, who: str) -> PartObject
         return PartObject(noun, rle, {}, source, has_parts=False)
     drawn = list_of(row, "dp_masks", who)
     if len(drawn) != len(PARTS):
-        raise InputError(f"{who}: dp_masks has {len(drawn)} entries, DensePose has {len(PARTS)} parts")
+        raise BadAnnotationError(
+            f"{who}: dp_masks has {len(drawn)} entries, DensePose has {len(PARTS)} parts"
+        )
     size = (rle["size"][0], rle["size"][1])
     pieces = [
         (part_noun(name), in_box(code, row.get("bbox"), size, f"{who}: dp_masks of {name}"))
@@ -94,14 +97,17 @@ def in_box(code: Any, box: Any, size: tuple[int, int], who: str) -> RLE:
     """
     good = isinstance(box, Sequence) and len(box) == 4
     if not good or not all(isinstance(v, int | float) and abs(v) < masks.MAX_PIXELS for v in box):
-        raise InputError(f"{who}: bbox must be four numbers, not {shown(box)}")
+        raise BadAnnotationError(f"{who}: bbox must be four numbers, not {shown(box)}")
     x, y, width, height = (float(v) for v in box)
     if not isinstance(code, Mapping) or width <= 0 or height <= 0:
-        raise InputError(
+        raise BadAnnotationError(
             f"{who}: needs run lengths and a box with an area, not {shown(code)} in {shown(box)}"
         )
-    rows, columns = code.get("size") or (0, 0)
-    drawn_yx = masks.decode(masks.from_coco(code, rows, columns))
+    try:
+        rows, columns = code.get("size") or (0, 0)
+        drawn_yx = masks.decode(masks.from_coco(code, rows, columns))
+    except (ValueError, TypeError) as error:
+        raise BadAnnotationError(f"{who}: {error}") from None
     rows_y, in_y = _places(y, height, size[0], drawn_yx.shape[0])
     columns_x, in_x = _places(x, width, size[1], drawn_yx.shape[1])
     mask_yx = np.zeros(size, dtype=bool)

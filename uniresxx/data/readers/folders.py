@@ -74,7 +74,7 @@ class PhotoFinder:
     """
 
     def __init__(self, root: Path, folders: Sequence[str] = PHOTO_FOLDERS) -> None:
-        self.first = root / folders[0]
+        self.root, self.first = root, root / folders[0]
         self.folders = [root / name for name in folders if (root / name).is_dir()]
         years = [(root / name / year, form) for name in COCO_FOLDERS for year, form in COCO_NAMES]
         self.coco_folders = [(folder, form) for folder, form in years if folder.is_dir()]
@@ -100,3 +100,17 @@ class PhotoFinder:
             if (folder / form.format(image_id)).is_file():
                 return folder / form.format(image_id)
         return (self.folders[0] if self.folders else self.first) / name
+
+    def find_again(self, place: str) -> Path:
+        """Where a photo lies now that was not at `place` (below the data folder, or absolute) when that was stored.
+
+        It is looked for in the other folders if it lay in a known one or is called as COCO calls its photos; other
+        names (`1.jpg`) may be another photo's there. The path stays where it is in none.
+        """
+        path = self.root / place
+        known = next((folder for folder in PHOTO_FOLDERS if place.startswith(f"{folder}/")), None)
+        if path.is_file() or (known is None and id_in_name(place) is None):
+            return path
+        name = PurePosixPath(place).name if known is None else place.removeprefix(f"{known}/")
+        found = self.path(name, place)
+        return found if found.is_file() else path

@@ -23,7 +23,8 @@ def read_grefcoco(root: Path, split: str) -> list[ImageRecord]:
 
     The truth is in `ann_id`, as in the public readers, not in the flag `no_target`: a list, one number, [-1]
     or an empty list (no target). The mask is the OR of the targets; crowd regions are none, and a ref whose
-    only targets are crowds is left out and reported. Granularity: none, object (one target) or multi. Raises
+    only targets are crowds, or one of whose targets has no readable mask, is left out and reported.
+    Granularity: none, object (one target) or multi. Raises
     InputError naming file, record and field, also for an `ann_id` that `instances.json` does not know.
     """
     path = data_file(root, FOLDERS, ("grefs(unc).p", "grefs(unc).json"))
@@ -37,18 +38,18 @@ def read_grefcoco(root: Path, split: str) -> list[ImageRecord]:
         if ann_ids and not targets:
             collector.leave_out(f"{who}: its only target, ann {ann_ids[0]}, is a crowd region")
             continue
-        parts = [instances.mask(item, image_id, who) for item in targets]
-        rle: RLE | None = masks.union(parts, (height, width)) if parts else None
-        granularity = (Granularity.NONE, Granularity.OBJECT, Granularity.MULTI)[min(len(targets), 2)]
-        source: dict[str, Any] = {"ref_id": record.get("ref_id"), "ann_id": targets}
-        source |= instances.overlap_source(targets, parts, image_id, who)
-        photo = Photo(
-            str(image_id), finder.path(file_name, who), (height, width), instances.licence(image_id),
-            instances.boxes(image_id, who),
-        )  # fmt: skip
-        collector.add(
-            who, photo, Target(granularity, rle, source, tuple(parts) or None), with_sent_ids(record, who)
-        )
+        with collector.leaving_out():
+            parts = [instances.mask(item, image_id, who) for item in targets]
+            rle: RLE | None = masks.union(parts, (height, width)) if parts else None
+            granularity = (Granularity.NONE, Granularity.OBJECT, Granularity.MULTI)[min(len(targets), 2)]
+            source: dict[str, Any] = {"ref_id": record.get("ref_id"), "ann_id": targets}
+            source |= instances.overlap_source(targets, parts, image_id, who)
+            photo = Photo(
+                str(image_id), finder.path(file_name, who), (height, width), instances.licence(image_id),
+                instances.boxes(image_id, who),
+            )  # fmt: skip
+            target = Target(granularity, rle, source, tuple(parts) or None)
+            collector.add(who, photo, target, with_sent_ids(record, who))
     return collector.records()
 
 

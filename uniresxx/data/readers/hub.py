@@ -70,7 +70,8 @@ def read_jxu124(root: Path, split: str, dataset: str = "refcoco") -> list[ImageR
             raise InputError(f"{who}: is of split {shown(row['split'])}, not of {split}")
         box = _box(row, "bbox", who, xywh=False)
         ann, image = _object(row, "raw_anns", who), _object(row, "raw_image_info", who)
-        _add_ref(collector, finder, row, ann, image, box, who)
+        with collector.leaving_out():
+            _add_ref(collector, finder, row, ann, image, box, who)
     return collector.records()
 
 
@@ -90,7 +91,8 @@ def read_jxu124_benchmark(root: Path, split: str) -> list[ImageRecord]:
             ref, ann = _object(item, "ref_info", name), _object(item, "ann_info", name)
             box = _box(ann, "bbox", name, xywh=True)
             image = _object(row, "image_info", str(place))
-            _add_ref(collector, finder, ref, ann, image, box, name)
+            with collector.leaving_out():
+                _add_ref(collector, finder, ref, ann, image, box, name)
     return collector.records()
 
 
@@ -120,7 +122,8 @@ def read_lmms(root: Path, split: str, dataset: str = "refcoco") -> list[ImageRec
     collector = Collector(f"lmms-lab/{name} {split}", root, f"lmms_{dataset}/{split}")
     columns = ("question_id", "image", "answer", "segmentation", "bbox", "iscrowd", "file_name")
     for place, row in parquet_rows(root, "lmms-lab", name, _their_split(splits, split, name), columns):
-        _add_answers(collector, row, place)
+        with collector.leaving_out():
+            _add_answers(collector, row, place)
     logger.warning("lmms-lab/%s: %s; report no numbers on it", name, LOSSY)
     return collector.records()
 
@@ -164,7 +167,7 @@ def _add_answers(collector: Collector, row: Mapping[str, Any], place: Place) -> 
     if row.get("iscrowd") or not segmentation:
         collector.leave_out(f"{who}: " + ("is a crowd" if row.get("iscrowd") else "has no polygon"))
         return
-    rle = truth({"segmentation": segmentation}, size, who, who)
+    rle = truth({"segmentation": segmentation}, size, who)
     if not _fills(rle, box):
         collector.leave_out(f"{who}: its polygon does not fill its box, so some of it is lost")
         return

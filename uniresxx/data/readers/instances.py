@@ -12,7 +12,7 @@ import numpy as np
 
 from uniresxx.data.readers.fields import file_name_of, need, size_of, whole
 from uniresxx.data.readers.files import load_json
-from uniresxx.errors import InputError
+from uniresxx.errors import BadAnnotationError, InputError
 from uniresxx.imaging import masks
 from uniresxx.types import RLE
 
@@ -29,17 +29,19 @@ COCO_LICENCES: dict[Any, str] = {  # of photos, by the numbers of COCO's own fil
 }
 
 
-def truth(row: Mapping[str, Any], size: tuple[int, int], name: str, who: str) -> RLE:
+def truth(row: Mapping[str, Any], size: tuple[int, int], name: str, who: str | None = None) -> RLE:
     """OR of the polygons or run lengths in `segmentation` at the photo's size (height, width).
 
-    Raises InputError that starts with `name`, also where no pixel is covered: `who` has no target then.
+    Raises BadAnnotationError that starts with `name`, also where no pixel is covered: `who`, if what points at the
+    annotation has another name, has no target then.
     """
     try:
         rle = masks.from_coco(need(row, "segmentation", name), *size)
     except InputError as error:
-        raise InputError(str(error) if str(error).startswith(name) else f"{name}: {error}") from None
+        raise BadAnnotationError(str(error) if str(error).startswith(name) else f"{name}: {error}") from None
     if masks.area(rle) == 0:
-        raise InputError(f"{name}: its segmentation covers no pixel, so it can be no target of {who}")
+        of = "" if who is None else f" of {who}"
+        raise BadAnnotationError(f"{name}: its segmentation covers no pixel, so it can be no target{of}")
     return rle
 
 

@@ -64,7 +64,10 @@ def _objects(
     report: Collector,
     uncounted: set[str],
 ) -> Iterator[PartObject]:
-    """The objects among the annotations of a photo, each with its parts; one without a mask is `uncounted`."""
+    """The objects among the annotations of a photo, each with its parts.
+
+    A category is `uncounted` where a mask of it or of its parts was left out.
+    """
     found: dict[int, tuple[str, RLE | None]] = {}
     parts: dict[int, list[tuple[str, RLE]]] = {}
     for row in rows:
@@ -72,6 +75,8 @@ def _objects(
         who = f"{instances.path}: ann {number}"
         name, _, part = instances.category(row, who).partition(":")
         rle = report.mask(row, size, who)
+        if rle is None:
+            uncounted.add(category_noun(name))
         if not part:
             found[number] = (category_noun(name), rle)
         elif rle is not None:
@@ -80,7 +85,5 @@ def _objects(
     for number in parts.keys() - found.keys():
         report.leave_out(f"{instances.path}: ann {number} has parts, but is no object of their photo")
     for number, (category, rle) in found.items():
-        if rle is None:
-            uncounted.add(category)
-        else:
+        if rle is not None:
             yield PartObject(category, rle, united(parts.get(number, []), size), {"ann_id": number})

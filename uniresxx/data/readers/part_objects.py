@@ -61,6 +61,20 @@ def united(pieces: Iterable[tuple[str, RLE]], size: tuple[int, int]) -> dict[str
     return {name: rles[0] if len(rles) == 1 else masks.union(rles, size) for name, rles in found.items()}
 
 
+def whole_parts(named: Iterable[tuple[str, str, RLE | None]]) -> dict[str, list[tuple[str, RLE]]]:
+    """Category -> (part, mask) of all its masks of parts, from (category, part, mask or None where it was left out).
+
+    A part of which one mask was left out has none: "all wheels" would not mean them all.
+    """
+    items = list(named)
+    unknown = {(category, part) for category, part, rle in items if rle is None}
+    found: dict[str, list[tuple[str, RLE]]] = {}
+    for category, part, rle in items:
+        if rle is not None and (category, part) not in unknown:
+            found.setdefault(category, []).append((part, rle))
+    return found
+
+
 def category_phrases(
     image: PartImage, report: Collector, with_objects: bool = True
 ) -> Iterator[tuple[str, str, Target]]:

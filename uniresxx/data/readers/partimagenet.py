@@ -19,7 +19,7 @@ from uniresxx.data.readers.files import load_json, note_opened
 from uniresxx.data.readers.folders import PhotoFinder, data_file, data_folders
 from uniresxx.data.readers.instances import NOT_STATED, Instances
 from uniresxx.data.readers.part_names import category_noun, part_noun
-from uniresxx.data.readers.part_objects import PartImage, PartObject, records_of_parts, united
+from uniresxx.data.readers.part_objects import PartImage, PartObject, records_of_parts, united, whole_parts
 from uniresxx.errors import InputError, NotThereError
 from uniresxx.types import RLE, ImageRecord
 
@@ -94,16 +94,14 @@ def _images(
         if wnid and "/" not in file_name:
             file_name = f"{wnid.group()}/{file_name}"
         photo = Photo(Path(file_name).stem, finder.path(file_name, who), (height, width), NOT_STATED)
-        pieces: dict[str, list[tuple[str, RLE]]] = {}
+        named: list[tuple[str, str, RLE | None]] = []
         for row in rows:
             name = f"{instances.path}: ann {shown(row['id'])}"
-            rle = report.mask(row, photo.size, name)
-            if rle is not None:
-                category, part = _names_of(instances.category(row, name), noun)
-                pieces.setdefault(category, []).append((part, rle))
+            category_and_part = _names_of(instances.category(row, name), noun)
+            named.append((*category_and_part, report.mask(row, photo.size, name)))
         inside = {} if noun is None else noun[1]
         objects: list[PartObject] = []
-        for category, found in pieces.items():
+        for category, found in whole_parts(named).items():
             objects += _objects(category, found, photo, inside, one_object)
         yield PartImage(photo, tuple(objects))
 

@@ -20,8 +20,8 @@ from uniresxx.data.readers.files import note_opened
 from uniresxx.data.readers.folders import PhotoFinder, data_folders
 from uniresxx.data.readers.instances import NOT_STATED, Instances
 from uniresxx.data.readers.part_names import category_noun, part_noun, pascal_part_noun
-from uniresxx.data.readers.part_objects import PartImage, PartObject, records_of_parts, united
-from uniresxx.errors import InputError, NotThereError
+from uniresxx.data.readers.part_objects import PartImage, PartObject, records_of_parts, united, whole_parts
+from uniresxx.errors import BadAnnotationError, InputError, NotThereError
 from uniresxx.imaging import masks
 from uniresxx.types import RLE, ImageRecord
 
@@ -81,11 +81,15 @@ def _mat_images(path: Path, mats: Path, finder: PhotoFinder, report: Collector) 
         if not (mats / f"{name}.mat").is_file():
             report.count("photos of the split without a file of parts")
             continue
-        yield _mat_image(mats / f"{name}.mat", name, finder)
+        image = None
+        with report.leaving_out():
+            image = _mat_image(mats / f"{name}.mat", name, finder)
+        if image is not None:
+            yield image
 
 
 def _mat_image(path: Path, name: str, finder: PhotoFinder) -> PartImage:
-    """The objects of one MATLAB file."""
+    """The objects of one MATLAB file; BadAnnotationError: one of them can be no target, so nothing is said of any."""
     objects, size = [], None
     for index, item in enumerate(_objects_of(path)):
         who = f"{path}: object {index}"
@@ -93,7 +97,7 @@ def _mat_image(path: Path, name: str, finder: PhotoFinder) -> PartImage:
             noun, mask_yx = category_noun(str(item.__dict__["class"])), np.asarray(item.mask)
             drawn = [(str(part.part_name), np.asarray(part.mask)) for part in np.atleast_1d(item.parts)]
         except (AttributeError, KeyError):
-            raise InputError(f"{who}: has no class, mask or parts") from None
+            raise BadAnnotationError(f"{who}: has no class, mask or parts") from None
         size = size or (int(mask_yx.shape[0]), int(mask_yx.shape[-1]))
         pieces = [
             (pascal_part_noun(code, who), _rle(part_yx, size, f"{who}: part {code}"))
@@ -102,13 +106,15 @@ def _mat_image(path: Path, name: str, finder: PhotoFinder) -> PartImage:
         seen = united([piece for piece in pieces if masks.area(piece[1])], size)
         objects.append(PartObject(noun, _rle(mask_yx, size, who), seen, {"object": index}))
     if size is None:
-        raise InputError(f"{path}: holds no object")
+        raise BadAnnotationError(f"{path}: holds no object")
     return PartImage(Photo(name, finder.path(f"{name}.jpg", str(path)), size, NOT_STATED), tuple(objects))
 
 
 def _rle(mask_yx: np.ndarray, size: tuple[int, int], who: str) -> RLE:
     if mask_yx.shape != size or mask_yx.dtype.kind not in "bui":
-        raise InputError(f"{who}: its mask must be {size} whole numbers, not {mask_yx.dtype} {mask_yx.shape}")
+        raise BadAnnotationError(
+            f"{who}: its mask must be {size} whole numbers, not {mask_yx.dtype} {mask_yx.shape}"
+        )
     return masks.encode(mask_yx)
 
 
@@ -144,16 +150,15 @@ def _json_images(instances: Instances, finder: PhotoFinder, report: Collector) -
         photo = Photo(
             Path(file_name).stem, finder.path(Path(file_name).name, who), (height, width), NOT_STATED
         )
-        pieces: dict[str, list[tuple[str, RLE]]] = {}
+        named: list[tuple[str, str, RLE | None]] = []
         for row in rows:
             name = f"{instances.path}: ann {shown(row['id'])}"
             category, _, part = instances.category(row, name).partition(":")
-            rle = report.mask(row, photo.size, name)
-            if part and rle is not None:
-                pieces.setdefault(category_noun(category), []).append((part_noun(part), rle))
+            if part:
+                named.append((category_noun(category), part_noun(part), report.mask(row, photo.size, name)))
         objects = [
             PartObject(category, None, parts)
-            for category, found in pieces.items()
+            for category, found in whole_parts(named).items()
             for parts in (
                 united(found, photo.size),
                 {},

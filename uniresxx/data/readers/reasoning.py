@@ -22,7 +22,7 @@ from uniresxx.data.readers.fields import (
 from uniresxx.data.readers.files import load_json, load_records
 from uniresxx.data.readers.folders import COCO_FOLDERS, PhotoFinder, data_file, data_folders
 from uniresxx.data.readers.instances import NOT_STATED
-from uniresxx.errors import InputError, NotThereError
+from uniresxx.errors import BadAnnotationError, InputError, NotThereError
 from uniresxx.imaging import decode as images
 from uniresxx.imaging import masks
 from uniresxx.types import Granularity, ImageRecord
@@ -65,22 +65,27 @@ def read_reasonseg(root: Path, split: str) -> list[ImageRecord]:
         who, content = str(path), load_json(path, fallback="cp1252")
         if not isinstance(content, dict):
             raise InputError(f"{who}: must hold an object, not {shown(content)}")
-        photo_path = finder.path(f"{path.stem}.jpg", who)
-        size = _labelme_size(content, photo_path, who)
-        mask_yx = _painted(list_of(content, "shapes", who), size, who)
-        truth_yx, ignored_yx = mask_yx == 1, mask_yx == 255
-        if not truth_yx.any():
-            collector.leave_out(f"{who}: its target covers no pixel")
-            continue
-        source: dict[str, Any] = {"is_sentence": bool(content.get("is_sentence"))}
-        if ignored_yx.any():
-            source["ignore"] = masks.encode(ignored_yx)
-        texts = content.get("text")
-        texts = [texts] if isinstance(texts, str) else list_of(content, "text", who)
-        asked = [(f"{path.stem}_{place}", _sentence(text, who)) for place, text in enumerate(texts)]
-        photo = Photo(path.stem, photo_path, size)
-        collector.add(who, photo, Target(Granularity.OBJECT, masks.encode(truth_yx), source), asked)
+        with collector.leaving_out():
+            _add_labelme(collector, finder, content, path)
     return collector.records()
+
+
+def _add_labelme(collector: Collector, finder: PhotoFinder, content: Mapping[str, Any], path: Path) -> None:
+    """Add the texts of a file; BadAnnotationError where its shapes can be no target."""
+    who, photo_path = str(path), finder.path(f"{path.stem}.jpg", str(path))
+    size = _labelme_size(content, photo_path, who)
+    mask_yx = _painted(list_of(content, "shapes", who), size, who)
+    truth_yx, ignored_yx = mask_yx == 1, mask_yx == 255
+    if not truth_yx.any():
+        raise BadAnnotationError(f"{who}: its target covers no pixel")
+    source: dict[str, Any] = {"is_sentence": bool(content.get("is_sentence"))}
+    if ignored_yx.any():
+        source["ignore"] = masks.encode(ignored_yx)
+    texts = content.get("text")
+    texts = [texts] if isinstance(texts, str) else list_of(content, "text", who)
+    asked = [(f"{path.stem}_{place}", _sentence(text, who)) for place, text in enumerate(texts)]
+    photo = Photo(path.stem, photo_path, size)
+    collector.add(who, photo, Target(Granularity.OBJECT, masks.encode(truth_yx), source), asked)
 
 
 def _labelme_size(content: Mapping[str, Any], photo: Path, who: str) -> tuple[int, int]:
@@ -115,9 +120,9 @@ def _polygon(points: Sequence[Any], size: tuple[int, int], who: str) -> np.ndarr
     try:
         corners = np.array(points, dtype=np.float64).reshape(-1, 2)
     except (TypeError, ValueError):
-        raise InputError(f"{who}: points must be pairs of numbers, not {shown(points)}") from None
+        raise BadAnnotationError(f"{who}: points must be pairs of numbers, not {shown(points)}") from None
     if not np.isfinite(corners).all() or np.abs(corners).max(initial=0) > masks.MAX_PIXELS:
-        raise InputError(f"{who}: points must lie at the photo, not at {shown(points)}")
+        raise BadAnnotationError(f"{who}: points must lie at the photo, not at {shown(points)}")
     layer = Image.new("1", (size[1], size[0]))
     drawn = [(int(x), int(y)) for x, y in corners]
     if len(drawn) == 1:

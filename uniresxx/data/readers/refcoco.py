@@ -64,13 +64,14 @@ def read_refcoco(
         if instances.is_crowd(ann_id, image_id, who):
             collector.leave_out(f"{who}: its target ann {ann_id} is a crowd region")
             continue
-        rle = instances.mask(ann_id, image_id, who)
-        source = {"ref_id": record.get("ref_id"), "ann_id": ann_id}
-        source |= instances.overlap_source([ann_id], [rle], image_id, who)
-        name = f"{'saiapr_' if clef else ''}{image_id}"
-        photo = Photo(
-            name, finder.path(file_name, who), (height, width), instances.licence(image_id),
-            instances.boxes(image_id, who),
-        )  # fmt: skip
-        collector.add(who, photo, Target(Granularity.OBJECT, rle, source), with_sent_ids(record, who))
+        with collector.leaving_out():
+            rle = instances.mask(ann_id, image_id, who)
+            source = {"ref_id": record.get("ref_id"), "ann_id": ann_id}
+            source |= instances.overlap_source([ann_id], [rle], image_id, who)
+            name = f"{'saiapr_' if clef else ''}{image_id}"
+            photo = Photo(
+                name, finder.path(file_name, who), (height, width), instances.licence(image_id),
+                instances.boxes(image_id, who),
+            )  # fmt: skip
+            collector.add(who, photo, Target(Granularity.OBJECT, rle, source), with_sent_ids(record, who))
     return collector.records()

@@ -103,7 +103,7 @@ def read_refer(
         ref = record.get("ref_id", index)
         for place, sentence in enumerate(sentences(record, "sent_id", who)):
             asked: list[tuple[object, Sentence]] = [(sentence.native_id or f"{ref}_{place}", sentence)]
-            none = replace(target, granularity=Granularity.NONE, rle=None)
+            none = replace(target, granularity=Granularity.NONE, rle=None, instances=None)
             collector.add(who, photo, none if place in absent else target, asked)
     return collector.records()
 
@@ -131,7 +131,7 @@ def _target(
     if len(seen) < len(rles):
         return None
     kind = Granularity.OBJECT if len(seen) == 1 else Granularity.MULTI
-    return Target(kind, masks.union(seen, size), source)
+    return Target(kind, masks.union(seen, size), source, tuple(seen))
 
 
 def _false_sentences(record: Mapping[str, Any], who: str) -> set[int]:

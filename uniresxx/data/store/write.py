@@ -33,7 +33,7 @@ from uniresxx.data.store.output import (
     remove_pieces,
 )
 from uniresxx.data.store.preparation import ROWS_PER_BATCH, Load, Preparation
-from uniresxx.data.store.read import INDEX_ENTRY, Store
+from uniresxx.data.store.read import INDEX_ENTRY, Store, photo_places
 from uniresxx.data.store.rows import SCHEMA, row_of
 from uniresxx.errors import InputError, NotThereError
 from uniresxx.files import lock_file, sync_to_disk, write_atomic
@@ -248,7 +248,8 @@ def _assemble(
     about: Mapping[str, Any],
 ) -> None:
     """Put the pieces together: records, index, metadata. Leaves the pieces where they are."""
-    entries, content = [], hashlib.sha256()
+    entries, content, missing = [], hashlib.sha256(), 0
+    root = work.image_root or Path()
     total = sum(entry["rows"] for entry in ordered.values())
     with pa.OSFile(str(partial / RECORDS), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
         done = 0
@@ -257,12 +258,14 @@ def _assemble(
             writer.write_batch(batch)
             entries.append((sink.tell() - message.size, message.size, batch.num_rows, zlib.crc32(message)))
             content.update(b"".join(batch.column("digest").to_pylist()))
+            missing += sum(not (root / place).exists() for place in photo_places(batch))
             done += batch.num_rows
             progress("putting together", done, total)
     sync_to_disk(partial / RECORDS)
     # a format with no entry would leave an empty file, which cannot be mapped
     packed = b"".join(INDEX_ENTRY.pack(*item) for item in entries) or bytes(INDEX_ENTRY.size)
     write_atomic(partial / INDEX, packed)
+    about = {**about, "photos_missing": missing} if missing else about
     meta = _meta(partial, work, ordered, content.hexdigest(), about)
     write_atomic(partial / META, json.dumps(meta, indent=1).encode())
 
