@@ -195,8 +195,8 @@ class UniRESPlusPlusModel(nn.Module):
         """
         m, layout, b = self.config.mllm, image.layout, image.boxes
         g = m.low_grid
-        if pixels_mask_B3SS is not None:
-            pixels_mask_B3SS = self.normalise_mask(pixels_mask_B3SS) * (not m.blind_to_image)
+        if pixels_mask_B3SS is not None and m.blind_to_image:
+            pixels_mask_B3SS = pixels_mask_B3SS * 0
         return HeadInputs(
             image.stages,
             image.prefix_BLD[:, layout.image].transpose(1, 2).unflatten(2, (g, g)),
@@ -221,6 +221,8 @@ class UniRESPlusPlusModel(nn.Module):
     def _mask_features(self, image: ImageFeatures, pixels_mask_B3SS: Tensor | None) -> Any:
         """The mask head's features."""
         head: MaskHead = self.head
+        if pixels_mask_B3SS is not None:
+            pixels_mask_B3SS = self.normalise_mask(pixels_mask_B3SS)
         return head.encode(self.head_inputs(image, pixels_mask_B3SS))
 
     def _encode(
