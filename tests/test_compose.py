@@ -315,7 +315,11 @@ def test_the_guard_runs_again_in_training_on_a_store(tmp_path, mode):
 
 def test_only_the_held_out_photos_of_a_store_are_left_out_and_reported(tmp_path):
     def record(number):
-        asked = tuple(Expression(f"x/train/{number}-{i}", "it", Granularity.NONE, None) for i in range(3))
+        ids = [f"x/train/{number}-{i}" for i in range(3)]
+        asked = (
+            Expression(ids[0], "it", Granularity.OBJECT, masks.encode(np.ones((H, W), bool)), H * W),
+            *(Expression(native, "a bus", Granularity.NONE, None) for native in ids[1:]),
+        )
         return ImageRecord(str(number), H, W, asked, path=f"/photos/train2017/{number:012d}.jpg")
 
     records = [record(number) for number in range(300)]  # more than one record batch

@@ -19,7 +19,9 @@ from uniresxx.data.catalog import known_benchmarks, load_benchmark, splits_of
 from uniresxx.data.guard import record_coco_id
 from uniresxx.data.mixture.open import open_mixture
 from uniresxx.data.mixture.parts import MIXTURES, MixturePart, mixture_named
+from uniresxx.data.readers.collector import Collector
 from uniresxx.data.readers.densepose import PARTS, in_box
+from uniresxx.data.readers.paco import paco_images
 from uniresxx.data.readers.part_names import category_noun, part_noun, pascal_part_noun, plural
 from uniresxx.data.store.photos import photo_of
 from uniresxx.errors import InputError
@@ -543,6 +545,16 @@ def everything(root):
         if "gref" in path:
             refs.append(ref(2, [-1], ("a red bus", {})))
         save(root / f"{path}.json", [{**item, "image_id": 9} for item in refs])
+    said = [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "A dog."}]
+    rows = [{"id": f"{i}", "image": f"gqa/images/{i}.jpg", "conversations": said} for i in range(3)]
+    save(root / "llava_instruct" / "llava_v1_5_mix665k.json", rows)
+    for row in rows:
+        photo(root / row["image"])
+
+
+def asked_at_most(record, count):
+    """How many expressions of a record are shown; conversations, where it has none."""
+    return min(count, len(record.expressions) or len(record.dialogues))
 
 
 @pytest.mark.parametrize("name", ["joint", "ground", "joint,mres32m=10,cris:bkai_polyp/train=2.5"])
@@ -551,7 +563,7 @@ def test_a_named_or_written_mixture_draws_its_shares_from_native_files(tmp_path,
     mixture = open_mixture(mixture_named(name), 2, seed=0, data=tmp_path)
     drawn = dict.fromkeys(mixture.shares, 0)
     for slot in range(300):
-        drawn[mixture.origin(slot).data_set] += min(2, len(mixture(slot).expressions))
+        drawn[mixture.origin(slot).data_set] += asked_at_most(mixture(slot), 2)
     for label, share in mixture.shares.items():
         assert drawn[label] / sum(drawn.values()) == pytest.approx(share, abs=0.02), label
     assert mixture.box_levels == {"object", "part"}
@@ -563,11 +575,13 @@ def test_the_shares_of_the_joint_mixture_are_those_of_the_method():
         **dict.fromkeys(("refcoco", "refcoco+", "refcocog_umd"), "object"),
         **dict.fromkeys(("ade20k", "cocostuff"), "semantic"),
         **dict.fromkeys(("reasonseg", "mmr", "instructpart"), "reasoning"),
+        "llava_instruct": "conversations",
     }
     for part in MIXTURES["joint"]:
         kind = kinds.get(part.source) or ("part" if part.source != "grefcoco" else part.granularities[0])
         shares[kind] = shares.get(kind, 0) + part.weight
-    assert shares == {"part": 30, "object": 30, "multi": 19.5, "none": 5.5, "semantic": 5, "reasoning": 3}
+    named = {"part": 30, "object": 30, "multi": 19.5, "none": 5.5, "semantic": 5, "reasoning": 3}
+    assert shares == {**named, "conversations": 7}
     known = {item.partition("/")[0] for item in known_benchmarks()}
     for parts in MIXTURES.values():
         assert all(part.source in known and part.split in splits_of(part.source, None) for part in parts)
@@ -590,7 +604,7 @@ def test_a_mixture_is_written_on_the_command_line(written, part):
 
 @pytest.mark.parametrize("written", ["", "nothing", "refcoco=", "refcoco=1.2.3", "=1", "joint,", "a[part=1"])
 def test_a_wrong_mixture_is_refused_with_the_way_out(written):
-    with pytest.raises(InputError, match=r"known: refcoco_family, ground, joint|must be a number"):
+    with pytest.raises(InputError, match=r"known: refcoco_family, captions, ground, joint|must be a number"):
         mixture_named(written)
 
 
@@ -604,6 +618,78 @@ def test_what_was_left_out_is_listed_and_counted(tmp_path):
     assert [line.partition(": ")[2] for line in source["left_out"]] == [
         "ann 108: its segmentation covers no pixel"
     ]
+
+
+OTHER_SIZE = coded(rect((1, 1, 2, 2), size=(9, 9)))  # a mask that cannot be the photo's
+PACO_DOG = ["9:dog", "9:dog:leg", "9:dog:head"]
+FOOT, WHEEL = "n02085782_1:quadruped:foot", "n04285008_3:sports_car:wheel"
+JSON_FILES = {
+    "paco/train": "paco/annotations/paco_lvis_v1_train.json",
+    "densepose/train": "densepose/densepose_coco_2014_train.json",
+    "partimagenet/train": "partimagenet/annotations/train.json",
+    "partimagenetpp/train": "PartImageNetPP/json/n04285008.json",
+    "reasonseg/train": "reason_seg/ReasonSeg/train/a.json",
+    "mmr/train": "MMR/MMR_train.json",
+    "gseval/val": "GroundingSuite/GroundingSuite-Eval.jsonl",
+    "refzom/train": "ref-zom/instances.json",
+    "mres32m/train": "mres32m/train.jsonl",
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "find", "change", "lost"),
+    [
+        # a part of the only dog: its category says nothing any more
+        ("paco/train", lambda c: c["annotations"][1], {"segmentation": OTHER_SIZE}, PACO_DOG),
+        # one of two people: nobody knows what "all people" are
+        ("densepose/train", lambda c: c["annotations"][2], {"segmentation": [[1, 2]] * 2 + ["x"]}, ["8:person"]),
+        ("densepose/train", lambda c: c["annotations"][1], {"dp_masks": [[], {"size": 3}] + [[]] * 12}, ["8:person"]),
+        ("densepose/train", lambda c: c["annotations"][1], {"dp_masks": []}, ["8:person"]),
+        ("densepose/train", lambda c: c["annotations"][1], {"bbox": None}, ["8:person"]),
+        # one of the two feet
+        ("partimagenet/train", lambda c: c["annotations"][2], {"segmentation": OTHER_SIZE}, [FOOT]),
+        ("partimagenetpp/train", lambda c: c["annotations"][1], {"segmentation": 5}, [WHEEL]),
+        ("reasonseg/train", lambda c: c["shapes"][1], {"points": [["x", 1]]}, ["a_0", "a_1"]),
+        ("mmr/train", lambda c: c[0]["answers"][1][0], {"segmentation": OTHER_SIZE}, ["9_1"]),
+        ("gseval/val", lambda c: c[1], {"segmentation": {"size": [H, W], "counts": [3]}}, ["1"]),
+        ("refzom/train", lambda c: c["annotations"][0], {"segmentation": []}, ["10"]),
+        ("mres32m/train", lambda c: c[0], {"segmentation": OTHER_SIZE}, ["1"]),
+    ],
+)  # fmt: skip
+def test_a_bad_annotation_takes_only_what_it_makes_untrue(tmp_path, name, find, change, lost):
+    expected = SETS[name](tmp_path)
+    path = tmp_path / JSON_FILES[name]
+    by_line = path.suffix == ".jsonl"
+    text = path.read_text()
+    content = [json.loads(line) for line in text.split("\n") if line] if by_line else json.loads(text)
+    find(content).update(change)
+    path.write_text("\n".join(map(json.dumps, content)) if by_line else json.dumps(content))
+    records = load_benchmark(name, tmp_path)
+    found = [e.expression_id.removeprefix(f"{name}/") for r in records for e in r.expressions]
+    assert found == [key for key in expected if key not in lost]
+    assert sum(len(record.source.get("left_out", ())) for record in records) >= 1
+
+
+def test_an_object_has_no_part_of_which_a_mask_cannot_be_read(tmp_path):
+    paco(tmp_path)
+    path = tmp_path / JSON_FILES["paco/train"]
+    content = json.loads(path.read_text())
+    content["annotations"][1]["segmentation"] = OTHER_SIZE  # one of two legs
+    save(path, content)
+    first, _ = paco_images(tmp_path, "train", Collector("paco", tmp_path, "paco/train"))
+    assert set(first.objects[0].parts) == {"head"}
+
+
+def test_a_mask_of_another_size_in_a_matlab_file_takes_only_its_photo(tmp_path):
+    expected = pascal_part(tmp_path)
+    path = tmp_path / "pascal_part" / "Annotations_Part" / "2008_000124.mat"
+    part = {"part_name": "wheel_1", "mask": np.ones((3, 3), np.uint8)}
+    bike = {"class": "motorbike", "class_ind": 14, "mask": DOG.astype(np.uint8), "parts": part}
+    savemat(path, {"anno": {"imname": "2008_000124", "objects": bike}})
+    (record,) = load_benchmark("pascal_part/train", tmp_path)
+    found = [e.expression_id.removeprefix("pascal_part/train/") for e in record.expressions]
+    assert found == [key for key in expected if key.startswith("2008_000123")]
+    assert "its mask must be" in record.source["left_out"][0]
 
 
 def test_inspect_prints_the_counts_of_a_reader(tmp_path, capsys):
@@ -740,7 +826,6 @@ def test_names_of_folders_cannot_lead_out(tmp_path, name):
     [
         ({"granularity": "thing"}, "granularity must be part, object"),
         ({"granularity": "none"}, "has no segmentation"),
-        ({"segmentation": coded(rect((1, 1, 2, 2), size=(9, 9)))}, "20"),
         ({"segmentation": None, "ann_ids": [99]}, "ann_ids 99 is not in"),
         ({"segmentation": None, "ann_ids": []}, "ann_ids is empty"),
         ({"image": "../../x.jpg"}, "photo name"),

@@ -65,15 +65,15 @@ def from_owlv2(source: str) -> tuple[Proposer, dict[str, Any]]:
     """`owlv2`: the boxes of OWLv2 from its folder or hub id, and its identity."""
     import torch
 
-    from uniresxx.model.processing import pixels
+    from uniresxx.model.processing import PixelNorm, pixels
     from uniresxx.model.regions.detector import Owlv2Proposer
 
-    detector = Owlv2Proposer(source, MAX_OBJECTS, MAX_PARTS)
+    detector, normalised = Owlv2Proposer(source, MAX_OBJECTS, MAX_PARTS), PixelNorm("clip")
 
     def boxes_of(photo_yx3: np.ndarray) -> dict[str, np.ndarray]:
         letterbox = Letterbox.fit(photo_yx3.shape[0], photo_yx3.shape[1], SIDE)
         extent = torch.tensor([[letterbox.inner_width, letterbox.inner_height]], dtype=torch.float32)
-        found = detector(pixels([letterbox.photo(photo_yx3)], "clip"), extent)
+        found = detector(normalised(pixels([letterbox.photo(photo_yx3)])), extent)
         objects = found.objects_BO4[found.object_valid_BO].numpy()
         parts = found.parts_BP4[found.part_valid_BP].numpy()
         return {"object": letterbox.unboxes(objects), "part": letterbox.unboxes(parts)}

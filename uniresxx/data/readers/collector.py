@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from uniresxx.data.readers.fields import Sentence, need, sentences, shown
-from uniresxx.data.readers.instances import NOT_STATED, truth
+from uniresxx.data.readers.instances import NOT_STATED, drawn
 from uniresxx.errors import BadAnnotationError, InputError, NotThereError
 from uniresxx.imaging import masks
 from uniresxx.types import RLE, Dialogue, Expression, Granularity, ImageRecord, PhotoInside, Turn
@@ -128,9 +128,17 @@ class Collector:
             self.count("more left out")
 
     def mask(self, row: Mapping[str, Any], size: tuple[int, int], who: str) -> RLE | None:
-        """The mask of an annotation (`truth`); None, and left out, where it can be no target."""
+        """The mask of an annotation; None, and left out, where it cannot be read or covers no pixel."""
+        rle = self.drawn(row, size, who)
+        return rle if rle is not None and masks.area(rle) else None
+
+    def drawn(self, row: Mapping[str, Any], size: tuple[int, int], who: str) -> RLE | None:
+        """The mask of an annotation; None, and left out, where it cannot be read; an empty one is noted alone."""
         with self.leaving_out():
-            return truth(row, size, who)
+            rle = drawn(row, size, who)
+            if not masks.area(rle):
+                self.leave_out(f"{who}: its segmentation covers no pixel")
+            return rle
         return None
 
     def count(self, what: str, number: int = 1) -> None:

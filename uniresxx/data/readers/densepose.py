@@ -15,7 +15,7 @@ import numpy as np
 from uniresxx.data.readers.collector import Collector, Photo
 from uniresxx.data.readers.fields import list_of, shown, whole
 from uniresxx.data.readers.folders import PHOTO_FOLDERS, PhotoFinder, data_file
-from uniresxx.data.readers.instances import Instances, truth
+from uniresxx.data.readers.instances import Instances
 from uniresxx.data.readers.part_names import category_noun, part_noun
 from uniresxx.data.readers.part_objects import PartImage, PartObject, records_of_parts, united
 from uniresxx.errors import BadAnnotationError
@@ -62,12 +62,15 @@ def densepose_images(root: Path, split: str, report: Collector) -> Iterator[Part
         for row in rows:
             name = f"{instances.path}: ann {shown(row['id'])}"
             noun = category_noun(instances.category(row, name))
-            count = len(objects)
-            with report.leaving_out():
-                if not row.get("iscrowd", 0):
-                    objects.append(_person(row, noun, truth(row, photo.size, name), name))
-            if len(objects) == count:
+            rle = None if row.get("iscrowd", 0) else report.mask(row, photo.size, name)
+            person = None
+            if rle is not None:
+                with report.leaving_out():
+                    person = _person(row, noun, rle, name)
+            if person is None:
                 uncounted.add(noun)
+            else:
+                objects.append(person)
         yield PartImage(photo, tuple(objects), frozenset(uncounted))
 
 

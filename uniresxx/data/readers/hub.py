@@ -167,7 +167,7 @@ def _add_answers(collector: Collector, row: Mapping[str, Any], place: Place) -> 
     if row.get("iscrowd") or not segmentation:
         collector.leave_out(f"{who}: " + ("is a crowd" if row.get("iscrowd") else "has no polygon"))
         return
-    rle = truth({"segmentation": segmentation}, size, who)
+    rle = truth({"segmentation": segmentation}, size, who, who)
     if not _fills(rle, box):
         collector.leave_out(f"{who}: its polygon does not fill its box, so some of it is lost")
         return

@@ -29,19 +29,22 @@ COCO_LICENCES: dict[Any, str] = {  # of photos, by the numbers of COCO's own fil
 }
 
 
-def truth(row: Mapping[str, Any], size: tuple[int, int], name: str, who: str | None = None) -> RLE:
-    """OR of the polygons or run lengths in `segmentation` at the photo's size (height, width).
+def drawn(row: Mapping[str, Any], size: tuple[int, int], name: str) -> RLE:
+    """OR of the polygons or run lengths in `segmentation` at the photo's size (height, width); it may be empty.
 
-    Raises BadAnnotationError that starts with `name`, also where no pixel is covered: `who`, if what points at the
-    annotation has another name, has no target then.
+    Raises BadAnnotationError that starts with `name`.
     """
     try:
-        rle = masks.from_coco(need(row, "segmentation", name), *size)
+        return masks.from_coco(need(row, "segmentation", name), *size)
     except InputError as error:
         raise BadAnnotationError(str(error) if str(error).startswith(name) else f"{name}: {error}") from None
+
+
+def truth(row: Mapping[str, Any], size: tuple[int, int], name: str, who: str) -> RLE:
+    """As `drawn`; BadAnnotationError also where no pixel is covered: `who` has no target then."""
+    rle = drawn(row, size, name)
     if masks.area(rle) == 0:
-        of = "" if who is None else f" of {who}"
-        raise BadAnnotationError(f"{name}: its segmentation covers no pixel, so it can be no target{of}")
+        raise BadAnnotationError(f"{name}: its segmentation covers no pixel, so it can be no target of {who}")
     return rle
 
 

@@ -15,7 +15,8 @@ from uniresxx.data.readers.fields import list_of, need, whole
 from uniresxx.data.readers.folders import COCO_FOLDERS, PhotoFinder, data_file
 from uniresxx.data.readers.instances import Instances
 from uniresxx.data.readers.part_names import category_noun, part_noun
-from uniresxx.data.readers.part_objects import PartImage, PartObject, records_of_parts, united
+from uniresxx.data.readers.part_objects import PartImage, PartObject, records_of_parts, united, whole_parts
+from uniresxx.imaging import masks
 from uniresxx.types import RLE, ImageRecord
 
 FOLDERS = ("paco", "paco_lvis")
@@ -66,22 +67,23 @@ def _objects(
 ) -> Iterator[PartObject]:
     """The objects among the annotations of a photo, each with its parts.
 
-    A category is `uncounted` where a mask of it or of its parts was left out.
+    A category is `uncounted` where a mask of it is empty, or one of it or of its parts cannot be read.
     """
     found: dict[int, tuple[str, RLE | None]] = {}
-    parts: dict[int, list[tuple[str, RLE]]] = {}
+    named: list[tuple[int, str, RLE | None]] = []
     for row in rows:
         number = whole(row["id"], "id", str(instances.path))
         who = f"{instances.path}: ann {number}"
         name, _, part = instances.category(row, who).partition(":")
-        rle = report.mask(row, size, who)
-        if rle is None:
+        rle = report.drawn(row, size, who)
+        seen = rle is not None and masks.area(rle) > 0
+        if rle is None or not (part or seen):
             uncounted.add(category_noun(name))
         if not part:
-            found[number] = (category_noun(name), rle)
-        elif rle is not None:
-            parent = whole(need(row, "obj_ann_id", who), "obj_ann_id", who)
-            parts.setdefault(parent, []).append((part_noun(part), rle))
+            found[number] = (category_noun(name), rle if seen else None)
+        else:
+            named.append((whole(need(row, "obj_ann_id", who), "obj_ann_id", who), part_noun(part), rle))
+    parts = whole_parts(named)
     for number in parts.keys() - found.keys():
         report.leave_out(f"{instances.path}: ann {number} has parts, but is no object of their photo")
     for number, (category, rle) in found.items():

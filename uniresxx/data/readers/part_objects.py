@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from uniresxx.data.readers.collector import Collector, Photo, Target
 from uniresxx.data.readers.fields import Sentence
 from uniresxx.data.readers.part_names import plural
 from uniresxx.imaging import masks
 from uniresxx.types import RLE, Granularity, ImageRecord
+
+Owner = TypeVar("Owner", str, int)  # a category, or the id of an object
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,17 +63,17 @@ def united(pieces: Iterable[tuple[str, RLE]], size: tuple[int, int]) -> dict[str
     return {name: rles[0] if len(rles) == 1 else masks.union(rles, size) for name, rles in found.items()}
 
 
-def whole_parts(named: Iterable[tuple[str, str, RLE | None]]) -> dict[str, list[tuple[str, RLE]]]:
-    """Category -> (part, mask) of all its masks of parts, from (category, part, mask or None where it was left out).
+def whole_parts(named: Iterable[tuple[Owner, str, RLE | None]]) -> dict[Owner, list[tuple[str, RLE]]]:
+    """Owner -> (part, mask) of all its parts that are seen, from (owner, part, mask or None: unreadable).
 
-    A part of which one mask was left out has none: "all wheels" would not mean them all.
+    A part of which one mask cannot be read has none: "all wheels" would not mean them all.
     """
     items = list(named)
-    unknown = {(category, part) for category, part, rle in items if rle is None}
-    found: dict[str, list[tuple[str, RLE]]] = {}
-    for category, part, rle in items:
-        if rle is not None and (category, part) not in unknown:
-            found.setdefault(category, []).append((part, rle))
+    unknown = {(owner, part) for owner, part, rle in items if rle is None}
+    found: dict[Owner, list[tuple[str, RLE]]] = {}
+    for owner, part, rle in items:
+        if rle is not None and masks.area(rle) and (owner, part) not in unknown:
+            found.setdefault(owner, []).append((part, rle))
     return found
 
 

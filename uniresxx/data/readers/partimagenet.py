@@ -98,7 +98,7 @@ def _images(
         for row in rows:
             name = f"{instances.path}: ann {shown(row['id'])}"
             category_and_part = _names_of(instances.category(row, name), noun)
-            named.append((*category_and_part, report.mask(row, photo.size, name)))
+            named.append((*category_and_part, report.drawn(row, photo.size, name)))
         inside = {} if noun is None else noun[1]
         objects: list[PartObject] = []
         for category, found in whole_parts(named).items():

@@ -155,7 +155,7 @@ def _json_images(instances: Instances, finder: PhotoFinder, report: Collector) -
             name = f"{instances.path}: ann {shown(row['id'])}"
             category, _, part = instances.category(row, name).partition(":")
             if part:
-                named.append((category_noun(category), part_noun(part), report.mask(row, photo.size, name)))
+                named.append((category_noun(category), part_noun(part), report.drawn(row, photo.size, name)))
         objects = [
             PartObject(category, None, parts)
             for category, found in whole_parts(named).items()
