@@ -11,8 +11,9 @@ import torch
 from PIL import Image
 
 from eval.__main__ import main as evaluate
-from mllm.config import MLLMConfig
+from mllm.config import MLLMConfig, tiny_llama
 from mllm.tokens import Vocabulary
+from mllm.tower_families import clip_vit
 from train.__main__ import main as train
 from uniresxx.checkpoints.folders import save_pretrained
 from uniresxx.cli import main as program
@@ -21,7 +22,12 @@ from uniresxx.model.config import UniRESPlusPlusConfig
 from uniresxx.model.modeling import UniRESPlusPlusModel
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "own_data.md"
-SMALL = MLLMConfig(low_layers=1, llm_layers=1, llm_mlp=128, vocabulary=400, max_objects=4, max_parts=4)
+SMALL = MLLMConfig(
+    low=clip_vit(layers=1),
+    llm=tiny_llama(num_hidden_layers=1, intermediate_size=128, vocab_size=400),
+    max_objects=4,
+    max_parts=4,
+)
 
 
 @pytest.fixture
@@ -29,7 +35,7 @@ def blocks(tmp_path, monkeypatch):
     """The blocks of the page as (language, text), in a folder with a checkpoint runs/tiny that knows nothing."""
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
-    vocabulary = Vocabulary.train(["the mug", "all plate"], SMALL.vocabulary)
+    vocabulary = Vocabulary.train(["the mug", "all plate"], SMALL.token_count)
     save_pretrained(Path("runs/tiny"), UniRESPlusPlusModel(UniRESPlusPlusConfig(mllm=SMALL), vocabulary))
     return re.findall(r"^```(python|bash)\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.M | re.S)
 
