@@ -55,7 +55,7 @@ BAD_PHOTOS = {
     "truncated.jpg": truncated,
     "one_pixel.png": lambda path: Image.new("RGB", (1, 1)).save(path),
     "bomb.png": bomb,
-    "picture.tiff.png": lambda path: Image.new("RGB", (9, 9)).save(path, format="TIFF"),
+    "picture.gif.png": lambda path: Image.new("RGB", (9, 9)).save(path, format="GIF"),
     "folder.png": lambda path: path.mkdir(),
     "animation.webp": lambda path: path.write_bytes(b"RIFF\x10\0\0\0WEBPVP8 "),
 }

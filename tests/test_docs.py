@@ -107,13 +107,17 @@ def test_a_command_is_accepted(words: tuple[str, ...], monkeypatch: pytest.Monke
 )
 def test_a_data_command_parses_with_its_values(words: tuple[str, ...]) -> None:
     """By the very parsers of the command; the data set and the split are real, or a store's folder."""
-    from uniresxx.cli.data import dump, inspect, prepare, verify
+    from uniresxx.cli.data import dump, inspect, prepare, prepare_own, propose, verify
     from uniresxx.data.catalog import known_benchmarks
 
     action, *rest = words[2:]
-    parsers = {"prepare": prepare, "verify": verify, "inspect": inspect, "dump": dump}
+    parsers = {"prepare": prepare, "verify": verify, "inspect": inspect, "dump": dump, "propose": propose}
+    if rest[0] == prepare_own.NAME:
+        own = prepare_own.parse(rest[1:])
+        assert own.name and own.licence and own.out.parts[0] == "stores"
+        return
     found = parsers[action].parse(rest)
-    name = "" if action == "verify" else found.name
+    name = "" if action in ("verify", "propose") else found.name
     known = known_benchmarks()
     if not name.startswith("stores/") and name:
         assert name in known or name in {item.partition("/")[0] for item in known}
@@ -135,10 +139,10 @@ def test_training_commands_parse_with_their_values() -> None:
 
 
 def test_every_native_data_set_has_its_command() -> None:
-    from uniresxx.data.catalog import REFCOCO
+    from uniresxx.data.readers.refcoco import REFCOCO
 
     names = {words[3].partition("/")[0] for words in COMMANDS if words[:3] == ("uniresxx", "data", "prepare")}
-    assert {*REFCOCO, "grefcoco", "refcocom"} <= names
+    assert {*REFCOCO, "grefcoco", "refcocom", "composed_parts", "paco", "mres32m", "gseval"} <= names
     starts = {name.partition("_")[0] for name in names}
     assert {"cris", "psalm", "jxu124", "lmms"} <= starts
 
@@ -154,7 +158,7 @@ def test_the_counts_of_the_data_page_are_those_inspect_compares_with() -> None:
         if line[:1] == "|"
     ]
     shown = {(row[0], row[1]): row[2:] for row in rows[2:]}
-    unread = ("mmr", "arefcoco")  # sets without a reader
+    unread = ("arefcoco",)  # sets without a reader
     published = {
         (count.dataset, count.split): [
             "-" if (number := getattr(count, field)) is None

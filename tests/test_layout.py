@@ -34,6 +34,7 @@ OWNERS = {
     "tensorboard": (),  # torch's writer, train/trackers.py
     "trackio": (),  # train/trackers.py imports the one that is asked for, by name
     "wandb": (),
+    "yaml": ("uniresxx/data/own/yolo.py",),
     "lmdb": ("uniresxx/data/readers/cris.py",),
     "torchvision": (),
     "flash_attn": (),

@@ -277,7 +277,7 @@ def test_a_full_recipe_keeps_its_global_batch(name: str) -> None:
     assert found.data.batch_images * found.data.accumulate == (256 if name.endswith("align") else 80)
     align = name.endswith("align")
     assert found.data.expressions_per_image == 8 and found.eval.benchmarks == (() if align else BENCHMARKS)
-    assert found.data.mixture == ("captions" if align else "refcoco_family")
+    assert found.data.mixture == ("captions" if align else "ground" if name.endswith("ground") else "joint")
     assert sizes_of(found, gpus).expressions == 8
 
 

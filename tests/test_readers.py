@@ -419,7 +419,8 @@ def test_unknown_names_list_the_known(tmp_path, name):
     with pytest.raises(InputError, match="unknown benchmark") as caught:
         load_benchmark(name, tmp_path)
     listed = str(caught.value).partition("known: ")[2].split(", ")
-    assert listed == list(dict.fromkeys(item.partition("/")[0] for item in known_benchmarks()))
+    named = list(dict.fromkeys(item.partition("/")[0] for item in known_benchmarks()))
+    assert listed == [*named, "refer:FOLDER", "cris:FOLDER", "jsonl:FOLDER"]
 
 
 @pytest.mark.parametrize("name", ["refcoco", "scenes"])

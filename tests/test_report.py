@@ -276,7 +276,8 @@ def test_runs_of_several_folders_are_compared(folder, tmp_path):
 
 
 def test_several_benchmarks_have_a_section_each_and_links_to_it(folder):
-    write_metrics(folder / "metrics.json", [entry_of(folder) | {"benchmark": "refcoco", "predictions": None}])
+    whole = {"benchmark": "refcoco", "predictions": None, "n_images": 1500}
+    write_metrics(folder / "metrics.json", [entry_of(folder) | whole])
     page, markdown = texts_of(folder)
     for k, title in enumerate(("scenes_easy/val", "refcoco/val")):
         assert f'<a href="#g{k}">{title}</a>' in page and f'<h2 id="g{k}">{title}</h2>' in page
@@ -438,6 +439,16 @@ def test_kinds_of_systems_never_share_a_table():
         assert any("12.3" in row for row in table.rows) == bool(own)
     for benchmark in ("scenes", "mini_real"):
         assert published_tables([fake_run(benchmark, "val")]) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "shown"),
+    [({}, True), ({"n_images": 1500}, True), ({"n_images": 1480}, True), ({"n_images": 6}, False),
+     ({"n_images": 12, "limit": 12}, True)],
+)  # fmt: skip
+def test_published_numbers_are_not_shown_beside_other_data_of_that_name(changes, shown):
+    run = fake_run("refcoco", "val", cIoU=50.0)
+    assert bool(published_tables([replace(run, entry={**run.entry, **changes})])) == shown
 
 
 def fake_run(benchmark, split, **overall):

@@ -687,20 +687,20 @@ def test_annotations_behind_a_link_are_input(tmp_path, capsys):
 def test_prepare_stops_with_75_and_continues(tmp_path, monkeypatch, capsys):
     root = tiny_root(tmp_path / "root")
     words = ["prepare", "refcoco/train", "--root", str(root), "--out", str(tmp_path / "s")]
-    real = command.load_benchmark
+    real = command.stream_benchmark
 
     def stopped(*arguments):
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(5)
 
-    monkeypatch.setattr(command, "load_benchmark", stopped)
+    monkeypatch.setattr(command, "stream_benchmark", stopped)
     assert run_data(words) == 75
     assert capsys.readouterr().err.splitlines()[-1] == "uniresxx data: stopped; the same command continues"
     assert run_data([*words, "--fresh"]) == 75
     assert capsys.readouterr().err.endswith("starts over, without --fresh it continues\n")
-    monkeypatch.setattr(command, "load_benchmark", real)
+    monkeypatch.setattr(command, "stream_benchmark", real)
     assert run_data(words) == 0
-    monkeypatch.setattr(command, "load_benchmark", stopped)
+    monkeypatch.setattr(command, "stream_benchmark", stopped)
     assert run_data([*words, "--fresh"]) == 75  # the finished store stays until then
     assert capsys.readouterr().err.endswith("the same command starts over\n")
     assert run_data(words) == 0

@@ -155,7 +155,7 @@ def plan(
 
 
 def sizes_of(recipe: Recipe, gpus: int, tokens: int | None = None) -> Sizes:
-    """A process's micro-batch. Scenes have conversations, at `data.dialogue_share`; photographs have none yet.
+    """A process's micro-batch. Scenes have conversations beside expressions, at `data.dialogue_share`.
 
     Where no term of the loss needs masks, captions are asked instead of expressions.
     """

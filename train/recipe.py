@@ -30,7 +30,7 @@ class DataConfig:
     first_preset: str | None = None  # curriculum of the scenes: the preset of the first pictures
     first_images: int = 0  # how many of them
     warmup_images: int = 0  # curriculum of the scenes: first images that also ask for colours and sides alone
-    mixture: str = ""  # NAME of a weighted mixture of data sets, instead of `source`
+    mixture: str = ""  # instead of `source`: NAME of a mixture, or NAME=WEIGHT,NAME[part]=WEIGHT,…
     parts: tyro.conf.Fixed[tuple[MixturePart, ...]] = ()  # a mixture that the recipe defines
     guard: Literal["on", "strict", "published_data"] = "on"  # against training on photos of the benchmarks
     images: str | None = None  # where the photographs of prepared stores lie now

@@ -11,5 +11,9 @@ class NotThereError(InputError):
     """The requested files or split are missing; other splits may be there."""
 
 
+class BadAnnotationError(InputError):
+    """One annotation can be no target; readers leave out what points at it, and go on."""
+
+
 class MissingPhotoError(InputError):
     """A photo is missing at the path that the data names; programs add the option that names its folder."""

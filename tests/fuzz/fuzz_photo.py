@@ -38,10 +38,12 @@ def seeds() -> list[bytes]:
         ("PNG", ("RGB", "L", "P", "1", "RGBA", "LA")),
         ("JPEG", ("RGB", "L", "CMYK")),
         ("WEBP", ("RGB",)),
+        ("TIFF", ("RGB", "L", "P", "1", "RGBA", "CMYK", "F")),
+        ("BMP", ("RGB", "L", "P", "1")),
     ):
         for mode in modes:
             stream = io.BytesIO()
-            picture.convert(mode).save(stream, kind, exif=exif)
+            picture.convert(mode).save(stream, kind, **({} if kind == "BMP" else {"exif": exif}))
             found.append(stream.getvalue())
     return found
 

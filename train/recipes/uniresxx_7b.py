@@ -35,16 +35,14 @@ def full_model(mllm: MLLMConfig, tuning: TuningConfig) -> UniRESPlusPlusConfig:
 def joint(name: str, mllm: MLLMConfig, tuning: TuningConfig) -> Recipe:
     """Stage C. LoRA and heads 2e-4; 80 images x 8 expressions a step, 2 images per GPU of 8.
 
-    The mixture has the granularities whose data sets have readers (object, multi, none). Sets of parts (composed,
-    PACO, Pascal-Part, PartImageNet), semantic, reasoning and dialogue sets have none yet: add a store of them to
-    `data.parts`. Until the mixture has parts, the part level of the box head is off.
+    The mixture `joint` has all granularities (docs/data.md); `--data.mixture` takes another, written or named.
     """
     return Recipe(
         name=name,
         model=full_model(mllm, tuning),
         data=DataConfig(
             source="",
-            mixture="refcoco_family",
+            mixture="joint",
             batch_images=16,
             accumulate=5,
             expressions_per_image=8,
@@ -59,7 +57,12 @@ def joint(name: str, mllm: MLLMConfig, tuning: TuningConfig) -> Recipe:
 
 def ground(name: str, stage_c: Recipe) -> Recipe:
     """Stage B from stage C: part and object grounding at scale, lr 3e-4."""
-    return replace(stage_c, name=name, optim=replace(stage_c.optim, lr=3e-4))
+    return replace(
+        stage_c,
+        name=name,
+        data=replace(stage_c.data, mixture="ground"),
+        optim=replace(stage_c.optim, lr=3e-4),
+    )
 
 
 def align(name: str, stage_c: Recipe) -> Recipe:

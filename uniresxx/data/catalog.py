@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from uniresxx.data.readers import cris, hub, llava, psalm, region_captions
+from uniresxx.data import compose
+from uniresxx.data.readers import (
+    cris,
+    cris_layout,
+    densepose,
+    evaluation_sets,
+    hub,
+    jsonl,
+    llava,
+    paco,
+    partimagenet,
+    pascal_part,
+    psalm,
+    reasoning,
+    refer_layout,
+    region_captions,
+    semantic,
+)
 from uniresxx.data.readers.grefcoco import read_grefcoco
-from uniresxx.data.readers.refcoco import read_refcoco
+from uniresxx.data.readers.refcoco import REFCOCO, UNC_SPLITS, read_refcoco
 from uniresxx.data.readers.refcocom import known_stems, read_refcocom
 from uniresxx.data.store.folder import store_named
 from uniresxx.errors import InputError
@@ -19,25 +36,17 @@ from uniresxx.types import ImageRecord
 if TYPE_CHECKING:
     from uniresxx.data.store.read import Store
 
-UNC_SPLITS = ("train", "val", "testA", "testB")
 SCENES = ("scenes", "scenes_easy")
-# name -> (folder, name of the splits in its file, splits); google splits share photos between train and val:
-# their numbers cannot be compared with those of the unc and umd splits
-REFCOCO = {
-    "refcoco": ("refcoco", "unc", UNC_SPLITS),
-    "refcoco_google": ("refcoco", "google", ("train", "val", "test")),
-    "refcoco+": ("refcoco+", "unc", UNC_SPLITS),
-    "refcocog_umd": ("refcocog", "umd", ("train", "val", "test")),
-    "refcocog_google": ("refcocog", "google", ("train", "val")),
-    "refclef_unc": ("refclef", "unc", (*UNC_SPLITS, "testC")),
-    "refclef_berkeley": ("refclef", "berkeley", ("train", "val", "test")),
-}
 PARTS = tuple(f"{split}_{kind}" for split in UNC_SPLITS[1:] for kind in ("part_only", "object_part"))
-Reader = Callable[[Path, str], list[ImageRecord]]
+Reader = Callable[[Path, str], Iterable[ImageRecord]]
 
 
 def _read_mini_real(data: Path, split: str) -> list[ImageRecord]:
     return merge_records(read_grefcoco(data, split), read_refcocom(data, f"{split}_part_only"))
+
+
+def _read_mres(data: Path, split: str) -> Iterator[ImageRecord]:
+    return jsonl.read_jsonl(data, split, *jsonl.MRES_FOLDERS, prefix="mres32m")
 
 
 # data set -> (reader, splits); sets as others converted them are <layout>_<set>
@@ -70,7 +79,31 @@ DATA_SETS: dict[str, tuple[Reader, tuple[str, ...]]] = {
     "visual_genome": (region_captions.read_visual_genome, ("train",)),
     # other splits are found in the data folder
     "region_captions": (region_captions.read_region_captions, ("train",)),
+    # parts
+    "composed_parts": (compose.read_composed, ("train",)),
+    "paco": (paco.read_paco, paco.SPLITS),
+    "densepose": (densepose.read_densepose, densepose.SPLITS),
+    "pascal_part": (pascal_part.read_pascal_part, pascal_part.SPLITS),
+    "partimagenet": (partimagenet.read_partimagenet, partimagenet.SPLITS),
+    "partimagenetpp": (partimagenet.read_partimagenet_plus, ("train",)),
+    "mres32m": (_read_mres, ("train",)),  # others are found in the data folder
+    # one label per pixel
+    "ade20k": (semantic.read_ade20k, tuple(semantic.ADE_SPLITS)),
+    "cocostuff": (semantic.read_cocostuff, tuple(semantic.STUFF_SPLITS)),
+    # questions that need reasoning
+    "reasonseg": (reasoning.read_reasonseg, reasoning.REASONSEG_SPLITS),
+    "mmr": (reasoning.read_mmr, reasoning.MMR_SPLITS),
+    "instructpart": (reasoning.read_instructpart, tuple(reasoning.INSTRUCT_SPLITS)),
+    # to measure on
+    "refcoco_m": (evaluation_sets.read_refcoco_m, evaluation_sets.REFCOCO_M_SPLITS),
+    "gseval": (evaluation_sets.read_gseval, evaluation_sets.GSEVAL_SPLITS),
+    **{
+        name: (partial(refer_layout.read_refer, folder=folder, split_by=split_by, prefix=name), splits)
+        for name, (folder, split_by, splits) in refer_layout.NAMED.items()
+    },
 }
+# any set of a known layout: LAYOUT:FOLDER instead of a name; its splits are read from the folder
+LAYOUTS = ("refer", "cris", "jsonl")
 
 
 def known_benchmarks() -> list[str]:
@@ -135,7 +168,15 @@ def open_benchmark(name: str, data: Path | None, images: Path | None = None) -> 
 
 
 def load_benchmark(name: str, data: Path | None) -> Sequence[ImageRecord]:
+    """As `stream_benchmark`, all records at once."""
+    records = stream_benchmark(name, data)
+    return records if isinstance(records, Sequence) else list(records)
+
+
+def stream_benchmark(name: str, data: Path | None) -> Iterable[ImageRecord]:
     """Records of NAME/SPLIT from the native layouts under `data` (not needed for scenes), or of a store's path.
+
+    Sets that may be larger than memory (JSONL, label maps) come one by one: they can be passed over once.
 
     Raises InputError: an unknown name (lists the known ones), no data folder, and all that the readers
     refuse.
@@ -145,7 +186,8 @@ def load_benchmark(name: str, data: Path | None) -> Sequence[ImageRecord]:
         from uniresxx.data.scenes import benchmark_records
 
         return benchmark_records(dataset, split)
-    if dataset not in (*DATA_SETS, *SCENES):
+    layout, colon, _ = dataset.partition(":")
+    if dataset not in (*DATA_SETS, *SCENES) and not (colon and layout in LAYOUTS):
         if find_store(name, None) is not None:
             return open_benchmark(name, None)
         raise InputError(
@@ -160,7 +202,20 @@ def load_benchmark(name: str, data: Path | None) -> Sequence[ImageRecord]:
         raise InputError(f"{name} is read from disk: give the root of the native layout with --data DIR")
     if not data.is_dir():
         raise InputError(f"{data}: no such folder; --data DIR must be the root of the native layout")
-    return DATA_SETS[dataset][0](data, split)
+    return _reader_of(dataset)(data, split)
+
+
+def _reader_of(dataset: str) -> Reader:
+    """The reader of a data set or of LAYOUT:FOLDER."""
+    if dataset in DATA_SETS:
+        return DATA_SETS[dataset][0]
+    layout, _, name = dataset.partition(":")
+    if layout == "refer":
+        folder, split_by = refer_layout.named_folder(name)
+        return partial(refer_layout.read_refer, folder=folder, split_by=split_by, prefix=dataset)
+    if layout == "cris":
+        return partial(cris_layout.read_cris_layout, folder=name)
+    return lambda data, split: jsonl.read_jsonl(data, split, name, prefix=dataset)
 
 
 def merge_records(*sets: list[ImageRecord]) -> list[ImageRecord]:
@@ -205,10 +260,25 @@ def splits_of(dataset: str, data: Path | None) -> list[str]:
         return hub.benchmark_splits(data)
     if dataset == "region_captions" and data is not None:
         return region_captions.splits_there(data)
+    if dataset == "mres32m" and data is not None:
+        return jsonl.jsonl_splits(data, *jsonl.MRES_FOLDERS)
+    layout, colon, name = dataset.partition(":")
+    if colon and layout in LAYOUTS:
+        return _splits_of_layout(layout, name, data)
     if dataset not in DATA_SETS:
         raise InputError(f"unknown data set {dataset!r}; known: {_known_sets()}")
     return list(DATA_SETS[dataset][1])
 
 
+def _splits_of_layout(layout: str, folder: str, data: Path | None) -> list[str]:
+    if data is None:
+        raise InputError(f"{layout}:{folder} is read from disk: give the folder above it with --data DIR")
+    if layout == "refer":
+        return refer_layout.splits_there(data, folder)
+    if layout == "cris":
+        return cris_layout.cris_layout_splits(data, folder)
+    return jsonl.jsonl_splits(data, folder)
+
+
 def _known_sets() -> str:
-    return ", ".join((*DATA_SETS, *SCENES))
+    return ", ".join((*DATA_SETS, *SCENES, *(f"{layout}:FOLDER" for layout in LAYOUTS)))

@@ -8,20 +8,23 @@ training photo of another, and of PACO, LVIS, COCO-Stuff and MMR, which use the 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path, PurePosixPath
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from uniresxx.data.catalog import splits_of
 from uniresxx.data.readers import cris, grefcoco, refcocom
+from uniresxx.data.readers.coco_ids import coco_image_id, id_in_name
 from uniresxx.data.readers.fields import need, whole
 from uniresxx.data.readers.files import load_records
 from uniresxx.data.readers.folders import data_folders
+from uniresxx.data.readers.refcoco import REFCOCO, UNC_SPLITS
 from uniresxx.errors import InputError
 from uniresxx.types import ImageRecord
 
 MODES = ("on", "strict", "published_data")
+OWN_DATA = "own"  # the mode in the report of a store of own data
 # benchmark -> (folders, annotation lists, folders in the CRIS layout); RefCOCOm's lists are globbed
 LISTS = {
     "refcoco": (("refcoco",), ("refs(unc).p", "refs(unc).json"), cris.SETS["refcoco"]),
@@ -31,43 +34,23 @@ LISTS = {
 }
 BENCHMARKS = (*LISTS, "refcocom")
 
-# COCO_train2014_000000581857.jpg, the same with RefCOCO's _<n>, 000000581857.jpg, train2017_000000581857.png
-_COCO_NAME = re.compile(
-    r"(?:(?:ms)?coco[_-])?(?:(?:train|val|test|unlabeled)20\d\d[_-])?0{6}(\d{6})(?:_\d{1,7})?", re.IGNORECASE
-)
-
-
-def coco_image_id(name: str | int) -> int | None:
-    """The COCO image id in a photo's name, path or address, or a bare id; None where it is none.
-
-    In a name, only twelve digits that begin with six zeros, after nothing or a COCO folder's name, are COCO's:
-    the numbers of Visual Genome, ADE20K, Flickr and others are not.
-    """
-    if isinstance(name, int):
-        return name if name >= 0 and not isinstance(name, bool) else None
-    return int(name) if re.fullmatch(r"\d{1,7}", name, re.ASCII) else _id_in_name(name)
-
-
-def _id_in_name(path: str) -> int | None:
-    file_name = PurePosixPath(path.replace("\\", "/").partition("?")[0]).name
-    found = _COCO_NAME.fullmatch(file_name.partition(".")[0])
-    return int(found.group(1)) if found else None
-
 
 def record_coco_id(record: ImageRecord) -> int | None:
     """The COCO image id of a record: from its source, else its photo's name, else its image id.
 
     A photo whose name is not of COCO's form has none, whatever number its data set gave it.
     """
+    name = record.path if record.inside is None else record.inside.name
+    return coco_id_of(record.source, name, record.image_id)
+
+
+def coco_id_of(source: Mapping[str, Any], photo: str | None, image_id: str) -> int | None:
+    """As `record_coco_id`, from a record's source, its photo's name (None: it has none) and its image id."""
     for key in ("coco_id", "coco_image_id"):
-        stated = record.source.get(key)
+        stated = source.get(key)
         if isinstance(stated, int | str) and coco_image_id(stated) is not None:
             return coco_image_id(stated)
-    if record.path is not None:
-        return _id_in_name(record.path)
-    if record.inside is not None:
-        return _id_in_name(record.inside.name)
-    return coco_image_id(record.image_id)
+    return coco_image_id(image_id) if photo is None else id_in_name(photo)
 
 
 def is_training(split: str) -> bool:
@@ -138,7 +121,8 @@ def _missing(root: Path, name: str) -> list[str]:
     if name == "refcocom" or _native_list(root, name) is not None:
         return []
     there = {path.stem for path in _cris_lists(root, name)}
-    return [split for split in splits_of(name, root) if split not in there and not is_training(split)]
+    splits = UNC_SPLITS if name == "grefcoco" else REFCOCO[name][2]
+    return [split for split in splits if split not in there and not is_training(split)]
 
 
 def _ref_ids(path: Path) -> Iterator[int]:
@@ -155,28 +139,27 @@ def _photo_ids(paths: Iterable[Path]) -> Iterator[int]:
             continue
         for index, record in enumerate(load_records(path)):
             name = str(need(record, "img_name", f"{path}: record {index}"))
-            found = _id_in_name(name)
+            found = id_in_name(name)
             if found is None:
                 raise InputError(f"{path}: record {index}: img_name {name!r} holds no COCO image id")
             yield found
 
 
-@dataclass(frozen=True)
-class Removed:
-    """What the guard did to one split."""
+def remove_held_out(
+    records: Iterable[ImageRecord], ids: frozenset[int], removed: Counter[str]
+) -> Iterator[ImageRecord]:
+    """The records whose COCO image id is not among `ids`, one by one; what was removed is counted on the way.
 
-    images: int = 0
-    expressions: int = 0
-    without_coco_id: int = 0  # images it could not check
-
-
-def remove_held_out(records: Sequence[ImageRecord], ids: frozenset[int]) -> tuple[list[ImageRecord], Removed]:
-    """The records whose COCO image id is not among `ids`, in their order, and what was removed."""
-    found = [record_coco_id(record) for record in records]
-    kept = [record for record, image_id in zip(records, found, strict=True) if image_id not in ids]
-    gone = [record for record, image_id in zip(records, found, strict=True) if image_id in ids]
-    expressions = sum(len(record.expressions) for record in gone)
-    return kept, Removed(len(gone), expressions, found.count(None))
+    `removed` gets images, expressions, and images `without_coco_id`, which could not be checked.
+    """
+    removed.update(images=0, expressions=0, without_coco_id=0)
+    for record in records:
+        image_id = record_coco_id(record)
+        removed["without_coco_id"] += image_id is None
+        if image_id not in ids:
+            yield record
+        else:
+            removed.update(images=1, expressions=len(record.expressions))
 
 
 @dataclass(frozen=True)
@@ -201,12 +184,23 @@ class Guard:
             )
         return cls(mode, held)
 
-    def apply(self, split: str, records: Sequence[ImageRecord]) -> tuple[list[ImageRecord], dict[str, int]]:
-        """The records of a split that may be used, and what was removed; val and test stay whole."""
-        if self.mode == "published_data" or not is_training(split):
-            return list(records), asdict(Removed())
-        kept, removed = remove_held_out(records, self.held.all())
-        return kept, asdict(removed)
+    def passing(
+        self, split: str, records: Iterable[ImageRecord], removed: Counter[str]
+    ) -> Iterator[ImageRecord]:
+        """The records of a split that may be used, one by one; `removed` as in `remove_held_out`.
+
+        Val and test stay whole.
+        """
+        checked = self.mode != "published_data" and is_training(split)
+        if checked:
+            return remove_held_out(records, self.held.all(), removed)
+        removed.update(images=0, expressions=0, without_coco_id=0)
+        return iter(records)
+
+    def apply(self, split: str, records: Iterable[ImageRecord]) -> tuple[list[ImageRecord], dict[str, int]]:
+        """As `passing`, all at once: the records, and what was removed."""
+        removed: Counter[str] = Counter()
+        return list(self.passing(split, records, removed)), dict(removed)
 
     def report(self) -> dict[str, Any]:
         """JSON-ready: the mode, ids per benchmark, and benchmarks without a list."""
@@ -234,6 +228,8 @@ def lines_of_report(report: Mapping[str, Any]) -> list[str]:
         ]
     if report["mode"] == "drawn":
         return ["guard: not needed, the pictures are drawn"]
+    if report["mode"] == OWN_DATA:
+        return ["guard: none, own data is compared with no benchmark"]
     if report["mode"] == "none":
         return ["guard: none was set when this store was written"]
     held = ", ".join(f"{name} {count}" for name, count in report["benchmarks"].items())

@@ -7,10 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from uniresxx.data.catalog import REFCOCO
 from uniresxx.data.readers.folders import data_file
 from uniresxx.data.readers.grefcoco import FOLDERS
 from uniresxx.data.readers.instances import Instances
+from uniresxx.data.readers.refcoco import REFCOCO
 from uniresxx.errors import NotThereError
 from uniresxx.types import Expression, ImageRecord
 

@@ -15,13 +15,13 @@ from typing import Any
 
 from uniresxx.checkpoints.folders import BEST, CARD, CHECKPOINTS, RECIPE, STATE, checkpoint_identity
 from uniresxx.checkpoints.tensors import read_json
+from uniresxx.data.catalog import SCENES
 from uniresxx.data.guard import lines_of_report
 from uniresxx.model.config import UniRESPlusPlusConfig
 from uniresxx.scoring.tally import parts_scored
 
 METRICS = "metrics.json"
 SHOWN = ("gIoU", "cIoU", "Pr@0.5", "N-acc", "T-acc")
-DRAWN = "scenes"  # data sets whose name starts so are drawn by the project itself
 UNKNOWN = "Not recorded beside these weights."
 _HUB_ID = re.compile(r"[\w-]+/[\w.-]+(@[\w./-]+)?")
 
@@ -70,7 +70,10 @@ def _head(config: UniRESPlusPlusConfig, data: Sequence[Mapping[str, Any]]) -> st
 
 
 def _is_drawn(item: Mapping[str, Any]) -> bool:
-    return str(item.get("data", "")).startswith(DRAWN)
+    """Whether an entry of the training data is drawn by the project itself; own data may have any name."""
+    guard = item.get("guard")
+    mode = guard.get("mode") if isinstance(guard, dict) else None
+    return str(item.get("data", "")).partition("/")[0] in SCENES and mode in (None, "drawn")
 
 
 def _pretrained(config: UniRESPlusPlusConfig) -> dict[str, str]:
@@ -192,6 +195,7 @@ def _licence(config: UniRESPlusPlusConfig, data: Sequence[Mapping[str, Any]]) ->
         lines.append(
             "They were trained on annotations and photographs with terms of their own; see the data above."
         )
+    lines += [f"Licence of {item.get('data')}: {item['licence']}." for item in data if item.get("licence")]
     if not parts and not real and data:
         lines.append("The weights come from drawn pictures alone and are Apache-2.0 too.")
     return " ".join(lines)

@@ -237,8 +237,8 @@ def box_of(rle: RLE) -> tuple[int, int, int, int] | None:
 
 def _from_runs(runs: np.ndarray, height: int, width: int) -> RLE:
     """RLE of run lengths (background first); empty runs are merged away."""
-    merged: list[int] = []
-    for index, run in enumerate(int(value) for value in runs):
+    merged: list[int] = runs.tolist() if runs[1:].all() else []
+    for index, run in enumerate(() if merged else runs.tolist()):
         if index == 0 or (run > 0 and len(merged) % 2 == index % 2):
             merged.append(run)
         elif run > 0:

@@ -143,6 +143,7 @@ def entry_of(
         "template": None,
         "checkpoint": None,
         "n_expressions": model.overall["n"],
+        "n_images": len(scored.images_IGK),
         "partial": partial if scored.missing else None,
         "padded_world_size": padded_world_size,
         "padded_expressions": scored.repeated,

@@ -20,6 +20,7 @@ def summary(records: Iterable[ImageRecord]) -> dict[str, Any]:
     how many photos are missing. `refs` are object records by their native ids, where the data set has such.
     """
     totals, kinds, levels = Counter[str](), Counter[Granularity](), Counter[int]()
+    noted = Counter[str]()  # by the reader
     shares: dict[Granularity, list[float]] = {
         kind: [] for kind in Granularity if kind is not Granularity.NONE
     }
@@ -28,6 +29,7 @@ def summary(records: Iterable[ImageRecord]) -> dict[str, Any]:
     for record in records:
         totals["images"] += 1
         totals["left out"] += len(record.source.get("left_out", ()))
+        noted.update(record.source.get("counts", {}))
         totals["photos missing"] += _is_missing(record)
         totals["dialogues"] += len(record.dialogues)
         for expression in record.expressions:
@@ -54,6 +56,7 @@ def summary(records: Iterable[ImageRecord]) -> dict[str, Any]:
         "words, median": statistics.median(words) if words else None,
         "left out": totals["left out"],
         "photos missing": totals["photos missing"],
+        **noted,
     }
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from uniresxx.cli.data import add_data_folder, add_photo_folder, parser_of
-from uniresxx.data.catalog import load_benchmark
+from uniresxx.data.catalog import stream_benchmark
 from uniresxx.data.store.folder import store_named
 from uniresxx.types import ImageRecord
 
@@ -31,7 +31,7 @@ def main(argv: Sequence[str]) -> int:
     words = parse(argv)
     found = store_named(words.name)
     if found is None:
-        records = load_benchmark(words.name, words.data)
+        records: Iterable[ImageRecord] = stream_benchmark(words.name, words.data)
     else:
         from uniresxx.data.store.read import Store
 
@@ -41,7 +41,7 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def lines_of(records: Sequence[ImageRecord]) -> Iterator[dict[str, Any]]:
+def lines_of(records: Iterable[ImageRecord]) -> Iterator[dict[str, Any]]:
     """JSON-ready line of every expression, image by image."""
     for record in records:
         for expression in record.expressions:

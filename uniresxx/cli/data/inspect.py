@@ -10,7 +10,7 @@ from pathlib import Path
 
 from uniresxx.cli.data import add_data_folder, add_photo_folder, parser_of
 from uniresxx.cli.data.counts import beside, summary
-from uniresxx.data.catalog import SCENES, load_benchmark, splits_of
+from uniresxx.data.catalog import SCENES, load_benchmark, splits_of, stream_benchmark
 from uniresxx.data.contact_sheet import Sheet, check_sheet_path, save_sheet
 from uniresxx.data.published_counts import PublishedCount, published_of
 from uniresxx.data.store.folder import store_named
@@ -70,7 +70,10 @@ def _store(
     dataset = store.name.partition("/")[0]
     for item in chosen:
         records, notes = store.records(item), store.meta["splits"][item].get("notes", {})
-        print_split(f"{path}/{item}", passing(records, licences, sheet), published_of(dataset, item), notes)
+        known = None if "own" in store.meta else published_of(dataset, item)  # whatever its name
+        print_split(
+            f"{path}/{item}", passing(records, licences, sheet), known, notes, "own" not in store.meta
+        )
     print_licences(licences)
     return store.name if split is None else f"{dataset}/{split}"
 
@@ -94,7 +97,7 @@ def _data_set(name: str, data: Path | None, sheet: Sheet | None, licences: Count
     missing: list[str] = []
     for item in splits:
         try:
-            records = load_benchmark(f"{dataset}/{item}", data)
+            records = stream_benchmark(f"{dataset}/{item}", data)
         except InputError as error:
             missing.append(f"{dataset}/{item}: {error}")
             continue
@@ -108,14 +111,24 @@ def _data_set(name: str, data: Path | None, sheet: Sheet | None, licences: Count
 
 
 def print_split(
-    name: str, records: Iterable[ImageRecord], known: PublishedCount | None, removed: Mapping[str, int]
+    name: str,
+    records: Iterable[ImageRecord],
+    known: PublishedCount | None,
+    removed: Mapping[str, int],
+    left_out: bool = True,
 ) -> None:
-    """Print the summary of a split beside what is published; a difference is one line on stderr."""
+    """Print the summary of a split beside what is published; a difference is one line on stderr.
+
+    `left_out`: whether the records say what was left out of them; own data says it of the whole store.
+    """
     counts = summary(records)
+    if not left_out:
+        del counts["left out"]
     shown, differ = ({}, list[str]()) if known is None else beside(counts, known, removed)
     print(name)
+    width = max(26, *(len(key) + 1 for key in counts))
     for key, value in counts.items():
-        print(f"  {key:<26}{value!s:<12}{shown.get(key, '')}".rstrip())
+        print(f"  {key:<{width}}{value!s:<12}{shown.get(key, '')}".rstrip())
     if known is not None and known.note:
         print(f"  {'note on the published':<26}{known.note}")
     if differ:

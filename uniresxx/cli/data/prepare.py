@@ -5,22 +5,23 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from uniresxx.cli.data import add_data_folder, parser_of
+from uniresxx.cli.data import add_data_folder, add_store_options, parser_of, prepare_own, shard_bytes
 from uniresxx.cli.data.progress import show_progress
-from uniresxx.data.catalog import SCENES, load_benchmark, splits_of
+from uniresxx.data.catalog import SCENES, splits_of, stream_benchmark
 from uniresxx.data.guard import MODES, Guard, lines_of_report, stored_report
+from uniresxx.data.own.left_out import lines_of_counts
 from uniresxx.data.readers.files import record_opened
 from uniresxx.data.store.folder import is_store
-from uniresxx.data.store.preparation import Preparation
+from uniresxx.data.store.preparation import Load, Preparation
 from uniresxx.data.store.read import Store
-from uniresxx.data.store.shards import SHARD_BYTES
 from uniresxx.data.store.write import write_store
 from uniresxx.errors import InputError
 from uniresxx.types import ImageRecord
@@ -31,11 +32,11 @@ Photos stay where they are, or are packed into tar shards in the store (--pack-i
 not there are named and left out. The guard removes training images that belong to a val or test split of RefCOCO,
 RefCOCO+, RefCOCOg (umd), gRefCOCO or RefCOCOm, as far as their annotations lie under --data; `strict` requires
 all of them, `published_data` keeps everything and the store says so.
+Your own photos and annotations: `uniresxx data prepare own --help`.
 The same command continues after an interruption. STORE appears once it is complete; until then the work lies in
 STORE.partial.
 Exit codes: 0 done; 1 the disk failed; 2 wrong input; 75 stopped."""
 STOPPED = 75
-MAX_SHARD_MB = 1_000_000
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -43,39 +44,23 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = parser_of("prepare", PREPARE)
     parser.add_argument("name", metavar="NAME[/SPLIT]")
     add_data_folder(parser)
-    parser.add_argument("--out", type=Path, required=True, metavar="STORE", help="folder of the store")
     parser.add_argument("--guard", choices=MODES, default="on", help="the leak guard (default: on)")
-    parser.add_argument(
-        "--pack-images",
-        action="store_true",
-        help="copy the photos into the store, as tar shards with an index",
-    )
-    parser.add_argument(
-        "--shard-mb",
-        type=int,
-        default=SHARD_BYTES // 10**6,
-        metavar="MB",
-        help="size of a shard (default: 1000)",
-    )
-    parser.add_argument(
-        "--fresh",
-        action="store_true",
-        help="start over; a finished store stays until the new one is complete",
-    )
+    add_store_options(parser)
     words = parser.parse_args(argv)
-    if not 1 <= words.shard_mb <= MAX_SHARD_MB:
-        raise InputError(f"--shard-mb {words.shard_mb} must be 1 to {MAX_SHARD_MB}")
+    shard_bytes(words)
     return words
 
 
 def main(argv: Sequence[str]) -> int:
-    """`uniresxx data prepare NAME --data DIR --out STORE`; returns the exit code."""
-    words = parse(argv)
+    """`uniresxx data prepare NAME|own … --out STORE`; returns the exit code."""
+    is_own = list(argv[:1]) == [prepare_own.NAME]
+    words = prepare_own.parse(argv[1:]) if is_own else parse(argv)
     try:
         with _stoppable():
-            work = preparation(words.name, words.data, words.guard)
-            if words.pack_images:
-                work = replace(work, shard_bytes=words.shard_mb * 10**6)
+            work = (
+                prepare_own.preparation(words) if is_own else preparation(words.name, words.data, words.guard)
+            )
+            work = replace(work, shard_bytes=shard_bytes(words))
             for line in lines_of_report({**work.about["guard"], "removed": {}}):
                 print(line, file=sys.stderr)
             store = write_store(words.out, work, words.fresh, show_progress)
@@ -98,10 +83,11 @@ def preparation(name: str, root: Path | None, mode: str) -> Preparation:
     with record_opened() as opened:
         guard = None if drawn else Guard.of(mode, root)
 
-    def loader(item: str) -> Callable[[], tuple[Sequence[ImageRecord], Mapping[str, Any]]]:
-        def load() -> tuple[Sequence[ImageRecord], Mapping[str, Any]]:
-            records = load_benchmark(f"{dataset}/{item}", root)
-            return (records, {}) if guard is None else guard.apply(item, records)
+    def loader(item: str) -> Load:
+        def load() -> tuple[Iterable[ImageRecord], Mapping[str, Any]]:
+            records = stream_benchmark(f"{dataset}/{item}", root)
+            removed: Counter[str] = Counter()
+            return (records if guard is None else guard.passing(item, records, removed)), removed
 
         return load
 
@@ -147,8 +133,23 @@ def lines_of_store(store: Store) -> list[str]:
         counts = ", ".join(f"{count} {what}" for what, count in entry["counts"].items() if count)
         lines.append(f"  {split}: {counts or 'nothing'}")
     lines += [f"  {split}: not there ({why})" for split, why in store.meta.get("missing", {}).items()]
-    packed = store.meta.get("photos")
+    packed, own = store.meta.get("photos"), store.meta.get("own")
     if packed is not None:
         size = f"{packed['bytes'] / 10**6:,.1f} MB"
         lines.append(f"photos: {packed['photos']} packed, {size}, {len(packed['shards'])} tar shards")
+    else:
+        lines += _lines_of_photos(store)
+    if own is not None:
+        lines += [f"licence: {own['licence']}", *lines_of_counts(own["left_out"]["counts"])]
     return lines + lines_of_report(stored_report(store.meta))
+
+
+def _lines_of_photos(store: Store) -> list[str]:
+    """How many photos are there, and where the others were looked for."""
+    found, count, folders = store.count_photos()
+    if not count:
+        return []
+    if not folders and "own" in store.meta:  # it holds none of those that were missing
+        found, count = store.meta["own"]["photos"]["found"], store.meta["own"]["photos"]["asked"]
+    where = ", ".join(str(folder) for folder in folders[:3]) + (", …" if len(folders) > 3 else "")
+    return [f"photos: {found} of {count} found" + (f", looked in {where}" if folders else "")]

@@ -91,6 +91,11 @@ class OpenedPart:
         return counts_N
 
     @cached_property
+    def shown(self) -> set[str]:
+        """What this part asks, of ASKED."""
+        return {item for item in self.granularities or ASKED if self._all_counts[:, ASKED.index(item)].any()}
+
+    @cached_property
     def box_levels(self) -> set[str]:
         """Levels ("object", "part") that the shown records have truth boxes of: their own, or those of masks."""
         with_masks = self._all_counts[self.rows].any(axis=0)

@@ -21,8 +21,9 @@ from uniresxx.data.readers.collector import Collector, Photo, Target
 from uniresxx.data.readers.fields import file_name_of, need, photo_id, sentences, shown, whole
 from uniresxx.data.readers.files import load_records, note_opened
 from uniresxx.data.readers.folders import PHOTO_FOLDERS, PhotoFinder, data_folders
+from uniresxx.data.readers.lmdb_pages import check_whole
 from uniresxx.data.readers.pickles import plain_data
-from uniresxx.errors import InputError, NotThereError
+from uniresxx.errors import BadAnnotationError, InputError, NotThereError
 from uniresxx.imaging import decode as images
 from uniresxx.imaging import masks
 from uniresxx.types import RLE, Granularity, ImageRecord, PhotoInside
@@ -40,7 +41,6 @@ SETS = {
 CRIS_PHOTO_FOLDERS = (*PHOTO_FOLDERS, "datasets/images/train2014", "datasets/images")
 MAX_VALUE_BYTES = 64 * 2**20  # one photo and one mask
 _ONE_AT_A_TIME = Lock()
-SLACK_PAGES = 16  # LMDB leaves a few pages at the end unwritten where a transaction freed them again
 
 
 def read_cris(root: Path, split: str, dataset: str = "refcoco") -> list[ImageRecord]:
@@ -81,8 +81,9 @@ def _add_list(collector: Collector, path: Path, finder: PhotoFinder, folders: Se
     for index, record in enumerate(load_records(path)):
         who = f"{path}: record {index}"
         photo = finder.path(file_name_of(record, who, "img_name"), who)
-        rle = mask_of(folders, segment_of(record, who), photo, who)
-        add_segment(collector, record, Granularity.OBJECT, rle, photo, who)
+        with collector.leaving_out():
+            rle = mask_of(folders, segment_of(record, who), photo, who)
+            add_segment(collector, record, Granularity.OBJECT, rle, photo, who)
 
 
 def _add_lmdb(collector: Collector, path: Path, finder: PhotoFinder) -> None:
@@ -92,12 +93,13 @@ def _add_lmdb(collector: Collector, path: Path, finder: PhotoFinder) -> None:
         photo = need(record, "img", who)
         if not isinstance(photo, bytes):
             raise InputError(f"{who}: img must be the photo's bytes, not {shown(photo)}")
-        rle = _mask_of_bytes(need(record, "mask", who), images.encoded_size(photo), who)
-        name = file_name_of(record, who, "img_name")
-        finder.path(name, who)  # refuses a name that no photo can have
-        add_segment(
-            collector, record, Granularity.OBJECT, rle, PhotoInside("lmdb", str(path), key, name), who
-        )
+        with collector.leaving_out():
+            rle = _mask_of_bytes(need(record, "mask", who), images.encoded_size(photo), who)
+            name = file_name_of(record, who, "img_name")
+            finder.path(name, who)  # refuses a name that no photo can have
+            add_segment(
+                collector, record, Granularity.OBJECT, rle, PhotoInside("lmdb", str(path), key, name), who
+            )
 
 
 # ---- segments and mask files, which RefCOCOm shares
@@ -138,16 +140,17 @@ def mask_of(folders: Sequence[Path], segment: str, photo: Path, who: str) -> RLE
             break
     else:
         raise InputError(f"{who}: no mask {segment}.png in {' or '.join(str(item) for item in folders)}")
-    return _checked(images.read_mask(path), images.photo_size(photo), str(path), photo.name, who)
+    return checked_mask(images.read_mask(path), images.photo_size(photo), str(path), photo.name, who)
 
 
 def _mask_of_bytes(data: Any, size: tuple[int, int] | None, who: str) -> RLE:
     if not isinstance(data, bytes):
         raise InputError(f"{who}: mask must be the bytes of a PNG, not {shown(data)}")
-    return _checked(images.decode_mask(data, f"{who}: mask"), size, f"{who}: mask", "beside it", who)
+    return checked_mask(images.decode_mask(data, f"{who}: mask"), size, f"{who}: mask", "beside it", who)
 
 
-def _checked(mask_yx: Any, size: tuple[int, int] | None, name: str, photo: str, who: str) -> RLE:
+def checked_mask(mask_yx: Any, size: tuple[int, int] | None, name: str, photo: str, who: str) -> RLE:
+    """The mask `name`; InputError: its photo is of another size, BadAnnotationError: it covers no pixel."""
     if size is not None and size != mask_yx.shape:
         raise InputError(
             f"{name}: the mask is {mask_yx.shape[0]} x {mask_yx.shape[1]} (height x width), "
@@ -155,7 +158,7 @@ def _checked(mask_yx: Any, size: tuple[int, int] | None, name: str, photo: str, 
         )
     rle = masks.encode(mask_yx)
     if masks.area(rle) == 0:
-        raise InputError(f"{name}: the mask covers no pixel, so it can be no target of {who}")
+        raise BadAnnotationError(f"{name}: the mask covers no pixel, so it can be no target of {who}")
     return rle
 
 
@@ -222,16 +225,8 @@ def _opened(path: Path) -> lmdb.Environment:
     lmdb = _library()
     file = path / "data.mdb" if path.is_dir() else path
     note_opened(file)
-    environment = lmdb.open(
-        str(path), subdir=path.is_dir(), readonly=True, lock=False, create=False, max_dbs=0
-    )
-    pages, page_bytes = environment.info()["last_pgno"] + 1, environment.stat()["psize"]
-    if file.stat().st_size < (pages - SLACK_PAGES) * page_bytes:
-        environment.close()
-        raise InputError(
-            f"{file}: is cut short: {file.stat().st_size} bytes of {pages * page_bytes}; copy it again"
-        )
-    return environment
+    check_whole(file)
+    return lmdb.open(str(path), subdir=path.is_dir(), readonly=True, lock=False, create=False, max_dbs=0)
 
 
 def lmdb_photo(path: Path, key: str) -> bytes:

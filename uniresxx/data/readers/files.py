@@ -58,7 +58,7 @@ def state_of(path: Path) -> str:
 
 def load_pickle(path: Path, max_bytes: int = MAX_PICKLE_BYTES) -> Any:
     """Plain data of a pickle file; InputError where it cannot be read, is over `max_bytes`, or as `plain_data`."""
-    return plain_data(_read(path, max_bytes), str(path))
+    return plain_data(read_bytes(path, max_bytes), str(path))
 
 
 def load_json(path: Path, max_bytes: int = MAX_JSON_BYTES, fallback: str | None = None) -> Any:
@@ -66,7 +66,7 @@ def load_json(path: Path, max_bytes: int = MAX_JSON_BYTES, fallback: str | None 
 
     `fallback` is the encoding of files that are no UTF-8.
     """
-    data = _read(path, max_bytes)
+    data = read_bytes(path, max_bytes)
     try:
         return parse_json(data if fallback is None or _is_utf8(data) else data.decode(fallback))
     except InputError as error:
@@ -135,7 +135,8 @@ def load_records(path: Path) -> list[dict[str, Any]]:
     return content
 
 
-def _read(path: Path, max_bytes: int) -> bytes:
+def read_bytes(path: Path, max_bytes: int = MAX_JSON_BYTES) -> bytes:
+    """The content of an annotation file; InputError where it cannot be read or is over `max_bytes`."""
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     note_opened(path)

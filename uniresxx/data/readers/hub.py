@@ -64,13 +64,14 @@ def read_jxu124(root: Path, split: str, dataset: str = "refcoco") -> list[ImageR
     finder = PhotoFinder(root)
     collector = Collector(f"jxu124/{name} {split}", root, f"jxu124_{dataset}/{split}")
     columns = ("raw_anns", "raw_image_info", "ann_id", "image_id", "split", "sentences", "ref_id", "bbox")
-    for place, row in _rows(root, "jxu124", name, _their_split(splits, split, name), columns):
+    for place, row in parquet_rows(root, "jxu124", name, _their_split(splits, split, name), columns):
         who = str(place)
         if need(row, "split", who) not in (split, splits[split]):
             raise InputError(f"{who}: is of split {shown(row['split'])}, not of {split}")
         box = _box(row, "bbox", who, xywh=False)
         ann, image = _object(row, "raw_anns", who), _object(row, "raw_image_info", who)
-        _add_ref(collector, finder, row, ann, image, box, who)
+        with collector.leaving_out():
+            _add_ref(collector, finder, row, ann, image, box, who)
     return collector.records()
 
 
@@ -79,7 +80,7 @@ def read_jxu124_benchmark(root: Path, split: str) -> list[ImageRecord]:
     finder = PhotoFinder(root)
     start = f"jxu124_benchmark/{split}"
     collector = Collector(f"jxu124/refcoco-benchmark {split}", root, start)
-    for place, row in _rows(root, "jxu124", "refcoco-benchmark", split, ("ref_list", "image_info")):
+    for place, row in parquet_rows(root, "jxu124", "refcoco-benchmark", split, ("ref_list", "image_info")):
         refs = need(row, "ref_list", str(place))
         if not isinstance(refs, list):
             raise InputError(f"{place}: ref_list must be a list, not {shown(refs)}")
@@ -90,7 +91,8 @@ def read_jxu124_benchmark(root: Path, split: str) -> list[ImageRecord]:
             ref, ann = _object(item, "ref_info", name), _object(item, "ann_info", name)
             box = _box(ann, "bbox", name, xywh=True)
             image = _object(row, "image_info", str(place))
-            _add_ref(collector, finder, ref, ann, image, box, name)
+            with collector.leaving_out():
+                _add_ref(collector, finder, ref, ann, image, box, name)
     return collector.records()
 
 
@@ -119,8 +121,9 @@ def read_lmms(root: Path, split: str, dataset: str = "refcoco") -> list[ImageRec
         )
     collector = Collector(f"lmms-lab/{name} {split}", root, f"lmms_{dataset}/{split}")
     columns = ("question_id", "image", "answer", "segmentation", "bbox", "iscrowd", "file_name")
-    for place, row in _rows(root, "lmms-lab", name, _their_split(splits, split, name), columns):
-        _add_answers(collector, row, place)
+    for place, row in parquet_rows(root, "lmms-lab", name, _their_split(splits, split, name), columns):
+        with collector.leaving_out():
+            _add_answers(collector, row, place)
     logger.warning("lmms-lab/%s: %s; report no numbers on it", name, LOSSY)
     return collector.records()
 
@@ -156,7 +159,7 @@ def _add_answers(collector: Collector, row: Mapping[str, Any], place: Place) -> 
     """Add the answers of a row of lmms-lab, unless its mask is known to be wrong. The photo stays in its row."""
     who = str(place)
     file_name = re.sub(r"(_\d{12})_\d+(\.\w+)$", r"\1\2", file_name_of(row, who))
-    size = images.encoded_size(_photo_bytes(row, who))
+    size = images.encoded_size(photo_bytes(row, who))
     if size is None:
         raise InputError(f"{who}: image is no photo in {', '.join(images.FORMATS)}, or is over the cap")
     box = _box(row, "bbox", who, xywh=True)
@@ -192,7 +195,7 @@ def parquet_photo(path: Path, row: int) -> bytes:
     photos = _photos_of_group(path, group) if 0 <= row < starts[-1] else ()
     if row - starts[group] >= len(photos):
         raise InputError(f"{path}: has no row {row} any more; prepare the store again")
-    return _photo_bytes({"image": photos[row - starts[group]].as_py()}, f"{path}: row {row}")
+    return photo_bytes({"image": photos[row - starts[group]].as_py()}, f"{path}: row {row}")
 
 
 @lru_cache(maxsize=1)
@@ -257,7 +260,8 @@ def _fills(rle: RLE, box: Sequence[float]) -> bool:
     return own is not None and all(abs(a - b) <= BOX_PIXELS for a, b in zip(own, box, strict=True))
 
 
-def _photo_bytes(row: Mapping[str, Any], who: str) -> bytes:
+def photo_bytes(row: Mapping[str, Any], who: str) -> bytes:
+    """The encoded photo in the column `image` of a row."""
     image = need(row, "image", who)
     data = image.get("bytes") if isinstance(image, dict) else image
     if not isinstance(data, bytes):
@@ -300,7 +304,7 @@ def _folders(root: Path, owner: str, name: str) -> list[Path]:
     return found + data_folders(root, flat)
 
 
-def _rows(
+def parquet_rows(
     root: Path, owner: str, name: str, split: str, columns: Sequence[str]
 ) -> Iterator[tuple[Place, dict[str, Any]]]:
     """Place and content of every row of a split, of the columns that are there."""

@@ -12,7 +12,7 @@ import numpy as np
 
 from uniresxx.data.readers.fields import file_name_of, need, size_of, whole
 from uniresxx.data.readers.files import load_json
-from uniresxx.errors import InputError
+from uniresxx.errors import BadAnnotationError, InputError
 from uniresxx.imaging import masks
 from uniresxx.types import RLE
 
@@ -29,17 +29,22 @@ COCO_LICENCES: dict[Any, str] = {  # of photos, by the numbers of COCO's own fil
 }
 
 
-def truth(row: Mapping[str, Any], size: tuple[int, int], name: str, who: str) -> RLE:
-    """OR of the polygons or run lengths in `segmentation` at the photo's size (height, width).
+def drawn(row: Mapping[str, Any], size: tuple[int, int], name: str) -> RLE:
+    """OR of the polygons or run lengths in `segmentation` at the photo's size (height, width); it may be empty.
 
-    Raises InputError that starts with `name`, also where no pixel is covered: `who` has no target then.
+    Raises BadAnnotationError that starts with `name`.
     """
     try:
-        rle = masks.from_coco(need(row, "segmentation", name), *size)
+        return masks.from_coco(need(row, "segmentation", name), *size)
     except InputError as error:
-        raise InputError(str(error) if str(error).startswith(name) else f"{name}: {error}") from None
+        raise BadAnnotationError(str(error) if str(error).startswith(name) else f"{name}: {error}") from None
+
+
+def truth(row: Mapping[str, Any], size: tuple[int, int], name: str, who: str) -> RLE:
+    """As `drawn`; BadAnnotationError also where no pixel is covered: `who` has no target then."""
+    rle = drawn(row, size, name)
     if masks.area(rle) == 0:
-        raise InputError(f"{name}: its segmentation covers no pixel, so it can be no target of {who}")
+        raise BadAnnotationError(f"{name}: its segmentation covers no pixel, so it can be no target of {who}")
     return rle
 
 
@@ -99,6 +104,7 @@ class Instances:
     images: Mapping[int, Mapping[str, Any]]
     annotations: Mapping[int, Mapping[str, Any]]
     licences: Mapping[Any, str] = field(default_factory=dict)  # of photos: id -> name
+    categories: Mapping[Any, str] = field(default_factory=dict)  # names by id; empty where the file has none
 
     @classmethod
     def load(cls, path: Path) -> Instances:
@@ -113,7 +119,11 @@ class Instances:
                 raise InputError(f"{path}: {name} must be a list of objects")
             tables[name] = _by_id(rows, f"{path}: {name}")
         return cls(
-            path, tables["images"], tables["annotations"], _licences(content.get("licenses")) or COCO_LICENCES
+            path,
+            tables["images"],
+            tables["annotations"],
+            _names_by_id(content.get("licenses")) or COCO_LICENCES,
+            _names_by_id(content.get("categories")),
         )
 
     def image(self, image_id: int, who: str) -> tuple[str, int, int]:
@@ -127,8 +137,16 @@ class Instances:
         """The licence of a photo by its name, "not stated" where the file has none."""
         return photo_licence(self.images[image_id], self.licences)
 
+    def category(self, row: Mapping[str, Any], who: str) -> str:
+        """The name of an annotation's category."""
+        number = whole(need(row, "category_id", who), "category_id", who)
+        if number not in self.categories:
+            raise InputError(f"{who}: category_id {number} is not in {self.path}")
+        return self.categories[number]
+
     @cached_property
-    def _rows_of_image(self) -> dict[Any, list[Mapping[str, Any]]]:
+    def rows_of_image(self) -> dict[Any, list[Mapping[str, Any]]]:
+        """The annotations of each image by its id."""
         rows: dict[Any, list[Mapping[str, Any]]] = {}
         for row in self.annotations.values():
             if isinstance(row.get("image_id"), int):
@@ -141,7 +159,7 @@ class Instances:
         Empty where an instance has no `bbox` of four numbers: the boxes would not be complete.
         """
         _, height, width = self.image(image_id, who)
-        rows = [row for row in self._rows_of_image.get(image_id, ()) if not row.get("iscrowd", 0)]
+        rows = [row for row in self.rows_of_image.get(image_id, ()) if not row.get("iscrowd", 0)]
         try:
             xywh = np.array([row["bbox"] for row in rows], dtype=np.float32).reshape(len(rows), 4)
         except (KeyError, TypeError, ValueError, OverflowError):
@@ -195,8 +213,8 @@ def photo_licence(row: Mapping[str, Any], names: Mapping[Any, str] = COCO_LICENC
     return f"{names[number]} (COCO {number})" if known else NOT_STATED
 
 
-def _licences(rows: Any) -> dict[Any, str]:
-    """The list of photo licences as id -> name; what is not of that form is left aside."""
+def _names_by_id(rows: Any) -> dict[Any, str]:
+    """A list of photo licences or categories as id -> name; what is not of that form is left aside."""
     good = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
     return {
         row["id"]: row["name"]

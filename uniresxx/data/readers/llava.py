@@ -17,7 +17,7 @@ from uniresxx.data.readers.fields import file_name_of, list_of, need, shown, tex
 from uniresxx.data.readers.files import load_records
 from uniresxx.data.readers.folders import PhotoFinder, data_file
 from uniresxx.data.readers.region_captions import visual_genome_coco_ids
-from uniresxx.errors import InputError
+from uniresxx.errors import BadAnnotationError
 from uniresxx.imaging.decode import photo_size
 from uniresxx.types import ImageRecord, Turn
 
@@ -71,17 +71,14 @@ def read_llava(root: Path, split: str, dataset: str = "llava_pretrain") -> list[
             collector.leave_out(f"{who}: has no image")
             continue
         name = file_name_of(row, who, "image")
-        turns = _turns(row, who)
-        if turns is None:
-            collector.leave_out(f"{who}: its turns are blank or do not alternate between human and gpt")
-            continue
-        if name not in photos:
-            photos[name] = _photo(name, finder.path(name, who), coco_ids)
-        photo = photos[name]
-        if photo is None:
-            collector.leave_out(f"{who}: its photo {name} is missing or cannot be read")
-            continue
-        collector.add_dialogue(photo, row.get("id", index), turns)
+        with collector.leaving_out():
+            turns = _turns(row, who)
+            if name not in photos:
+                photos[name] = _photo(name, finder.path(name, who), coco_ids)
+            photo = photos[name]
+            if photo is None:
+                raise BadAnnotationError(f"{who}: its photo {name} is missing or cannot be read")
+            collector.add_dialogue(photo, row.get("id", index), turns)
     return collector.records()
 
 
@@ -95,14 +92,14 @@ def _photo(name: str, path: Path, coco_ids: Mapping[str, int]) -> Photo | None:
     return Photo(name, path, size, coco_id=coco_id)
 
 
-def _turns(row: Mapping[str, Any], who: str) -> tuple[Turn, ...] | None:
-    """Questions and answers of a row; None where they cannot be asked and answered in turn."""
+def _turns(row: Mapping[str, Any], who: str) -> tuple[Turn, ...]:
+    """Questions and answers of a row; BadAnnotationError where they cannot be asked and answered in turn."""
     said = list_of(row, "conversations", who)
     if not all(isinstance(item, dict) for item in said):
-        raise InputError(f"{who}: conversations must be a list of {{from, value}}, not {shown(said)}")
+        raise BadAnnotationError(f"{who}: conversations must be a list of {{from, value}}, not {shown(said)}")
     roles = [need(item, "from", who) for item in said]
     values = [text_of(item, "value", who).replace(PLACEHOLDER, "").strip() for item in said]
     pairs = len(said) // 2
     if not pairs or roles != ["human", "gpt"] * pairs or not all(values):
-        return None
+        raise BadAnnotationError(f"{who}: its turns are blank or do not alternate between human and gpt")
     return tuple(Turn(values[2 * i], answer=values[2 * i + 1]) for i in range(pairs))

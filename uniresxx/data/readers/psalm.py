@@ -50,17 +50,18 @@ def read_psalm(root: Path, split: str, dataset: str = "refcoco") -> list[ImageRe
         file_name, size = file_name_of(info, f"{who}: image_info"), size_of(info, f"{who}: image_info")
         image_id = str(whole(info["id"], "id", who)) if "id" in info else photo_id(file_name)
         listed = list(sentences({"sentences": need(record, "instruction", who)}, "sent_id", who))
-        target = _target(record, size, dataset == "grefcoco", who)
-        if target is None or not listed:
-            why = "has no sentence" if target else "its only targets are crowd regions"
-            collector.leave_out(f"{who}: {why}")
-            continue
-        asked = [
-            (f"{index}_{place}" if item.native_id is None else item.native_id, item)
-            for place, item in enumerate(listed)
-        ]
-        photo = Photo(image_id, finder.path(file_name, who), size, photo_licence(info))
-        collector.add(who, photo, target, asked)
+        with collector.leaving_out():
+            target = _target(record, size, dataset == "grefcoco", who)
+            if target is None or not listed:
+                why = "has no sentence" if target else "its only targets are crowd regions"
+                collector.leave_out(f"{who}: {why}")
+                continue
+            asked = [
+                (f"{index}_{place}" if item.native_id is None else item.native_id, item)
+                for place, item in enumerate(listed)
+            ]
+            photo = Photo(image_id, finder.path(file_name, who), size, photo_licence(info))
+            collector.add(who, photo, target, asked)
     return collector.records()
 
 

@@ -18,6 +18,18 @@ from uniresxx.data.readers.folders import PHOTO_FOLDERS, PhotoFinder, data_file
 from uniresxx.data.readers.instances import NOT_STATED, Instances
 from uniresxx.types import Granularity, ImageRecord
 
+UNC_SPLITS = ("train", "val", "testA", "testB")
+# name -> (folder, name of the splits in its file, splits); google splits share photos between train and val:
+# their numbers cannot be compared with those of the unc and umd splits
+REFCOCO = {
+    "refcoco": ("refcoco", "unc", UNC_SPLITS),
+    "refcoco_google": ("refcoco", "google", ("train", "val", "test")),
+    "refcoco+": ("refcoco+", "unc", UNC_SPLITS),
+    "refcocog_umd": ("refcocog", "umd", ("train", "val", "test")),
+    "refcocog_google": ("refcocog", "google", ("train", "val")),
+    "refclef_unc": ("refclef", "unc", (*UNC_SPLITS, "testC")),
+    "refclef_berkeley": ("refclef", "berkeley", ("train", "val", "test")),
+}
 CLEF_FOLDERS = ("images/saiapr_tc-12", "refer_seg/images/saiapr_tc-12", "saiapr_tc-12")
 CLEF_BAD = frozenset({"19579.jpg", "17975.jpg", "19575.jpg"})  # as CRIS's data_process.py skips them
 
@@ -52,13 +64,14 @@ def read_refcoco(
         if instances.is_crowd(ann_id, image_id, who):
             collector.leave_out(f"{who}: its target ann {ann_id} is a crowd region")
             continue
-        rle = instances.mask(ann_id, image_id, who)
-        source = {"ref_id": record.get("ref_id"), "ann_id": ann_id}
-        source |= instances.overlap_source([ann_id], [rle], image_id, who)
-        name = f"{'saiapr_' if clef else ''}{image_id}"
-        photo = Photo(
-            name, finder.path(file_name, who), (height, width), instances.licence(image_id),
-            instances.boxes(image_id, who),
-        )  # fmt: skip
-        collector.add(who, photo, Target(Granularity.OBJECT, rle, source), with_sent_ids(record, who))
+        with collector.leaving_out():
+            rle = instances.mask(ann_id, image_id, who)
+            source = {"ref_id": record.get("ref_id"), "ann_id": ann_id}
+            source |= instances.overlap_source([ann_id], [rle], image_id, who)
+            name = f"{'saiapr_' if clef else ''}{image_id}"
+            photo = Photo(
+                name, finder.path(file_name, who), (height, width), instances.licence(image_id),
+                instances.boxes(image_id, who),
+            )  # fmt: skip
+            collector.add(who, photo, Target(Granularity.OBJECT, rle, source), with_sent_ids(record, who))
     return collector.records()

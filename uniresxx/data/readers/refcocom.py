@@ -50,9 +50,12 @@ def read_refcocom(root: Path, stem: str) -> list[ImageRecord]:
     for index, record in enumerate(records):
         who = f"{path}: record {index}"
         photo = finder.path(file_name_of(record, who, "img_name"), who)
-        rle = cris.mask_of(folders, cris.segment_of(record, who), photo, who)
-        granularity = Granularity.PART if parts is None or _key(record, who) in parts else Granularity.OBJECT
-        cris.add_segment(collector, record, granularity, rle, photo, who)
+        with collector.leaving_out():
+            rle = cris.mask_of(folders, cris.segment_of(record, who), photo, who)
+            granularity = (
+                Granularity.PART if parts is None or _key(record, who) in parts else Granularity.OBJECT
+            )
+            cris.add_segment(collector, record, granularity, rle, photo, who)
     return collector.records()
 
 

@@ -23,7 +23,7 @@ from uniresxx.data.readers.collector import Collector, Photo
 from uniresxx.data.readers.fields import file_name_of, list_of, need, shown, size_of, text_of, whole
 from uniresxx.data.readers.files import json_lines, load_records
 from uniresxx.data.readers.folders import PhotoFinder, data_file, data_folders
-from uniresxx.errors import InputError, NotThereError
+from uniresxx.errors import BadAnnotationError, InputError, NotThereError
 from uniresxx.types import ImageRecord, Turn
 
 FOLDERS = ("region_captions",)
@@ -37,6 +37,7 @@ QUESTIONS = (
     "Write a caption of {region}.",
 )
 Box = tuple[float, float, float, float]
+Region = tuple[object, Box, str]  # id, corners in pixels, caption
 
 
 def read_region_captions(root: Path, split: str) -> list[ImageRecord]:
@@ -53,11 +54,12 @@ def read_region_captions(root: Path, split: str) -> list[ImageRecord]:
     for index, (who, row) in enumerate(listed):
         name = file_name_of(row, who, "image")
         photo = Photo(name, finder.path(name, who), size_of(row, who), coco_id=_coco_id(row, who))
-        regions = [
-            (item.get("id", f"{index}_{place}"), _named_box(item, f"{who}: region {place}"), item)
-            for place, item in enumerate(_regions(row, who))
-        ]
-        _add(collector, photo, [(key, box, text_of(item, "caption", who)) for key, box, item in regions])
+        regions: list[Region] = []
+        for place, item in enumerate(_regions(row, who)):
+            with collector.leaving_out():
+                box = _named_box(item, f"{who}: region {place}")
+                regions.append((item.get("id", f"{index}_{place}"), box, text_of(item, "caption", who)))
+        _add(collector, photo, regions)
     return collector.records()
 
 
@@ -95,14 +97,14 @@ def read_visual_genome(root: Path, split: str) -> list[ImageRecord]:
             size_of(image, f"{about}: image {image_id}"),
             coco_id=_coco_id(image, f"{about}: image {image_id}"),
         )
-        regions = []
+        regions: list[Region] = []
         for place, item in enumerate(_regions(row, who)):
             named = f"{who}: region {place}"
-            x, y, width, height = _numbers(
-                [need(item, key, named) for key in ("x", "y", "width", "height")], named
-            )
-            phrase = text_of(item, "phrase", named)
-            regions.append((need(item, "region_id", named), (x, y, x + width, y + height), phrase))
+            values = [need(item, key, named) for key in ("x", "y", "width", "height")]
+            with collector.leaving_out():
+                x, y, width, height = _numbers(values, named)
+                phrase = text_of(item, "phrase", named)
+                regions.append((need(item, "region_id", named), (x, y, x + width, y + height), phrase))
         _add(collector, photo, regions)
     return collector.records()
 
@@ -126,7 +128,7 @@ def on_grid(box: Box, size: tuple[int, int]) -> str:
     return f"({x0},{y0}),({x1},{y1})"
 
 
-def _add(collector: Collector, photo: Photo, regions: Sequence[tuple[object, Box, str]]) -> None:
+def _add(collector: Collector, photo: Photo, regions: Sequence[Region]) -> None:
     """Add the regions of a photo (id, box in pixels, caption), and their boxes as those of captioned regions."""
     if photo.image_id in collector.images:
         raise InputError(f"{collector.where}: image {photo.image_id} is in two records: join their regions")
@@ -160,10 +162,10 @@ def _regions(row: Mapping[str, Any], who: str) -> Iterator[Mapping[str, Any]]:
 
 
 def _named_box(region: Mapping[str, Any], who: str) -> Box:
-    """`xyxy`, or `xywh` as corners; InputError where a region has not exactly one of them."""
+    """`xyxy`, or `xywh` as corners; BadAnnotationError where a region has not exactly one of them."""
     named = [name for name in ("xyxy", "xywh") if name in region]
     if len(named) != 1:
-        raise InputError(
+        raise BadAnnotationError(
             f"{who}: must have one of xyxy and xywh, a box in pixels; it has {named or 'neither'}"
         )
     a, b, c, d = _numbers(region[named[0]], who)
@@ -176,7 +178,7 @@ def _numbers(values: Any, who: str) -> Box:
         for value in values
     )
     if not plain or len(values) != 4:
-        raise InputError(f"{who}: a box must be four numbers in pixels, not {shown(values)}")
+        raise BadAnnotationError(f"{who}: a box must be four numbers in pixels, not {shown(values)}")
     x0, y0, x1, y1 = (float(value) for value in values)
     return x0, y0, x1, y1
 

@@ -15,27 +15,41 @@ import numpy as np
 from uniresxx.data.readers.cris import lmdb_photo
 from uniresxx.data.readers.hub import parquet_photo
 from uniresxx.errors import InputError
-from uniresxx.imaging.decode import MAX_BYTES, decode_photo, read_photo
+from uniresxx.imaging.decode import MAX_BYTES, decode_photo, encoded_header, read_encoded, turned_raw
 from uniresxx.types import ImageRecord, PhotoInside
 
 
 def photo_of(record: ImageRecord) -> np.ndarray:
-    """Pixels of a record, uint8 (y, x, 3); InputError where they are missing or of another size."""
+    """Pixels of a record, uint8 (y, x, 3); InputError where they are missing or of another size.
+
+    They are in the frame of the annotations: where the record's size is that of the photo as it is stored, and not
+    as a person sees it (its EXIF orientation applied), it is not turned.
+    """
+    size = record.height, record.width
     if record.pixels is not None:
         photo, name = record.pixels, f"image {record.image_id}"
-    elif record.inside is not None:
-        name = f"{record.inside.file}: {record.inside.name}"
-        photo = decode_photo(encoded_photo(record.inside), name)
-    elif record.path is not None:
-        photo, name = read_photo(record.path), record.path
+    elif record.inside is not None or record.path is not None:
+        data, name = encoded_bytes(record.inside or str(record.path))
+        photo = decode_photo(data, name)
+        if photo.shape[:2] != size:
+            header = encoded_header(data, name)
+            if header.stored == size:
+                photo = turned_raw(photo, header.orientation)
     else:
         raise InputError(f"image {record.image_id}: the record holds neither pixels nor a photo's place")
-    if photo.shape != (record.height, record.width, 3):
+    if photo.shape != (*size, 3):
         raise InputError(
             f"{name}: the photo is {photo.shape[0]} x {photo.shape[1]} (height x width), "
             f"but its annotations say {record.height} x {record.width}"
         )
     return photo
+
+
+def encoded_bytes(photo: str | PhotoInside) -> tuple[bytes, str]:
+    """(bytes, name for errors) of a photo, in a file of its own or inside another. InputError as `encoded_photo`."""
+    if isinstance(photo, str):
+        return read_encoded(photo), photo
+    return encoded_photo(photo), f"{photo.file}: {photo.name}"
 
 
 def encoded_photo(photo: PhotoInside) -> bytes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,9 @@ from uniresxx.errors import InputError
 from uniresxx.types import ImageRecord
 
 ROWS_PER_BATCH = 256  # about 2 MB of RefCOCO, checked and parsed at one go
-# a split is read only when its rows are needed: its records, and notes for the metadata
-Load = Callable[[], tuple[Sequence[ImageRecord], Mapping[str, Any]]]
+# a split is read only when its rows are needed: its records, passed over once, and notes for the metadata, which are
+# complete when the records are
+Load = Callable[[], tuple[Iterable[ImageRecord], Mapping[str, Any]]]
 
 
 @dataclass(frozen=True)

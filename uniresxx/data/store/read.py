@@ -21,6 +21,7 @@ from typing import Any, overload
 
 import pyarrow as pa
 
+from uniresxx.data.readers.folders import PhotoFinder
 from uniresxx.data.store import shards
 from uniresxx.data.store.folder import INDEX, RECORDS, read_meta
 from uniresxx.data.store.rows import SCHEMA, record_of
@@ -46,6 +47,9 @@ class Store:
         self._index = pa.memory_map(str(path / INDEX)).read_buffer()
         packed = self.meta.get("photos")
         self.shards = None if packed is None else shards.Shards.open(path, packed, len(self))
+        # photos that were not there when the store was made may have arrived in another folder
+        incomplete = self.shards is None and self.meta.get("photos_missing", 0) > 0
+        self._finder = PhotoFinder(self.image_root) if incomplete and self.image_root is not None else None
         self._checked: set[int] = set()
         self._last: tuple[int, pa.RecordBatch] | None = None
 
@@ -84,6 +88,8 @@ class Store:
     def record_of(self, index: int, row: Mapping[str, Any]) -> ImageRecord:
         """The record of row `index` (its content is `row`), its photo in the shards where the store has any."""
         record = record_of(row, self.image_root)
+        if self._finder is not None and record.path is not None:
+            record = replace(record, path=str(self._finder.find_again(row["path"])))
         if self.shards is None or (record.path is None and record.inside is None):
             return record
         name = record.inside.name if record.inside is not None else Path(str(record.path)).name
@@ -91,6 +97,19 @@ class Store:
 
     def __iter__(self) -> Iterator[ImageRecord]:
         return (self[index] for index in range(len(self)))
+
+    def count_photos(self) -> tuple[int, int, list[Path]]:
+        """(photos that are there, rows that have one, folders of the missing ones), looked at now."""
+        root, found, count = self.image_root or Path(), 0, 0
+        folders: dict[Path, None] = {}
+        for number, _ in self.batches():
+            for place in photo_places(self.batch(number)):
+                path = root / place if self._finder is None else self._finder.find_again(place)
+                count += 1
+                found += path.exists()
+                if not path.exists():
+                    folders[path.parent] = None
+        return found, count, list(folders)
 
     def rows(self, split: str | None = None) -> range:
         """Row numbers of a split, of all where None; InputError lists the splits."""
@@ -150,10 +169,18 @@ class Store:
         return batch
 
 
+def photo_places(batch: pa.RecordBatch) -> Iterator[str]:
+    """The files that the photos of a record batch are or lie in: below the image root, or absolute."""
+    for row in batch.select(["path", "inside"]).to_pylist():
+        place = row["path"] if row["inside"] is None else row["inside"]["file"]
+        if place is not None:
+            yield place
+
+
 class StoreRecords(Sequence[ImageRecord]):
     """Some rows of a store as a sequence of records that holds none of them."""
 
-    def __init__(self, store: Store, rows: range) -> None:
+    def __init__(self, store: Store, rows: Sequence[int]) -> None:
         self.store, self.rows = store, rows
 
     def __len__(self) -> int:

@@ -32,7 +32,9 @@ ENTRY = struct.Struct("<IIIIQQ32s")
 NO_PHOTO = 2**32 - 1  # the shard of a row without one: drawn pictures
 BLOCK = tarfile.BLOCKSIZE
 END = bytes(2 * BLOCK)  # of a tar file
-SUFFIXES = {b"\xff\xd8": ".jpg", b"\x89P": ".png", b"RI": ".webp"}
+SUFFIXES = {
+    b"\xff\xd8": ".jpg", b"\x89P": ".png", b"RI": ".webp", b"BM": ".bmp", b"II": ".tif", b"MM": ".tif"
+}  # fmt: skip
 FLUSH_ROWS = 256  # how much is done again after a crash
 SHARD_BYTES = 10**9
 

@@ -12,7 +12,8 @@ import json
 import os.path
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +33,13 @@ from uniresxx.data.store.output import (
     remove_pieces,
 )
 from uniresxx.data.store.preparation import ROWS_PER_BATCH, Load, Preparation
-from uniresxx.data.store.read import INDEX_ENTRY, Store
+from uniresxx.data.store.read import INDEX_ENTRY, Store, photo_places
 from uniresxx.data.store.rows import SCHEMA, row_of
 from uniresxx.errors import InputError, NotThereError
 from uniresxx.files import lock_file, sync_to_disk, write_atomic
 from uniresxx.types import Granularity, ImageRecord
 
+STREAM_REPORT = 40  # batches, about 10,000 rows: how often a split of unknown length reports its progress
 Progress = Callable[[str, int, int], None]  # (what, done, of)
 
 
@@ -146,17 +148,41 @@ def _write_split(
             records, notes = load()
         except NotThereError as error:
             return {"missing": str(error)}
+        total = len(records) if isinstance(records, Sized) else None
+        counts, rows, number = counts_of([]), 0, 0
+        for some in batched(records, ROWS_PER_BATCH):
+            _note_files(partial, work, opened, done, first=number == 0)
+            path = _chunk_path(partial, work, split, number)
+            if not path.is_file():  # written atomically: there means whole
+                write_atomic(path, _chunk_of([row_of(item, split, work.image_root) for item in some]))
+            counts = {what: count + counts[what] for what, count in counts_of(some).items()}
+            rows, number = rows + len(some), number + 1
+            if total is not None or number % STREAM_REPORT == 0:
+                progress(split, rows, rows if total is None else total)
+        _note_files(partial, work, opened, done)
+    return {"rows": rows, "counts": counts, "notes": dict(notes)}
+
+
+def batched(records: Iterable[ImageRecord], size: int) -> Iterator[list[ImageRecord]]:
+    """Lists of `size` records, the last one shorter."""
+    items = iter(records)
+    while some := list(islice(items, size)):
+        yield some
+
+
+def _note_files(
+    partial: Path, work: Preparation, opened: Mapping[Path, str], done: dict[str, Any], first: bool = False
+) -> None:
+    """Note the files that a split was read from, before the next piece of it is written.
+
+    A continued split is read from the same files. InputError where one changed.
+    """
+    before = len(done["inputs"])
     for name, state in work.states(opened).items():
         if done["inputs"].setdefault(name, state) != state:
             raise InputError(f"{name}: changed while the store was prepared; --fresh starts over")
-    _write_json(partial / MANIFEST, done)  # before the first piece: a continued split has the same files
-    for number, start in enumerate(range(0, len(records), ROWS_PER_BATCH)):
-        path = _chunk_path(partial, work, split, number)
-        if not path.is_file():  # written atomically: there means whole
-            some = records[start : start + ROWS_PER_BATCH]
-            write_atomic(path, _chunk_of([row_of(item, split, work.image_root) for item in some]))
-        progress(split, min(start + ROWS_PER_BATCH, len(records)), len(records))
-    return {"rows": len(records), "counts": counts_of(records), "notes": dict(notes)}
+    if first or len(done["inputs"]) > before:
+        _write_json(partial / MANIFEST, done)
 
 
 def counts_of(records: Sequence[ImageRecord]) -> dict[str, int]:
@@ -222,7 +248,8 @@ def _assemble(
     about: Mapping[str, Any],
 ) -> None:
     """Put the pieces together: records, index, metadata. Leaves the pieces where they are."""
-    entries, content = [], hashlib.sha256()
+    entries, content, missing = [], hashlib.sha256(), 0
+    root = work.image_root or Path()
     total = sum(entry["rows"] for entry in ordered.values())
     with pa.OSFile(str(partial / RECORDS), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
         done = 0
@@ -231,12 +258,14 @@ def _assemble(
             writer.write_batch(batch)
             entries.append((sink.tell() - message.size, message.size, batch.num_rows, zlib.crc32(message)))
             content.update(b"".join(batch.column("digest").to_pylist()))
+            missing += sum(not (root / place).exists() for place in photo_places(batch))
             done += batch.num_rows
             progress("putting together", done, total)
     sync_to_disk(partial / RECORDS)
     # a format with no entry would leave an empty file, which cannot be mapped
     packed = b"".join(INDEX_ENTRY.pack(*item) for item in entries) or bytes(INDEX_ENTRY.size)
     write_atomic(partial / INDEX, packed)
+    about = {**about, "photos_missing": missing} if missing else about
     meta = _meta(partial, work, ordered, content.hexdigest(), about)
     write_atomic(partial / META, json.dumps(meta, indent=1).encode())
 
