@@ -260,7 +260,7 @@ def test_a_name_counts_all_its_annotations_also_those_with_a_sentence(folder, pr
      ("a", 1, "the a"), ("theatre", 1, "the theatre"), ("a cat", 2, "a cat")],
 )  # fmt: skip
 def test_what_a_name_becomes(category, count, phrase):
-    from uniresxx.data.own.asked import phrase_of
+    from uniresxx.data.own.targets import phrase_of
 
     assert phrase_of(category, count) == phrase
 

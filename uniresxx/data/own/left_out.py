@@ -1,4 +1,4 @@
-"""What is left out of own data, by reason, and how it is said."""
+"""What is left out of own data, counted and listed by reason."""
 
 from __future__ import annotations
 

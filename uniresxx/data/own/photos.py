@@ -79,7 +79,7 @@ class Photos:
         return ["/".join(name) for name in names if not ends[name]]
 
 
-def told_frame(photo: FoundPhoto, size: Size | None) -> Frame | None:
+def frame_of_size(photo: FoundPhoto, size: Size | None) -> Frame | None:
     """The frame that width and height of an annotation tell, None where both or neither agree."""
     header = photo.header
     assert header is not None, photo
@@ -94,9 +94,9 @@ class Frames:
     of all others which tell one, and upright where these differ or there are none (our choice).
     """
 
-    def __init__(self, asked: Frame | None, told: Iterable[Frame | None]) -> None:
+    def __init__(self, asked: Frame | None, by_size: Iterable[Frame | None]) -> None:
         self.asked = asked
-        known: Collection[Frame] = {frame for frame in told if frame is not None}
+        known: Collection[Frame] = {frame for frame in by_size if frame is not None}
         self.default: Frame = "raw" if known == {"raw"} else "upright"
         self.photos: dict[Path, Frame] = {}  # of photos with an orientation, as they were read
 
@@ -107,8 +107,8 @@ class Frames:
         """
         header = photo.header
         assert header is not None, photo
-        told = told_frame(photo, size)
-        frame = self.asked or told or self.default
+        by_size = frame_of_size(photo, size)
+        frame = self.asked or by_size or self.default
         expected = header.upright if frame == "upright" else header.stored
         if size is not None and size != expected and not in_shares:
             raise OtherSizeError(
@@ -120,7 +120,7 @@ class Frames:
         return frame
 
     def line(self) -> str | None:
-        """What is said of EXIF; None where no photo has an orientation."""
+        """A line about EXIF orientations; None where no photo has an orientation."""
         if not self.photos:
             return None
         counts = Counter(self.photos.values())

@@ -1,4 +1,4 @@
-"""Own data as records by split, with what is said of it."""
+"""Own data as records by split, with the lines that describe it."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from uniresxx.data.own.asked import Asked, Reader
 from uniresxx.data.own.given import Given
 from uniresxx.data.own.left_out import LeftOut, Reason
 from uniresxx.data.own.photos import Frame, Frames, Photos
+from uniresxx.data.own.targets import PhotoTarget, Reader
 from uniresxx.data.readers.collector import Collector, Photo, Target
 from uniresxx.data.readers.fields import Sentence
 from uniresxx.errors import InputError
@@ -20,7 +20,7 @@ from uniresxx.types import ImageRecord
 
 @dataclass
 class OwnData:
-    """The records by split, and what is said of them."""
+    """The records by split, and the lines that describe them."""
 
     records: dict[str, list[ImageRecord]]
     photos: Photos
@@ -62,7 +62,7 @@ def read_own(given: Given, folder: Path, name: str, licence: str, frame: Frame |
         InputError: no photo is there, or nothing is left that can be asked.
     """
     reader = Reader(given, folder, frame)
-    asked = list(reader.asked())
+    targets = list(reader.targets())
     for problem in given.unreadable:
         reader.left_out.add(Reason.UNREADABLE, problem)
     for missing in reader.photos.missing:
@@ -70,14 +70,14 @@ def read_own(given: Given, folder: Path, name: str, licence: str, frame: Frame |
     line = line_of_photos(reader.photos)
     if reader.photos.missing and not reader.photos.found:
         raise InputError(f"{line}; put them there, or name their folder with --photos")
-    if not asked:
+    if not targets:
         counts = ", ".join(f"{reason} {count}" for reason, count in reader.left_out.counts().items())
         raise InputError(f"nothing is left to ask ({line}; left out: {counts or 'nothing'})")
     records: dict[str, list[ImageRecord]] = {}
-    for split in dict.fromkeys(item.split for item in asked):
+    for split in dict.fromkeys(item.split for item in targets):
         collector = Collector(f"{name}/{split}", folder, f"{name}/{split}", licence)
         numbers: Counter[Path] = Counter()
-        for item in asked:
+        for item in targets:
             if item.split == split:
                 _collect(collector, item, folder, licence, numbers, reader.frames)
         records[split] = collector.records()
@@ -85,7 +85,12 @@ def read_own(given: Given, folder: Path, name: str, licence: str, frame: Frame |
 
 
 def _collect(
-    collector: Collector, item: Asked, folder: Path, licence: str, numbers: Counter[Path], frames: Frames
+    collector: Collector,
+    item: PhotoTarget,
+    folder: Path,
+    licence: str,
+    numbers: Counter[Path],
+    frames: Frames,
 ) -> None:
     path, header = item.photo.path, item.photo.header
     assert header is not None, path

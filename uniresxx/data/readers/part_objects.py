@@ -2,7 +2,7 @@
 
 "the wheel of the car" means all visible wheels of the car, as in RefCOCOm. A category names an object only where
 the photo shows one of it; several are meant together ("all wheels of the cars"), and where a set does not say how
-many the photo shows (crowd regions, categories that were not annotated exhaustively) nothing is said.
+many the photo shows (crowd regions, categories that were not annotated exhaustively) there is no phrase.
 """
 
 from __future__ import annotations

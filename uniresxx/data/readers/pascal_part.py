@@ -89,7 +89,7 @@ def _mat_images(path: Path, mats: Path, finder: PhotoFinder, report: Collector) 
 
 
 def _mat_image(path: Path, name: str, finder: PhotoFinder) -> PartImage:
-    """The objects of one MATLAB file; BadAnnotationError: one of them can be no target, so nothing is said of any."""
+    """The objects of one MATLAB file; BadAnnotationError: one of them can be no target, so none is used."""
     objects, size = [], None
     for index, item in enumerate(_objects_of(path)):
         who = f"{path}: object {index}"

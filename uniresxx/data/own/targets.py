@@ -1,4 +1,4 @@
-"""From what is given to what is asked: finds photos and frames, draws masks, chooses sentences and splits."""
+"""Annotations become targets: finds photos and frames, draws masks, chooses sentences and splits."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from uniresxx.data.own.annotations import Annotation, AnnotationFile, Reference,
 from uniresxx.data.own.files import FileIndex, composed, name_parts
 from uniresxx.data.own.given import Given
 from uniresxx.data.own.left_out import LeftOut, Reason
-from uniresxx.data.own.photos import FoundPhoto, Frame, Frames, OtherSizeError, Photos, told_frame
+from uniresxx.data.own.photos import FoundPhoto, Frame, Frames, OtherSizeError, Photos, frame_of_size
 from uniresxx.errors import InputError
 from uniresxx.imaging import masks
 from uniresxx.imaging.decode import photo_header, read_mask, turned_upright
@@ -21,7 +21,7 @@ ARTICLES = ("the ", "a ", "an ")
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class PhotoTarget:
     """Sentences about one target of a photo; `rle` is None where it is not there."""
 
     who: str
@@ -34,7 +34,7 @@ class Asked:
 
 
 class Reader:
-    """Everything that is needed to turn annotations, rows and refs into what is asked."""
+    """Turns annotations, rows and refs into targets."""
 
     def __init__(self, given: Given, folder: Path, frame: Frame | None) -> None:
         self.given, self.left_out = given, LeftOut()
@@ -46,10 +46,10 @@ class Reader:
         self.drawn: dict[
             tuple[Path, int], RLE | None
         ] = {}  # by photo and annotation: several refs may name one
-        self.frames = Frames(frame, self._told())
+        self.frames = Frames(frame, self._frames_of_sizes())
 
-    def asked(self) -> Iterator[Asked]:
-        """What is asked, from the sentences files where these have sentences, else from the annotations."""
+    def targets(self) -> Iterator[PhotoTarget]:
+        """The targets, from the sentences files where these have sentences, else from the annotations."""
         if self.given.sources:
             for row, paths in self.rows:
                 yield from self._of_row(row, paths)
@@ -74,17 +74,17 @@ class Reader:
     def _split(self, own: str, photo: FoundPhoto, file: AnnotationFile | None) -> str:
         return own or self.splits.get(photo.path) or (file.split if file and file.split else "train")
 
-    def _told(self) -> Iterator[Frame | None]:
+    def _frames_of_sizes(self) -> Iterator[Frame | None]:
         """The frames that sizes tell, of all photos with an orientation."""
         for item in (item for file in self.given.annotations for item in file.annotations):
             found = None if item.photo is None else self.photos.look(item.photo)
             if found is not None and found.is_turned:
-                yield told_frame(found, item.size)
+                yield frame_of_size(found, item.size)
         for row, paths in self.rows:
             found = None if row.photo is None else self.photos.look(row.photo)
             if found is not None and found.is_turned:
                 yield from (
-                    told_frame(found, _size_of_mask(path)) for path in paths.values() if path is not None
+                    frame_of_size(found, _size_of_mask(path)) for path in paths.values() if path is not None
                 )
 
     def _photo(self, item: Annotation | SentenceRow) -> FoundPhoto | None:
@@ -160,7 +160,7 @@ class Reader:
 
     # ---- the three sources
 
-    def _of_row(self, row: SentenceRow, paths: Mapping[str, Path | None]) -> Iterator[Asked]:
+    def _of_row(self, row: SentenceRow, paths: Mapping[str, Path | None]) -> Iterator[PhotoTarget]:
         photo = self._photo(row)
         if photo is None:
             return
@@ -186,12 +186,12 @@ class Reader:
         if rle is not None and masks.area(rle) == 0:
             self.left_out.add(Reason.NO_PIXELS, row.who)
             return
-        yield Asked(
+        yield PhotoTarget(
             row.who, photo, self._split(row.split, photo, None), row.texts,
             _granularity(len(rles), row.is_part), rle, tuple(paths),
         )  # fmt: skip
 
-    def _of_reference(self, ref: Reference) -> Iterator[Asked]:
+    def _of_reference(self, ref: Reference) -> Iterator[PhotoTarget]:
         file = self._file_of(ref)
         if ref.problem:
             self.left_out.add(Reason.UNREADABLE, ref.who, ref.problem)
@@ -221,7 +221,7 @@ class Reader:
             if rle is None:
                 return
             rles.append(rle)
-        yield Asked(
+        yield PhotoTarget(
             ref.who, photo, self._split(ref.split, photo, file), ref.texts,
             _granularity(len(rles), ref.is_part), _union(rles, photo), ref.annotation_ids,
         )  # fmt: skip
@@ -253,7 +253,7 @@ class Reader:
         files = [file for file in self.given.annotations if not ref.image_id or ref.image_id in file.images]
         return max(files, key=fits, default=None) if len(files) != 1 else files[0]
 
-    def _of_annotations(self) -> Iterator[Asked]:
+    def _of_annotations(self) -> Iterator[PhotoTarget]:
         """Own sentences of each annotation; the others by name, where a name that comes again means all of it."""
         named: dict[tuple[Path, str, str], list[tuple[Annotation, RLE]]] = {}
         photos: dict[Path, FoundPhoto] = {}
@@ -268,7 +268,7 @@ class Reader:
                 named.setdefault((photo.path, split, composed(item.category)), []).append((item, rle))
             if item.texts:
                 meant = _granularity(1, item.is_part)
-                yield Asked(item.who, photo, split, item.texts, meant, rle, (item.native_id,))
+                yield PhotoTarget(item.who, photo, split, item.texts, meant, rle, (item.native_id,))
             elif not item.category:
                 self.left_out.add(Reason.NO_SENTENCE, item.who)
         for (path, split, _), group in named.items():
@@ -280,7 +280,7 @@ class Reader:
                     _union([rle for _, rle in group], photos[path]),
                     tuple(item.native_id for item in items),
                 )
-                yield Asked(items[0].who, photos[path], split, (phrase,), meant, rle, ids)
+                yield PhotoTarget(items[0].who, photos[path], split, (phrase,), meant, rle, ids)
 
 
 def phrase_of(category: str, count: int) -> str:
