@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mllm.config import MLLMConfig
-from mllm.loading import load_llava
+from mllm.loading_llm import load_llava
 from mllm.modeling import MLLM, Boxes
 from mllm.tokens import Vocabulary
 from mllm.vision_flow import ImageTokens, box_mean
