@@ -107,7 +107,10 @@ def _check_llava(model: MLLM, source: str, configs: LlavaConfigs, with_tower: bo
             f"{source} has the projector {configs.projector!r} and mllm.projector is {c.projector!r}: "
             f"give --model.mllm.projector {configs.projector}, where that is one of the two kinds"
         )
-    refuse_other_config(source, configs.language, c.llm_config, "mllm.llm", FREE_IN_LANGUAGE_MODEL)
+    rows = {"vocab_size": _rows(model, configs.language)}
+    refuse_other_config(
+        source, configs.language, c.llm_config, "mllm.llm", FREE_IN_LANGUAGE_MODEL, wanted=rows
+    )
     if with_tower:
         if configs.tower is not None:
             refuse_other_config(source, configs.tower, c.low_config, "mllm.low", FREE_IN_TOWER)

@@ -97,11 +97,13 @@ def refuse_other_config(
     ours: PreTrainedConfig,
     field: str,
     free: set[str],
-    words: Sequence[str] | None = None,
+    wanted: Mapping[str, Any] | None = None,
+    words: Sequence[str] = (),
 ) -> None:
     """ValueError where a source was made with another config than `field` ("mllm.llm") has.
 
-    `free`: keys that may differ. `words`: what `--model.FIELD` takes to fit; None: the differing keys.
+    `free`: keys that may differ. The line says what `--model.FIELD` takes to fit: `words`, or where there are none
+    the differing keys and then `wanted`.
     """
     there, here = (_without(config.to_dict(), free) for config in (theirs, ours))
     differing = sorted(key for key in there.keys() | here.keys() if there.get(key) != here.get(key))
@@ -111,10 +113,11 @@ def refuse_other_config(
     if another:
         differing = ["model_type"]
     said = [f"{key} is {there.get(key)!r} there and {here.get(key)!r} in {field}" for key in differing[:3]]
-    if words is None:
-        own = _without(theirs.to_diff_dict(), free) | {"model_type": theirs.model_type}
-        wanted = own if another else {key: there.get(key) for key in differing}
-        words = [f"{key}={_word(wanted[key])}" for key in sorted(wanted, key=lambda k: k != "model_type")]
+    if not words:
+        own = {key: there.get(key) for key in differing}
+        if another:
+            own |= _without(theirs.to_diff_dict(), _OF_ANY_MODEL | {"layer_types", "model_type"})
+        words = [f"{key}={_word(value)}" for key, value in (own | dict(wanted or {})).items()]
     more = f"; … ({len(differing)} in all)" if len(differing) > 3 else ""
     raise ValueError(
         f"{source} is another model: {'; '.join(said)}{more}; give --model.{field} {' '.join(map(quote, words))}"
