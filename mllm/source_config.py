@@ -35,8 +35,12 @@ FREE_IN_TOWER = _OF_ANY_MODEL | {
     "projection_dim", "reshape_hidden_states", "stage_names", "use_mask_token", "vision_use_head",
 }  # fmt: skip
 LLAVA = ("llava", "llava_next", "llava_onevision")  # in the layout of transformers: 1.5, 1.6, OneVision
-# LLaVA as first published: its model_type -> that of the language model, whose keys stand beside those of LLaVA
-FIRST_LLAVA = {"llava": "llama", "llava_llama": "llama", "llava_mistral": "mistral", "llava_qwen": "qwen2"}
+# LLaVA as first published: its class -> model_type of the language model, whose keys stand beside those of LLaVA
+FIRST_LLAVA = {
+    "LlavaLlamaForCausalLM": "llama",
+    "LlavaMistralForCausalLM": "mistral",
+    "LlavaQwenForCausalLM": "qwen2",
+}
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,7 @@ def llava_configs(folder: Path) -> LlavaConfigs:
     """
     file = folder / "config.json"
     values = read_values(file)
-    kind = values.get("model_type")
+    kind, name = values.get("model_type"), next(iter(values.get("architectures") or ()), None)
     if kind in LLAVA and "text_config" in values:
         config: Any = build_config(published_values(values, str(file)), str(file))
         layer = config.vision_feature_layer
@@ -70,15 +74,15 @@ def llava_configs(folder: Path) -> LlavaConfigs:
         tower = config.vision_config
         taken = layer if layer >= 0 else tower.num_hidden_layers + 1 + layer
         return LlavaConfigs(config.text_config, tower, "mlp2x_gelu", taken)
-    if kind in FIRST_LLAVA and "text_config" not in values:
-        language = published_values(values | {"model_type": FIRST_LLAVA[kind]}, str(file))
+    if name in FIRST_LLAVA and "text_config" not in values:
+        language = published_values(values | {"model_type": FIRST_LLAVA[name]}, str(file))
         return LlavaConfigs(
             build_config(language, str(file)), None, str(values.get("mm_projector_type", "linear")), None,
             int(values.get("mm_vision_select_layer", -2)),
         )  # fmt: skip
     raise ValueError(
-        f"{file}: model_type {kind!r} is no LLaVA that is read here ({', '.join(LLAVA)}, or as first published): "
-        "a language model alone goes to --model.weights.llm"
+        f"{file}: {name or kind!r} is no LLaVA that is read here (model_type {', '.join(LLAVA)}; "
+        f"as first published {', '.join(FIRST_LLAVA)}): a language model alone goes to --model.weights.llm"
     )
 
 

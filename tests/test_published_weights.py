@@ -57,7 +57,7 @@ class Release:
     config: Any
     family: str  # of the language model
     tower: str = "clip"
-    first: str | None = None  # the model_type of the first release, None: transformers' own layout
+    first: str | None = None  # the class of the first release, None: transformers' own layout
     has_tower: bool = True
     slow_tokenizer: bool = False
     pickled: bool = False
@@ -74,11 +74,22 @@ RELEASES = {
     "llava-hf/llava-onevision-qwen2-0.5b-ov-hf": Release(*ONEVISION, "qwen 2", "siglip", tied=True),
     "llava-hf/llava-onevision-qwen2-7b-ov-hf": Release(*ONEVISION, "qwen 2", "siglip"),
     "liuhaotian/llava-v1.5-7b": Release(
-        *ONE_POINT_FIVE, "llama 2", first="llava", has_tower=False, slow_tokenizer=True, pickled=True
+        *ONE_POINT_FIVE,
+        "llama 2",
+        first="LlavaLlamaForCausalLM",
+        has_tower=False,
+        slow_tokenizer=True,
+        pickled=True,
     ),
-    "liuhaotian/llava-v1.6-vicuna-7b": Release(*NEXT, "llama 2", first="llava_llama", slow_tokenizer=True),
-    "liuhaotian/llava-v1.6-mistral-7b": Release(*NEXT, "mistral", first="llava_mistral", slow_tokenizer=True),
-    "lmms-lab/llava-onevision-qwen2-7b-ov": Release(*ONEVISION, "qwen 2", "siglip", first="llava_qwen"),
+    "liuhaotian/llava-v1.6-vicuna-7b": Release(
+        *NEXT, "llama 2", first="LlavaLlamaForCausalLM", slow_tokenizer=True
+    ),
+    "liuhaotian/llava-v1.6-mistral-7b": Release(
+        *NEXT, "mistral", first="LlavaMistralForCausalLM", slow_tokenizer=True
+    ),
+    "lmms-lab/llava-onevision-qwen2-7b-ov": Release(
+        *ONEVISION, "qwen 2", "siglip", first="LlavaQwenForCausalLM"
+    ),
 }
 
 
@@ -114,7 +125,12 @@ def published(release: Release, folder: Path, tokenizer_model: Any) -> Any:
 def as_first_published(release: Release, folder: Path, text: dict[str, Any]) -> None:
     """Names, config and files of the first releases."""
     rewrite(folder, FIRST_NAMES, drop="^$" if release.has_tower else r"^model\.vision_tower")
-    values = text | {"model_type": release.first, "mm_projector_type": "mlp2x_gelu", "mm_hidden_size": 32}
+    values = text | {
+        "model_type": "llava",
+        "architectures": [release.first],
+        "mm_projector_type": "mlp2x_gelu",
+        "mm_hidden_size": 32,
+    }
     values |= {"mm_vision_select_layer": -2, "mm_vision_tower": "owner/name", "mm_use_im_start_end": False}
     (folder / "config.json").write_text(json.dumps(values))
     if not release.pickled:

@@ -124,8 +124,14 @@ def test_a_llava_of_another_kind_is_refused_though_its_tensors_fit(
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"model_type": "vipllava"}, "'vipllava' is no LLaVA that is read here"),
-        ({"model_type": "llama", "text_config": None}, "'llama' is no LLaVA .*--model.weights.llm"),
+        (
+            {"model_type": "vipllava", "architectures": ["VipLlavaForConditionalGeneration"]},
+            "VipLlavaForConditionalGeneration' is no LLaVA that is read here",
+        ),
+        (
+            {"model_type": "llama", "architectures": ["LlamaForCausalLM"]},
+            r"LlamaForCausalLM' is no LLaVA .*--model\.weights\.llm",
+        ),
         ({"vision_feature_layer": [-2, -5]}, r"vision_feature_layer=\[-2, -5\]"),
         ({"projector_hidden_act": "relu"}, "projector_hidden_act='relu'"),
     ],

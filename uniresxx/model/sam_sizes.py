@@ -46,6 +46,8 @@ def resized(config: UniRESPlusPlusConfig, kind: SamKind, word: str) -> UniRESPlu
         ValueError: the word is neither, or the folder's model is of the other kind.
     """
     sizes = SAM_SIZES if kind == "sam" else SAM2_SIZES
+    if not word or word.startswith("-"):
+        raise ValueError(f"give a size ({', '.join(sizes)}) or a folder with config.json")
     if word not in sizes and not Path(word).expanduser().exists():
         raise ValueError(f"{word!r} is neither a size ({', '.join(sizes)}) nor a folder with config.json")
     named = sizes[word]() if word in sizes else published_sizes(Path(word).expanduser())
