@@ -10,10 +10,15 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from huggingface_hub.utils import filter_repo_objects
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import (
+    CLIPConfig,
+    CLIPModel,
     CLIPVisionConfig,
+    ConvNextConfig,
+    ConvNextModel,
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaNextConfig,
@@ -23,12 +28,14 @@ from transformers import (
     SiglipVisionConfig,
 )
 
+from mllm.chat import ChatTurn, Mark, render
 from mllm.config import MLLMConfig
+from mllm.modeling import Boxes
 from mllm.pretrained_config import build_config
 from mllm.tower_families import PIXEL_STATS, clip_vit, convnext
 from tests.test_language_models import FAMILIES, SIZES
 from tests.test_language_models import published as published_language_model
-from tests.test_loading import rewrite, scrambled
+from tests.test_loading import TIMM, rewrite, scrambled
 from uniresxx.cli import main as uniresxx_main
 from uniresxx.errors import InputError
 from uniresxx.model.build import build_for_training, open_vocabulary
@@ -93,13 +100,14 @@ RELEASES = {
 }
 
 
-def published(release: Release, folder: Path, tokenizer_model: Any) -> Any:
-    """The release in `folder`; returns transformers' model of it."""
+def published(release: Release, folder: Path, tokenizer_model: Any, **tower: int) -> Any:
+    """The release in `folder`, with these changes of the tower; returns transformers' model of it."""
     own, _, tokenizer = FAMILIES[release.family]
     rows = 380 if release.slow_tokenizer else 590
     text = build_config(SIZES | own, "llm", vocab_size=rows, tie_word_embeddings=release.tied)
     clip = release.tower == "clip"
-    vision = CLIPVisionConfig(**TOWER) if clip else SiglipVisionConfig(**TOWER, vision_use_head=False)
+    sizes = TOWER | tower
+    vision = CLIPVisionConfig(**sizes) if clip else SiglipVisionConfig(**sizes, vision_use_head=False)
     layer = -2 if clip else -1
     config = release.config(
         vision_config=vision, text_config=text, vision_feature_layer=layer, image_token_index=rows - 1,
@@ -224,8 +232,9 @@ def test_a_released_llava_gives_its_own_outputs(
     expected = theirs.lm_head(theirs.model.language_model(input_ids=ids).last_hidden_state)
     close(mllm.llm(input_ids=ids).logits[..., plain], expected[..., plain])
 
-
-# ---- other parts
+    for before in ("", "it is", " it is ", "it is:"):  # one id, whatever the tokenizer writes before words
+        row = render([ChatTurn("the car", (before, Mark.SEG, "."))], mllm.vocabulary, chat=config.chat)
+        assert row.ids_T.count(mllm.vocabulary.seg) == 1
 
 
 @pytest.mark.parametrize("family", ["llama 3", "mistral", "qwen 2", "qwen 3"])
@@ -240,3 +249,101 @@ def test_a_language_model_alone_gives_its_own_logits(family: str, tmp_path: Path
     ids = torch.arange(20, 60)[None]
     plain = [row for row in range(595) if row not in model.mllm.vocabulary.special]
     close(model.mllm.llm(ids).logits[..., plain], theirs(ids).logits[..., plain])
+
+
+def two_towers(folder: Path) -> CLIPModel:
+    """A CLIP of both towers, as openai publishes it: pickled, in older names, with position ids."""
+    text = dict(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2, vocab_size=99,
+        bos_token_id=0, eos_token_id=1,
+    )  # fmt: skip
+    torch.manual_seed(3)
+    theirs = scrambled(CLIPModel(CLIPConfig(vision_config=TOWER, text_config=text)))
+    theirs.config.save_pretrained(folder)
+    tensors = dict(theirs.state_dict())
+    for tower in ("vision", "text"):
+        tensors[f"{tower}_model.embeddings.position_ids"] = torch.arange(5)[None]
+    torch.save(tensors, folder / "pytorch_model.bin")
+    return theirs
+
+
+@torch.no_grad()
+def test_clip_loads_from_its_pickle_after_conversion(tmp_path: Path, converting_here: Any) -> None:
+    (tmp_path / "hub").mkdir()
+    theirs = two_towers(tmp_path / "hub")
+    config = small(RELEASES["llava-hf/llava-1.5-7b-hf"])
+    with pytest.raises(InputError, match=r"--model\.weights\.low: .*pickles .*uniresxx convert"):
+        built(whole(config, low=str(tmp_path / "hub")))
+    with converting_here():
+        assert uniresxx_main(["convert", str(tmp_path / "hub"), str(tmp_path / "clip")]) == 0
+    model, lines = built(whole(config, low=str(tmp_path / "clip")))
+    assert "not used (logit_scale" in lines[0]
+    pixels = torch.randn(2, 3, SIZE, SIZE)
+    close(model.mllm.low(pixels), by_hand(theirs.vision_model, pixels, 2)[:, 1:])
+
+
+def test_a_hub_repository_without_safetensors_is_refused_with_the_command_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two_towers(tmp_path)
+    (tmp_path / "pytorch_model.bin").unlink()  # never asked for
+    asked: list[dict[str, Any]] = []
+
+    def snapshot(name: str, **options: Any) -> str:
+        asked.append(options)
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    name = "openai/clip-vit-large-patch14-336"
+    config = small(RELEASES["llava-hf/llava-1.5-7b-hf"])
+    with pytest.raises(InputError, match=f"^--model.weights.low: {name} .*`uniresxx convert hub:{name} OUT`"):
+        built(whole(config, low=name))
+    files = ["model-00001-of-00002.safetensors", "consolidated.safetensors", "onnx/model.safetensors"]
+    files += ["pytorch_model.bin", "model.py", "config.json", "chat_template.jinja", "original/config.json"]
+    wanted = {key: asked[0][key] for key in ("allow_patterns", "ignore_patterns")}
+    kept = [files[0], "config.json", "chat_template.jinja"]
+    assert list(filter_repo_objects(files, **wanted)) == kept
+
+
+@torch.no_grad()
+def test_a_convnext_of_open_clip_gives_its_own_stage_maps(tmp_path: Path) -> None:
+    """As laion publishes it: timm's names below visual.trunk, the text tower beside them."""
+    torch.manual_seed(4)
+    theirs = scrambled(ConvNextModel(ConvNextConfig(hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 2, 1])))
+    theirs.save_pretrained(tmp_path)
+    rewrite(rewrite(tmp_path, TIMM), [("^", "visual.trunk.")])
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors |= {name: torch.ones(3) for name in ("logit_scale", "text_projection", "visual.head.proj.weight")}
+    save_file(tensors, tmp_path / "open_clip_model.safetensors")
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / "config.json").unlink()  # open_clip has open_clip_config.json
+    (tmp_path / "open_clip_config.json").write_text("{}")
+    base = small(RELEASES["llava-hf/llava-1.5-7b-hf"])
+    config = replace(base, high=convnext((8, 16, 24, 32), (1, 1, 2, 1), 4, 1e-6), high_size=64)
+    model, _ = built(whole(config, high=str(tmp_path)))
+    pixels = torch.randn(2, 3, 64, 64)
+    x, high = theirs.embeddings(pixels), model.mllm.high
+    for number, (stage, found) in enumerate(zip(theirs.encoder.stages, high(pixels), strict=True), 1):
+        x = stage(x)
+        close(found, high.backbone.hidden_states_norms[f"stage{number}"](x))
+
+
+@pytest.mark.parametrize(
+    ("side", "patch", "count"), [(224, 14, 256), (336, 14, 576), (384, 16, 576), (378, 14, 729)]
+)
+@torch.no_grad()
+def test_a_picture_has_as_many_tokens_as_llava_gives_it(
+    side: int, patch: int, count: int, tmp_path: Path, tokenizer_model: Any
+) -> None:
+    release = RELEASES["llava-hf/llava-1.5-7b-hf"]
+    theirs = published(release, tmp_path, tokenizer_model, image_size=side, patch_size=patch)
+    config = replace(small(release), low=clip_vit(32, 3, 2, 48, patch), low_size=side)
+    model = built(whole(config, llava=str(tmp_path)))[0].mllm
+    low, high = torch.randn(1, 3, side, side), torch.randn(1, 3, 32, 32)
+    none = torch.zeros(1, 7, dtype=torch.bool)
+    boxes = torch.zeros(1, 7, 4)
+    features = model.encode_image(low, high, Boxes(boxes[:, :3], none[:, :3], boxes[:, 3:], none[:, 3:]))
+    expected = torch.stack(list(theirs.model.get_image_features(low, vision_feature_layer=-2).pooler_output))
+    found = features.prefix_BLD[:, features.layout.image]
+    assert found.shape == (1, count, 32) and features.prefix_BLD.shape[1] == model.prefix_length
+    close(found, expected)
