@@ -137,6 +137,15 @@ def weight_files(source: str | Path) -> dict[str, Path]:
     return found
 
 
+def tensor_shape(source: str | Path, name: str) -> tuple[int, ...] | None:
+    """The shape of one tensor of a source; None where it has none of this name."""
+    path = weight_files(source).get(name)
+    if path is None:
+        return None
+    with _reader() as opened:
+        return tuple(_shape(opened(path), name, path, None))
+
+
 def convert_command(source: str | Path) -> str:
     """The command that brings a source into the form that is read here."""
     prefix = "" if Path(source).expanduser().is_dir() else "hub:"

@@ -68,7 +68,9 @@ def load_llm(model: MLLM, source: str) -> Report:
     folder = folder_of(source)
     theirs = build_config(read_config(folder), f"{folder}/config.json")
     words = [str(folder), f"vocab_size={_rows(model, theirs)}"]
-    refuse_other_config(source, theirs, model.config.llm_config, "mllm.llm", FREE_IN_LANGUAGE_MODEL, words)
+    refuse_other_config(
+        source, theirs, model.config.llm_config, "mllm.llm", FREE_IN_LANGUAGE_MODEL, words=words
+    )
     return _checked_llm(model, source, theirs, only=True).fill()
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import Sam2Config, Sam2VideoConfig, Sam2VisionConfig, SamConfig, SamModel
 
 from tests.test_heads import SAM, SAM2, all_on
@@ -143,6 +144,15 @@ def test_published_sizes_are_named_by_their_word(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"has other sizes than model\.sam: give --model\.sam huge$"):
         check_sam_sizes(UniRESPlusPlusConfig(mask_head="sam"), tmp_path)
     check_sam_sizes(UniRESPlusPlusConfig(mask_head="sam", sam=all_on(SAM_SIZES["huge"]())), tmp_path)
+
+
+def test_metas_files_tell_their_size_by_their_width(tmp_path: Path) -> None:
+    save_file({"image_encoder.patch_embed.proj.bias": torch.zeros(1024)}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"has the width 1024: give --model\.sam large$"):
+        check_sam_sizes(UniRESPlusPlusConfig(mask_head="sam"), tmp_path)
+    with pytest.raises(ValueError, match=r"is of the kind sam: give --model\.mask_head sam$"):
+        check_sam_sizes(UniRESPlusPlusConfig(mask_head="sam2"), tmp_path)
+    check_sam_sizes(UniRESPlusPlusConfig(mask_head="sam", sam=SAM_SIZES["large"]()), tmp_path)
 
 
 def test_sam_of_the_other_kind_is_refused(tmp_path: Path) -> None:

@@ -86,20 +86,34 @@ def published_sizes(folder: Path) -> SamHeadConfig | Sam2HeadConfig:
 
 
 def check_sam_sizes(config: UniRESPlusPlusConfig, folder: Path) -> None:
-    """ValueError where a folder's SAM is not the mask head of the config, with the option that fits.
-
-    SAM as Meta publishes it has no config.json: the shapes of its tensors decide alone.
-    """
+    """ValueError where a folder's SAM is not the mask head of the config, with the option that fits."""
     if not (folder / "config.json").is_file():
-        return
+        return _check_metas_sam(config, folder)
     theirs = published_sizes(folder)
     kind = _kind(theirs)
-    if config.mask_head != kind:
-        raise ValueError(f"{folder} is of the kind {kind}: give --model.mask_head {kind}")
+    _check_kind(config, folder, kind)
     if resized(config, kind, str(folder)) != config:
         named = [*SAM_SIZES.items(), *SAM2_SIZES.items()]
         word = next((word for word, sizes in named if sizes() == theirs), folder)
         raise ValueError(f"{folder} has other sizes than model.{kind}: give --model.{kind} {word}")
+
+
+def _check_metas_sam(config: UniRESPlusPlusConfig, folder: Path) -> None:
+    """The same for SAM as Meta publishes it, without config.json: its width tells the three sizes apart."""
+    from mllm.loading import tensor_shape  # loads torch, which a command line must not wait for
+
+    shape = tensor_shape(folder, "image_encoder.patch_embed.proj.bias")
+    if shape is None:
+        return
+    _check_kind(config, folder, "sam")
+    word = next((word for word, sizes in SAM_SIZES.items() if sizes().width == shape[0]), None)
+    if word is not None and config.sam.width != shape[0]:
+        raise ValueError(f"{folder} has the width {shape[0]}: give --model.sam {word}")
+
+
+def _check_kind(config: UniRESPlusPlusConfig, folder: Path, kind: SamKind) -> None:
+    if config.mask_head != kind:
+        raise ValueError(f"{folder} is of the kind {kind}: give --model.mask_head {kind}")
 
 
 def _stages(values: Sequence[int]) -> tuple[int, int, int, int]:
