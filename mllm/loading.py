@@ -70,11 +70,11 @@ class CheckedPart:
 
     def fill(self) -> Report:
         """Copy all tensors into the module."""
-        with torch.no_grad(), _reader() as opened:
-            for name, (path, theirs) in self.origins.items():
+        for name, (path, theirs) in self.origins.items():
+            with torch.no_grad(), _reader() as opened:  # anew: what was read stays in memory until it closes
                 value = opened(path).get_tensor(theirs)
                 _fill(self.tensors[name], self.adjust[name](value) if name in self.adjust else value)
-                self.report.loaded.append(name)
+            self.report.loaded.append(name)
         for path, inner in self.module.named_modules():
             if f"{path}.{ROWS}".removeprefix(".") in self.report.new:
                 refresh_rows(inner)
@@ -191,18 +191,9 @@ def translate(names: Sequence[str], rules: Rules) -> tuple[dict[str, str], list[
     return ours, ignored, unknown
 
 
-def load_part(
-    module: nn.Module,
-    source: str,
-    rules: Rules,
-    new: Sequence[str] = (),
-    twins: Mapping[str, str] | None = None,
-    only: bool = True,
-    adjust: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
-    own_rules: Rules = (),
-) -> Report:
+def load_part(module: nn.Module, source: str, rules: Rules, new: Sequence[str] = ()) -> Report:
     """Fill `module` from `source`: `check_part`, then all tensors. Where one does not fit, none is loaded."""
-    return check_part(module, source, rules, new, twins, only, adjust, own_rules).fill()
+    return check_part(module, source, rules, new).fill()
 
 
 def check_part(
@@ -291,4 +282,4 @@ def _few(names: Sequence[str]) -> str:
 def load_sam(sam: nn.Module, source: str) -> Report:
     """transformers' SamModel, Sam2Model, or the image half of Sam2VideoModel; SAM under Meta's names."""
     meta = any(name.startswith("image_encoder.") for name in weight_files(source))
-    return load_part(sam, source, META_SAM_RULES if meta else SAM_RULES, twins=SAM_TWINS)
+    return check_part(sam, source, META_SAM_RULES if meta else SAM_RULES, twins=SAM_TWINS).fill()

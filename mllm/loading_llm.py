@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import re
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import PreTrainedConfig
 
 from mllm.chat_templates import ChatTemplate
+from mllm.config import Projector
 from mllm.loading import (
     CheckedPart,
     Report,
@@ -48,10 +49,7 @@ PROJECTOR_RULES: Rules = (
     (r"(?:model\.)?multi_modal_projector\.linear_1\.(.*)", r"0.\1"),
     (r"(?:model\.)?multi_modal_projector\.linear_2\.(.*)", r"2.\1"),
     (r"model\.mm_projector\.((?:[02]\.)?(?:weight|bias))", r"\1"),
-    (
-        r"(?:model\.)?image_newline",
-        None,
-    ),  # ends the rows of a picture cut into tiles, which are not used here
+    (r"(?:model\.)?image_newline", None),  # ends the rows of a picture that is cut into tiles
 )
 # New rows start as the mean of these pieces, the others as the mean of all rows (our choice).
 FIRST_ROWS = {USER: "USER:", ASSISTANT: "ASSISTANT:", END: "</s>", PAD: "<unk>"}
@@ -105,9 +103,10 @@ def _check_llava(model: MLLM, source: str, configs: LlavaConfigs, with_tower: bo
     """ValueError where the parts of a LLaVA are not those of the model's config."""
     c = model.config
     if configs.projector != c.projector:
+        known = configs.projector in get_args(Projector)
+        advice = f"give --model.mllm.projector {configs.projector}" if known else "it cannot be used here"
         raise ValueError(
-            f"{source} has the projector {configs.projector!r} and mllm.projector is {c.projector!r}: "
-            f"give --model.mllm.projector {configs.projector}, where that is one of the two kinds"
+            f"{source} has the projector {configs.projector!r}, mllm.projector is {c.projector!r}: {advice}"
         )
     rows = {"vocab_size": _rows(model, configs.language)}
     refuse_other_config(

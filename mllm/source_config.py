@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from mllm.pretrained_config import build_config, published_values, read_config, read_values
 
@@ -49,7 +49,7 @@ class LlavaConfigs:
 
     language: PreTrainedConfig
     tower: PreTrainedConfig | None  # None: as first published, which names a tower only
-    projector: Literal["linear", "mlp2x_gelu"] | str
+    projector: str  # the word of the first release, such as "mlp2x_gelu"
     layer: int | None  # whose output is taken from the tower, 0: the embeddings; None: see `first_layer`
     first_layer: int = -2  # as first published: counted from the end of a CLIP tower
 

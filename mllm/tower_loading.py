@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from mllm.loading import CheckedPart, Report, Rules, check_part, folder_of, load_part, own_name
+from mllm.loading import CheckedPart, Report, Rules, check_part, folder_of, own_name
 from mllm.modeling import MLLM
 from mllm.source_config import FREE_IN_TOWER, refuse_other_config, tower_config
 from mllm.tower_families import LOW_FAMILIES, PIXEL_STATS, PixelStats, family_of
@@ -95,7 +95,8 @@ def load_high(model: MLLM, source: str) -> Report:
     check_pixels(source, model.config.pixel_stats.high, "high_stats")
     tower = model.high.backbone
     adjust = _positions(tower, HIGH_RULES)
-    return load_part(tower, source, HIGH_RULES, new=HIGH_NEW, adjust=adjust, own_rules=HIGH_RULES)
+    part = check_part(tower, source, HIGH_RULES, new=HIGH_NEW, adjust=adjust, own_rules=HIGH_RULES)
+    return part.fill()
 
 
 def _check_tower(source: str, ours: PreTrainedConfig, field: str) -> None:

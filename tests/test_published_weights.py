@@ -251,6 +251,28 @@ def test_a_language_model_alone_gives_its_own_logits(family: str, tmp_path: Path
     close(model.mllm.llm(ids).logits[..., plain], theirs(ids).logits[..., plain])
 
 
+@torch.no_grad()
+def test_the_linear_projector_of_the_first_llava_loads(tmp_path: Path, tokenizer_model: Any) -> None:
+    release = replace(RELEASES["liuhaotian/llava-v1.6-vicuna-7b"], slow_tokenizer=False)
+    published(release, tmp_path, tokenizer_model)
+    file = tmp_path / "model.safetensors"
+    tensors = {k: v for k, v in load_file(file).items() if "mm_projector" not in k}
+    weight, bias = torch.randn(32, 32), torch.randn(32)
+    save_file(tensors | {"model.mm_projector.weight": weight, "model.mm_projector.bias": bias}, file)
+    config = json.loads((tmp_path / "config.json").read_text()) | {"mm_projector_type": "linear"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=r"give --model\.mllm\.projector linear$"):
+        built(whole(small(release), llava=str(tmp_path)))
+    model, _ = built(whole(replace(small(release), projector="linear"), llava=str(tmp_path)))
+    tower = torch.randn(2, 4, 32)
+    close(model.mllm.image_tokens.low(tower), tower @ weight.T + bias)
+    (tmp_path / "config.json").write_text(json.dumps(config | {"mm_projector_type": "mlp2x_res"}))
+    with pytest.raises(
+        InputError, match=r"'mlp2x_res', mllm\.projector is 'mlp2x_gelu': it cannot be used here"
+    ):
+        built(whole(small(release), llava=str(tmp_path)))
+
+
 def two_towers(folder: Path) -> CLIPModel:
     """A CLIP of both towers, as openai publishes it: pickled, in older names, with position ids."""
     text = dict(

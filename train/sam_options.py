@@ -20,7 +20,8 @@ def with_sam_sizes(arguments: list[str], recipe: Recipe) -> tuple[list[str], Rec
     Raises:
         InputError: an option without a word, or a word that names nothing.
     """
-    model, others = recipe.model, list[str]()
+    model = recipe.model
+    others: list[str] = []
     words = iter(arguments)
     for word in words:
         option, equals, value = word.partition("=")
