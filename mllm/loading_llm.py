@@ -116,13 +116,12 @@ def _check_llava(model: MLLM, source: str, configs: LlavaConfigs, with_tower: bo
         if configs.tower is not None:
             refuse_other_config(source, configs.tower, c.low_config, "mllm.low", FREE_IN_TOWER)
         check_pixels(source, c.pixel_stats.low, "low_stats")
-    layers, ours, theirs = c.low_config.num_hidden_layers, c.low_select_layer, configs.layer
+    layers, ours = c.low_config.num_hidden_layers, c.low_select_layer
+    theirs = configs.layer
     if theirs is None and c.low_config.model_type == "clip_vision_model":
         theirs = configs.first_layer % (layers + 1)
-    elif (
-        theirs is None
-    ):  # the first release keeps SigLIP without its last layer, and takes the output of the rest
-        theirs = layers - (not with_tower)
+    elif theirs is None:  # the first release drops SigLIP's last layer and takes the output of the one before
+        theirs = layers if with_tower else layers - 1
     if ours == -1 or ours % (layers + 1) != theirs:
         raise ValueError(
             f"{source} takes the output of layer {theirs} of its tower before the final norm, and "
