@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,11 +27,6 @@ from mllm.sam_names import META_SAM_RULES
 Rules = Sequence[tuple[str, str | None]]  # (pattern of a name there, our name; None: known and not wanted)
 _SHOWN = 4
 
-_VIT = r"((?:embeddings|pre_layrnorm|encoder|post_layernorm)\..*)"
-LLAVA_VIT_RULES: Rules = (
-    (r".*embeddings\.position_ids", None),
-    (rf"(?:model\.)?vision_tower\.(?:vision_tower\.)?(?:vision_model\.)?{_VIT}", r"\1"),
-)
 # Published SAM 2 folders hold the memory for video too (transformers' Sam2VideoModel), which single images never use.
 SAM_RULES: Rules = (
     (r"(?:memory_|mask_downsample\.|object_pointer_proj\.|temporal_positional_encoding_).*", None),
@@ -58,11 +54,36 @@ class Report:
     def line(self, part: str) -> str:
         """One printed line."""
         new = f", {len(self.new)} new ({_few(self.new)})" if self.new else ""
-        return f"{part}: {len(self.loaded)} tensors from {self.source}{new}"
+        unused = f", {len(self.ignored)} not used ({_few(self.ignored)})" if self.ignored else ""
+        return f"{part}: {len(self.loaded)} tensors from {self.source}{new}{unused}"
+
+
+@dataclass(slots=True)
+class CheckedPart:
+    """A module and the tensors that fit it; nothing is changed before `fill`."""
+
+    module: nn.Module
+    report: Report
+    tensors: dict[str, Tensor]  # own name -> tensor of the module
+    origins: dict[str, tuple[Path, str]]  # own name -> file and name there
+    adjust: Mapping[str, Callable[[Tensor], Tensor]]
+
+    def fill(self) -> Report:
+        """Copy all tensors into the module."""
+        for name, (path, theirs) in self.origins.items():
+            with torch.no_grad(), _reader() as opened:  # anew: what was read stays in memory until it closes
+                value = opened(path).get_tensor(theirs)
+                _fill(self.tensors[name], self.adjust[name](value) if name in self.adjust else value)
+            self.report.loaded.append(name)
+        for path, inner in self.module.named_modules():
+            if f"{path}.{ROWS}".removeprefix(".") in self.report.new:
+                refresh_rows(inner)
+        return self.report
 
 
 def folder_of(source: str, **options: Any) -> Path:
-    """The local folder of a source; a hub id is downloaded (weights, configs, tokenizer, chat template; never code).
+    """The local folder of a source; a hub id is downloaded (weights, configs, tokenizer, chat template; never code,
+    pickles, folders inside, or the second copy of the weights that Mistral publishes).
 
     `options`: of `huggingface_hub.snapshot_download`, such as revision and token.
     """
@@ -79,6 +100,7 @@ def folder_of(source: str, **options: Any) -> Path:
         options = {
             "revision": revision or None,
             "allow_patterns": ["*.safetensors", "*.json", "*.jinja"],
+            "ignore_patterns": ["*/*", "consolidated*"],
         } | options
         return Path(snapshot_download(name, **options))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
@@ -87,8 +109,9 @@ def folder_of(source: str, **options: Any) -> Path:
         ) from error
 
 
-def weight_files(folder: Path) -> dict[str, Path]:
-    """Name of every tensor of a folder -> its file; ValueError where none is there or one is missing."""
+def weight_files(source: str | Path) -> dict[str, Path]:
+    """Name of every tensor of a source -> its file; ValueError where none is there or one is missing."""
+    folder = folder_of(str(source))
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         try:
@@ -106,21 +129,44 @@ def weight_files(folder: Path) -> dict[str, Path]:
     if not files:
         pickled = sorted(p.name for p in folder.glob("*") if p.suffix in (".bin", ".pt", ".pth", ".ckpt"))
         more = f" (only {_few(pickled)}, which are pickles and are never opened)" if pickled else ""
-        raise ValueError(
-            f"{folder} has no .safetensors file{more}: `uniresxx convert {folder} OUT` writes them"
-        )
+        raise ValueError(f"{source} has no .safetensors file{more}: {convert_command(source)} writes them")
     found: dict[str, Path] = {}
-    for path in files:
-        found |= dict.fromkeys(_opened(path, lambda file: list(file.keys())), path)
+    with _reader() as opened:
+        for path in files:
+            found |= dict.fromkeys(opened(path).keys(), path)
     return found
 
 
-def _opened(path: Path, use: Callable[..., list]) -> list:
-    try:
-        with safe_open(path, framework="pt") as file:
-            return use(file)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is not a readable safetensors file ({error})") from error
+def tensor_shape(source: str | Path, name: str) -> tuple[int, ...] | None:
+    """The shape of one tensor of a source; None where it has none of this name."""
+    path = weight_files(source).get(name)
+    if path is None:
+        return None
+    with _reader() as opened:
+        return tuple(_shape(opened(path), name, path, None))
+
+
+def convert_command(source: str | Path) -> str:
+    """The command that brings a source into the form that is read here."""
+    prefix = "" if Path(source).expanduser().is_dir() else "hub:"
+    return f"`uniresxx convert {prefix}{source} OUT`"
+
+
+@contextmanager
+def _reader() -> Iterator[Callable[[Path], Any]]:
+    """A function that opens safetensors files, each once; ValueError where one is unreadable."""
+    with ExitStack() as stack:
+        files: dict[Path, Any] = {}
+
+        def opened(path: Path) -> Any:
+            if path not in files:
+                try:
+                    files[path] = stack.enter_context(safe_open(path, framework="pt"))
+                except (SafetensorError, OSError) as error:
+                    raise ValueError(f"{path} is not a readable safetensors file ({error})") from error
+            return files[path]
+
+        yield opened
 
 
 def translate(names: Sequence[str], rules: Rules) -> tuple[dict[str, str], list[str], list[str]]:
@@ -145,7 +191,12 @@ def translate(names: Sequence[str], rules: Rules) -> tuple[dict[str, str], list[
     return ours, ignored, unknown
 
 
-def load_part(
+def load_part(module: nn.Module, source: str, rules: Rules, new: Sequence[str] = ()) -> Report:
+    """Fill `module` from `source`: `check_part`, then all tensors. Where one does not fit, none is loaded."""
+    return check_part(module, source, rules, new).fill()
+
+
+def check_part(
     module: nn.Module,
     source: str,
     rules: Rules,
@@ -154,42 +205,52 @@ def load_part(
     only: bool = True,
     adjust: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
     own_rules: Rules = (),
-) -> Report:
-    """Fill `module` from `source`. Strict: every tensor of the module is loaded, but for those that match `new`
+) -> CheckedPart:
+    """What of `source` fills `module`. Strict: every tensor of the module is there, but for those that match `new`
     (adapters and trained token rows among them), and every tensor of the source has a place or a rule.
 
     `only`: names that no rule knows are an error; a LLaVA folder also holds other parts. `twins`: our name -> our
-    name whose tensor it shares. `adjust`: our name -> function of the loaded tensor (rows of a vocabulary).
-    `own_rules`: rules for the names of `module` too, where releases of transformers give it different ones.
+    name whose tensor it shares. `adjust`: our name -> function of the loaded tensor (rows of a vocabulary), which is
+    tried on a tensor without memory first. `own_rules`: rules for the names of `module` too, where releases of
+    transformers give it different ones.
+
+    Raises:
+        ValueError: tensors are missing, unexpected, or of another shape; a file is damaged.
     """
-    files = weight_files(folder_of(source))
+    files = weight_files(source)
     ours, ignored, unknown = translate(list(files), rules)
     own = {own_name(name, own_rules): value for name, value in module.state_dict(keep_vars=True).items()}
+    shared, changes = twins or {}, adjust or {}
     report = Report(source, ignored=ignored)
+    origins: dict[str, tuple[Path, str]] = {}
     missing: list[str] = []
     for name in own:
-        if name in ours or (twins or {}).get(name, "") in ours:
+        theirs = ours.get(name) or ours.get(shared.get(name, ""))
+        if theirs is not None:
+            origins[name] = files[theirs], theirs
             continue
         known_new = is_adapter(name) or any(re.fullmatch(pattern, name) for pattern in new)
         (report.new if known_new else missing).append(name)
     unexpected = sorted(set(ours) - set(own)) + (unknown if only else [])
-    refuse(source, {"missing": missing, "unexpected": unexpected})
     wrong = []
-    with torch.no_grad():
-        for name in own.keys() - set(report.new):
-            theirs = ours[name] if name in ours else ours[(twins or {})[name]]
-            value = _opened(files[theirs], lambda file, key=theirs: [file.get_tensor(key)])[0]
-            value = (adjust or {}).get(name, lambda given: given)(value)
-            if value.shape != own[name].shape:
-                wrong.append(f"{name} {tuple(value.shape)} instead of {tuple(own[name].shape)}")
-                continue
-            _fill(own[name], value)
-            report.loaded.append(name)
-    refuse(source, {"of another shape": wrong})
-    for path, inner in module.named_modules():
-        if f"{path}.{ROWS}".removeprefix(".") in report.new:
-            refresh_rows(inner)
-    return report
+    with _reader() as opened:
+        for name, (path, theirs) in origins.items():
+            shape = _shape(opened(path), theirs, path, changes.get(name))
+            if shape != own[name].shape:
+                wrong.append(f"{name} {tuple(shape)} instead of {tuple(own[name].shape)}")
+    refuse(source, {"missing": missing, "unexpected": unexpected, "of another shape": wrong})
+    return CheckedPart(module, report, own, origins, changes)
+
+
+def _shape(
+    file: Any, name: str, path: Path, change: Callable[[Tensor], Tensor] | None
+) -> torch.Size | tuple[int, ...]:
+    """The shape of a stored tensor after `change`, without reading it."""
+    try:
+        shape = tuple(file.get_slice(name).get_shape())
+    except SafetensorError as error:
+        raise ValueError(f"{path} has no {name}, which its index promises: download it again") from error
+    return change(torch.empty(shape, device="meta")).shape if change else shape
 
 
 def _fill(own: Tensor, value: Tensor) -> None:
@@ -220,5 +281,5 @@ def _few(names: Sequence[str]) -> str:
 
 def load_sam(sam: nn.Module, source: str) -> Report:
     """transformers' SamModel, Sam2Model, or the image half of Sam2VideoModel; SAM under Meta's names."""
-    meta = any(name.startswith("image_encoder.") for name in weight_files(folder_of(source)))
-    return load_part(sam, source, META_SAM_RULES if meta else SAM_RULES, twins=SAM_TWINS)
+    meta = any(name.startswith("image_encoder.") for name in weight_files(source))
+    return check_part(sam, source, META_SAM_RULES if meta else SAM_RULES, twins=SAM_TWINS).fill()

@@ -61,24 +61,28 @@ def _known_keys(kind: type[PreTrainedConfig]) -> set[str]:
     return {*kind().to_dict(), *kind.attribute_map, *_BOOKKEEPING, *_FORMER_NAMES}
 
 
-def read_config(path: Path, part: str | None = None) -> dict[str, Any]:
-    """The dict of a published config.json, without keys that its model does not have.
-
-    Args:
-        path: the file, or the folder that holds it.
-        part: the key of a part, such as "text_config"; None: the whole.
+def read_config(path: Path) -> dict[str, Any]:
+    """The dict of a published config.json, or of the folder that holds it, without keys that its model does not have.
 
     Raises:
         ValueError: no such file, or none of a model that transformers knows.
     """
     file = path / "config.json" if path.is_dir() else path
+    return published_values(read_values(file), str(file))
+
+
+def read_values(file: Path) -> dict[str, Any]:
+    """All of a config.json as it is; ValueError where there is no such file, or it holds something else."""
     try:
         values = json.loads(file.read_text())
-        values = values if part is None else values[part]
-        kind = _class_of(values, str(file))
-    except (OSError, KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        return {**values}
+    except (OSError, TypeError, ValueError) as error:
         raise ValueError(f"{file} is not the config.json of a model ({error!r})") from error
-    known = _known_keys(kind) - {*_BOOKKEEPING}
+
+
+def published_values(values: Mapping[str, Any], field: str) -> dict[str, Any]:
+    """A published dict without keys that its model does not have; ValueError: its `model_type` is unknown."""
+    known = _known_keys(_class_of(values, field)) - {*_BOOKKEEPING}
     return {key: value for key, value in values.items() if key in known}
 
 

@@ -13,9 +13,11 @@ from math import isqrt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 
-from mllm.loading import Report, Rules, folder_of, load_part, own_name
+from mllm.loading import CheckedPart, Report, Rules, check_part, folder_of, own_name
 from mllm.modeling import MLLM
+from mllm.source_config import FREE_IN_TOWER, refuse_other_config, tower_config
 from mllm.tower_families import LOW_FAMILIES, PIXEL_STATS, PixelStats, family_of
 
 # transformers' own models, alone, below another model's head, or as the image half of a two-tower model; in memory,
@@ -36,6 +38,16 @@ LOW_RULES: Rules = (
     (r"(?:vision_model\.)?head\..*", None),  # pools all tokens into one
     *_BLOCKS,
     (rf"{_WITHIN}((?:embeddings|encoder|layer|pre_layrnorm|post_layernorm|layernorm|norm)\..*)", r"\1"),
+)
+# inside a LLaVA
+LLAVA_TOWER_RULES: Rules = (
+    (r".*embeddings\.position_ids", None),
+    (r".*vision_tower\..*\bhead\..*", None),
+    (
+        r"(?:model\.)?vision_tower\.(?:vision_tower\.)?(?:vision_model\.)?"
+        r"((?:embeddings|pre_layrnorm|encoder|post_layernorm)\..*)",
+        r"\1",
+    ),
 )
 # and timm's ConvNeXt trunk, alone or as "visual.trunk." of an open_clip model
 _TIMM = r"(?:visual\.trunk\.)?"
@@ -64,18 +76,34 @@ HIGH_NEW = (r"hidden_states_norms\..*", r"swin\.layernorm\..*")
 
 def load_low(model: MLLM, source: str) -> Report:
     """The low tower from any folder of its family; positions of another input size are interpolated."""
-    _check_pixels(source, model.config.pixel_stats.low, "low_stats")
+    _check_tower(source, model.config.low_config, "mllm.low")
+    check_pixels(source, model.config.pixel_stats.low, "low_stats")
+    return check_low_tensors(model, source, LOW_RULES).fill()
+
+
+def check_low_tensors(model: MLLM, source: str, rules: Rules, only: bool = True) -> CheckedPart:
+    """The low tower's tensors of a source, see `mllm.loading.check_part`."""
     family = family_of(model.config.low, LOW_FAMILIES, "mllm.low")
-    adjust = _positions(model.low.vit, LOW_RULES, family.antialias)
-    return load_part(model.low.vit, source, LOW_RULES, adjust=adjust, own_rules=LOW_RULES)
+    tower = model.low.vit
+    adjust = _positions(tower, LOW_RULES, family.antialias)
+    return check_part(tower, source, rules, only=only, adjust=adjust, own_rules=LOW_RULES)
 
 
 def load_high(model: MLLM, source: str) -> Report:
     """The high tower from a folder of its family, or a ConvNeXt from timm's trunk or an open_clip model."""
-    _check_pixels(source, model.config.pixel_stats.high, "high_stats")
+    _check_tower(source, model.config.high_config, "mllm.high")
+    check_pixels(source, model.config.pixel_stats.high, "high_stats")
     tower = model.high.backbone
     adjust = _positions(tower, HIGH_RULES)
-    return load_part(tower, source, HIGH_RULES, new=HIGH_NEW, adjust=adjust, own_rules=HIGH_RULES)
+    part = check_part(tower, source, HIGH_RULES, new=HIGH_NEW, adjust=adjust, own_rules=HIGH_RULES)
+    return part.fill()
+
+
+def _check_tower(source: str, ours: PreTrainedConfig, field: str) -> None:
+    """ValueError where the source's config.json is that of another tower."""
+    theirs = tower_config(folder_of(source))
+    if theirs is not None:
+        refuse_other_config(source, theirs, ours, field, FREE_IN_TOWER)
 
 
 def _positions(
@@ -103,7 +131,7 @@ def resize_positions(table_ND: Tensor, count: int, antialias: bool = False) -> T
     return resized.reshape(*table_ND.shape[:-2], count, -1).to(table_ND.dtype)
 
 
-def _check_pixels(source: str, stats: PixelStats, field_name: str) -> None:
+def check_pixels(source: str, stats: PixelStats, field_name: str) -> None:
     """ValueError where the source's own preprocessor normalises pixels in another way."""
     path = folder_of(source) / "preprocessor_config.json"
     if not path.is_file():

@@ -64,4 +64,4 @@ def test_a_published_config_takes_the_place_of_the_dict(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"gone.* is not the config\.json of a model"):
         with_changes(LLAMA, [str(tmp_path / "gone")])
     with pytest.raises(ValueError, match="is not the config"):
-        read_config(tmp_path, "text_config")
+        read_config(tmp_path / "config.txt")

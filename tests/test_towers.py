@@ -347,12 +347,18 @@ def test_the_image_half_of_a_two_tower_model_is_loaded(tmp_path: Path, kind: str
         torch.testing.assert_close(model.low(pixels), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_a_folder_of_another_family_is_refused_by_its_tensors(tmp_path: Path) -> None:
+def test_a_folder_of_another_family_is_refused_by_its_config_and_by_its_tensors(tmp_path: Path) -> None:
     AutoModel.from_config(CONFIG_MAPPING["dinov2"](**({"image_size": 56} | LOW["dinov2"]))).save_pretrained(
         tmp_path
     )
+    model = holder(config_of("siglip_vision_model", "convnext"))
+    with pytest.raises(
+        ValueError, match=r"model_type is 'dinov2' there.*give --model\.mllm\.low model_type=dinov2"
+    ):
+        load_low(model, str(tmp_path))
+    (tmp_path / "config.json").unlink()
     with pytest.raises(ValueError, match=r"does not fit the model: .*missing"):
-        load_low(holder(config_of("siglip_vision_model", "convnext")), str(tmp_path))
+        load_low(model, str(tmp_path))
 
 
 FLAT = {

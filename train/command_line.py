@@ -20,6 +20,7 @@ from mllm.pretrained_config import with_changes
 from train.log import mute
 from train.recipe import Recipe, check
 from train.recipe_changes import FORMER_FIELDS
+from train.sam_options import with_sam_sizes
 from uniresxx.cli import did_you_mean
 from uniresxx.errors import InputError
 from uniresxx.model.config import FORMER_VALUES
@@ -88,8 +89,9 @@ def parse(argv: list[str], known: Recipes) -> Command:
     """The command line of a recipe. Raises InputError with one line; `--help` exits with 0."""
     arguments = without_rank(argv)
     name = _recipe_name(arguments, known, _USAGE)
-    default = Command(recipe=known[name](), out=tyro.MISSING)
-    command = _options(arguments[1:], known[name], default, f"python -m train {name}")
+    options, recipe = with_sam_sizes(arguments[1:], known[name]())
+    default = Command(recipe=recipe, out=tyro.MISSING)
+    command = _options(options, known[name], default, f"python -m train {name}")
     check(command.recipe)
     return command
 
@@ -98,8 +100,9 @@ def parse_plan(argv: list[str], known: Recipes) -> PlanCommand:
     """The command line after `plan`. Raises InputError with one line; `--help` exits with 0."""
     arguments = without_rank(argv)
     name = _recipe_name(arguments, known, _PLAN)
-    default = PlanCommand(recipe=known[name]())
-    command = _options(arguments[1:], known[name], default, f"python -m train plan {name}")
+    options, recipe = with_sam_sizes(arguments[1:], known[name]())
+    default = PlanCommand(recipe=recipe)
+    command = _options(options, known[name], default, f"python -m train plan {name}")
     check(command.recipe)
     for option, value, least in (("gpus", command.gpus, 1), ("tokens", command.tokens, 2)):
         if value is not None and value < least:

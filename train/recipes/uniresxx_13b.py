@@ -1,4 +1,8 @@
-"""Recipes of the full-size model on LLaVA-1.5-13B; stages as for 7B."""
+"""Recipes of the full-size model on LLaVA-1.5-13B; stages as for 7B.
+
+`--model.weights.llava` takes llava-hf/llava-1.5-13b-hf, llava-hf/llava-v1.6-vicuna-13b-hf, or converted
+liuhaotian/llava-v1.5-13b (with low); the other options as for 7B.
+"""
 
 from __future__ import annotations
 
@@ -29,8 +33,9 @@ def uniresxx_13b_ground() -> Recipe:
 
 
 def uniresxx_13b_align() -> Recipe:
-    """python -m train uniresxx_13b_align --model.weights.llava DIR --model.weights.high DIR \
-    --model.weights.sam DIR --out runs/13b_a
+    """python -m train uniresxx_13b_align --model.weights.llava llava-hf/llava-1.5-13b-hf \
+    --model.weights.high laion/CLIP-convnext_large_d_320.laion2B-s29B-b131K-ft-soup \
+    --model.weights.sam facebook/sam2.1-hiera-large --out runs/13b_a
 
     Stage A (align). Hardware: 8 GPUs of 80 GB (launch: docs/train.md).
     Hours: not yet measured. Expected: not yet measured.

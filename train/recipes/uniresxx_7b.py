@@ -1,4 +1,21 @@
-"""Recipes of the full-size model on LLaVA-1.5-7B: three stages, each starting from the one before."""
+"""Recipes of the full-size model on LLaVA-1.5-7B: three stages, each starting from the one before.
+
+Published weights of each option, with sizes and licences in docs/weights.md; a refusal says what another model needs.
+
+    --model.weights.llava    llava-hf/llava-1.5-7b-hf, or converted liuhaotian/llava-v1.5-7b (with low);
+                             llava-hf/llava-v1.6-vicuna-7b-hf, llava-hf/llava-v1.6-mistral-7b-hf,
+                             converted liuhaotian/llava-v1.6-vicuna-7b, liuhaotian/llava-v1.6-mistral-7b;
+                             llava-hf/llava-onevision-qwen2-0.5b-ov-hf, llava-hf/llava-onevision-qwen2-7b-ov-hf,
+                             lmms-lab/llava-onevision-qwen2-7b-ov
+    --model.weights.low      converted openai/clip-vit-large-patch14-336; openai/clip-vit-large-patch14,
+                             google/siglip-so400m-patch14-384, facebook/dinov2-large
+    --model.weights.high     laion/CLIP-convnext_large_d_320.laion2B-s29B-b131K-ft-soup;
+                             facebook/convnextv2-large-22k-384, microsoft/swin-large-patch4-window12-384-in22k
+    --model.weights.sam      facebook/sam2.1-hiera-large; facebook/sam2.1-hiera-tiny, facebook/sam2.1-hiera-small,
+                             facebook/sam2.1-hiera-base-plus; with --model.mask_head sam facebook/sam-vit-huge;
+                             facebook/sam-vit-base, facebook/sam-vit-large
+    --model.weights.owlv2    google/owlv2-base-patch16-ensemble, with --model.boxes owlv2
+"""
 
 from __future__ import annotations
 
@@ -111,8 +128,9 @@ def uniresxx_7b_ground() -> Recipe:
 
 
 def uniresxx_7b_align() -> Recipe:
-    """python -m train uniresxx_7b_align --model.weights.llava DIR --model.weights.high DIR \
-    --model.weights.sam DIR --out runs/7b_a
+    """python -m train uniresxx_7b_align --model.weights.llava llava-hf/llava-1.5-7b-hf \
+    --model.weights.high laion/CLIP-convnext_large_d_320.laion2B-s29B-b131K-ft-soup \
+    --model.weights.sam facebook/sam2.1-hiera-large --out runs/7b_a
 
     Stage A (align). Hardware: 8 GPUs of 80 GB (launch: docs/train.md).
     Hours: not yet measured. Expected: not yet measured.

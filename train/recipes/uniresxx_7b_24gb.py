@@ -42,8 +42,9 @@ def uniresxx_7b_24gb_ground() -> Recipe:
 
 
 def uniresxx_7b_24gb_align() -> Recipe:
-    """python -m train uniresxx_7b_24gb_align --model.weights.llava DIR --model.weights.high DIR \
-    --model.weights.sam DIR --out runs/24gb_a
+    """python -m train uniresxx_7b_24gb_align --model.weights.llava llava-hf/llava-1.5-7b-hf \
+    --model.weights.high laion/CLIP-convnext_large_d_320.laion2B-s29B-b131K-ft-soup \
+    --model.weights.sam facebook/sam2.1-hiera-large --out runs/24gb_a
 
     Stage A (align). Hardware: 1 GPU of 24 GB. Hours: not yet measured.
     Expected: not yet measured.

@@ -1,4 +1,9 @@
-"""Recipes of the full-size model on Qwen3-4B, with SigLIP2 and CLIP ConvNeXt-L as towers; stages as for 7B."""
+"""Recipes of the full-size model on Qwen3-4B, with SigLIP2 and CLIP ConvNeXt-L as towers; stages as for 7B.
+
+`--model.weights.llm` also takes Qwen/Qwen2.5-7B-Instruct, mistralai/Mistral-7B-Instruct-v0.3 or
+meta-llama/Llama-3.1-8B-Instruct, with the sizes that the refusal names and `--model.mllm.chat`; the other options as
+for 7B.
+"""
 
 from __future__ import annotations
 
@@ -57,8 +62,9 @@ def uniresxx_qwen3_4b_ground() -> Recipe:
 
 def uniresxx_qwen3_4b_align() -> Recipe:
     """python -m train uniresxx_qwen3_4b_align --model.weights.llm Qwen/Qwen3-4B \
-    --model.weights.low google/siglip2-so400m-patch14-384 --model.weights.high DIR --model.weights.sam DIR \
-    --out runs/qwen_a
+    --model.weights.low google/siglip2-so400m-patch14-384 \
+    --model.weights.high laion/CLIP-convnext_large_d_320.laion2B-s29B-b131K-ft-soup \
+    --model.weights.sam facebook/sam2.1-hiera-large --out runs/qwen_a
 
     Stage A (align). Hardware: 8 GPUs of 80 GB (launch: docs/train.md).
     Hours: not yet measured. Expected: not yet measured.

@@ -13,7 +13,7 @@ from torch import nn
 
 from mllm.config import TuningConfig
 from mllm.language import parameters_without_memory
-from mllm.loading import OWN_RULES, Report, load_part, load_sam
+from mllm.loading import OWN_RULES, Report, folder_of, load_part, load_sam
 from mllm.loading_llm import chat_template_of, load_llava, load_llm, pretrained_vocabulary
 from mllm.prefix import check_packed
 from mllm.tokens import Vocabulary
@@ -26,6 +26,7 @@ from uniresxx.model.heads.pyramid import PyramidHead
 from uniresxx.model.modeling import UniRESPlusPlusModel
 from uniresxx.model.placement import Placement
 from uniresxx.model.regions.detector import Owlv2Proposer
+from uniresxx.model.sam_sizes import check_sam_sizes
 from uniresxx.model.spread import connect, device_by_name, free_memory, spread_layers
 from uniresxx.model.tuning import cast, cast_frozen, format_table, parameter_table, rounded_parts
 
@@ -145,6 +146,8 @@ def load_sources(model: UniRESPlusPlusModel, log: Log) -> None:
         load("high", ["high tower"], partial(load_high, mllm, w.high))
     if w.sam is not None:
         assert not isinstance(head, PyramidHead)  # check_sources
+        source = w.sam
+        _as_input(lambda: check_sam_sizes(model.config, folder_of(source)), "--model.weights.sam")
         load("sam", ["mask head"], partial(load_sam, head.sam, w.sam))
 
 

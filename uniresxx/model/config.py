@@ -47,7 +47,10 @@ class PyramidHeadConfig:
 
 @dataclass(frozen=True)
 class SamHeadConfig:
-    """SAM as mask head; defaults are ViT-B (facebook/sam-vit-base config.json)."""
+    """SAM as mask head; defaults are ViT-B (facebook/sam-vit-base config.json).
+
+    `--model.sam base`, `large`, `huge`, or a folder with config.json, gives all sizes at once.
+    """
 
     size: int = 1024  # of the mask frame: longest side, padded at the bottom and right
     width: int = 768
@@ -75,7 +78,10 @@ def sam_huge() -> SamHeadConfig:
 
 @dataclass(frozen=True)
 class Sam2HeadConfig:
-    """SAM 2.1 as mask head; defaults are Hiera-T (facebook/sam2.1-hiera-tiny config.json). Switches as for SAM."""
+    """SAM 2.1 as mask head; defaults are Hiera-T (facebook/sam2.1-hiera-tiny config.json). Switches as for SAM.
+
+    `--model.sam2 tiny`, `small`, `base_plus`, `large`, or a folder with config.json, gives all sizes at once.
+    """
 
     size: int = 1024
     width: int = 96  # of the first stage; doubles at each of four
