@@ -113,7 +113,7 @@ class Nf4Matrix(QuantizedMatrix):
         self._add("weight", torch.uint8, device, -(-n // 2), 1)
         self._add("scale", torch.uint8, device, blocks)
         self._add("scale_scale", torch.float32, device, -(-blocks // SCALES_BLOCK))
-        self._add("scale_mean", torch.float32, device)
+        self._add("scale_mean", torch.float32, device, 1)
 
     def pack(self, weight_OI: Tensor) -> None:
         """Take the values of a matrix."""
@@ -122,7 +122,7 @@ class Nf4Matrix(QuantizedMatrix):
         )
         assert state.state2.blocksize == SCALES_BLOCK, state.state2.blocksize
         self.weight.data, self.scale.data = packed, state.absmax
-        self.scale_scale.data, self.scale_mean.data = state.state2.absmax, state.offset
+        self.scale_scale.data, self.scale_mean.data = state.state2.absmax, state.offset.reshape(1)
 
     def _product(self, x_NI: Tensor, bias_O: Tensor | None) -> Tensor:
         state = self._state(x_NI.dtype)
@@ -137,13 +137,11 @@ class Nf4Matrix(QuantizedMatrix):
 
     def _state(self, dtype: torch.dtype) -> Any:
         """The scales as bitsandbytes takes them; `dtype` is that of the matrix that comes out."""
-        state = _bitsandbytes().functional.QuantState
+        state, mean = _bitsandbytes().functional.QuantState, self.scale_mean.data[0]
         values, scales = _code_tables(self.weight.device)
         second = state(self.scale_scale.data, code=scales, blocksize=SCALES_BLOCK, dtype=torch.float32)
         shape = torch.Size((self.out_features, self.in_features))
-        return state(
-            self.scale.data, shape, values, BLOCK, "nf4", dtype, offset=self.scale_mean.data, state2=second
-        )
+        return state(self.scale.data, shape, values, BLOCK, "nf4", dtype, offset=mean, state2=second)
 
 
 KINDS: dict[Quantization, type[QuantizedMatrix]] = {"int8": Int8Matrix, "nf4": Nf4Matrix}

@@ -50,7 +50,13 @@ FULL = [f"uniresxx_{size}{stage}" for size in SIZES for stage in ("", "_ground",
 # the trunk has 196), SAM 94 / 312 / 641 million (facebook/sam-vit-* model files).
 # Qwen3-4B has 4.022 billion (Qwen/Qwen3-4B safetensors index), SigLIP2's so400m 413 million without its pooling head
 # (27 * (4 * 1152 * 1153 + 2 * 1152 * 4304 + 4304 + 1152 + 4 * 1152) and the embeddings, from its config.json).
-PUBLISHED_LLM = {"7b": 6.738e9, "7b_24gb": 6.738e9, "13b": 13.016e9, "13b_24gb": 13.016e9, "qwen3_4b": 4.022e9}
+PUBLISHED_LLM = {
+    "7b": 6.738e9,
+    "7b_24gb": 6.738e9,
+    "13b": 13.016e9,
+    "13b_24gb": 13.016e9,
+    "qwen3_4b": 4.022e9,
+}
 PUBLISHED_LOW = {"7b": 304e6, "7b_24gb": 304e6, "13b": 304e6, "13b_24gb": 304e6, "qwen3_4b": 413e6}
 WIDTHS = (192, 384, 768, 1536)  # of the high tower
 # SAM 2.1 Hiera-L 224.4 million with its memory for video (facebookresearch/sam2:README.md), 217 without.

@@ -121,9 +121,9 @@ def wait_for(device: torch.device) -> None:
 
 
 def computed_on(segmenter: object) -> dict[str, str] | None:
-    """A record for JSON: device, dtypes of the weights, and quantisation if any; None where the model is not torch's."""
+    """A record for JSON: device, dtypes and quantisation of a model's weights; None where it is not torch's."""
     parameters = [*segmenter.parameters()] if isinstance(segmenter, nn.Module) else []
-    if not parameters:
+    if not isinstance(segmenter, nn.Module) or not parameters:
         return None
     devices = dict.fromkeys(parameter.device for parameter in parameters)
     dtypes = sorted({str(p.dtype).removeprefix("torch.") for _, p in full_precision(segmenter)})
