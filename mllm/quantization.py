@@ -7,7 +7,7 @@ A quantised matrix holds its codes and scales as parameters that are never train
 are, and a loaded one gives the same numbers. bitsandbytes' own layer for 4 bits stores them anew at the first forward
 pass in eval mode on some CPUs, and gets no gradient past itself from then on; these classes use its functions alone.
 
-Shapes: O outputs, I inputs, n = O I numbers of a matrix.
+Shapes: N rows of inputs, O outputs, I inputs; n = O I numbers of a matrix.
 """
 
 from __future__ import annotations
@@ -23,11 +23,10 @@ from torch import Tensor, nn
 from mllm.config import Quantization
 from mllm.language import in_compute_dtype
 
-BLOCK = 64  # numbers with one scale, and below scales with one scale: Dettmers et al. 2023 (QLoRA), section 4
-SCALES_BLOCK = 256
-OUTLIERS = (
-    6.0  # inputs above it are multiplied in full precision: Dettmers et al. 2022 (LLM.int8()), section 3.2
-)
+# Dettmers et al. 2023 (QLoRA), section 4: numbers with one scale, and scales with one scale of theirs.
+BLOCK, SCALES_BLOCK = 64, 256
+# Dettmers et al. 2022 (LLM.int8()), section 3.2: columns with a larger input are multiplied in full precision.
+OUTLIERS = 6.0
 _INT8_RANGE = 127
 
 

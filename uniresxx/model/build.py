@@ -112,7 +112,7 @@ def build_for_training(
     cast_frozen(model, config.tuning)  # before loading: half the memory is never needed
     load_sources(model, log)
     gpu = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else None
-    # on a GPU where there is one: a CPU takes minutes for each billion
+    # on a GPU where there is one: a CPU takes about a minute for each billion
     _as_input(lambda: quantize_frozen(model.mllm, config.tuning, gpu), "--model.tuning.quantization")
     if config.boxes == "owlv2":
         attach_detector(model)
