@@ -38,6 +38,7 @@ def run(
     dtype: str = "auto",
     attention: str | None = None,
     device_map: str | None = None,
+    quantization: str | None = None,
 ) -> list[dict[str, Any]]:
     """Answer and score every benchmark into OUT/NAME/SPLIT/predictions.jsonl and OUT/metrics.json.
 
@@ -51,10 +52,11 @@ def run(
         rule: how the model decides that nothing is there; its own rule where None.
         limit: only the first images of each benchmark.
         fresh: remove earlier evaluations of these benchmarks first.
-        device: where the model computes, as in `load_segmenter`, like the next three.
+        device: where the model computes, as in `load_segmenter`, like the next four.
         dtype: of its weights.
         attention: of its language model.
         device_map: "auto" for a model larger than one GPU.
+        quantization: of its language model.
 
     Returns:
         The entries of metrics.json.
@@ -75,7 +77,7 @@ def run(
     from uniresxx.model.placement import computed_on, placement_of  # imports torch
     from uniresxx.segmenters.load import load_segmenter
 
-    placement_of(device, dtype, attention, device_map)  # refuse wrong values before the work
+    placement_of(device, dtype, attention, device_map, quantization)  # refuse wrong values before the work
     console = Console(stderr=True)
     # Resolved once: a run that still trains may save a newer checkpoint and remove this one.
     folder = resolve(checkpoint, lambda line: console.print(line, markup=False, highlight=False))
@@ -84,7 +86,14 @@ def run(
         benchmark: with_truth(load_records(benchmark, data, limit, images), protocol, data)
         for benchmark in names
     }
-    segmenter = load_segmenter(folder, device=device, dtype=dtype, attention=attention, device_map=device_map)
+    segmenter = load_segmenter(
+        folder,
+        device=device,
+        dtype=dtype,
+        attention=attention,
+        device_map=device_map,
+        quantization=quantization,
+    )
     decoding = Decoding(rule=rule, template=segmenter.question_template)
     notes = {"computed_on": computed_on(segmenter)}
     entries = []

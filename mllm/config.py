@@ -28,6 +28,7 @@ Projector = Literal["linear", "mlp2x_gelu"]
 TowerStats = PixelStats | Literal["family"]
 Part = Literal["low", "high", "fusion", "regions", "exploitation", "llm", "head", "mask_encoder", "box_head"]
 TokenRows = Literal["all", "new"]
+Quantization = Literal["none", "int8", "nf4"]
 # What some language models do to embeddings or logits outside their layers and matrices.
 _SCALED = ("embedding_multiplier", "final_logit_softcapping", "logit_scale", "logits_scaling")
 
@@ -218,6 +219,7 @@ class TuningConfig:
     token_rows: TokenRows = "all"
     frozen_dtype: Literal["fp32", "bf16"] = "fp32"  # how frozen weights are kept while training
     keep_fp32: tuple[Part, ...] = ()  # frozen parts that a later stage trains: never rounded
+    quantization: Quantization = "none"  # of the LLM's frozen matrices, see mllm.quantization
 
     def __post_init__(self) -> None:
         """Reject numbers and words that mean nothing."""
@@ -235,6 +237,10 @@ class TuningConfig:
             raise ValueError(
                 f"frozen or keep_fp32 {unknown}, or token_rows={self.token_rows!r}, is unknown; "
                 f"parts: {', '.join(get_args(Part))}"
+            )
+        if self.quantization not in get_args(Quantization):
+            raise ValueError(
+                f"quantization={self.quantization!r}; known: {', '.join(get_args(Quantization))}"
             )
 
 

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mllm.config import TuningConfig
+from mllm.quantization import dequantized_state, silence_bitsandbytes
 
 ROWS = "rows_RD"
 _ADAPTER = re.compile(rf"\.(lora_A|lora_B)\.|\.{ROWS}$")
@@ -108,6 +109,7 @@ def adapt(llm: Any, tuning: TuningConfig, new_tokens: Sequence[int]) -> None:
 
 
 def _inject(llm: nn.Module, tuning: TuningConfig) -> None:
+    silence_bitsandbytes()
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
@@ -126,6 +128,16 @@ def _inject(llm: nn.Module, tuning: TuningConfig) -> None:
         target_modules=list(tuning.lora_targets),
     )
     inject_adapter_in_model(config, llm)
+
+
+def base_matrices(llm: Any) -> dict[str, nn.Linear]:
+    """The linear layers of a language model's decoder layers by name, without those of adapters."""
+    inside = ((f"model.layers.{name}", module) for name, module in llm.model.layers.named_modules())
+    return {
+        name: module
+        for name, module in inside
+        if type(module) is nn.Linear and not is_adapter(f"{name}.weight")
+    }
 
 
 def is_adapter(name: str) -> bool:
@@ -170,9 +182,10 @@ def subtract(model: nn.Module) -> None:
 def merged_tensors(model: nn.Module) -> dict[str, Tensor]:
     """The state of the same model without adapters and row parameters: plain names, adapters merged.
 
+    Quantised matrices are fp32 in it, as what they stand for.
     The model itself is left as it was.
     """
-    plain = {name: value for name, value in model.state_dict().items() if not is_adapter(name)}
+    plain = {name: value for name, value in dequantized_state(model).items() if not is_adapter(name)}
     deltas = {name: layer.get_delta_weight("default") for name, layer in _adapted_layers(model)}
     state: dict[str, Tensor] = {}
     for name, value in plain.items():

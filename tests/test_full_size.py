@@ -42,7 +42,7 @@ from uniresxx.segmenters.load import load_segmenter
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "tiny_checkpoint.json").read_text())
-SIZES = ("7b", "7b_24gb", "13b", "qwen3_4b")
+SIZES = ("7b", "7b_24gb", "13b", "13b_24gb", "qwen3_4b")
 FULL = [f"uniresxx_{size}{stage}" for size in SIZES for stage in ("", "_ground", "_align")]
 # Parameters of the published parts: LLaVA-1.5's Llama 2 has 6.738 and 13.016 billion (Touvron et al. 2023, table 1:
 # 7B, 13B; llava-hf safetensors indexes: 7.063 and 13.35 billion with tower and projector), CLIP's ViT-L/14 at 336 px
@@ -50,8 +50,14 @@ FULL = [f"uniresxx_{size}{stage}" for size in SIZES for stage in ("", "_ground",
 # the trunk has 196), SAM 94 / 312 / 641 million (facebook/sam-vit-* model files).
 # Qwen3-4B has 4.022 billion (Qwen/Qwen3-4B safetensors index), SigLIP2's so400m 413 million without its pooling head
 # (27 * (4 * 1152 * 1153 + 2 * 1152 * 4304 + 4304 + 1152 + 4 * 1152) and the embeddings, from its config.json).
-PUBLISHED_LLM = {"7b": 6.738e9, "7b_24gb": 6.738e9, "13b": 13.016e9, "qwen3_4b": 4.022e9}
-PUBLISHED_LOW = {"7b": 304e6, "7b_24gb": 304e6, "13b": 304e6, "qwen3_4b": 413e6}
+PUBLISHED_LLM = {
+    "7b": 6.738e9,
+    "7b_24gb": 6.738e9,
+    "13b": 13.016e9,
+    "13b_24gb": 13.016e9,
+    "qwen3_4b": 4.022e9,
+}
+PUBLISHED_LOW = {"7b": 304e6, "7b_24gb": 304e6, "13b": 304e6, "13b_24gb": 304e6, "qwen3_4b": 413e6}
 WIDTHS = (192, 384, 768, 1536)  # of the high tower
 # SAM 2.1 Hiera-L 224.4 million with its memory for video (facebookresearch/sam2:README.md), 217 without.
 PUBLISHED = {"mllm.high": 196.2e6, "head.sam": 216.9e6}

@@ -31,6 +31,7 @@ OWNERS = {
     "grain": ("uniresxx/data/mixture/mix.py",),
     "jinja2": ("eval/report/write.py",),
     "peft": ("mllm/lora.py",),
+    "bitsandbytes": ("mllm/quantization.py",),
     "tensorboard": (),  # torch's writer, train/trackers.py
     "trackio": (),  # train/trackers.py imports the one that is asked for, by name
     "wandb": (),

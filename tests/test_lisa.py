@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from chat_demo.session import CHAT_DECODING, Session, question_for, with_answer
 from eval.run import run as evaluate
+from mllm.quantization import quantization_of, quantized_in
 from uniresxx.checkpoints.tensors import WEIGHTS
 from uniresxx.cli import main as uniresxx_main
 from uniresxx.errors import InputError
@@ -476,6 +478,32 @@ def test_segment_chat_and_export_take_it(root, peer, tmp_path):
     again = Predictor.from_pretrained(exported, predictor.decoding, device="cpu")
     again.set_image(str(photo))
     assert again.segment("What is the red car?") == predictor.segment("What is the red car?")
+
+
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+def test_the_language_model_opens_in_few_bits(kind, peer, model, root):
+    """Every matrix of its layers is quantised, CLIP, SAM, projector and prompt are not; states as with the matrices
+    that the codes stand for (8 bits round the inputs too)."""
+    few = load_segmenter(root / f"{peer}_ours", device="cpu", dtype="float32", quantization=kind)
+    few.requires_grad_(False)
+    assert quantization_of(few.llm) == kind
+    assert {name.rpartition(".")[0] for name in quantized_in(few)} == {
+        f"llm.model.layers.{layer}.{part}"
+        for layer in range(few.llm.config.num_hidden_layers)
+        for part in ("self_attn", "mlp")
+    }
+    same = copy.deepcopy(model)
+    for name, matrix in quantized_in(few).items():
+        same.get_submodule(name).weight.copy_(matrix.dequantized())
+    run = recorded(peer)[1]
+    exact, found = (
+        states_before_marks(m, m.encode_images([run["photo"].numpy()]), branches_of(run))[1]
+        for m in (same, few)
+    )
+    assert (found - exact).std() < (0.05 if kind == "int8" else 1e-4) * exact.std()
+    assert few.answer(
+        few.encode_images([run["photo"].numpy()]), [["the red car"]], Decoding(max_new_tokens=3)
+    )
 
 
 @pytest.mark.skipif(not (REAL / "expected.json").is_file(), reason="the developers' photos are not here")

@@ -61,12 +61,23 @@ def check_attention_of(recipe: Recipe) -> None:
             raise InputError(f"--model.mllm.attention: {error}") from None
 
 
+def check_quantization_of(recipe: Recipe) -> None:
+    """InputError for an engine that would divide quantised weights, whose codes it takes for numbers."""
+    kind = recipe.model.tuning.quantization if isinstance(recipe.model, UniRESPlusPlusConfig) else "none"
+    if kind != "none" and recipe.engine.zero_stage == 3:
+        raise InputError(
+            f"--model.tuning.quantization {kind}: ZeRO stage 3 divides weights, quantised ones are whole on every "
+            "GPU; use --engine.zero_stage 2"
+        )
+
+
 def open_job(recipe: Recipe, data: Path | None) -> Job:
     """Everything `train` needs. Raises InputError where the data cannot be read."""
     check(recipe)
     inputs = _inputs_of(recipe)
     check_sources(inputs)
     check_attention_of(recipe)
+    check_quantization_of(recipe)
     found = _open_data(recipe, data, all_boxes=inputs.boxes == "learned")
     recipe, level_lines = _with_box_levels(recipe, found.source)
     inputs = _inputs_of(recipe)

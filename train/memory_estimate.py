@@ -20,10 +20,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from mllm.chat import IGNORE
+from mllm.lora import base_matrices
 from mllm.tokens import Vocabulary
 from uniresxx.model.config import UniRESPlusPlusConfig
 from uniresxx.model.modeling import UniRESPlusPlusModel
-from uniresxx.model.tuning import cast_frozen
+from uniresxx.model.tuning import cast_frozen, quantize_frozen
 from uniresxx.types import Batch
 
 LABELS = 5  # of an expression: the answer `[SEG].` with its end
@@ -106,7 +107,7 @@ def _storage(tensor: torch.Tensor) -> int:
 
 
 def model_without_memory(config: UniRESPlusPlusConfig) -> UniRESPlusPlusModel:
-    """The model of a config on the meta device, frozen weights in the config's dtype.
+    """The model of a config on the meta device, frozen weights in the config's dtype and quantisation.
 
     Raises ValueError for sizes that do not fit together.
     """
@@ -114,6 +115,7 @@ def model_without_memory(config: UniRESPlusPlusConfig) -> UniRESPlusPlusModel:
     with torch.device("meta"):
         model = UniRESPlusPlusModel(config, vocabulary)
     cast_frozen(model, config.tuning)
+    quantize_frozen(model.mllm, config.tuning)
     return model
 
 
@@ -122,13 +124,16 @@ def estimate_activations(config: UniRESPlusPlusConfig, sizes: Sizes, mixed: bool
 
     Every expression has a mask, so no batch of these sizes needs more. Attention is SDPA's fused kernel, which keeps
     inputs, output, mask, and one number per row and head, as the memory-efficient kernel of a GPU does.
-    flex_attention needs no mask, so for it the figure is an upper bound. OWLv2 is not run; its boxes are inputs.
+    flex_attention needs no mask, so for it the figure is an upper bound. OWLv2 is not run; its boxes are inputs. A
+    quantised matrix is made whole for each product: the largest one is added to the peak.
     """
     if config.instances:
         raise ValueError(f"instances={config.instances} has no plan: its matching depends on the masks")
+    quantized = config.tuning.quantization != "none"
     config = replace(
         config,
         mllm=replace(config.mllm, attention="sdpa"),
+        tuning=replace(config.tuning, quantization="none"),
         boxes="grid" if config.boxes == "owlv2" else config.boxes,
         box_head=replace(config.box_head, candidates=_CANDIDATES),
     )
@@ -140,9 +145,13 @@ def estimate_activations(config: UniRESPlusPlusConfig, sizes: Sizes, mixed: bool
             if parameter.requires_grad:
                 parameter.grad = torch.empty_like(parameter)
     batch = _batch(config, sizes, fake)
-    return measure_activations(
+    found = measure_activations(
         model, batch, torch.autocast("cpu", torch.bfloat16) if mixed else nullcontext()
     )
+    if not quantized:
+        return found
+    largest = max(matrix.weight.numel() for matrix in base_matrices(model.mllm.llm).values())
+    return replace(found, peak=found.peak + largest * (2 if mixed else 4))
 
 
 def measure_activations(model: Any, batch: Batch, precision: AbstractContextManager[Any]) -> ActivationMemory:

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from mllm.quantization import parameter_counts
 from train.engines.zero import deepspeed_config
 from train.memory_estimate import (
     ActivationMemory,
@@ -47,9 +48,9 @@ class Model:
     @classmethod
     def of(cls, model: nn.Module) -> Model:
         """Count the parameters of a model, which may be without memory."""
-        values = list(model.parameters())
-        trained = sum(value.numel() for value in values if value.requires_grad)
-        return cls(sum(value.numel() for value in values), trained, parameter_bytes(model, trained=False))
+        counts = parameter_counts(model)
+        trained = sum(counts[name] for name, value in model.named_parameters() if value.requires_grad)
+        return cls(sum(counts.values()), trained, parameter_bytes(model, trained=False))
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,7 @@ class Plan:
     zero_stage: int
     offload: str
     precision: str
+    quantization: str
     images_per_gpu: int
     accumulate: int
     expressions_per_image: int
@@ -139,6 +141,7 @@ def plan(
         zero_stage=recipe.engine.zero_stage,
         offload=recipe.engine.offload,
         precision=recipe.engine.precision,
+        quantization=config.tuning.quantization,
         images_per_gpu=sizes.images,
         accumulate=recipe.data.accumulate,
         expressions_per_image=recipe.data.expressions_per_image,
@@ -217,6 +220,8 @@ def table(found: Plan) -> str:
     shown.add_column("GB", justify="right")
     shown.add_column("what it is")
     counted = f"{found.parameters / 1e6:,.1f} M parameters, {found.trained / 1e6:,.1f} M trained"
+    if found.quantization != "none":
+        counted += f"; matrices of the LLM in {found.quantization}"
     rows = (
         ("weights", found.weights, counted),
         ("gradients", found.gradients, "of trained parameters, fp32"),

@@ -39,6 +39,7 @@ ADDED_FIELDS: dict[str, Any] = {
     "model.sam2.fuse_early": False,
     "model.instances": 0,
     "model.tuning.keep_fp32": [],
+    "model.tuning.quantization": "none",
     **{f"{model}.weights.llm": None for model in ("model", "model.inputs")},
 }
 

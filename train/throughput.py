@@ -25,6 +25,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mllm.config import MLLMConfig
+from mllm.quantization import parameter_counts
 from mllm.towers import HighTower, LowTower
 from train.distributed import Ranks
 from train.recipe import EngineConfig
@@ -105,8 +106,9 @@ def _forward_flops(tower: type[LowTower | HighTower], config: MLLMConfig, side: 
 
 def _cost(model: nn.Module, path: str) -> float:
     """FLOPs per position of the LLM's matrices below a path: 4 or 6 per parameter (as above)."""
+    counts = parameter_counts(model)
     matrices = [
-        (p.numel(), p.requires_grad)
+        (counts[name], p.requires_grad)
         for name, p in model.named_parameters()
         if name.startswith(path) and p.ndim > 1
     ]

@@ -50,16 +50,18 @@ class Predictor:
         dtype: str | None = None,
         attention: str | None = None,
         device_map: str | None = None,
+        quantization: str | None = None,
     ) -> Predictor:
         """Load a model.
 
         Args:
             path: a run folder (its best checkpoint), a `from_pretrained` folder, or `hub:OWNER/NAME`.
             decoding: how answers are generated; None: with the model's own question about an expression.
-            device: as in `load_segmenter`, like the next three; "auto" takes a GPU where there is one.
+            device: as in `load_segmenter`, like the next four; "auto" takes a GPU where there is one.
             dtype: "float32" or "bfloat16" for all weights; None: as saved.
             attention: backend of the language model; None: that of the checkpoint.
             device_map: "auto" spreads a model larger than one GPU; None: one device.
+            quantization: "int8" or "nf4" of the language model; None: as saved.
 
         Raises:
             InputError: the path holds no complete checkpoint of a known model, or the device is not there.
@@ -67,7 +69,12 @@ class Predictor:
         from uniresxx.segmenters.load import load_segmenter
 
         segmenter = load_segmenter(
-            path, device=device, dtype=dtype, attention=attention, device_map=device_map
+            path,
+            device=device,
+            dtype=dtype,
+            attention=attention,
+            device_map=device_map,
+            quantization=quantization,
         )
         return cls(segmenter, decoding)
 

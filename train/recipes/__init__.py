@@ -16,6 +16,11 @@ from train.recipes.uniresxx_7b_24gb import (
     uniresxx_7b_24gb_ground,
 )
 from train.recipes.uniresxx_13b import uniresxx_13b, uniresxx_13b_align, uniresxx_13b_ground
+from train.recipes.uniresxx_13b_24gb import (
+    uniresxx_13b_24gb,
+    uniresxx_13b_24gb_align,
+    uniresxx_13b_24gb_ground,
+)
 from train.recipes.uniresxx_qwen3_4b import (
     uniresxx_qwen3_4b,
     uniresxx_qwen3_4b_align,
@@ -28,6 +33,9 @@ KNOWN: dict[str, Callable[[], Recipe]] = {
     "scenes_hour": scenes_hour,
     "tiny_scenes": tiny_scenes,
     "uniresxx_13b": uniresxx_13b,
+    "uniresxx_13b_24gb": uniresxx_13b_24gb,
+    "uniresxx_13b_24gb_align": uniresxx_13b_24gb_align,
+    "uniresxx_13b_24gb_ground": uniresxx_13b_24gb_ground,
     "uniresxx_13b_align": uniresxx_13b_align,
     "uniresxx_13b_ground": uniresxx_13b_ground,
     "uniresxx_7b": uniresxx_7b,

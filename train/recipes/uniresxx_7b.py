@@ -95,7 +95,13 @@ def align(name: str, stage_c: Recipe) -> Recipe:
     keep = tuple(
         part for part in frozen if part not in later.frozen and not (part == "llm" and later.lora_rank)
     )
-    tuning = TuningConfig(frozen=frozen, token_rows="new", frozen_dtype="bf16", keep_fp32=keep)
+    tuning = TuningConfig(
+        frozen=frozen,
+        token_rows="new",
+        frozen_dtype="bf16",
+        keep_fp32=keep,
+        quantization=later.quantization,
+    )
     return replace(
         stage_c,
         name=name,

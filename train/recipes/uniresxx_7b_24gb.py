@@ -14,6 +14,7 @@ def uniresxx_7b_24gb() -> Recipe:
 
     Stage C (joint). Frozen weights in bf16 (15 GB), LoRA rank 16, MGFE width 512, losses on sampled points, one image
     at a time. SAM 2.1 is Hiera-L here too: frozen it costs 0.4 GB, and the plan stays at 21 of 24 GB.
+    `--model.tuning.quantization nf4` in all stages (QLoRA) needs 11.5 GB.
     Hardware: 1 GPU of 24 GB. Hours: not yet measured. Expected: not yet measured.
     """
     tuning = TuningConfig(

@@ -17,7 +17,7 @@ from itertools import groupby
 from textwrap import wrap
 from typing import Any, NoReturn, get_args
 
-from mllm.config import Attention
+from mllm.config import Attention, Quantization
 from uniresxx.errors import InputError
 
 COMMANDS = (
@@ -91,7 +91,7 @@ def parser_for(program: str, page: str | None) -> OneLineParser:
 
 
 def add_placement_options(parser: argparse.ArgumentParser) -> None:
-    """`--device`, `--dtype`, `--attention`, `--device-map`: the options of every command that loads a model."""
+    """`--device`, `--dtype`, `--attention`, `--device-map`, `--quantization`: of every command that loads a model."""
     parser.add_argument(
         "--device", default="auto", metavar="auto|cpu|cuda[:N]|mps",
         help="where the model computes; auto (default): a CUDA GPU, else Apple's MPS, else the CPU",
@@ -107,11 +107,15 @@ def add_placement_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device-map", choices=("auto",), help="auto: spread a model larger than one GPU over all of them",
     )  # fmt: skip
+    parser.add_argument(
+        "--quantization", choices=[kind for kind in get_args(Quantization) if kind != "none"],
+        help="8 or 4 bits for the language model, by bitsandbytes (default: as saved); changes answers a little",
+    )  # fmt: skip
 
 
 def placement_words(options: argparse.Namespace) -> dict[str, str | None]:
     """The values of these options, as keyword arguments of `Predictor.from_pretrained`."""
-    names = ("device", "dtype", "attention", "device_map")
+    names = ("device", "dtype", "attention", "device_map", "quantization")
     return {name: getattr(options, name) for name in names}
 
 

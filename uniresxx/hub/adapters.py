@@ -33,7 +33,11 @@ def plain(config: UniRESPlusPlusConfig) -> UniRESPlusPlusConfig:
     """The configuration of the same model without adapters and without rows of its own."""
     none = TuningConfig()
     tuning = replace(
-        config.tuning, lora_rank=none.lora_rank, token_rows=none.token_rows, frozen_dtype=none.frozen_dtype
+        config.tuning,
+        lora_rank=none.lora_rank,
+        token_rows=none.token_rows,
+        frozen_dtype=none.frozen_dtype,
+        quantization=none.quantization,
     )
     return replace(config, tuning=tuning)
 
@@ -81,6 +85,8 @@ def unmerged(source: Path, adapter: Path) -> UniRESPlusPlusModel:
         raise InputError(
             f"{adapter} and {source} have different vocabularies: the adapter is of another model"
         )
+    # merging made every matrix plain
+    config = replace(config, tuning=replace(config.tuning, quantization="none"))
     model = UniRESPlusPlusModel(config, vocabulary, skip_llm_init=True)
     weight_files(source)
     try:

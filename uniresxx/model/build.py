@@ -4,6 +4,7 @@ folder."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,7 +16,9 @@ from mllm.config import TuningConfig
 from mllm.language import parameters_without_memory
 from mllm.loading import OWN_RULES, Report, folder_of, load_part, load_sam
 from mllm.loading_llm import chat_template_of, load_llava, load_llm, pretrained_vocabulary
+from mllm.lora import base_matrices
 from mllm.prefix import check_packed
+from mllm.quantization import check_quantization, full_precision, quantization_of, quantize
 from mllm.tokens import Vocabulary
 from mllm.tower_loading import load_high, load_low
 from uniresxx.checkpoints.resolve import resolve
@@ -28,7 +31,14 @@ from uniresxx.model.placement import Placement
 from uniresxx.model.regions.detector import Owlv2Proposer
 from uniresxx.model.sam_sizes import check_sam_sizes
 from uniresxx.model.spread import connect, device_by_name, free_memory, spread_layers
-from uniresxx.model.tuning import cast, cast_frozen, format_table, parameter_table, rounded_parts
+from uniresxx.model.tuning import (
+    cast,
+    cast_frozen,
+    format_table,
+    parameter_table,
+    quantize_frozen,
+    rounded_parts,
+)
 
 Config = TypeVar("Config")
 Model = TypeVar("Model", bound=nn.Module)
@@ -94,6 +104,7 @@ def build_for_training(
     """
     check_sources(config)
     _as_input(lambda: check_packed(config.mllm.attention), "--model.mllm.attention")
+    _check_quantized_training(config.tuning)
     w = config.weights
     all_loaded = w.llava is not None or w.llm is not None or w.start is not None
     model = _as_input(
@@ -101,11 +112,25 @@ def build_for_training(
     )
     cast_frozen(model, config.tuning)  # before loading: half the memory is never needed
     load_sources(model, log)
+    gpu = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else None
+    # on a GPU where there is one: a CPU takes about a minute for each billion
+    _as_input(lambda: quantize_frozen(model.mllm, config.tuning, gpu), "--model.tuning.quantization")
     if config.boxes == "owlv2":
         attach_detector(model)
     if config.tuning != TuningConfig():
         log(format_table(parameter_table(model)))
     return model
+
+
+def _check_quantized_training(tuning: TuningConfig) -> None:
+    """InputError where the LLM cannot be quantised, or its own matrices are trained."""
+    kind = tuning.quantization
+    _as_input(lambda: check_quantization(kind, torch.device("cpu")), "--model.tuning.quantization")
+    if kind != "none" and not tuning.lora_rank and "llm" not in tuning.frozen:
+        raise InputError(
+            f"--model.tuning.quantization {kind}: quantised matrices are never trained; give "
+            "--model.tuning.lora_rank 16 or --model.tuning.frozen llm"
+        )
 
 
 def load_sources(model: UniRESPlusPlusModel, log: Log) -> None:
@@ -121,6 +146,8 @@ def load_sources(model: UniRESPlusPlusModel, log: Log) -> None:
         folder = resolve(Path(w.start), log)
         before = UniRESPlusPlusConfig.from_dict(read_json(folder / CONFIG))
         _check_start(model, before, folder)
+        if before.tuning.quantization != "none":
+            quantize_frozen(mllm, before.tuning, with_values=False)
         new = () if before.boxes == "learned" else (BOX_HEAD,)
         if model.box_head is not None and new:
             log(f"box head: new, {folder} has none")
@@ -160,6 +187,12 @@ def _check_start(model: UniRESPlusPlusModel, before: UniRESPlusPlusConfig, folde
         raise InputError(
             f"{folder} was trained with boxes={before.boxes!r} and would go on with {now.boxes!r}: "
             "region tokens mean what their boxes are; give the same --model.boxes"
+        )
+    kinds = before.tuning.quantization, now.tuning.quantization
+    if kinds[0] not in ("none", kinds[1]):
+        raise InputError(
+            f"{folder} holds its language model in {kinds[0]}, and this run has {kinds[1]!r}: give "
+            f"--model.tuning.quantization {kinds[0]}, or start from `uniresxx export {folder} OUT --merge`"
         )
     rounded = " ".join(rounded_parts(model, before.tuning))
     if rounded:
@@ -208,12 +241,17 @@ def load_with(
     build: Callable[[Config, AnyVocabulary], Model],
     placement: Placement,
     read_vocabulary: Callable[[Config], AnyVocabulary],
+    language_model: Callable[[Model], nn.Module] | None = None,
 ) -> Model:
     """The model of a `from_pretrained` folder, in evaluation mode; InputError where files do not fit.
 
     Weights are built without memory and go from the file to the device one by one, so that host memory never holds
-    a second copy of them.
+    a second copy of them. `language_model` gives the part that a placement can quantise.
     """
+    if placement.quantization != "none" and language_model is None:
+        raise InputError(
+            f"quantization {placement.quantization!r}: the model of {folder} has no language model; leave it out"
+        )
     config = read_config(read_json(folder / CONFIG))
     vocabulary = read_vocabulary(config)
     try:
@@ -222,11 +260,35 @@ def load_with(
     except ValueError as error:
         raise InputError(f"{folder / CONFIG}: {error}") from error
     if placement.dtype is not None:
-        cast(model.parameters(), placement.dtype)
+        cast((parameter for _, parameter in full_precision(model)), placement.dtype)
     if placement.spread:
         return spread(model, folder, placement.device).eval()
-    load_weights(model, folder, placement.device)
+    if placement.quantization != "none" and language_model is not None:
+        load_quantized(model, language_model(model), folder, placement)
+    else:
+        load_weights(model, folder, placement.device)
     return model.to(placement.device).eval()  # buffers are still on the CPU
+
+
+def load_quantized(model: nn.Module, llm: nn.Module, folder: Path, placement: Placement) -> None:
+    """Load weights, and quantise the language model's matrices one by one on their way to the device.
+
+    Raises:
+        InputError: the folder holds them quantised otherwise, or there are none.
+    """
+    stored = quantization_of(llm)
+    if stored not in ("none", placement.quantization):
+        raise InputError(
+            f"{folder} holds its language model in {stored}: leave quantization {placement.quantization!r} out"
+        )
+    matrices = base_matrices(llm) if stored == "none" else {}
+    wanted = {id(linear.weight) for linear in matrices.values()}
+    names = {name for name, parameter in model.named_parameters() if id(parameter) in wanted}
+    host = torch.device("cpu")
+    load_weights(model, folder, lambda name: host if name in names else placement.device)
+    if stored == "none":
+        work = partial(quantize, llm, matrices, placement.quantization, placement.device)
+        _as_input(work, str(folder))
 
 
 def spread(model: Model, folder: Path, main: torch.device) -> Model:
@@ -247,9 +309,10 @@ def spread(model: Model, folder: Path, main: torch.device) -> Model:
 
 
 def _with_frozen_dtype(config: UniRESPlusPlusConfig, vocabulary: Vocabulary) -> UniRESPlusPlusModel:
-    """A model whose frozen weights have the dtype in which they were trained."""
+    """A model without memory whose frozen weights have the dtype and the quantisation in which they were trained."""
     model = UniRESPlusPlusModel(config, vocabulary)
     cast_frozen(model, config.tuning)
+    quantize_frozen(model.mllm, config.tuning)
     return model
 
 
@@ -260,7 +323,8 @@ def load_model(folder: Path, placement: Placement | None = None) -> UniRESPlusPl
 
     Args:
         folder: config.json, weights and tokenizer.json.
-        placement: device, and dtype and attention to use instead of those of the checkpoint; None: on the CPU.
+        placement: device, and dtype, attention and quantisation to use instead of those of the checkpoint; None: on
+            the CPU.
 
     Raises:
         InputError: files are missing or do not fit together.
@@ -271,9 +335,17 @@ def load_model(folder: Path, placement: Placement | None = None) -> UniRESPlusPl
     def read(values: dict[str, Any]) -> UniRESPlusPlusConfig:
         if attention is not None and isinstance(values.get("mllm"), dict):
             values = values | {"mllm": values["mllm"] | {"attention": attention}}
-        return UniRESPlusPlusConfig.from_dict(values)
+        config = UniRESPlusPlusConfig.from_dict(values)
+        _as_input(lambda: check_quantization(config.tuning.quantization, placement.device), str(folder))
+        return config
 
-    model = load_with(folder, read, _with_frozen_dtype, placement, lambda _: load_vocabulary(folder))
+    model = load_with(
+        folder, read, _with_frozen_dtype, placement, lambda _: load_vocabulary(folder),
+        lambda built: built.mllm.llm,
+    )  # fmt: skip
+    if placement.quantization != "none":
+        tuning = replace(model.config.tuning, quantization=placement.quantization)
+        model.config = replace(model.config, tuning=tuning)
     if model.config.boxes == "owlv2":
         attach_detector(model)
     return model

@@ -1,4 +1,4 @@
-"""Where a model computes: its device, the dtype of its weights, its attention backend."""
+"""Where a model computes: its device, the dtype of its weights, its attention backend, its quantisation."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Any, get_args
 import torch
 from torch import nn
 
-from mllm.config import Attention
+from mllm.config import Attention, Quantization
+from mllm.quantization import check_quantization, full_precision, quantization_of
 from uniresxx.errors import InputError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -19,12 +20,13 @@ _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?|mps")
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Checked choices; the defaults are the CPU, and dtype and attention as the checkpoint has them."""
+    """Checked choices; the defaults are the CPU, and everything else as the checkpoint has it."""
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     dtype: torch.dtype | None = None  # of all weights; None: fp32, and bf16 for frozen weights trained so
     attention: Attention | None = None
     spread: bool = False  # a model larger than the device: layers of its language model over all GPUs
+    quantization: Quantization = "none"  # of the language model; "none": as the checkpoint has it
 
 
 def placement_of(
@@ -32,6 +34,7 @@ def placement_of(
     dtype: str | torch.dtype | None = None,
     attention: str | None = None,
     device_map: str | None = None,
+    quantization: str | None = None,
 ) -> Placement:
     """Check where and how a model is to compute.
 
@@ -40,9 +43,10 @@ def placement_of(
         dtype: "float32" or "bfloat16" for all weights; "auto" or None: as saved.
         attention: backend of the language model; None: that of the config.
         device_map: "auto" spreads a model larger than the GPU over all GPUs, then the host's memory.
+        quantization: "int8" or "nf4" of the language model's matrices; None: as saved.
 
     Raises:
-        InputError: a value is unknown, or the device is not there.
+        InputError: a value is unknown, the device is not there, or bitsandbytes is not there for it.
     """
     if attention is not None and attention not in get_args(Attention):
         raise InputError(f"attention {attention!r} is not one of {', '.join(get_args(Attention))}")
@@ -53,7 +57,16 @@ def placement_of(
         raise InputError(f"device_map {device_map!r} is not auto: leave it out for one device")
     if device_map == "auto" and chosen.type != "cuda":
         raise InputError(f"device_map 'auto' spreads a model over CUDA GPUs, not {chosen}: leave it out")
-    return Placement(chosen, dtype_of(dtype), attention, device_map == "auto")  # type: ignore[arg-type]
+    kind: Any = quantization or "none"
+    try:
+        check_quantization(kind, chosen)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    if device_map == "auto" and kind != "none":
+        raise InputError(
+            f"quantization {kind!r} is for one device, and device_map 'auto' for several: leave one of them out"
+        )
+    return Placement(chosen, dtype_of(dtype), attention, device_map == "auto", kind)  # type: ignore[arg-type]
 
 
 def device_of(device: str | torch.device) -> torch.device:
@@ -108,13 +121,15 @@ def wait_for(device: torch.device) -> None:
 
 
 def computed_on(segmenter: object) -> dict[str, str] | None:
-    """A record for JSON: the device and the dtypes of a model's weights; None where the model is not torch's."""
+    """A record for JSON: device, dtypes and quantisation of a model's weights; None where it is not torch's."""
     parameters = [*segmenter.parameters()] if isinstance(segmenter, nn.Module) else []
-    if not parameters:
+    if not isinstance(segmenter, nn.Module) or not parameters:
         return None
     devices = dict.fromkeys(parameter.device for parameter in parameters)
-    dtypes = sorted({str(parameter.dtype).removeprefix("torch.") for parameter in parameters})
-    return {"device": ", ".join(map(_name_of, devices)), "dtype": ", ".join(dtypes)}
+    dtypes = sorted({str(p.dtype).removeprefix("torch.") for _, p in full_precision(segmenter)})
+    record = {"device": ", ".join(map(_name_of, devices)), "dtype": ", ".join(dtypes)}
+    kind = quantization_of(segmenter)
+    return record if kind == "none" else record | {"quantization": kind}
 
 
 def _name_of(device: torch.device) -> str:

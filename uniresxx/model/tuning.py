@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from mllm.config import Part, TuningConfig
-from mllm.lora import adapt, is_adapter
+from mllm.lora import adapt, base_matrices, is_adapter
 from mllm.modeling import MLLM
+from mllm.quantization import full_precision, parameter_counts, quantization_of, quantize
 
 # Where the parameters of each part live; the longest match counts.
 PARTS: dict[Part, tuple[str, ...]] = {
@@ -69,7 +70,7 @@ class PartRow:
 
 def parameter_table(model: nn.Module) -> list[PartRow]:
     """One row per part that has parameters, and a last row "all"."""
-    rows = []
+    rows, counts = [], parameter_counts(model)
     for part in PARTS:
         kinds = {"trained": 0, "adapters": 0, "frozen": 0}
         for name, parameter in model.named_parameters():
@@ -77,7 +78,7 @@ def parameter_table(model: nn.Module) -> list[PartRow]:
                 kind = (
                     ("adapters" if is_adapter(name) else "trained") if parameter.requires_grad else "frozen"
                 )
-                kinds[kind] += parameter.numel()
+                kinds[kind] += counts[name]
         if any(kinds.values()):
             rows.append(PartRow(part, **kinds))
     sums = {kind: sum(getattr(row, kind) for row in rows) for kind in ("trained", "adapters", "frozen")}
@@ -99,8 +100,17 @@ def cast_frozen(model: nn.Module, tuning: TuningConfig) -> None:
     Parts of `keep_fp32` stay as they are: a later stage trains them from the weights that were published.
     """
     if tuning.frozen_dtype == "bf16":
-        frozen = ((name, p) for name, p in model.named_parameters() if not p.requires_grad)
+        frozen = ((name, p) for name, p in full_precision(model) if not p.requires_grad)
         cast([p for name, p in frozen if part_of(name) not in tuning.keep_fp32], torch.bfloat16)
+
+
+def quantize_frozen(
+    mllm: MLLM, tuning: TuningConfig, device: torch.device | None = None, with_values: bool = True
+) -> None:
+    """Quantise the matrices of the LLM as `tuning` says, if they are not yet; see `mllm.quantization.quantize`."""
+    kind = tuning.quantization
+    if kind not in ("none", quantization_of(mllm.llm)):
+        quantize(mllm.llm, base_matrices(mllm.llm), kind, device, with_values)
 
 
 def rounded_parts(model: nn.Module, before: TuningConfig) -> list[Part]:

@@ -55,6 +55,7 @@ def load_segmenter(
     dtype: str | torch.dtype | None = None,
     attention: str | None = None,
     device_map: str | None = None,
+    quantization: str | None = None,
 ) -> Segmenter:
     """Load the model of a checkpoint, in evaluation mode. Its weights go from the file to the device one by one.
 
@@ -67,6 +68,7 @@ def load_segmenter(
         attention: backend of the language model, such as "sdpa"; None: that of the checkpoint.
         device_map: "auto": a model larger than one GPU is spread over all of them and the host's memory, see
             docs/use.md; None: one device.
+        quantization: "int8" or "nf4" (4 bits): of the language model's matrices, by bitsandbytes; None: as saved.
 
     Raises:
         InputError: `path` holds no complete checkpoint of a known kind, the device is not there, or a value is
@@ -74,7 +76,7 @@ def load_segmenter(
     """
     from uniresxx.model.placement import placement_of
 
-    placement = placement_of(device, dtype, attention, device_map)
+    placement = placement_of(device, dtype, attention, device_map, quantization)
     folder = resolve(path, log or _warn)
     kind = read_json(folder / CONFIG).get("model_type")
     loader = LOADERS.get(kind) if isinstance(kind, str) else None

@@ -335,4 +335,4 @@ def load_lisa(folder: Path, placement: Placement) -> Lisa:
     def vocabulary_of(config: LisaConfig) -> LisaVocabulary:
         return LisaVocabulary.load(folder / TOKENIZER, config.peer)
 
-    return load_with(folder, LisaConfig.from_dict, build, placement, vocabulary_of)
+    return load_with(folder, LisaConfig.from_dict, build, placement, vocabulary_of, lambda model: model.llm)
