@@ -6,7 +6,8 @@ Shapes: B T as in mllm.modeling, V vocabulary, R new rows, D width.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -164,27 +165,33 @@ def subtract(model: nn.Module) -> None:
     """Subtract the adapters from weights into which they were merged; the model then computes what it did before."""
     for _, layer in _adapted_layers(model):
         weight = layer.get_base_layer().weight
-        weight.data -= layer.get_delta_weight("default").to(weight.dtype)
+        weight.data.copy_(weight.float() - layer.get_delta_weight("default").float())
 
 
-def merged_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The state of the same model without adapters and row parameters: plain names, adapters merged.
+def merged_tensors(model: nn.Module) -> dict[str, tuple[Tensor, Callable[[], Tensor]]]:
+    """The state of the same model without adapters and row parameters, by its plain names.
 
-    The model itself is left as it was.
+    Returns:
+        For each name the tensor before the merge, and a function that gives the merged one: in fp32 where something
+        is added to it or put into it, else the tensor itself. The model is left as it was.
     """
-    plain = {name: value for name, value in model.state_dict().items() if not is_adapter(name)}
-    deltas = {name: layer.get_delta_weight("default") for name, layer in _adapted_layers(model)}
-    state: dict[str, Tensor] = {}
-    for name, value in plain.items():
-        base = name.removesuffix(".base_layer.weight")
-        if base != name:
-            value = (value + deltas[base].to(value.dtype)) if base in deltas else value
-            name = f"{base}.weight"
-        state[name] = value.detach()
-    for name, module in model.named_modules():
-        if isinstance(module, RowEmbedding | RowLinear):
-            key = f"{name}.weight" if name else "weight"
-            state[key] = state[key].index_copy(
-                0, module.row_ids_R, module.rows_RD.detach().to(state[key].dtype)
-            )
+    layers = dict(_adapted_layers(model))
+    rows = {f"{n}.weight": m for n, m in model.named_modules() if isinstance(m, RowEmbedding | RowLinear)}
+    state: dict[str, tuple[Tensor, Callable[[], Tensor]]] = {}
+    for name, value in model.state_dict().items():
+        if is_adapter(name):
+            continue
+        layer = layers.get(name.removesuffix(".base_layer.weight"))
+        name = name.replace(".base_layer.", ".")
+        state[name] = value, partial(_merged, value, layer, rows.get(name))
     return state
+
+
+def _merged(value: Tensor, layer: Any, rows: RowEmbedding | RowLinear | None) -> Tensor:
+    """One weight with its adapter and its trained rows."""
+    with torch.no_grad():
+        if layer is not None:
+            value = value.float() + layer.get_delta_weight("default").float()
+        if rows is not None:
+            value = value.float().index_copy(0, rows.row_ids_R, rows.rows_RD.float())
+    return value

@@ -19,6 +19,7 @@ from train.log import print_line, trim_log
 from train.recipe_changes import differences, recipe_differences
 from train.trackers import TENSORBOARD
 from uniresxx.checkpoints import folders as checkpoint
+from uniresxx.checkpoints.shards import OPTIMIZER
 from uniresxx.checkpoints.tensors import read_tensors
 from uniresxx.data.mixture.data_log import DATA, QUARANTINE
 from uniresxx.errors import InputError
@@ -27,7 +28,7 @@ from uniresxx.files import write_atomic
 LOG, CURVE, OVERLAYS, EVAL, LOCK = "log.jsonl", "curve.png", "overlays", "eval", ".lock"
 FILES = (LOG, CURVE, QUARANTINE, DATA, checkpoint.RECIPE)
 _CHECKPOINT_FILES = (
-    checkpoint.CONFIG, checkpoint.WEIGHTS, checkpoint.TOKENIZER, checkpoint.OPTIMIZER, checkpoint.STATE,
+    checkpoint.CONFIG, checkpoint.WEIGHTS, checkpoint.TOKENIZER, f"{OPTIMIZER}.safetensors", checkpoint.STATE,
     checkpoint.RECIPE, checkpoint.MANIFEST,
 )  # fmt: skip
 _EVAL_FILES = (
@@ -116,7 +117,8 @@ def _is_run(out: Path) -> bool:
 
 def restore(folder: Path, engine: Engine) -> State:
     """Load optimizer and random state into the engine; returns where the run was."""
-    engine.load(read_tensors(folder / checkpoint.OPTIMIZER))
+    tensors = [read_tensors(path) for path in sorted(folder.glob(f"{OPTIMIZER}*.safetensors"))]
+    engine.load({name: value for found in tensors for name, value in found.items()})
     saved = checkpoint.read_json(folder / checkpoint.STATE)
     changes = differences(saved["engine"], engine.describe())
     if changes:
@@ -142,7 +144,7 @@ def begin(out: Path, about: Mapping[str, Any], state: State, fresh: bool) -> Non
 def start_over(out: Path) -> None:
     """Remove the files that an earlier run wrote in `out`, and the folders that are empty then."""
     for folder in _steps(out / checkpoint.CHECKPOINTS):
-        shards = [path.name for path in folder.glob("model-*-of-*.safetensors")]
+        shards = [path.name for path in folder.glob("*-*-of-*.safetensors")]
         _remove(folder, {*_CHECKPOINT_FILES, checkpoint.INDEX, *shards})
     for folder in _steps(out / EVAL):
         _remove(folder, _EVAL_FILES)
