@@ -75,7 +75,12 @@ def load_high(model: MLLM, source: str) -> Report:
     _check_pixels(source, model.config.pixel_stats.high, "high_stats")
     tower = model.high.backbone
     adjust = _positions(tower, HIGH_RULES)
-    return load_part(tower, source, HIGH_RULES, new=HIGH_NEW, adjust=adjust, own_rules=HIGH_RULES)
+    report = load_part(tower, source, HIGH_RULES, new=HIGH_NEW, adjust=adjust, own_rules=HIGH_RULES)
+    with torch.no_grad():
+        for name, value in tower.named_parameters():
+            if own_name(name, HIGH_RULES) in report.new:  # norms, which start as LayerNorm does
+                value.fill_(float(name.endswith("weight")))
+    return report
 
 
 def _positions(

@@ -456,7 +456,7 @@ def test_a_bug_in_a_job_is_shown_before_the_communication_ends(bug, monkeypatch,
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_only_rank_0_prints_what_is_opened(rank, monkeypatch, tmp_path, capsys):
-    def open_job(recipe, data):
+    def open_job(recipe, data, newest):
         print("the table of what is trained")
         return Job(None, lambda step, micro: None)
 

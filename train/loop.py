@@ -94,9 +94,9 @@ def train(
         ranks.on_rank0(lambda: stack.enter_context(lock_file(out / LOCK, f"train into {out}")))
         about = {"format": 1, "recipe": recipe.to_dict(), "data": job.fingerprint} | dict(job.extra)
         previous = ranks.on_rank0(
-            lambda: check_owner(out) if fresh else previous_run(out, about, job.model.tokenizer)
+            lambda: check_owner(out) if fresh else previous_run(out, about, job.model.tokenizer, job.newest)
         )
-        if previous is not None:
+        if previous is not None and not job.loaded:
             ranks.on_all_ranks(lambda: load_weights(job.model, previous.checkpoint))
         torch.manual_seed(recipe.seed + _RANK_STRIDE * ranks.rank)
         engine = build_engine(job.model, recipe, ranks)

@@ -62,19 +62,22 @@ class Previous:
     max_minutes: float | None
 
 
-def previous_run(out: Path, about: Mapping[str, Any], tokenizer: Any) -> Previous | None:
+def previous_run(
+    out: Path, about: Mapping[str, Any], tokenizer: Any, newest: Path | None = None
+) -> Previous | None:
     """The run in `out` that goes on; None where there is no checkpoint. Writes nothing.
 
     Args:
         out: the run folder.
         about: the recipe.json of the run that starts now.
         tokenizer: of its model, or None.
+        newest: the newest undamaged checkpoint in `out`; None: it is looked for.
 
     Raises:
         InputError: `out` holds another recipe, data set or vocabulary (with a diff), or somebody else's files.
     """
     check_owner(out)
-    folder = checkpoint.newest_verified(out, print_line)
+    folder = newest or checkpoint.newest_verified(out, print_line)
     path = (folder or out) / checkpoint.RECIPE
     saved = checkpoint.read_json(path) if path.exists() else None
     changes = [] if saved is None else recipe_differences(saved, about)

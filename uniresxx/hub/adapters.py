@@ -24,7 +24,7 @@ from uniresxx.checkpoints.tensors import (
 )
 from uniresxx.errors import InputError
 from uniresxx.files import to_json
-from uniresxx.model.build import load_vocabulary
+from uniresxx.model.build import PARTS_OF_FILES, load_vocabulary
 from uniresxx.model.config import UniRESPlusPlusConfig
 from uniresxx.model.modeling import UniRESPlusPlusModel
 from uniresxx.model.tuning import cast_frozen
@@ -91,8 +91,8 @@ def unmerged(source: Path, adapter: Path) -> UniRESPlusPlusModel:
         raise InputError(
             f"{adapter} and {source} have different vocabularies: the adapter is of another model"
         )
-    model = UniRESPlusPlusModel(config, vocabulary, skip_llm_init=True)
-    cast_frozen(model, config.tuning)
+    model = UniRESPlusPlusModel(config, vocabulary, from_files=PARTS_OF_FILES)
+    cast_frozen(model, config.tuning, PARTS_OF_FILES)
     weight_files(source)
     try:
         load_part(model, str(source), OWN_RULES)
