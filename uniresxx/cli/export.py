@@ -1,4 +1,4 @@
-"""`uniresxx export RUN OUT [--merge | --adapter | --unmerge DIR | --mask-head torch|onnx] [--max-shard-size 5GB]`
+"""`uniresxx export RUN OUT [--merge [--dtype D] | --adapter | --unmerge DIR | --mask-head FORM] [--max-shard-size 5GB]`
 
 Writes a plain `from_pretrained` folder: config.json, model.safetensors, tokenizer.json, and README.md, a model card
 of what the run recorded. RUN is a run folder (its best checkpoint, else the newest undamaged one), one of its
@@ -6,6 +6,7 @@ checkpoints, or another plain folder. Checkpoints of every engine and ZeRO stage
 gathered and deepspeed is not needed.
 
 Weights are copied byte by byte and compared with the checkpoint, unless they are merged, un-merged or sharded.
+A merge takes one tensor at a time and keeps the dtype of each weight.
 What an earlier export wrote to OUT is replaced once the new files are complete. Files of anybody else are never
 replaced or removed: if OUT holds other weights, or files of the same names, the export is refused.
 """
