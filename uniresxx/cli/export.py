@@ -1,4 +1,4 @@
-"""`uniresxx export RUN OUT [--merge [--dtype D] | --adapter | --unmerge DIR | --mask-head FORM] [--max-shard-size 5GB]`
+"""`uniresxx export RUN OUT [--merge [--dtype D] | --adapter | --unmerge DIR | --mask-head FORM] [--max-shard-size S]`
 
 Writes a plain `from_pretrained` folder: config.json, model.safetensors, tokenizer.json, and README.md, a model card
 of what the run recorded. RUN is a run folder (its best checkpoint, else the newest undamaged one), one of its
