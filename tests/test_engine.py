@@ -408,7 +408,9 @@ def ends_with(error, monkeypatch, tmp_path):
     def fail(*arguments):
         raise error
 
-    monkeypatch.setattr("train.assemble.open_job", lambda recipe, data: Job(None, lambda step, micro: None))
+    monkeypatch.setattr(
+        "train.assemble.open_job", lambda recipe, data, newest: Job(None, lambda step, micro: None)
+    )
     monkeypatch.setattr("train.loop.train", fail)
     monkeypatch.setattr("train.plan.forecast", lambda recipe, gpus: "")  # tests/test_plan.py has it
     return main(["tiny_scenes", "--engine.device", "cpu", "--out", str(tmp_path / "x")])
