@@ -441,6 +441,9 @@ def test_a_bug_in_a_job_is_shown_before_the_communication_ends(bug, monkeypatch,
         def on_all_ranks(self, function):
             return function()
 
+        def on_rank0(self, function):
+            return function()
+
         def close(self, wait):
             happened.append(("closed", wait))
 
