@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from train.recipe import Recipe
 
 FP32 = 4
-LIBRARIES = 620_000_000  # Python with torch, transformers, peft: measured on Linux without a GPU
+LIBRARIES = 500_000_000  # Python with torch, transformers, peft: measured on Linux without a GPU
 CUDA = 2_500_000_000  # what CUDA and its libraries hold in CPU memory: our choice, not measured
 COPIES = 3  # fp32 copies of one tensor at a time: a weight, what is added to it, the sum
 
