@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
+from functools import partial
 from inspect import signature
 from threading import get_ident
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from mllm.config import MLLMConfig
 from mllm.pretrained_config import build_config
 from mllm.tokens import Vocabulary
 
+Module = TypeVar("Module", bound=nn.Module)
 _LAYOUT = {"model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"}
 
 
@@ -36,18 +38,23 @@ def build_language_model(
     """
     config.check_llm()
     own = build_config(config.llm, "mllm.llm", initializer_range=config.init_std, pad_token_id=vocabulary.pad)
-    place = parameters_without_memory() if skip_init else nullcontext()
-    with place:
-        llm: PreTrainedModel = AutoModelForCausalLM.from_config(own, attn_implementation=config.attention)
+    build = partial(AutoModelForCausalLM.from_config, own, attn_implementation=config.attention)
+    llm: PreTrainedModel = unwritten(build) if skip_init else build()
     if not {name for name, _ in llm.named_parameters(remove_duplicate=False)} >= _LAYOUT:
         raise ValueError(
             f"mllm.llm: {own.model_type} has not the layout of Llama: {', '.join(sorted(_LAYOUT))}"
         )
-    if skip_init:
-        _allocate_parameters(llm)
     if config.activation_checkpointing:
         enable_activation_checkpointing(llm)
     return llm
+
+
+def unwritten(build: Callable[[], Module]) -> Module:
+    """What `build` gives, with parameters whose memory is not written, and so not taken, before they are loaded."""
+    with parameters_without_memory():
+        module = build()
+    _allocate_parameters(module)
+    return module
 
 
 def _allocate_parameters(module: nn.Module) -> None:

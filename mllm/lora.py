@@ -6,7 +6,8 @@ Shapes: B T as in mllm.modeling, V vocabulary, R new rows, D width.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mllm.config import TuningConfig
-from mllm.quantization import dequantized_state, silence_bitsandbytes
+from mllm.quantization import quantized_in, silence_bitsandbytes
 
 ROWS = "rows_RD"
 _ADAPTER = re.compile(rf"\.(lora_A|lora_B)\.|\.{ROWS}$")
@@ -176,28 +177,42 @@ def subtract(model: nn.Module) -> None:
     """Subtract the adapters from weights into which they were merged; the model then computes what it did before."""
     for _, layer in _adapted_layers(model):
         weight = layer.get_base_layer().weight
-        weight.data -= layer.get_delta_weight("default").to(weight.dtype)
+        weight.data.copy_(weight.float() - layer.get_delta_weight("default").float())
 
 
-def merged_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The state of the same model without adapters and row parameters: plain names, adapters merged.
+def merged_tensors(model: nn.Module) -> dict[str, tuple[Tensor, Callable[[], Tensor]]]:
+    """The state of the same model without adapters and row parameters, by its plain names.
 
     Quantised matrices are fp32 in it, as what they stand for.
-    The model itself is left as it was.
+
+    Returns:
+        For each name the tensor before the merge, and a function that gives the merged one: in fp32 where something
+        is added to it or put into it, else the tensor itself. The model is left as it was.
     """
-    plain = {name: value for name, value in dequantized_state(model).items() if not is_adapter(name)}
-    deltas = {name: layer.get_delta_weight("default") for name, layer in _adapted_layers(model)}
-    state: dict[str, Tensor] = {}
-    for name, value in plain.items():
-        base = name.removesuffix(".base_layer.weight")
-        if base != name:
-            value = (value + deltas[base].to(value.dtype)) if base in deltas else value
-            name = f"{base}.weight"
-        state[name] = value.detach()
-    for name, module in model.named_modules():
-        if isinstance(module, RowEmbedding | RowLinear):
-            key = f"{name}.weight" if name else "weight"
-            state[key] = state[key].index_copy(
-                0, module.row_ids_R, module.rows_RD.detach().to(state[key].dtype)
-            )
+    layers, quantized = dict(_adapted_layers(model)), quantized_in(model)
+    rows = {f"{n}.weight": m for n, m in model.named_modules() if isinstance(m, RowEmbedding | RowLinear)}
+    state: dict[str, tuple[Tensor, Callable[[], Tensor]]] = {}
+    for name, value in model.state_dict().items():
+        path, _, last = name.rpartition(".")
+        matrix = quantized.get(path)
+        if is_adapter(name) or (matrix is not None and last in matrix.stored() and last != "weight"):
+            continue
+        whole: Callable[[], Tensor] = partial(Tensor.detach, value)
+        if matrix is not None and last == "weight":
+            whole = matrix.dequantized
+            value = torch.empty(matrix.out_features, matrix.in_features, device="meta")
+        layer = layers.get(name.removesuffix(".base_layer.weight"))
+        name = name.replace(".base_layer.", ".")
+        state[name] = value, partial(_merged, whole, layer, rows.get(name))
     return state
+
+
+def _merged(whole: Callable[[], Tensor], layer: Any, rows: RowEmbedding | RowLinear | None) -> Tensor:
+    """One weight with its adapter and its trained rows."""
+    with torch.no_grad():
+        value = whole()
+        if layer is not None:
+            value = value.float() + layer.get_delta_weight("default").float()
+        if rows is not None:
+            value = value.float().index_copy(0, rows.row_ids_R, rows.rows_RD.float())
+    return value

@@ -7,7 +7,7 @@ Boxes are xyxy in the high frame.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache
 
-from mllm.config import Attention, MLLMConfig
+from mllm.config import Attention, MLLMConfig, Part
 from mllm.exploitation import FeatureExploitation
 from mllm.generation import Answers, GeneratedAnswer, answer_ends, by_image, chunks
 from mllm.language import build_language_model, cache_argument, in_compute_dtype
@@ -73,8 +73,8 @@ class ImageFeatures:
 class MLLM(nn.Module):
     """LLaVA-style: visual prefix from MGVF and MGFE, then branches of text."""
 
-    def __init__(self, config: MLLMConfig, vocabulary: Vocabulary, skip_llm_init: bool = False) -> None:
-        """`skip_llm_init`: leave the LLM uninitialised, because all of its weights are loaded next."""
+    def __init__(self, config: MLLMConfig, vocabulary: Vocabulary, from_files: Collection[Part] = ()) -> None:
+        """`from_files`: parts (llm, low, high) left without values, because all of their weights are loaded next."""
         super().__init__()
         if vocabulary.rows > config.token_count:
             raise ValueError(
@@ -83,16 +83,16 @@ class MLLM(nn.Module):
             )
         check_attention(config.attention)
         self.config, self.vocabulary = config, vocabulary
-        self.low = LowTower(config)
-        self.high = HighTower(config)
+        self.low = LowTower(config, "low" in from_files)
+        self.high = HighTower(config, "high" in from_files)
         self.image_tokens = ImageTokens(config)
         self.object_tokens = RegionTokens(config, config.max_objects, config.use_objects)
         self.part_tokens = RegionTokens(config, config.max_parts, config.use_parts)
         self.exploitation = FeatureExploitation(config)
-        self.llm: Any = build_language_model(config, vocabulary, skip_llm_init)
+        self.llm: Any = build_language_model(config, vocabulary, "llm" in from_files)
         self._ends = answer_ends(config, vocabulary)
         self.cache_argument = cache_argument(self.llm.model.forward)
-        if not skip_llm_init:
+        if "llm" not in from_files:
             nn.init.normal_(self.embed.weight, std=config.embedding_std)
 
     @property

@@ -215,16 +215,6 @@ def parameter_counts(model: nn.Module) -> dict[str, int]:
     return counts
 
 
-def dequantized_state(model: nn.Module) -> dict[str, Tensor]:
-    """The state of a model with every quantised matrix as `weight` in fp32, under the names of an unquantised one."""
-    state: dict[str, Tensor] = dict(model.state_dict())
-    for path, matrix in quantized_in(model).items():
-        for name in matrix.stored():
-            del state[f"{path}.{name}"]
-        state[f"{path}.weight"] = matrix.dequantized()
-    return state
-
-
 def silence_bitsandbytes() -> None:
     """Drop its lines on optional kernels, and on casts that are meant; before peft or this file imports it."""
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

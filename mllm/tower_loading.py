@@ -96,7 +96,12 @@ def load_high(model: MLLM, source: str) -> Report:
     tower = model.high.backbone
     adjust = _positions(tower, HIGH_RULES)
     part = check_part(tower, source, HIGH_RULES, new=HIGH_NEW, adjust=adjust, own_rules=HIGH_RULES)
-    return part.fill()
+    report = part.fill()
+    with torch.no_grad():
+        for name, value in tower.named_parameters():
+            if own_name(name, HIGH_RULES) in report.new:  # norms, which start as LayerNorm does
+                value.fill_(float(name.endswith("weight")))
+    return report
 
 
 def _check_tower(source: str, ours: PreTrainedConfig, field: str) -> None:

@@ -6,24 +6,29 @@ g side of the low grid, s side of a patch.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 from transformers import AutoBackbone, AutoModel
 
 from mllm.config import MLLMConfig
+from mllm.language import unwritten
 from mllm.tower_families import LOW_FAMILIES, family_of
 
 
 class LowTower(nn.Module):
     """A ViT; returns patch tokens without CLS and registers (METHOD section 1)."""
 
-    def __init__(self, config: MLLMConfig) -> None:
+    def __init__(self, config: MLLMConfig, from_file: bool = False) -> None:
+        """`from_file`: leave the weights unwritten, because all of them are loaded next."""
         super().__init__()
         self.select_layer, self.grid = config.low_select_layer, config.low_grid
         family = family_of(config.low, LOW_FAMILIES, "mllm.low")
         self.patch = config.low_config.patch_size if family.takes_patches else None
         attention = "flash_attention_2" if config.attention == "flash_attention_2" else "sdpa"
-        self.vit = AutoModel.from_config(config.low_config, attn_implementation=attention)
+        build = partial(AutoModel.from_config, config.low_config, attn_implementation=attention)
+        self.vit = unwritten(build) if from_file else build()
 
     def forward(self, pixels_B3hw: Tensor) -> Tensor:
         """Normalised pixels -> tokens (B, N, D), row by row."""
@@ -51,9 +56,11 @@ class LowTower(nn.Module):
 class HighTower(nn.Module):
     """A backbone with one map per stage."""
 
-    def __init__(self, config: MLLMConfig) -> None:
+    def __init__(self, config: MLLMConfig, from_file: bool = False) -> None:
+        """`from_file`: leave the weights unwritten, because all of them are loaded next."""
         super().__init__()
-        self.backbone = AutoBackbone.from_config(config.high_config)
+        build = partial(AutoBackbone.from_config, config.high_config)
+        self.backbone = unwritten(build) if from_file else build()
 
     def forward(self, pixels_B3HW: Tensor) -> list[Tensor]:
         """Normalised pixels -> stage maps (B, C_s, H/stride_s, W/stride_s), finest first."""

@@ -189,7 +189,7 @@ def test_only_an_aligned_start_may_go_on_with_boxes_of_another_source(tmp_path: 
 
 def test_finetune_refuses_a_checkpoint_of_the_stage(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="align stage, which trains no masks"):
-        recipe_of(saved(tmp_path, stage_a(tmp_path)))
+        recipe_of(str(saved(tmp_path, stage_a(tmp_path))))
 
 
 # ---- on several processes

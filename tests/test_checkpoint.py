@@ -376,7 +376,8 @@ def test_keep_last_keeps_as_many_as_it_says(tmp_path, monkeypatch, best):
 SAVE_ALONE = """
 import resource, sys, torch
 from pathlib import Path
-from uniresxx.checkpoints.folders import Snapshot, save, save_pretrained
+from uniresxx.checkpoints.folders import save, save_pretrained
+from uniresxx.checkpoints.saveable import Snapshot
 
 class Config:
     def to_dict(self):

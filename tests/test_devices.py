@@ -368,7 +368,7 @@ def test_loading_never_holds_the_weights_twice(vocabulary: Vocabulary, tmp_path:
         )
         folders = [tmp_path / frozen_dtype / name for name in ("small", "large")]
         for folder, sizes in zip(folders, (config, large), strict=True):
-            model = UniRESPlusPlusModel(sizes, vocabulary, skip_llm_init=True)
+            model = UniRESPlusPlusModel(sizes, vocabulary, from_files=["llm"])
             cast_frozen(model, sizes.tuning)
             save_pretrained(folder, model)
         words = [sys.executable, "-c", MEASURE, *map(str, folders)]

@@ -408,7 +408,9 @@ def ends_with(error, monkeypatch, tmp_path):
     def fail(*arguments):
         raise error
 
-    monkeypatch.setattr("train.assemble.open_job", lambda recipe, data: Job(None, lambda step, micro: None))
+    monkeypatch.setattr(
+        "train.assemble.open_job", lambda recipe, data, newest: Job(None, lambda step, micro: None)
+    )
     monkeypatch.setattr("train.loop.train", fail)
     monkeypatch.setattr("train.plan.forecast", lambda recipe, gpus: "")  # tests/test_plan.py has it
     return main(["tiny_scenes", "--engine.device", "cpu", "--out", str(tmp_path / "x")])
@@ -439,6 +441,9 @@ def test_a_bug_in_a_job_is_shown_before_the_communication_ends(bug, monkeypatch,
         def on_all_ranks(self, function):
             return function()
 
+        def on_rank0(self, function):
+            return function()
+
         def close(self, wait):
             happened.append(("closed", wait))
 
@@ -456,7 +461,7 @@ def test_a_bug_in_a_job_is_shown_before_the_communication_ends(bug, monkeypatch,
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_only_rank_0_prints_what_is_opened(rank, monkeypatch, tmp_path, capsys):
-    def open_job(recipe, data):
+    def open_job(recipe, data, newest):
         print("the table of what is trained")
         return Job(None, lambda step, micro: None)
 

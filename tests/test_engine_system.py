@@ -32,6 +32,7 @@ from train.log import read_log
 from train.loop import train
 from train.recipe import DataConfig, EngineConfig, LogConfig, OptimConfig, Recipe
 from uniresxx.checkpoints import folders as checkpoint
+from uniresxx.checkpoints import shards
 from uniresxx.checkpoints.tensors import load_weights, read_tensors
 from uniresxx.cli.export import main as export
 from uniresxx.data.scenes import scene_record
@@ -48,6 +49,7 @@ OPTIONS = {
     "offload_all": "lora --engine.zero_stage 3 --engine.offload all",
     "dropout_zero2": "dropout --engine.zero_stage 2",
 }
+SHARDED = [*(f"{name}_shards" for name in ENGINES), "zero3_async_shards"]
 AGAIN = "_again"  # ends the name of a run that goes on from a checkpoint of the run so named without it
 ALONE = {"one": 0, "one_zero1": 1, "one_zero2": 2, "one_zero3": 3}  # one process
 
@@ -86,6 +88,7 @@ def as_script(path):
     plan = [parse(line.split(), known) for line in lines]
     ranks = join_ranks(max((c.recipe.engine for c in plan), key=lambda engine: engine.zero_stage))
     codes, base = [], open_job(lora(), None)
+    checkpoint.write_file = note_own_files(checkpoint.write_file)
     for line, command in zip(lines, plan, strict=True):
         recipe = command.recipe
         model = with_lora(copy.deepcopy(base.model), 0.2 if line.startswith("dropout") else 0.0)
@@ -97,10 +100,28 @@ def as_script(path):
         job = replace(
             base, model=model, batches=Poisoned(batches) if line.startswith("poisoned") else batches
         )
+        with_shards = "_shards" in command.out.name
+        shards.LEAST_BYTES = 400_000 if with_shards else ONE_FILE
         job = replace(job, overlay=partial(picture, model) if recipe.engine.zero_stage == 3 else None)
         codes.append(train(recipe, job, command.out, command.fresh, "again", ranks))
+        if with_shards:
+            written = [path.name for path in command.out.rglob("*-of-*.safetensors") if path in OWN]
+            (command.out / f"written_by_{ranks.rank}.json").write_text(json.dumps(written))
     ranks.close(wait=True)
     return max(codes)
+
+
+ONE_FILE, OWN = shards.LEAST_BYTES, set()
+
+
+def note_own_files(write):
+    """`write_file` that remembers what this process wrote, under its final name."""
+
+    def noted(path, content):
+        OWN.add(path.parent.with_suffix("") / path.name)
+        write(path, content)
+
+    return noted
 
 
 def picture(model, step):
@@ -196,7 +217,8 @@ def losses(run):
 
 
 def tensors(run, name="model"):
-    return read_tensors(run / f"checkpoints/step_{STEPS:08d}/{name}.safetensors")
+    files = sorted((run / f"checkpoints/step_{STEPS:08d}").glob(f"{name}*.safetensors"))
+    return {key: value for file in files for key, value in read_tensors(file).items()}
 
 
 def assert_close(run, other):
@@ -229,6 +251,9 @@ def runs(tmp_path_factory):
         f"lora --data.batch_images 2 --data.accumulate 2 --engine.zero_stage 2 --out {folder}/zero2_cut"
     )
     lines.append(f"lora --log.save_async True --engine.zero_stage 3 --out {folder}/zero3_async")
+    for name, stage in ENGINES.items():
+        lines.append(f"lora --engine.zero_stage {stage} --out {folder}/{name}_shards")
+    lines.append(f"lora --log.save_async True --engine.zero_stage 3 --out {folder}/zero3_async_shards")
     ended(launched(*with_deepspeed(__file__, plan_of(folder, lines))))
     lines = [f"lora --engine.zero_stage {stage} --out {folder}/{name}" for name, stage in ALONE.items()]
     lines.append(f"lora --data.batch_images 1 --data.accumulate 4 --out {folder}/one_cut")
@@ -236,9 +261,28 @@ def runs(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("name", [*ENGINES, *ALONE, "ddp_cut", "zero2_cut", "zero3_async", "one_cut"])
+@pytest.mark.parametrize(
+    "name", [*ENGINES, *ALONE, *SHARDED, "ddp_cut", "zero2_cut", "zero3_async", "one_cut"]
+)
 def test_engines_cuts_and_world_sizes_agree(runs, name):
     assert_close(runs / name, runs / "one")
+
+
+@pytest.mark.parametrize("name", SHARDED)
+def test_every_process_writes_its_own_files(runs, name):
+    """The same tensors as in one file, whoever wrote them; the manifest has them all."""
+    folder = runs / name / f"checkpoints/step_{STEPS:08d}"
+    assert checkpoint.damage(folder) is None
+    listed = {file for file in checkpoint.read_json(folder / "manifest.json")["files"] if "-of-" in file}
+    assert {file.split("-")[0] for file in listed} == {"model", "optimizer"}
+    written = [set(json.loads((runs / name / f"written_by_{rank}.json").read_text())) for rank in (0, 1)]
+    assert written[0] | written[1] == listed and not written[0] & written[1] and all(written)
+    whole, atol = name.removesuffix("_shards"), 0.0 if "zero3" in name else 2e-4  # others differ by rounding
+    for kind in ("model", "optimizer"):
+        left, right = tensors(runs / name, kind), tensors(runs / whole, kind)
+        assert left.keys() == right.keys()
+        for key, value in left.items():
+            torch.testing.assert_close(value, right[key], atol=atol, rtol=0.0, msg=key)
 
 
 def test_frozen_parts_stay_and_lora_learns(runs):
@@ -272,6 +316,8 @@ def continued(runs, tmp_path_factory):
     for name, stage in (("ddp", 0), ("zero2", 2), ("zero3", 3)):
         out = interrupted(runs / "one", folder / f"one_to_{name}")
         lines.append(f"lora --engine.zero_stage {stage} --out {out}")
+    out = interrupted(runs / "zero3_shards", folder / "zero3_shards_to_ddp")
+    lines.append(f"lora --engine.zero_stage 0 --out {out}")
     out = interrupted(runs / "zero3", folder / "zero3_to_zero1")
     lines.append(f"lora --engine.zero_stage 1 --out {out}")
     for name, stage in ENGINES.items():
@@ -287,7 +333,9 @@ def test_resume_is_exact(runs, continued, name):
     assert_same(runs / name, continued / name)
 
 
-@pytest.mark.parametrize("name", ["one_to_ddp", "one_to_zero2", "one_to_zero3", "zero3_to_zero1"])
+@pytest.mark.parametrize(
+    "name", ["one_to_ddp", "one_to_zero2", "one_to_zero3", "zero3_to_zero1", "zero3_shards_to_ddp"]
+)
 def test_a_run_continues_on_two_ranks_and_in_another_stage(runs, continued, name):
     assert_close(runs / "one", continued / name)
 

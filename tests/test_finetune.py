@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from statistics import fmean
 
@@ -17,8 +18,10 @@ from mllm.tower_families import clip_vit
 from train.__main__ import main
 from train.command_line import parse_finetune
 from uniresxx.checkpoints.folders import save_pretrained
+from uniresxx.checkpoints.tensors import load_weights
 from uniresxx.cli.data import prepare
 from uniresxx.errors import InputError
+from uniresxx.model.build import build_for_training, open_vocabulary
 from uniresxx.model.config import UniRESPlusPlusConfig
 from uniresxx.model.modeling import UniRESPlusPlusModel
 from uniresxx.segmenters.film_unet.config import FilmUNetConfig
@@ -141,3 +144,62 @@ def test_a_relative_store_is_recorded_by_its_full_path(place: Path, monkeypatch:
     assert parse_finetune(line.split()).recipe.data.source == str(place / "stores" / "mine")
     with pytest.raises(InputError, match="no prepared store"):
         parse_finetune(["--from", "model", "--data", "stores/other", "--out", "x"])
+
+
+def test_a_run_continues_where_its_start_is_gone(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start = tmp_path / "start"
+    shutil.copytree(place / "model", start)
+    options = [
+        "--data",
+        str(place / "stores" / "mine"),
+        "--data.batch_images",
+        "2",
+        "--log.overlay_every",
+        "99",
+    ]
+    options += ["--optim.decay", "constant", "--engine.device", "cpu", "--engine.threads", "1"]
+
+    def tune(out: str, steps: int, *more: str) -> int:
+        words = ["--from", str(start), "--out", str(tmp_path / out), "--optim.steps", str(steps)]
+        return main(["finetune", *words, *options, *more])
+
+    assert tune("whole", 4) == 0
+    assert tune("cut", 2) == 0
+    shutil.rmtree(start)
+    monkeypatch.setattr("uniresxx.model.build.load_sources", lambda *_: pytest.fail("the start was opened"))
+    loaded: list[Path] = []
+    monkeypatch.setattr(
+        "uniresxx.model.build.load_weights",
+        lambda model, folder, device: loaded.append(folder) or load_weights(model, folder, device),
+    )
+    monkeypatch.setattr("train.loop.load_weights", lambda *_: pytest.fail("loaded twice"))
+    assert tune("cut", 4) == 0
+    assert loaded == [tmp_path / "cut" / "checkpoints" / "step_00000002"]
+    hexes = [
+        [json.loads(line)["loss_hex"] for line in (tmp_path / out / "log.jsonl").read_text().splitlines()]
+        for out in ("whole", "cut")
+    ]
+    assert hexes[0] == hexes[1] and len(hexes[0]) == 4
+    capsys.readouterr()
+    assert tune("cut", 6, "--fresh") == 2
+    assert "does not exist" in capsys.readouterr().err
+    assert tune("another", 2) == 2
+
+
+def test_a_run_starts_from_a_hub_id(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr("mllm.loading.folder_of", lambda name: asked.append(name) or place / "model")
+    recipe = parse_finetune(
+        ["--from", "hub:mine/model@v1", *words(place)[2:4], "--out", str(tmp_path)]
+    ).recipe
+    assert recipe.model.weights.start == "hub:mine/model@v1" and recipe.model.mllm == SMALL
+    model = build_for_training(recipe.model, open_vocabulary(recipe.model, []), lambda line: None)
+    assert set(asked) == {"mine/model@v1", str(place / "model")}
+    saved = load_segmenter(place / "model").state_dict()
+    assert all(torch.equal(value, saved[name]) for name, value in model.state_dict().items())
+    (tmp_path / "recipe.json").write_text(json.dumps({"recipe": recipe.to_dict()}))
+    asked.clear()
+    again = parse_finetune(["--from", "hub:mine/model@v1", *words(place)[2:4], "--out", str(tmp_path)]).recipe
+    assert again == recipe and asked == []

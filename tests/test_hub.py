@@ -501,6 +501,8 @@ def test_wrong_exports_give_one_line(
         (["adapted", "out", "--unmerge", folders["apart"]], "their configs differ"),
         (["plain", "out", "--merge", "--adapter"], "not allowed with"),
         (["plain", "out", "--adapter", "--max-shard-size", "5GB"], "whole weights"),
+        (["plain", "out", "--adapter", "--dtype", "float32"], "--dtype is for --merge"),
+        (["adapted", "out", "--merge", "--dtype", "float8"], "dtype float8 is not one of"),
         (["plain", "out", "--max-shard-size", "big"], "is not a size"),
         (["plain", "plain"], "is the checkpoint itself"),
     ):

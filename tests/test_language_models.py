@@ -535,7 +535,7 @@ def published(folder: Path, family: str, rows: int = 340) -> Any:
 @torch.no_grad()
 def test_a_folder_of_a_language_model_gives_its_own_logits(family: str, tmp_path: Path) -> None:
     theirs = published(tmp_path, family)
-    model = MLLM(config_of(family), pretrained_vocabulary(str(tmp_path)), skip_llm_init=True).eval()
+    model = MLLM(config_of(family), pretrained_vocabulary(str(tmp_path)), from_files=["llm"]).eval()
     report = load_llm(model, str(tmp_path))
     assert not report.new and not report.ignored
     ids, first = torch.arange(20, 60)[None], min(model.vocabulary.special)  # rows that start elsewhere

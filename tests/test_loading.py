@@ -454,10 +454,16 @@ def test_a_full_recipe_with_small_numbers_trains_saves_and_answers(tmp_path: Pat
     again = loaded.answer(loaded.encode_images(photos), ask, Decoding(max_new_tokens=3))
     for one, other in zip(answers, again, strict=True):
         assert other.p_absent == pytest.approx(one.p_absent, abs=1e-6) and other.text == one.text
-    if config.tuning.lora_rank:  # adapters are added in fp32, not in bf16
-        assert command(["export", str(tmp_path / "saved"), str(tmp_path / "merged"), "--merge"]) == 0
+    if config.tuning.lora_rank:
+        layer = model.mllm.llm.model.layers[1].self_attn.q_proj
+        expected = layer.base_layer.weight.float() + layer.get_delta_weight("default").float()
         target = "mllm.llm.model.layers.1.self_attn.q_proj.weight"
-        assert load_file(tmp_path / "merged" / "model.safetensors")[target].dtype == torch.float32
+        for dtype, kept in (("auto", torch.bfloat16), ("float32", torch.float32)):
+            out = tmp_path / f"merged_{dtype}"
+            assert command(["export", str(tmp_path / "saved"), str(out), "--merge", "--dtype", dtype]) == 0
+            found = load_file(out / "model.safetensors")
+            assert found[target].dtype == kept and torch.equal(found[target], expected.to(kept))
+            assert found["mllm.image_tokens.low.0.weight"].dtype == torch.float32
 
 
 def test_a_hub_id_is_asked_for_weights_and_never_for_code(

@@ -172,7 +172,7 @@ def test_main_prints_one_line_and_returns_2(capsys):
 
 
 def test_sizes_that_do_not_fit_together_get_one_line_when_the_job_is_built(tmp_path, monkeypatch, capsys):
-    def refuse(recipe, data):
+    def refuse(recipe, data, newest):
         raise ValueError("width 7 must divide\nby heads 4")
 
     monkeypatch.setattr("train.assemble.open_job", refuse)
@@ -185,7 +185,9 @@ def test_a_bug_while_training_is_not_wrong_input(tmp_path, monkeypatch):
     def fail(*arguments):
         raise ValueError("a mistake of ours")
 
-    monkeypatch.setattr("train.assemble.open_job", lambda recipe, data: Job(None, lambda step, micro: None))
+    monkeypatch.setattr(
+        "train.assemble.open_job", lambda recipe, data, newest: Job(None, lambda step, micro: None)
+    )
     monkeypatch.setattr("train.loop.train", fail)
     with pytest.raises(ValueError, match="a mistake of ours"):
         main(["tiny_scenes", "--out", str(tmp_path / "x")])
@@ -199,7 +201,7 @@ def test_a_run_records_versions_as_metrics_do(tmp_path, monkeypatch):
         return 0
 
     job = Job(None, lambda step, micro: None, extra={"templates": {}})
-    monkeypatch.setattr("train.assemble.open_job", lambda recipe, data: job)
+    monkeypatch.setattr("train.assemble.open_job", lambda recipe, data, newest: job)
     monkeypatch.setattr("train.loop.train", train)
     assert main(["tiny_scenes", "--out", str(tmp_path / "x")]) == 0
     assert kept == [{"templates": {}, "versions": versions()}]

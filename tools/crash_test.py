@@ -39,6 +39,7 @@ from train.loop import train
 from train.recipe import EngineConfig, LogConfig, Recipe
 from train.recipes import KNOWN
 from uniresxx.checkpoints import folders as checkpoint
+from uniresxx.checkpoints.shards import OPTIMIZER
 from uniresxx.files import write_atomic
 from uniresxx.model.config import PyramidHeadConfig
 
@@ -188,7 +189,7 @@ def result_of(run: Path) -> list[Any]:
     """Final weights, optimizer state and losses, exactly, and the temporary files left behind."""
     folder = checkpoint.step_folder(run, STEPS)
     found: list[Any] = [[record["loss_hex"] for record in read_log(run / "log.jsonl")]]
-    found += [(folder / name).read_bytes() for name in (checkpoint.WEIGHTS, checkpoint.OPTIMIZER)]
+    found += [(folder / name).read_bytes() for name in (checkpoint.WEIGHTS, f"{OPTIMIZER}.safetensors")]
     return [*found, [path.name for path in run.rglob("*.tmp")]]
 
 

@@ -44,21 +44,23 @@ def show_plan(command: PlanCommand) -> int:
 def _train(command: Command, argv: list[str], ranks: Ranks) -> int:
     """Open what the recipe names, and train. Raises what `main` turns into exit codes."""
     from train.loop import train
+    from uniresxx.checkpoints.folders import newest_verified
     from uniresxx.files import versions
 
     with ranks.main_output_only():
-        job = ranks.on_all_ranks(lambda: _open(command.recipe, command.data))
+        newest = None if command.fresh else ranks.on_rank0(lambda: newest_verified(command.out, print))
+        job = ranks.on_all_ranks(lambda: _open(command.recipe, command.data, newest))
     job = replace(job, extra={**job.extra, "versions": versions()})
     again = shlex.join(["python", "-m", "train", *(a for a in argv if a != "--fresh")])
     return train(command.recipe, job, command.out, command.fresh, again, ranks)
 
 
-def _open(recipe: Recipe, data: Path | None) -> Job:
+def _open(recipe: Recipe, data: Path | None, newest: Path | None) -> Job:
     """Open what the recipe names. Raises InputError."""
     from train.assemble import open_job
 
     try:
-        return open_job(recipe, data)
+        return open_job(recipe, data, newest)
     except ValueError as error:  # sizes that do not fit together, found while the model is built
         raise InputError(str(error)) from error
 

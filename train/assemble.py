@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -12,12 +12,12 @@ import torch
 from PIL import Image
 
 from mllm.prefix import check_packed
-from mllm.tokens import Vocabulary
 from train.engines.base import device_of
 from train.job import Job
 from train.recipe import Recipe, check
 from train.throughput import cost_counter
 from train.validation import open_validation
+from uniresxx.checkpoints.tensors import CONFIG, read_json
 from uniresxx.data.catalog import SCENES
 from uniresxx.data.guard import lines_of_report
 from uniresxx.data.mixture.batches import Batches, SceneSource, Source
@@ -45,12 +45,6 @@ CORPUS_LINES = 4_000
 CORPUS_TEXTS = 200_000  # of one data set, for the vocabulary
 SHOWN = 3  # pictures in an overlay
 
-# What `recipe.model` may be, and who builds it from a vocabulary.
-BUILDERS: dict[type, Callable[[Any, Vocabulary], Any]] = {
-    UniRESPlusPlusConfig: build_for_training,
-    FilmUNetConfig: FilmUNet,
-}
-
 
 def check_attention_of(recipe: Recipe) -> None:
     """InputError for an attention backend that cannot train on the recipe's device."""
@@ -71,8 +65,18 @@ def check_quantization_of(recipe: Recipe) -> None:
         )
 
 
-def open_job(recipe: Recipe, data: Path | None) -> Job:
-    """Everything `train` needs. Raises InputError where the data cannot be read."""
+def open_job(recipe: Recipe, data: Path | None, newest: Path | None = None) -> Job:
+    """Everything `train` needs.
+
+    Args:
+        recipe: names it.
+        data: root of the data sets' native layouts.
+        newest: the checkpoint from which the run goes on. Where it is of this model, its weights are loaded, and
+            what the run started from is not opened.
+
+    Raises:
+        InputError: the data cannot be read, or pretrained parts do not fit.
+    """
     check(recipe)
     inputs = _inputs_of(recipe)
     check_sources(inputs)
@@ -81,9 +85,13 @@ def open_job(recipe: Recipe, data: Path | None) -> Job:
     found = _open_data(recipe, data, all_boxes=inputs.boxes == "learned")
     recipe, level_lines = _with_box_levels(recipe, found.source)
     inputs = _inputs_of(recipe)
-    vocabulary = open_vocabulary(inputs, [*found.texts, *TRAINING_TEMPLATES])
+    continued = newest if newest is not None and _has_model(newest, recipe.model) else None
+    vocabulary = open_vocabulary(inputs, [*found.texts, *TRAINING_TEMPLATES], continued)
     torch.manual_seed(recipe.seed)
-    model = BUILDERS[type(recipe.model)](recipe.model, vocabulary)
+    if isinstance(recipe.model, FilmUNetConfig):
+        model: Any = FilmUNet(recipe.model, vocabulary)
+    else:
+        model = build_for_training(recipe.model, vocabulary, print, device_of(recipe.engine), continued)
     d = recipe.data
     batches = Batches(
         found.source, inputs, vocabulary, recipe.seed,
@@ -99,8 +107,17 @@ def open_job(recipe: Recipe, data: Path | None) -> Job:
     validate = open_validation(recipe.eval, model, data)
     messages = _guard_lines(found.about) + level_lines
     return Job(
-        model, batches, picture, found.fingerprint, extra, data_log, validate, counter, messages, recipe.model
-    )
+        model, batches, picture, found.fingerprint, extra, data_log, validate, counter, messages, recipe.model,
+        newest, continued is not None,
+    )  # fmt: skip
+
+
+def _has_model(folder: Path, config: Any) -> bool:
+    """Whether a checkpoint is of the UniRES++ model with this config."""
+    try:
+        return bool(UniRESPlusPlusConfig.from_dict(read_json(folder / CONFIG)) == config)
+    except InputError:
+        return False
 
 
 def _inputs_of(recipe: Recipe) -> UniRESPlusPlusConfig:

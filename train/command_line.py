@@ -56,9 +56,10 @@ class PlanCommand:
 
 @dataclass(frozen=True)
 class _Start:
-    """The checkpoint alone: it is read first, because the other options get their defaults from it."""
+    """The checkpoint and the run folder alone: they are read first, for the defaults of the other options."""
 
     start: Annotated[Path, tyro.conf.arg(name="from")]
+    out: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class FinetuneCommand:
     """The command line of `finetune`."""
 
     recipe: _RecipeOption
-    start: Annotated[Path, tyro.conf.arg(name="from")]  # run folder or from_pretrained folder
+    start: Annotated[Path, tyro.conf.arg(name="from")]  # run folder, from_pretrained folder, hub:OWNER/NAME
     out: Path  # run folder; an unfinished run in it continues
     data: _DataOption = None  # a prepared store, or the root of native layouts for --data.source
     fresh: bool = False  # remove the run in --out and start over
@@ -118,22 +119,24 @@ def parse_finetune(argv: list[str]) -> Command:
     default = FinetuneCommand(recipe=finetune(), start=tyro.MISSING, out=tyro.MISSING)
     program = "python -m train finetune"
     if not {"-h", "--help"} & {*arguments}:
-        start = _options(
-            _with_value("--from", arguments, _FINETUNE), finetune, _Start(tyro.MISSING), program
-        ).start
-        default = replace(default, recipe=recipe_of(start), start=start)
+        words = _with_value("--from", arguments)
+        if not words:
+            raise InputError(f"--from is missing: {_FINETUNE}")
+        words += _with_value("--out", arguments)
+        first = _options(words, finetune, _Start(tyro.MISSING), program)
+        default = replace(default, recipe=recipe_of(str(first.start), first.out), start=first.start)
     found = _options(arguments, finetune, default, program)
     check(found.recipe)
     recipe, root = with_data(found.recipe, found.data)
     return Command(recipe, found.out, root, found.fresh)
 
 
-def _with_value(option: str, arguments: list[str], usage: str) -> list[str]:
-    """`option` and its value among the arguments."""
+def _with_value(option: str, arguments: list[str]) -> list[str]:
+    """`option` and its value among the arguments; nothing where it is not given."""
     for place, word in enumerate(arguments):
         if word.split("=")[0] == option:
             return arguments[place : place + 2] if word == option else [word]
-    raise InputError(f"{option} is missing: {usage}")
+    return []
 
 
 def _recipe_name(arguments: list[str], known: Recipes, usage: str) -> str:

@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -48,11 +48,16 @@ class Ranks:
     local_rank: int = 0
     group: Any = None  # gloo group; None in a job of one process
     closing_group: Any = None  # gloo group with a short timeout
+    background_group: Any = None  # gloo group of a thread beside the training thread
 
     @property
     def is_main(self) -> bool:
         """Whether this process writes and prints."""
         return self.rank == 0
+
+    def in_background(self) -> Ranks:
+        """The same processes for another thread, whose calls do not mix with those of this one."""
+        return replace(self, group=self.background_group)
 
     def sum(self, values: Sequence[float]) -> list[float]:
         """Element-wise sum over all ranks in float64; the same on every rank, bit by bit."""
@@ -189,7 +194,8 @@ def join(device: torch.device, timeout_minutes: float, always: bool = False) -> 
             dist.init_process_group(backend, timeout=timeout)
     group = dist.new_group(backend="gloo", timeout=timeout)
     closing_group = dist.new_group(backend="gloo", timeout=timedelta(seconds=_CLOSING_SECONDS))
-    return Ranks(rank, world_size, local_rank, group, closing_group)
+    background_group = dist.new_group(backend="gloo", timeout=timeout)
+    return Ranks(rank, world_size, local_rank, group, closing_group, background_group)
 
 
 def is_lost(error: RuntimeError) -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from train.recipe import DataConfig, EngineConfig, LogConfig, OptimConfig, Recipe
 from uniresxx.errors import InputError
-from uniresxx.model.config import UniRESPlusPlusConfig, WeightsConfig
+from uniresxx.model.config import MODEL_TYPE, UniRESPlusPlusConfig, WeightsConfig
 
 
 def finetune() -> Recipe:
@@ -38,14 +38,25 @@ def recipe_for(config: UniRESPlusPlusConfig, start: str) -> Recipe:
     )
 
 
-def recipe_of(checkpoint: Path) -> Recipe:
-    """The recipe for a run folder (its best, else newest checkpoint) or a `from_pretrained` folder.
+def recipe_of(checkpoint: str, out: Path | None = None) -> Recipe:
+    """The recipe for a run folder (its best, else newest checkpoint), a `from_pretrained` folder or a hub id.
 
-    The recipe has the folder's full path, because a run continues only from the same start. Raises InputError.
+    The recipe has the folder's full path, because a run continues only from the same start. Where `out` holds a run
+    that started from there, the recipe is that of this run, and nothing is looked up: the start may be gone.
+
+    Raises InputError.
     """
-    from uniresxx.checkpoints.resolve import resolve
+    from uniresxx.checkpoints.folders import RECIPE
+    from uniresxx.checkpoints.resolve import HUB, resolve
     from uniresxx.checkpoints.tensors import CONFIG, read_json
 
+    hub = checkpoint.startswith(HUB)
+    if out is not None and (out / RECIPE).is_file():
+        model = read_json(out / RECIPE).get("recipe", {}).get("model", {})
+        start = str(model.get("weights", {}).get("start"))
+        gone = not hub and not Path(checkpoint).exists()
+        if start == checkpoint or (gone and Path(start).is_relative_to(Path(checkpoint).resolve())):
+            return recipe_for(UniRESPlusPlusConfig.from_dict({"model_type": MODEL_TYPE, **model}), start)
     folder = resolve(checkpoint, print)
     values = read_json(folder / CONFIG)
     kind = values.get("model_type")
@@ -56,7 +67,7 @@ def recipe_of(checkpoint: Path) -> Recipe:
         raise InputError(
             f"{folder} is of an align stage, which trains no masks: give a checkpoint of a later stage"
         )
-    return recipe_for(config, str(folder.resolve()))
+    return recipe_for(config, checkpoint if hub else str(folder.resolve()))
 
 
 def with_data(recipe: Recipe, data: Path | None) -> tuple[Recipe, Path | None]:

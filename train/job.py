@@ -34,6 +34,8 @@ class Job:
             waits for the next one that is. A checkpoint is saved then, and the best one is kept and marked.
         cost: tokens and FLOPs of a micro-batch, for the log.
         messages: lines about the data, printed before the first step.
+        newest: the newest undamaged checkpoint of the run folder, where it was looked up already.
+        loaded: whether the model holds the weights of `newest`.
         model_config: `recipe.model` with what the data decided (levels of the box head); it is saved and compared.
             None: as the recipe has it.
     """
@@ -48,3 +50,5 @@ class Job:
     cost: Callable[[Any], Cost] | None = None
     messages: tuple[str, ...] = ()
     model_config: Any = None
+    newest: Path | None = None
+    loaded: bool = False

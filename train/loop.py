@@ -45,7 +45,9 @@ from train.step import StepResult, TrainingError, do_step, prefetch
 from train.throughput import ThroughputMeter
 from train.trackers import check_trackers, open_trackers, tracked_numbers
 from uniresxx.checkpoints import folders as checkpoint
-from uniresxx.checkpoints.tensors import copied, load_weights
+from uniresxx.checkpoints.saveable import Snapshot
+from uniresxx.checkpoints.shards import copied
+from uniresxx.checkpoints.tensors import load_weights
 from uniresxx.data.mixture.data_log import DataError, StepData
 from uniresxx.files import lock_file, png_bytes, write_atomic
 
@@ -92,9 +94,9 @@ def train(
         ranks.on_rank0(lambda: stack.enter_context(lock_file(out / LOCK, f"train into {out}")))
         about = {"format": 1, "recipe": recipe.to_dict(), "data": job.fingerprint} | dict(job.extra)
         previous = ranks.on_rank0(
-            lambda: check_owner(out) if fresh else previous_run(out, about, job.model.tokenizer)
+            lambda: check_owner(out) if fresh else previous_run(out, about, job.model.tokenizer, job.newest)
         )
-        if previous is not None:
+        if previous is not None and not job.loaded:
             ranks.on_all_ranks(lambda: load_weights(job.model, previous.checkpoint))
         torch.manual_seed(recipe.seed + _RANK_STRIDE * ranks.rank)
         engine = build_engine(job.model, recipe, ranks)
@@ -164,7 +166,7 @@ class _Run:
                         self._save()
                     if state.finished or stopping:
                         break
-                self.ranks.on_rank0(self.writer.finish)
+                self.ranks.on_all_ranks(self.writer.finish)
             finally:
                 self.writer.wait()
                 self.log.close()
@@ -316,29 +318,28 @@ class _Run:
         self.save_due = False
         if self.saved_step == state.step:
             return
-        model: Any = self.job.model
+        background, ranks = self.recipe.log.save_async, self.ranks
         weights, tensors = self.engine.weights(), self.engine.tensors()
         about = asdict(state) | {"engine": self.engine.describe()}
-        background = self.recipe.log.save_async
-        if background and self.ranks.is_main:
-            weights, tensors = copied(weights), copied(tensors)
-        snapshot = checkpoint.Snapshot(model.config, model.tokenizer, weights)
+        if background:
+            ranks.on_all_ranks(self.writer.finish)  # its copies are gone before there are new ones
+            weights, tensors = copied(weights, tensors, ranks)
+            ranks = ranks.in_background()
+        model: Any = self.job.model
+        snapshot = Snapshot(model.config, model.tokenizer, weights)
 
         def write() -> None:
             checkpoint.save(
                 self.out, about["step"], snapshot, tensors, about, self.about, self.recipe.log.keep_last,
-                self.ranks.world_size, about["best"],
+                ranks, about["best"],
             )  # fmt: skip
 
-        def start() -> None:
-            self.log.flush()
-            if background:
-                self.writer.start(write)
-            else:
-                write()
-            draw_curve(self.out / LOG, self.out / CURVE)
-
-        self.ranks.on_rank0(start)
+        self.ranks.on_rank0(self.log.flush)
+        if background:
+            self.writer.start(write)
+        else:
+            write()
+        self.ranks.on_rank0(lambda: draw_curve(self.out / LOG, self.out / CURVE))
         self.saved_step = state.step
 
 

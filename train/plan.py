@@ -14,6 +14,7 @@ from torch import nn
 
 from mllm.quantization import parameter_counts
 from train.engines.zero import deepspeed_config
+from train.host_memory import host_memory
 from train.memory_estimate import (
     ActivationMemory,
     Sizes,
@@ -44,13 +45,15 @@ class Model:
     parameters: int
     trained: int
     frozen_bytes: int
+    largest: int = 0  # numbers of the largest one
 
     @classmethod
     def of(cls, model: nn.Module) -> Model:
         """Count the parameters of a model, which may be without memory."""
         counts = parameter_counts(model)
         trained = sum(counts[name] for name, value in model.named_parameters() if value.requires_grad)
-        return cls(sum(counts.values()), trained, parameter_bytes(model, trained=False))
+        frozen_bytes = parameter_bytes(model, trained=False)
+        return cls(sum(counts.values()), trained, frozen_bytes, max(counts.values()))
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,10 @@ class States:
 
 @dataclass(frozen=True)
 class Plan:
-    """The prediction of one recipe on `gpus` processes; `saved` is the part of activations kept for backward."""
+    """The prediction of one recipe on `gpus` processes; `saved` is the part of activations kept for backward.
+
+    `host` is offloaded to the CPU's memory; the other figures of that memory are those of `HostMemory`.
+    """
 
     recipe: str
     gpus: int
@@ -94,6 +100,11 @@ class Plan:
     context: int
     peak: int
     host: int
+    host_start: int
+    host_save: int
+    host_export: int
+    machine_start: int
+    machine_save: int
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -132,6 +143,7 @@ def plan(
     except ValueError as error:
         raise InputError(str(error)) from error
     states = states_of(model, recipe, gpus)
+    host = host_memory(recipe, model.trained, model.frozen_bytes, model.largest, states.host, gpus)
     temporary = round(found.peak * (1 + FRAGMENTED))
     context = CONTEXT + PER_JOB * (gpus > 1)
     running = states.weights + states.gradients + states.optimizer + states.communication + temporary
@@ -154,6 +166,11 @@ def plan(
         saved=found.saved,
         context=context,
         peak=max(running, states.start) + context,
+        host_start=host.start,
+        host_save=host.save,
+        host_export=host.export,
+        machine_start=host.machine_start,
+        machine_save=host.machine_save,
     )
 
 
@@ -230,7 +247,13 @@ def table(found: Plan) -> str:
         ("communication", found.communication, "buckets and gathered weights"),
         ("context", found.context, "CUDA, libraries: a constant"),
         ("peak", found.peak, "at once; at least the whole model: it is loaded before it is divided"),
-        ("CPU memory", found.host, "per process, offloaded"),
+        ("CPU memory, start", found.host_start, f"of a process; {_on_machine(found, found.machine_start)}"),
+        ("CPU memory, save", found.host_save, f"of a process; {_on_machine(found, found.machine_save)}"),
+        (
+            "CPU memory, export",
+            found.host_export,
+            "of export --merge, most of it pages of the checkpoint's files",
+        ),
     )
     for name, size, what in rows:
         shown.add_row(name, f"{size / GB:,.2f}", what)
@@ -238,6 +261,11 @@ def table(found: Plan) -> str:
     with console.capture() as captured:
         console.print(shown)
     return captured.get() + "Predicted, not measured on a GPU.\n"
+
+
+def _on_machine(found: Plan, size: int) -> str:
+    offloaded = f", {found.host / GB:,.2f} GB of each offloaded" if found.host else ""
+    return f"{size / GB:,.2f} GB with {found.gpus} on one machine{offloaded}"
 
 
 def forecast(recipe: Recipe, gpus: int) -> str:

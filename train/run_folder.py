@@ -19,6 +19,7 @@ from train.log import print_line, trim_log
 from train.recipe_changes import differences, recipe_differences
 from train.trackers import TENSORBOARD
 from uniresxx.checkpoints import folders as checkpoint
+from uniresxx.checkpoints.shards import OPTIMIZER
 from uniresxx.checkpoints.tensors import read_tensors
 from uniresxx.data.mixture.data_log import DATA, QUARANTINE
 from uniresxx.errors import InputError
@@ -27,7 +28,7 @@ from uniresxx.files import write_atomic
 LOG, CURVE, OVERLAYS, EVAL, LOCK = "log.jsonl", "curve.png", "overlays", "eval", ".lock"
 FILES = (LOG, CURVE, QUARANTINE, DATA, checkpoint.RECIPE)
 _CHECKPOINT_FILES = (
-    checkpoint.CONFIG, checkpoint.WEIGHTS, checkpoint.TOKENIZER, checkpoint.OPTIMIZER, checkpoint.STATE,
+    checkpoint.CONFIG, checkpoint.WEIGHTS, checkpoint.TOKENIZER, f"{OPTIMIZER}.safetensors", checkpoint.STATE,
     checkpoint.RECIPE, checkpoint.MANIFEST,
 )  # fmt: skip
 _EVAL_FILES = (
@@ -61,19 +62,22 @@ class Previous:
     max_minutes: float | None
 
 
-def previous_run(out: Path, about: Mapping[str, Any], tokenizer: Any) -> Previous | None:
+def previous_run(
+    out: Path, about: Mapping[str, Any], tokenizer: Any, newest: Path | None = None
+) -> Previous | None:
     """The run in `out` that goes on; None where there is no checkpoint. Writes nothing.
 
     Args:
         out: the run folder.
         about: the recipe.json of the run that starts now.
         tokenizer: of its model, or None.
+        newest: the newest undamaged checkpoint in `out`; None: it is looked for.
 
     Raises:
         InputError: `out` holds another recipe, data set or vocabulary (with a diff), or somebody else's files.
     """
     check_owner(out)
-    folder = checkpoint.newest_verified(out, print_line)
+    folder = newest or checkpoint.newest_verified(out, print_line)
     path = (folder or out) / checkpoint.RECIPE
     saved = checkpoint.read_json(path) if path.exists() else None
     changes = [] if saved is None else recipe_differences(saved, about)
@@ -116,7 +120,8 @@ def _is_run(out: Path) -> bool:
 
 def restore(folder: Path, engine: Engine) -> State:
     """Load optimizer and random state into the engine; returns where the run was."""
-    engine.load(read_tensors(folder / checkpoint.OPTIMIZER))
+    tensors = [read_tensors(path) for path in sorted(folder.glob(f"{OPTIMIZER}*.safetensors"))]
+    engine.load({name: value for found in tensors for name, value in found.items()})
     saved = checkpoint.read_json(folder / checkpoint.STATE)
     changes = differences(saved["engine"], engine.describe())
     if changes:
@@ -142,7 +147,7 @@ def begin(out: Path, about: Mapping[str, Any], state: State, fresh: bool) -> Non
 def start_over(out: Path) -> None:
     """Remove the files that an earlier run wrote in `out`, and the folders that are empty then."""
     for folder in _steps(out / checkpoint.CHECKPOINTS):
-        shards = [path.name for path in folder.glob("model-*-of-*.safetensors")]
+        shards = [path.name for path in folder.glob("*-*-of-*.safetensors")]
         _remove(folder, {*_CHECKPOINT_FILES, checkpoint.INDEX, *shards})
     for folder in _steps(out / EVAL):
         _remove(folder, _EVAL_FILES)

@@ -22,6 +22,7 @@ from torch import nn
 from train.distributed import Ranks
 from train.optim import build_adamw, load_optimizer_tensors, lr_factor, optimizer_tensors
 from train.recipe import EngineConfig, Recipe
+from uniresxx.checkpoints.tensors import AnyTensor
 from uniresxx.errors import InputError
 
 Value = TypeVar("Value")
@@ -119,13 +120,13 @@ class Engine:
             group["lr"] = lr * group["lr_scale"]
         return lr
 
-    def weights(self) -> Mapping[str, torch.Tensor]:
-        """The model's whole state_dict on rank 0; all ranks call it."""
+    def weights(self) -> Mapping[str, AnyTensor]:
+        """The model's whole state_dict; all ranks call it, and read its tensors in the same order."""
         found: Mapping[str, torch.Tensor] = self.model.state_dict()
         return found
 
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """Optimizer, random states and loss scale, whole on rank 0; all ranks call it."""
+    def tensors(self) -> Mapping[str, AnyTensor]:
+        """Optimizer, random states and loss scale; all ranks call it, and read its tensors in the same order."""
         random = {"cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
             random["cuda"] = torch.cuda.get_rng_state(self.device)
@@ -138,7 +139,7 @@ class Engine:
             _SCALER + key: torch.tensor(float(value), dtype=torch.float64)
             for key, value in self.scaler.state_dict().items()
         }
-        return self.optimizer_tensors() | states | scaler
+        return {**self.optimizer_tensors(), **states, **scaler}
 
     def load(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Restore what `tensors` of any engine returned; the model held its weights before this engine was made."""
@@ -154,8 +155,8 @@ class Engine:
         if self.device.type == "cuda" and mine + "cuda" in tensors:
             torch.cuda.set_rng_state(tensors[mine + "cuda"], self.device)
 
-    def optimizer_tensors(self) -> dict[str, torch.Tensor]:
-        """The optimizer's state by parameter name."""
+    def optimizer_tensors(self) -> Mapping[str, AnyTensor]:
+        """The optimizer's whole state by parameter name."""
         return optimizer_tensors(self.optimizer)
 
     def load_optimizer_tensors(self, tensors: Mapping[str, torch.Tensor]) -> None:

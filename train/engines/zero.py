@@ -22,6 +22,7 @@ from torch import nn
 from train.distributed import Ranks
 from train.engines.base import Accept, Engine, Update, Value
 from train.recipe import Recipe
+from uniresxx.checkpoints.tensors import AnyTensor, LazyTensor
 from uniresxx.errors import InputError
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -121,32 +122,36 @@ class Zero(Engine):
         norm = float(self.zero._global_grad_norm)
         return Update(norm, lr, accept(norm) and self.wrapped.skipped_steps == skipped)
 
-    def weights(self) -> Mapping[str, torch.Tensor]:
-        """Stage 3 gathers one parameter at a time; only rank 0 keeps them."""
+    def weights(self) -> Mapping[str, AnyTensor]:
+        """Stage 3 gathers each tensor when it is read."""
         if self.stage < 3:
             return super().weights()
-        found: dict[str, torch.Tensor] = {}
-        seen: dict[int, str] = {}
-        for name, value in self.model.state_dict(keep_vars=True).items():
-            if id(value) in seen:  # tied
-                if self.ranks.is_main:
-                    found[name] = found[seen[id(value)]]
-                continue
-            seen[id(value)] = name
-            with self.tools.zero.GatheredParameters([value] if isinstance(value, nn.Parameter) else []):
-                if self.ranks.is_main:
-                    found[name] = value.detach().cpu().clone()
-        return found
+        return {
+            name: LazyTensor(value.dtype, self._whole_shape(value), partial(self._whole, value))
+            for name, value in self.model.state_dict(keep_vars=True).items()
+        }
 
-    def optimizer_tensors(self) -> dict[str, torch.Tensor]:
-        """Whole moments by name, collected parameter by parameter; kept on rank 0."""
-        found: dict[str, torch.Tensor] = {}
+    def _whole(self, value: torch.Tensor) -> torch.Tensor:
+        """A parameter or buffer, on every rank."""
+        with self.tools.zero.GatheredParameters([value] if isinstance(value, nn.Parameter) else []):
+            return value.detach().clone()
+
+    def _whole_shape(self, value: Any) -> tuple[int, ...]:
+        """The shape before stage 3 divided a parameter."""
+        divided = self.stage == 3 and isinstance(value, nn.Parameter)
+        return tuple(value.ds_shape if divided else value.shape)
+
+    def optimizer_tensors(self) -> Mapping[str, AnyTensor]:
+        """Whole moments by name, each collected when it is read."""
+        found: dict[str, AnyTensor] = {}
         count = next(iter(self.optimizer.state.values()))["step"].cpu().clone()
+        collect = self.tools.utils.safe_get_full_optimizer_state
         for name, parameter in self.trained.items():
             for moment in _MOMENTS:
-                value = self.tools.utils.safe_get_full_optimizer_state(parameter, moment)
-                if self.ranks.is_main:
-                    found[f"{name}/{moment}"] = value.detach().cpu().clone()
+                shape = self._whole_shape(parameter)
+                found[f"{name}/{moment}"] = LazyTensor(
+                    torch.float32, shape, partial(collect, parameter, moment)
+                )
             found[f"{name}/step"] = count
         return found
 

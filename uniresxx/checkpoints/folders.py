@@ -12,19 +12,31 @@ import json
 import os
 import re
 import shutil
+import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 from uniresxx.checkpoints.publish import Content, publish, sha256_of, write_file
+from uniresxx.checkpoints.saveable import Saveable
+from uniresxx.checkpoints.shards import (
+    Files,
+    OneProcess,
+    Processes,
+    checkpoint_files,
+    index_of,
+    shards_of,
+    write_shards,
+)
 from uniresxx.checkpoints.tensors import (
     CONFIG,
     INDEX,
     SHARD,
     TOKENIZER,
     WEIGHTS,
+    AnyTensor,
     one_line,
     read_json,
     weight_files,
@@ -33,52 +45,19 @@ from uniresxx.checkpoints.tensors import (
 from uniresxx.errors import InputError
 from uniresxx.files import sync_to_disk, to_json, write_atomic
 
-if TYPE_CHECKING:
-    import torch
-
 FORMAT = 1  # of checkpoint folders; raised when a reader of the old one would misread the new one
-CHECKPOINTS, MANIFEST, CARD, OPTIMIZER = "checkpoints", "manifest.json", "README.md", "optimizer.safetensors"
+CHECKPOINTS, MANIFEST, CARD = "checkpoints", "manifest.json", "README.md"
 STATE, RECIPE, BEST = "state.json", "recipe.json", "best.json"
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _STEP = re.compile(r"step_(\d{8,})")
 _LEFTOVER = re.compile(r"step_\d{8,}(\.old)?\.tmp")
 
 Log = Callable[[str], None]
+Entries = dict[str, dict[str, Any]]  # file name -> its size and checksum, in a manifest
 
 
 class SaveError(RuntimeError):
     """A checkpoint could not be written; earlier ones are untouched. Programs exit with 1."""
-
-
-class _Config(Protocol):
-    def to_dict(self) -> dict[str, Any]: ...
-
-
-class _Tokenizer(Protocol):
-    def to_json(self) -> str: ...
-
-
-class Saveable(Protocol):
-    """What a model needs to be saved: config (with `model_type`), weights, tokenizer (or None)."""
-
-    @property
-    def config(self) -> _Config: ...
-    @property
-    def tokenizer(self) -> _Tokenizer | None: ...
-    def state_dict(self) -> dict[str, torch.Tensor]: ...
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """A model as it was at one moment, gathered from wherever its weights lie."""
-
-    config: _Config
-    tokenizer: _Tokenizer | None
-    weights: Mapping[str, torch.Tensor]
-
-    def state_dict(self) -> dict[str, torch.Tensor]:
-        """The weights."""
-        return dict(self.weights)
 
 
 def pretrained_files(model: Saveable, shard_bytes: int | None = None) -> dict[str, Content]:
@@ -86,30 +65,19 @@ def pretrained_files(model: Saveable, shard_bytes: int | None = None) -> dict[st
 
     `shard_bytes`: the most that one file of weights holds, unless a single tensor is larger; None: one file.
     """
-    weights = model.state_dict()
-    files = {WEIGHTS: _tensors(weights)} if shard_bytes is None else _sharded(weights, shard_bytes)
-    if model.tokenizer is not None:
-        files[TOKENIZER] = model.tokenizer.to_json().encode()
-    return files | {CONFIG: to_json(model.config.to_dict())}
+    shards = shards_of(model.state_dict(), shard_bytes or sys.maxsize, "model")
+    return {name: partial(_write, tensors) for name, tensors in shards.items()} | _about_model(model, shards)
 
 
-def _tensors(tensors: Mapping[str, torch.Tensor]) -> Content:
-    return lambda path: write_tensors(path, tensors)
+def _write(tensors: Mapping[str, AnyTensor], path: Path) -> None:
+    write_tensors(path, tensors)
 
 
-def _sharded(tensors: dict[str, torch.Tensor], limit: int) -> dict[str, Content]:
-    from huggingface_hub import split_torch_state_dict_into_shards
-
-    split = split_torch_state_dict_into_shards(
-        tensors, filename_pattern="model{suffix}.safetensors", max_shard_size=limit
-    )
-    files = {
-        file: _tensors({name: tensors[name] for name in names})
-        for file, names in split.filename_to_tensors.items()
-    }
-    if split.is_sharded:
-        files[INDEX] = to_json({"metadata": split.metadata, "weight_map": split.tensor_to_filename})
-    return files
+def _about_model(model: Saveable, shards: Files) -> dict[str, Content]:
+    """What a `from_pretrained` folder holds beside the weights."""
+    index = {INDEX: index_of(shards)} if len(shards) > 1 else {}
+    tokenizer = {} if model.tokenizer is None else {TOKENIZER: model.tokenizer.to_json().encode()}
+    return {**index, **tokenizer, CONFIG: to_json(model.config.to_dict())}
 
 
 def save_pretrained(
@@ -176,17 +144,17 @@ def save(
     run: Path,
     step: int,
     model: Saveable,
-    optimizer: Mapping[str, torch.Tensor],
+    optimizer: Mapping[str, AnyTensor],
     state: Mapping[str, Any],
     recipe: Mapping[str, Any],
     keep_last: int = 2,
-    world_size: int = 1,
+    processes: Processes | None = None,
     best: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write the checkpoint of a step and remove all but the newest `keep_last` and the best.
 
     Nothing older is removed before the new folder has its final name and is on the disk. An undamaged checkpoint
-    of the same step stays as it is.
+    of the same step stays as it is. All processes of a job call it, and each writes its share of the tensors.
 
     Args:
         run: the run folder.
@@ -196,62 +164,80 @@ def save(
         state: what the loop needs to continue.
         recipe: the resolved recipe.
         keep_last: how many of the newest checkpoints stay, this one included; at least 1.
-        world_size: processes of the run.
+        processes: those of the job; None: this one alone.
         best: what `mark_best` gets once the new folder is in place.
 
     Raises:
         SaveError: the disk is full or refuses; the half-written folder is removed.
     """
-    files = pretrained_files(model) | {
-        OPTIMIZER: _tensors(optimizer),
-        STATE: to_json(dict(state)),
-        RECIPE: to_json(dict(recipe)),
-    }
+    processes = processes or OneProcess()
+    shards = checkpoint_files(model.state_dict(), optimizer, processes.world_size)
+    weights = {name: tensors for name, tensors in shards.items() if name == WEIGHTS or SHARD.fullmatch(name)}
     folder = step_folder(run, step)
+    temporary = folder.with_name(folder.name + ".tmp")
+
+    def complete(written: list[Entries]) -> None:
+        texts = _about_model(model, weights) | {STATE: to_json(dict(state)), RECIPE: to_json(dict(recipe))}
+        entries = {name: entry for found in written for name, entry in found.items()}
+        entries |= _write_files(temporary, texts)
+        about = {"format": FORMAT, "step": step, "world_size": processes.world_size, "files": entries}
+        _rename(temporary, folder, about)
+
     try:
-        _write_folder(folder, step, files, world_size)
+        if processes.on_rank0(lambda: _start(temporary, folder)):
+            written = processes.on_all_ranks(lambda: _write_mine(temporary, shards, processes))
+            everything = processes.gather(written)
+            processes.on_rank0(lambda: complete(everything))
         if best is not None:
-            mark_best(run, best)
-    except OSError as error:
+            processes.on_rank0(lambda: mark_best(run, best))
+    except BaseException as error:
+        if processes.rank == 0:
+            shutil.rmtree(temporary, ignore_errors=True)
+        if not isinstance(error, OSError):
+            raise
         reason = "the disk is full" if error.errno in DISK_FULL else one_line(error)
         raise SaveError(
             f"could not save step {step} under {folder.parent}: {reason}; earlier checkpoints are intact, "
             "make room and run the same command to continue"
         ) from error
-    _prune(run, folder, keep_last)
+    processes.on_rank0(lambda: _prune(run, folder, keep_last))
     return folder
 
 
-def _write_folder(folder: Path, step: int, files: Mapping[str, Content], world_size: int) -> None:
-    """The transaction: everything into a temporary folder, flushed, then one rename."""
+def _start(temporary: Path, folder: Path) -> bool:
+    """Make the temporary folder; False where an undamaged checkpoint of the step is there already."""
     if folder.exists() and damage(folder) is None:
-        return
-    temporary = folder.with_name(folder.name + ".tmp")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(folder.parent)
-        temporary.mkdir()
-        entries = {}
-        for name, content in files.items():
-            write_file(temporary / name, content)
-            size = (temporary / name).stat().st_size
-            entries[name] = {"bytes": size, "sha256": sha256_of(temporary / name)}
-        manifest: dict[str, Any] = {
-            "format": FORMAT,
-            "step": step,
-            "world_size": world_size,
-            "files": entries,
-        }
-        manifest["digest"] = _digest(manifest)
-        write_file(temporary / MANIFEST, to_json(manifest))
-        sync_to_disk(temporary)
-        if folder.exists():  # damaged, as checked above
-            shutil.rmtree(folder)
-        os.rename(temporary, folder)
-        sync_to_disk(folder.parent)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+        return False
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(folder.parent)
+    temporary.mkdir()
+    return True
+
+
+def _write_mine(temporary: Path, shards: Files, processes: Processes) -> Entries:
+    """Write this process's files of tensors."""
+    names = write_shards(temporary, shards, processes, write_file)
+    return {name: _entry(temporary / name) for name in names}
+
+
+def _write_files(temporary: Path, files: Mapping[str, Content]) -> Entries:
+    for name, content in files.items():
+        write_file(temporary / name, content)
+    return {name: _entry(temporary / name) for name in files}
+
+
+def _entry(path: Path) -> dict[str, Any]:
+    return {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+
+
+def _rename(temporary: Path, folder: Path, about: Mapping[str, Any]) -> None:
+    """Complete the temporary folder by its manifest, and give it its final name."""
+    write_file(temporary / MANIFEST, to_json({**about, "digest": _digest(about)}))
+    sync_to_disk(temporary)
+    if folder.exists():  # damaged, as `_start` found
+        shutil.rmtree(folder)
+    os.rename(temporary, folder)
+    sync_to_disk(folder.parent)
 
 
 def _digest(manifest: Mapping[str, Any]) -> str:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from uniresxx.errors import InputError
 
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
 INDEX = "model.safetensors.index.json"  # names the shards, in the layout of transformers
 SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
-_SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)")
+_ALIGNMENT = 8  # bytes, of the values in a file
 _SHOWN = 3  # keys named in an error
 
 
@@ -41,31 +43,88 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
-def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Write a safetensors file from the tensors' own memory. Raises OSError where the disk is full or refuses."""
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
+@dataclass(frozen=True)
+class LazyTensor:
+    """A tensor of a known dtype and shape whose values `read` brings only when they are written."""
 
-    ready: dict[str, torch.Tensor] = {}
-    written: set[int] = set()
-    for name, tensor in tensors.items():
-        value = tensor.detach().cpu().contiguous()
-        if value.untyped_storage().data_ptr() in written:
-            value = value.clone()  # safetensors refuses tensors that share memory, as tied embeddings do
-        written.add(value.untyped_storage().data_ptr())
-        ready[name] = value
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    read: Callable[[], torch.Tensor]
+
+    @classmethod
+    def of(cls, tensor: torch.Tensor | LazyTensor) -> LazyTensor:
+        """A tensor that is there already, wherever it lies."""
+        if isinstance(tensor, LazyTensor):
+            return tensor
+        return cls(tensor.dtype, tuple(tensor.shape), tensor.detach)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the values."""
+        return prod(self.shape) * self.dtype.itemsize
+
+
+AnyTensor: TypeAlias = "torch.Tensor | LazyTensor"
+
+
+def write_tensors(path: Path, tensors: Mapping[str, AnyTensor]) -> None:
+    """Write a safetensors file, one tensor after another: memory beside `tensors` is that of the largest.
+
+    Raises OSError where the disk is full or refuses.
+    """
+    write_in_order(path, in_file_order(tensors))
+
+
+def in_file_order(tensors: Mapping[str, AnyTensor]) -> list[tuple[str, LazyTensor]]:
+    """Tensors as safetensors puts them into a file: wide numbers first, which keeps all of them aligned."""
+    ranks = {dtype: rank for rank, dtype in enumerate(_dtype_names())}
+    found = [(name, LazyTensor.of(value)) for name, value in tensors.items()]
+    return sorted(found, key=lambda item: (ranks[item[1].dtype], item[0]))
+
+
+def write_in_order(
+    path: Path, tensors: Sequence[tuple[str, LazyTensor]], read: Callable[..., Any] = iter
+) -> None:
+    """`write_tensors` for a list of `in_file_order`; `read(tensors)` gives its items one after another.
+
+    The file takes its name when it is complete: the tensors may be memory maps of the file that it replaces.
+
+    The library's own functions need all values at once. The format: https://github.com/huggingface/safetensors.
+    """
+    import torch
+
+    names, header, offset = _dtype_names(), {}, 0
+    for name, lazy in tensors:
+        data_offsets = [offset, offset + lazy.nbytes]
+        header[name] = {"dtype": names[lazy.dtype], "shape": list(lazy.shape), "data_offsets": data_offsets}
+        offset += lazy.nbytes
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % _ALIGNMENT)
+    part = path.with_name(f"{path.name}.part")
     try:
-        save_file(ready, path)
-    except SafetensorError as error:
-        found = _SYSTEM_ERROR.search(str(error))
-        if found is None:
-            raise
-        raise OSError(int(found[1]), one_line(error), str(path)) from error
+        with part.open("wb") as stream:
+            stream.write(len(text).to_bytes(8, "little") + text)
+            for name, lazy in read(tensors):
+                value = lazy.read().detach().cpu().contiguous()
+                assert (value.dtype, tuple(value.shape)) == (lazy.dtype, lazy.shape), name
+                if value.numel():
+                    stream.write(value.reshape(-1).view(torch.uint8).numpy())
+                del value  # before the next one is read
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
-def copied(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Copies on the CPU that later training steps do not touch."""
-    return {name: value.detach().cpu().clone() for name, value in tensors.items()}
+def _dtype_names() -> dict[torch.dtype, str]:
+    """safetensors' names of dtypes in the order of a file."""
+    import torch
+
+    return {
+        torch.uint64: "U64", torch.int64: "I64", torch.float64: "F64", torch.complex64: "C64",
+        torch.float32: "F32", torch.uint32: "U32", torch.int32: "I32", torch.bfloat16: "BF16",
+        torch.float16: "F16", torch.uint16: "U16", torch.int16: "I16", torch.float8_e4m3fn: "F8_E4M3",
+        torch.float8_e5m2: "F8_E5M2", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+    }  # fmt: skip
 
 
 def weight_files(folder: Path) -> dict[str, list[str] | None]:

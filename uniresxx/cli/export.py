@@ -1,4 +1,4 @@
-"""`uniresxx export RUN OUT [--merge | --adapter | --unmerge DIR | --mask-head torch|onnx] [--max-shard-size 5GB]`
+"""`uniresxx export RUN OUT [--merge [--dtype D] | --adapter | --unmerge DIR | --mask-head FORM] [--max-shard-size S]`
 
 Writes a plain `from_pretrained` folder: config.json, model.safetensors, tokenizer.json, and README.md, a model card
 of what the run recorded. RUN is a run folder (its best checkpoint, else the newest undamaged one), one of its
@@ -6,6 +6,7 @@ checkpoints, or another plain folder. Checkpoints of every engine and ZeRO stage
 gathered and deepspeed is not needed.
 
 Weights are copied byte by byte and compared with the checkpoint, unless they are merged, un-merged or sharded.
+A merge takes one tensor at a time and keeps the dtype of each weight.
 What an earlier export wrote to OUT is replaced once the new files are complete. Files of anybody else are never
 replaced or removed: if OUT holds other weights, or files of the same names, the export is refused.
 """
@@ -40,6 +41,11 @@ def _parser() -> OneLineParser:
         help="write the mask head alone, as programs that need no uniresxx",
     )
     parser.add_argument(
+        "--dtype",
+        default="auto",
+        help="with --merge: auto (default: each weight keeps its own), float32, bfloat16",
+    )
+    parser.add_argument(
         "--max-shard-size", metavar="SIZE", help="cut weights into files of at most 500MB, 5GB, …"
     )
     return parser
@@ -50,9 +56,12 @@ def main(argv: Sequence[str]) -> int:
     options = _parser().parse_args(argv)
     if options.max_shard_size and (options.adapter or options.mask_head):
         raise InputError("--max-shard-size is for whole weights, not for --adapter or --mask-head")
+    if options.dtype != "auto" and not options.merge:
+        raise InputError("--dtype is for --merge: the other forms keep the dtypes of the checkpoint")
     from uniresxx.checkpoints.resolve import resolve
     from uniresxx.hub.classes import byte_size
     from uniresxx.hub.export import export
+    from uniresxx.model.placement import dtype_of
 
     source = resolve(options.run, lambda line: print(f"warning: {line}", file=sys.stderr))
     if options.out.resolve() == source.resolve():
@@ -65,6 +74,7 @@ def main(argv: Sequence[str]) -> int:
         unmerge=options.unmerge,
         mask_head=options.mask_head,
         shard_bytes=byte_size(options.max_shard_size) if options.max_shard_size else None,
+        dtype=dtype_of(options.dtype),
     )
     print(f"{source} -> {options.out}: {', '.join(names)}")
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,11 +11,12 @@ import torch
 from mllm.config import TuningConfig
 from mllm.loading import OWN_RULES, load_part
 from mllm.lora import adapter_tensors, load_adapter_tensors, merged_tensors, subtract
-from uniresxx.checkpoints.folders import Snapshot
 from uniresxx.checkpoints.publish import publish
+from uniresxx.checkpoints.saveable import Snapshot
 from uniresxx.checkpoints.tensors import (
     CONFIG,
     TOKENIZER,
+    LazyTensor,
     read_json,
     read_tensors,
     weight_files,
@@ -22,9 +24,10 @@ from uniresxx.checkpoints.tensors import (
 )
 from uniresxx.errors import InputError
 from uniresxx.files import to_json
-from uniresxx.model.build import load_vocabulary
+from uniresxx.model.build import PARTS_OF_FILES, load_vocabulary
 from uniresxx.model.config import UniRESPlusPlusConfig
 from uniresxx.model.modeling import UniRESPlusPlusModel
+from uniresxx.model.tuning import cast_frozen
 
 ADAPTER, ADAPTER_CONFIG = "adapter.safetensors", "adapter.json"
 
@@ -42,16 +45,23 @@ def plain(config: UniRESPlusPlusConfig) -> UniRESPlusPlusConfig:
     return replace(config, tuning=tuning)
 
 
-def merged(model: UniRESPlusPlusModel) -> Snapshot:
+def merged(model: UniRESPlusPlusModel, dtype: torch.dtype | None = None) -> Snapshot:
     """The model with its adapters added into the weights and its token rows put in place; `model` stays as it is.
 
-    InputError where it has neither. Weights that are in bf16 are rounded: call `model.float()` first.
+    One tensor at a time is merged, in fp32, when it is read. The result is in `dtype`, or in that of the weight
+    (None), which rounds small changes of bf16 weights away. InputError where the model has no adapters and no rows.
     """
     if not adapter_tensors(model):
         raise InputError(
             "the model has no adapters and no token rows of its own: it is what --merge would give"
         )
-    return Snapshot(plain(model.config), model.tokenizer, merged_tensors(model))
+
+    def lazy(before: torch.Tensor, merge: Callable[[], torch.Tensor]) -> LazyTensor:
+        wanted = dtype if dtype is not None and before.is_floating_point() else before.dtype
+        return LazyTensor(wanted, tuple(before.shape), lambda: merge().to(wanted))
+
+    weights = {name: lazy(*parts) for name, parts in merged_tensors(model).items()}
+    return Snapshot(plain(model.config), model.tokenizer, weights)
 
 
 def save_adapter(model: UniRESPlusPlusModel, out: Path) -> list[str]:
@@ -85,9 +95,10 @@ def unmerged(source: Path, adapter: Path) -> UniRESPlusPlusModel:
         raise InputError(
             f"{adapter} and {source} have different vocabularies: the adapter is of another model"
         )
-    # merging made every matrix plain
-    config = replace(config, tuning=replace(config.tuning, quantization="none"))
-    model = UniRESPlusPlusModel(config, vocabulary, skip_llm_init=True)
+    if config.tuning.quantization != "none":  # merging made every matrix plain, in fp32
+        config = replace(config, tuning=replace(config.tuning, quantization="none", frozen_dtype="fp32"))
+    model = UniRESPlusPlusModel(config, vocabulary, from_files=PARTS_OF_FILES)
+    cast_frozen(model, config.tuning, PARTS_OF_FILES)
     weight_files(source)
     try:
         load_part(model, str(source), OWN_RULES)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 from uniresxx.checkpoints.folders import CARD, copied_files, pretrained_files, publish_model
 from uniresxx.checkpoints.tensors import CONFIG, read_json
 from uniresxx.errors import InputError
@@ -22,6 +24,7 @@ def export(
     unmerge: Path | None = None,
     mask_head: Form | None = None,
     shard_bytes: int | None = None,
+    dtype: torch.dtype | None = None,
 ) -> list[str]:
     """Export the model of a folder; at most one of `merge`, `adapter`, `unmerge` and `mask_head` is given.
 
@@ -33,6 +36,7 @@ def export(
         unmerge: the folder of the adapter that is taken out of merged weights again.
         mask_head: the mask head alone, as programs of this form.
         shard_bytes: the most that one file of weights holds.
+        dtype: of merged weights; None: each keeps its own.
 
     Returns:
         The names of the files.
@@ -61,9 +65,9 @@ def export(
         config, files = model.config, pretrained_files(model, shard_bytes)
     else:
         model = load_model(source)
-        if merge:  # in fp32: added to bf16, most of an adapter would be rounded away
+        if merge:
             config = plain(model.config)
-            files = pretrained_files(merged(model.float()), shard_bytes)
+            files = pretrained_files(merged(model, dtype), shard_bytes)
         else:
             files = pretrained_files(model, shard_bytes)
     return publish_model(out, {CARD: card_of(config, source).encode()} | files)

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from mllm.config import TuningConfig
+from mllm.config import Part, TuningConfig
 from mllm.language import parameters_without_memory
 from mllm.loading import OWN_RULES, Report, folder_of, load_part, load_sam
 from mllm.loading_llm import chat_template_of, load_llava, load_llm, pretrained_vocabulary
@@ -44,6 +44,8 @@ Config = TypeVar("Config")
 Model = TypeVar("Model", bound=nn.Module)
 AnyVocabulary = TypeVar("AnyVocabulary")  # a model's vocabulary
 Log = Callable[[str], None]
+CPU = torch.device("cpu")
+PARTS_OF_FILES: tuple[Part, ...] = ("llm", "low", "high", "mask_encoder")  # nearly all of the weights
 BOX_HEAD = r"box_head\..*"  # parameters that the align stage does not have
 
 
@@ -78,11 +80,18 @@ def check_sources(config: UniRESPlusPlusConfig) -> None:
         raise InputError("boxes='owlv2' needs its detector: give --model.weights.owlv2 FOLDER_OR_HUB_ID")
 
 
-def open_vocabulary(config: UniRESPlusPlusConfig, corpus: Sequence[str]) -> Vocabulary:
-    """The tokenizer of the named language model with our special tokens, else one trained on `corpus`."""
+def open_vocabulary(
+    config: UniRESPlusPlusConfig, corpus: Sequence[str], continued: Path | None = None
+) -> Vocabulary:
+    """The tokenizer of the named language model with our special tokens, else one trained on `corpus`.
+
+    `continued`: the checkpoint of a run that goes on, which has that tokenizer already.
+    """
     w = config.weights
+    if continued is not None and (w.start or w.llm or w.llava):
+        return load_vocabulary(continued)
     if w.start is not None:
-        return load_vocabulary(resolve(Path(w.start), print))
+        return load_vocabulary(resolve(w.start, print))
     for option, source in (("llm", w.llm), ("llava", w.llava)):
         if source is not None:
             return _as_input(partial(pretrained_vocabulary, source), f"--model.weights.{option}")
@@ -90,14 +99,23 @@ def open_vocabulary(config: UniRESPlusPlusConfig, corpus: Sequence[str]) -> Voca
 
 
 def build_for_training(
-    config: UniRESPlusPlusConfig, vocabulary: Vocabulary, log: Log = print
+    config: UniRESPlusPlusConfig,
+    vocabulary: Vocabulary,
+    log: Log = print,
+    device: torch.device = CPU,
+    continued: Path | None = None,
 ) -> UniRESPlusPlusModel:
-    """A model with the named pretrained parts loaded.
+    """A model with the named pretrained parts loaded, or with the weights of a checkpoint.
+
+    The CPU's memory never holds a whole copy: weights go from their files to the device one by one, or stay the
+    files' own memory maps, which all processes of a machine share, where they are frozen and in the file's dtype.
 
     Args:
         config: `weights` names the pretrained parts, `tuning` what is trained.
         vocabulary: as of `open_vocabulary`.
         log: gets a line per loaded part, and the table of what is trained where `tuning` is not the default.
+        device: where the model is trained.
+        continued: the checkpoint of a run with this config that goes on; no pretrained part is opened then.
 
     Raises:
         InputError: a required part is not named, or a folder does not fit.
@@ -105,16 +123,25 @@ def build_for_training(
     check_sources(config)
     _as_input(lambda: check_packed(config.mllm.attention), "--model.mllm.attention")
     _check_quantized_training(config.tuning)
-    w = config.weights
-    all_loaded = w.llava is not None or w.llm is not None or w.start is not None
-    model = _as_input(
-        lambda: UniRESPlusPlusModel(config, vocabulary, skip_llm_init=all_loaded), "--model.mllm"
-    )
-    cast_frozen(model, config.tuning)  # before loading: half the memory is never needed
-    load_sources(model, log)
-    gpu = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else None
-    # on a GPU where there is one: a CPU takes about a minute for each billion
-    _as_input(lambda: quantize_frozen(model.mllm, config.tuning, gpu), "--model.tuning.quantization")
+    if continued is not None:
+        model = load_with(
+            continued, lambda _: config, _with_frozen_dtype, Placement(device), lambda _: vocabulary
+        )
+        for parameter in model.parameters():
+            if parameter.requires_grad and device == CPU:  # no part of a file is trained in place
+                parameter.data = parameter.data.clone()
+    else:
+        quantized = config.tuning.quantization != "none"
+        parts = parts_of_files(config)
+        model = _as_input(lambda: UniRESPlusPlusModel(config, vocabulary, parts), "--model.mllm")
+        cast_frozen(model, config.tuning, parts)
+        model.to(CPU if quantized else device)
+        load_sources(model, log)
+        if quantized:  # matrix by matrix on the way to the device, which may be too small for the whole
+            _as_input(
+                lambda: quantize_frozen(model.mllm, config.tuning, device), "--model.tuning.quantization"
+            )
+            model.to(device)
     if config.boxes == "owlv2":
         attach_detector(model)
     if config.tuning != TuningConfig():
@@ -125,12 +152,21 @@ def build_for_training(
 def _check_quantized_training(tuning: TuningConfig) -> None:
     """InputError where the LLM cannot be quantised, or its own matrices are trained."""
     kind = tuning.quantization
-    _as_input(lambda: check_quantization(kind, torch.device("cpu")), "--model.tuning.quantization")
+    _as_input(lambda: check_quantization(kind, CPU), "--model.tuning.quantization")
     if kind != "none" and not tuning.lora_rank and "llm" not in tuning.frozen:
         raise InputError(
             f"--model.tuning.quantization {kind}: quantised matrices are never trained; give "
             "--model.tuning.lora_rank 16 or --model.tuning.frozen llm"
         )
+
+
+def parts_of_files(config: UniRESPlusPlusConfig) -> list[Part]:
+    """The parts whose weights all come from the files that `weights` names."""
+    w = config.weights
+    files: dict[Part, str | None] = {
+        "llm": w.llm or w.llava, "low": w.low or w.llava, "high": w.high, "mask_encoder": w.sam,
+    }  # fmt: skip
+    return [part for part in PARTS_OF_FILES if files[part] or w.start]
 
 
 def load_sources(model: UniRESPlusPlusModel, log: Log) -> None:
@@ -143,7 +179,7 @@ def load_sources(model: UniRESPlusPlusModel, log: Log) -> None:
             log(report.line(part))
 
     if w.start is not None:
-        folder = resolve(Path(w.start), log)
+        folder = resolve(w.start, log)
         before = UniRESPlusPlusConfig.from_dict(read_json(folder / CONFIG))
         _check_start(model, before, folder)
         if before.tuning.quantization != "none":

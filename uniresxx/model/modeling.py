@@ -6,7 +6,7 @@ M region tokens, h w low frame or grid, H W high frame, S mask frame.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mllm.config import Part
 from mllm.modeling import MLLM, Boxes, ImageFeatures
 from mllm.tokens import Vocabulary
 from uniresxx.errors import InputError
@@ -58,22 +59,23 @@ class UniRESPlusPlusModel(nn.Module):
     """The full method; the tiny model is this class with small numbers. `hub.classes.UniRESPlusPlus` wraps it."""
 
     def __init__(
-        self, config: UniRESPlusPlusConfig, vocabulary: Vocabulary, skip_llm_init: bool = False
+        self, config: UniRESPlusPlusConfig, vocabulary: Vocabulary, from_files: Collection[Part] = ()
     ) -> None:
         """Random weights.
 
         Args:
             config: sizes and switches.
             vocabulary: tokenizer with the project's special tokens.
-            skip_llm_init: leave the LLM uninitialised, because all of its weights are loaded next.
+            from_files: parts (llm, low, high, mask_encoder) left without values, because all of their weights,
+                and those of all of SAM, are loaded next.
         """
         super().__init__()
         m = config.mllm
         self.config, self.vocabulary = config, vocabulary
         self.normalise_low, self.normalise_high = (PixelNorm(stats) for stats in m.pixel_stats)
         self.normalise_mask = PixelNorm("imagenet")
-        self.mllm = MLLM(m, vocabulary, skip_llm_init)
-        self.head = _mask_head(config)
+        self.mllm = MLLM(m, vocabulary, from_files)
+        self.head = _mask_head(config, "mask_encoder" in from_files)
         self.instances = InstanceQueries(config.instances, m.llm_width) if config.instances else None
         classes = sum(config.dense_classes)
         self.dense = nn.Conv2d(config.head.width, classes, 1) if classes else None
@@ -271,11 +273,11 @@ class UniRESPlusPlusModel(nn.Module):
         return perf_counter()
 
 
-def _mask_head(config: UniRESPlusPlusConfig) -> PyramidHead | SamHead | Sam2Head:
+def _mask_head(config: UniRESPlusPlusConfig, from_file: bool) -> PyramidHead | SamHead | Sam2Head:
     """The configured mask head."""
     D, stage_widths = config.mllm.llm_width, config.mllm.high_widths
     if config.mask_head == "sam":
-        return SamHead(config.sam, D, stage_widths)
+        return SamHead(config.sam, D, stage_widths, from_file)
     if config.mask_head == "sam2":
-        return Sam2Head(config.sam2, D, stage_widths)
+        return Sam2Head(config.sam2, D, stage_widths, from_file)
     return PyramidHead(config.head, D, stage_widths)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -94,14 +94,22 @@ def format_table(rows: list[PartRow]) -> str:
     return "\n".join(lines)
 
 
-def cast_frozen(model: nn.Module, tuning: TuningConfig) -> None:
+def cast_frozen(model: nn.Module, tuning: TuningConfig, from_files: Collection[Part] = ()) -> None:
     """Convert frozen parameters to bf16 where `tuning` says so: half the memory, and forward needs autocast.
 
-    Parts of `keep_fp32` stay as they are: a later stage trains them from the weights that were published.
+    Parts of `keep_fp32` stay as they are: a later stage trains them from the weights that were published. Parts of
+    `from_files` have no values yet, and to convert them would take the memory that is meant to stay free.
     """
-    if tuning.frozen_dtype == "bf16":
-        frozen = ((name, p) for name, p in full_precision(model) if not p.requires_grad)
-        cast([p for name, p in frozen if part_of(name) not in tuning.keep_fp32], torch.bfloat16)
+    if tuning.frozen_dtype != "bf16":
+        return
+    for name, parameter in full_precision(model):
+        part = part_of(name)
+        if parameter.requires_grad or part in tuning.keep_fp32:
+            continue
+        if part in from_files:
+            parameter.data = torch.empty_like(parameter, dtype=torch.bfloat16)
+        else:
+            cast([parameter], torch.bfloat16)
 
 
 def quantize_frozen(

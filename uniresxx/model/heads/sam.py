@@ -14,6 +14,7 @@ Shapes: B images, E expressions of all images, C decoder width, M image and regi
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -21,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Sam2Config, Sam2Model, SamConfig, SamModel
 
+from mllm.language import unwritten
 from uniresxx.model.config import Sam2HeadConfig, SamHeadConfig
 from uniresxx.model.heads.attention import PromptAttention
 from uniresxx.model.heads.base import HeadInputs, HeadOutput
@@ -83,9 +85,15 @@ class _SamBase(nn.Module):
 class SamHead(_SamBase):
     """Segment Anything (Kirillov et al. 2023), sizes B, L, H."""
 
-    def __init__(self, config: SamHeadConfig, llm_width: int, stage_widths: tuple[int, ...]) -> None:
-        """Random weights; `stage_widths`: of the high tower, finest first."""
-        super().__init__(SamModel(_sam_config(config)), config, llm_width)
+    def __init__(
+        self, config: SamHeadConfig, llm_width: int, stage_widths: tuple[int, ...], from_file: bool = False
+    ) -> None:
+        """Random weights, but those of SAM are not written where they are loaded next (`from_file`).
+
+        `stage_widths`: of the high tower, finest first.
+        """
+        build = partial(SamModel, _sam_config(config))
+        super().__init__(unwritten(build) if from_file else build(), config, llm_width)
         C = config.decoder_width
         self.config = config
         self.presence = nn.Sequential(nn.Linear(2 * C, C), nn.GELU(), nn.Linear(C, 1))
@@ -164,9 +172,15 @@ class Sam2Head(_SamBase):
     first is unstable; training never does, so neither do answers.
     """
 
-    def __init__(self, config: Sam2HeadConfig, llm_width: int, stage_widths: tuple[int, ...]) -> None:
-        """Random weights; `stage_widths`: of the high tower, finest first."""
-        super().__init__(Sam2Model(_sam2_config(config)), config, llm_width)
+    def __init__(
+        self, config: Sam2HeadConfig, llm_width: int, stage_widths: tuple[int, ...], from_file: bool = False
+    ) -> None:
+        """Random weights, but those of SAM are not written where they are loaded next (`from_file`).
+
+        `stage_widths`: of the high tower, finest first.
+        """
+        build = partial(Sam2Model, _sam2_config(config))
+        super().__init__(unwritten(build) if from_file else build(), config, llm_width)
         C = config.decoder_width
         widths = (C, C // 8, C // 4) if config.paint_regions else ()  # image embedding, strides 4 and 8
         self.painting = nn.ModuleList(RegionPainting(llm_width, width, gated=True) for width in widths)
