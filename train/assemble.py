@@ -6,13 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
 
 from mllm.prefix import check_packed
-from mllm.tokens import Vocabulary
 from train.engines.base import device_of
 from train.job import Job
 from train.recipe import Recipe, check
@@ -39,16 +38,27 @@ from uniresxx.model.templates import TRAINING_TEMPLATES
 from uniresxx.segmenters.base import Segmenter
 from uniresxx.segmenters.film_unet.config import FilmUNetConfig
 from uniresxx.segmenters.film_unet.modeling import FilmUNet
-from uniresxx.types import EVALUATION_TEMPLATE, Decoding, ImageRecord
+from uniresxx.segmenters.lisa.build import build_lisa_for_training, open_lisa_vocabulary
+from uniresxx.segmenters.lisa.config import LisaConfig
+from uniresxx.types import Decoding, ImageRecord
 
 CORPUS_LINES = 4_000
 CORPUS_TEXTS = 200_000  # of one data set, for the vocabulary
 SHOWN = 3  # pictures in an overlay
 
-# What `recipe.model` may be, and who builds it from a vocabulary.
-BUILDERS: dict[type, Callable[[Any, Vocabulary], Any]] = {
-    UniRESPlusPlusConfig: build_for_training,
-    FilmUNetConfig: FilmUNet,
+
+class Builder(NamedTuple):
+    """How a model is made from its config."""
+
+    vocabulary: Callable[[Any, Sequence[str]], Any]  # from the config and texts of the training data
+    model: Callable[[Any, Any], Any]  # from the config and that vocabulary
+
+
+# What `recipe.model` may be.
+BUILDERS: dict[type, Builder] = {
+    UniRESPlusPlusConfig: Builder(open_vocabulary, build_for_training),
+    FilmUNetConfig: Builder(lambda config, texts: open_vocabulary(config.view, texts), FilmUNet),
+    LisaConfig: Builder(lambda config, _: open_lisa_vocabulary(config), build_lisa_for_training),
 }
 
 
@@ -64,22 +74,25 @@ def check_attention_of(recipe: Recipe) -> None:
 def open_job(recipe: Recipe, data: Path | None) -> Job:
     """Everything `train` needs. Raises InputError where the data cannot be read."""
     check(recipe)
-    inputs = _inputs_of(recipe)
-    check_sources(inputs)
+    if isinstance(recipe.model, UniRESPlusPlusConfig):
+        check_sources(recipe.model)
     check_attention_of(recipe)
-    found = _open_data(recipe, data, all_boxes=inputs.boxes == "learned")
+    found = _open_data(recipe, data, all_boxes=_learns_boxes(recipe))
     recipe, level_lines = _with_box_levels(recipe, found.source)
-    inputs = _inputs_of(recipe)
-    vocabulary = open_vocabulary(inputs, [*found.texts, *TRAINING_TEMPLATES])
+    builder = BUILDERS[type(recipe.model)]
+    vocabulary = builder.vocabulary(recipe.model, [*found.texts, *TRAINING_TEMPLATES])
     torch.manual_seed(recipe.seed)
-    model = BUILDERS[type(recipe.model)](recipe.model, vocabulary)
+    model = builder.model(recipe.model, vocabulary)
     d = recipe.data
     batches = Batches(
-        found.source, inputs, vocabulary, recipe.seed,
+        found.source, model.collator, recipe.seed,
         d.batch_images, d.accumulate, d.expressions_per_image, d.dialogue_share, d.flip,
     )  # fmt: skip
     extra = {
-        "templates": {"training": list(TRAINING_TEMPLATES), "evaluation": EVALUATION_TEMPLATE},
+        "templates": {
+            "training": list(model.collator.question_templates),
+            "evaluation": model.question_template,
+        },
         "training_data": found.about,
     }
     picture = (lambda step: overlay(model, found.shown, step)) if found.shown else None
@@ -92,12 +105,8 @@ def open_job(recipe: Recipe, data: Path | None) -> Job:
     )
 
 
-def _inputs_of(recipe: Recipe) -> UniRESPlusPlusConfig:
-    """The config that decides what a batch holds."""
-    config: UniRESPlusPlusConfig = (
-        recipe.model.view if isinstance(recipe.model, FilmUNetConfig) else recipe.model
-    )
-    return config
+def _learns_boxes(recipe: Recipe) -> bool:
+    return isinstance(recipe.model, UniRESPlusPlusConfig) and recipe.model.boxes == "learned"
 
 
 def _with_box_levels(recipe: Recipe, source: Source) -> tuple[Recipe, tuple[str, ...]]:
@@ -105,9 +114,9 @@ def _with_box_levels(recipe: Recipe, source: Source) -> tuple[Recipe, tuple[str,
 
     Raises InputError where the recipe names a level that has none.
     """
-    config = recipe.model
-    if not isinstance(config, UniRESPlusPlusConfig) or config.boxes != "learned":
+    if not _learns_boxes(recipe):
         return recipe, ()
+    config = recipe.model
     named, known = config.box_head.levels, source.box_levels
     missing = [level for level in config.box_head.active_levels if level not in known]
     if missing and named is not None:
@@ -202,7 +211,8 @@ def overlay(model: Segmenter, records: Sequence[ImageRecord], step: int) -> Imag
     for record in records:
         photo = photo_of(record)
         chosen = record.expressions[:: max(1, len(record.expressions) // 4)][:4]
-        answers = model.answer(encode_records(model, [record]), [[e.text for e in chosen]], Decoding())
+        decoding = Decoding(template=model.question_template)
+        answers = model.answer(encode_records(model, [record]), [[e.text for e in chosen]], decoding)
         truth = [Layer(e.text, None if e.rle is None else decode(e.rle)) for e in chosen]
         found = [
             Layer(e.text, None if a.mask is None else decode(a.mask))
