@@ -46,7 +46,7 @@ class Row:
         return self.branch_T[-1] + 1 if self.branch_T else 0
 
     def add(self, tokens: Sequence[int], learned: bool, branch: int, start: int) -> None:
-        """Append tokens of a branch that begins at `start`; each that is learned becomes the label of the one before."""
+        """Append tokens of the branch that begins at `start`; a learned one is the label of the token before it."""
         for token in tokens:
             if learned:
                 self.labels_T[-1] = token

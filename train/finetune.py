@@ -15,9 +15,10 @@ from uniresxx.segmenters.lisa.config import PUBLISHED_TUNING, LisaConfig
 def finetune() -> Recipe:
     """python -m train finetune --from CKPT --data STORE --out DIR
 
-    Trains a checkpoint, or a converted LISA, GSVA or M2SA, on a prepared store, or on NAME below a root of native layouts (`--data.source NAME`). Model,
-    vocabulary and proposals are those of the checkpoint. Defaults (our choice, not tuned): 500 steps of 8 images, a
-    tenth to a fifth of the learning rates of the recipes. Expected: depends on the data.
+    Trains a checkpoint, or a converted LISA, GSVA or M2SA, on a prepared store, or on NAME below a root of native
+    layouts (`--data.source NAME`). Model, vocabulary and proposals are those of the checkpoint. Defaults
+    (our choice, not tuned): 500 steps of 8 images, a tenth to a fifth of the learning rates of the recipes (a third
+    of LISA's). Expected: depends on the data.
     """
     return recipe_for(UniRESPlusPlusConfig(), "")
 

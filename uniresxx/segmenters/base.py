@@ -1,4 +1,4 @@
-"""What the rest of the project knows of any model: it answers (`Segmenter`), and it takes training samples (`Collator`)."""
+"""What the rest of the project knows of any model: how it answers, and how it takes its training samples."""
 
 from __future__ import annotations
 

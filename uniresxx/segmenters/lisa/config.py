@@ -19,7 +19,7 @@ PARTS: Mapping[Part, tuple[str, ...]] = {
     "fusion": ("projector",),
     "llm": ("llm",),
     "head": ("sam", "prompt", "early"),
-    "mask_encoder": ("sam.vision_encoder", "sam.prompt_encoder"),
+    "mask_encoder": ("sam.vision_encoder", "sam.prompt_encoder", "sam.shared_image_embedding"),
 }
 ALL_FROZEN = TuningConfig(frozen=tuple(PARTS))
 PUBLISHED_TUNING = TuningConfig(  # train_ds.py of LISA: adapters, all token rows, mask decoder, prompt layers

@@ -1,5 +1,4 @@
-"""LISA (Lai et al. 2024), GSVA (Xia et al. 2024), M2SA (Jang et al. 2025) from transformers' classes: a Segmenter that
-trains by `forward` and `loss`.
+"""LISA (Lai et al. 2024), GSVA (Xia et al. 2024), M2SA (Jang et al. 2025) from transformers' classes.
 
 CLIP's patches go through the projector into LLaVA's language model; the state that predicts [SEG] becomes SAM's
 only prompt. Where an answer has no [SEG] or [REJ], `mask_if_forced` comes from the answer that the peer's evaluation
@@ -52,6 +51,7 @@ from uniresxx.segmenters.lisa.prompts import WORDINGS, LisaVocabulary
 from uniresxx.segmenters.lisa.training import LisaBatch, LisaOutput, counts_of, loss_terms, with_zeros
 from uniresxx.types import DecisionRule, Decoding, Prediction, Question
 
+MASK_SCALE = 4  # SAM's mask logits per cell of its grid, each way
 DECODED_AT_ONCE = 32  # expressions in SAM's decoder; no answer depends on it
 
 
@@ -333,6 +333,9 @@ class Lisa(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """SAM's mask logits (E, Y, X) over its whole frame and predicted IoU (E)."""
         image_EChw = image_BChw[image_of_expr]
+        if not len(states_ED):  # attention takes no empty batch
+            h, w = image_EChw.shape[2:]
+            return states_ED.new_zeros(0, MASK_SCALE * h, MASK_SCALE * w), states_ED.new_zeros(0)
         prompts_E11C = self.prompt(states_ED)[:, None, None]
         place = self.sam.get_image_wide_positional_embeddings().to(image_EChw.dtype)
         no_mask_1C11 = self.sam.prompt_encoder.no_mask_embed.weight[:, :, None, None]

@@ -1,7 +1,7 @@
 """What LISA, GSVA and M2SA learn from a micro-batch: their batch, their output, their losses.
 
-Shapes: B images, E decisions ([SEG] or [REJ]) of the batch, P those that are [SEG], T tokens of a row, L tokens of the
-prefix, Y label positions, V vocabulary, H W CLIP's frame, S SAM's frame, h w low-resolution masks, y x a photo.
+Shapes: B images, E decisions ([SEG] or [REJ]) of the batch, P those that are [SEG], T tokens of a row, Y label
+positions, V vocabulary, H W CLIP's frame, S SAM's frame, h w low-resolution masks, y x a photo.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from uniresxx.types import TrainingBatch
 
 @dataclass(slots=True, kw_only=True)
 class LisaBatch(TrainingBatch):
-    """Prepared photos with their token rows; a row holds the conversations of one photo, as branches, behind <im_end>."""
+    """Prepared photos with their token rows: the conversations of a photo, as branches, behind <im_end>."""
 
     clip_B3HW: Tensor  # normalised
     sam_B3SS: Tensor  # normalised, zeros around the photo
