@@ -91,11 +91,11 @@ class LisaConfig:
         kind = values.pop("model_type", None)
         if kind != MODEL_TYPE:
             raise InputError(f"model_type is {kind!r}, expected {MODEL_TYPE!r}: a checkpoint of another kind")
-        former = values.pop("dtype", None)  # of converted folders that could not be trained
+        former = values.pop("dtype", "float32")  # of converted folders that could not be trained
+        saved = values.pop("tuning", asdict(frozen_in(former)))
         try:
-            tuning = {
-                name: tuple(value) if isinstance(value, list) else value
-                for name, value in values.pop("tuning", asdict(frozen_in(former or "float32"))).items()
+            tuning: dict[str, Any] = {
+                name: tuple(value) if isinstance(value, list) else value for name, value in saved.items()
             }
             loss = LisaLossConfig(**values.pop("loss", {}))
             return cls(tuning=TuningConfig(**tuning), loss=loss, **values)
