@@ -183,7 +183,7 @@ class PackedCollator:
         return collate(samples, self.config, self.vocabulary)
 
 
-def padded_rows(rows: Sequence[Row], pad: int) -> dict[str, torch.Tensor]:
+def padded_rows(rows: Sequence[Row], pad: int) -> dict[str, Any]:
     """Token rows as the fields of a batch, each (B, T), padded to the longest."""
     T = max(len(row.ids_T) for row in rows)
 

@@ -45,13 +45,12 @@ from uniresxx.model.placement import autocast_of
 from uniresxx.model.tuning import apply_tuning
 from uniresxx.segmenters.lisa.collate import LisaCollator
 from uniresxx.segmenters.lisa.config import PARTS, LisaConfig
-from uniresxx.segmenters.lisa.early import early_layers, image_embedding
 from uniresxx.segmenters.lisa.photos import clip_pixels, photo_mask, sam_pixels
 from uniresxx.segmenters.lisa.prompts import WORDINGS, LisaVocabulary
+from uniresxx.segmenters.lisa.sam import decoded_masks, early_layers, image_embedding
 from uniresxx.segmenters.lisa.training import LisaBatch, LisaOutput, counts_of, loss_terms, with_zeros
 from uniresxx.types import DecisionRule, Decoding, Prediction, Question
 
-MASK_SCALE = 4  # SAM's mask logits per cell of its grid, each way
 DECODED_AT_ONCE = 32  # expressions in SAM's decoder; no answer depends on it
 
 
@@ -332,21 +331,7 @@ class Lisa(nn.Module):
         self, image_BChw: Tensor, states_ED: Tensor, image_of_expr: Sequence[int] | Tensor
     ) -> tuple[Tensor, Tensor]:
         """SAM's mask logits (E, Y, X) over its whole frame and predicted IoU (E)."""
-        image_EChw = image_BChw[image_of_expr]
-        if not len(states_ED):  # attention takes no empty batch
-            h, w = image_EChw.shape[2:]
-            return states_ED.new_zeros(0, MASK_SCALE * h, MASK_SCALE * w), states_ED.new_zeros(0)
-        prompts_E11C = self.prompt(states_ED)[:, None, None]
-        place = self.sam.get_image_wide_positional_embeddings().to(image_EChw.dtype)
-        no_mask_1C11 = self.sam.prompt_encoder.no_mask_embed.weight[:, :, None, None]
-        masks, iou = self.sam.mask_decoder(
-            image_embeddings=image_EChw,
-            image_positional_embeddings=place.expand(len(image_EChw), -1, -1, -1),
-            sparse_prompt_embeddings=prompts_E11C,
-            dense_prompt_embeddings=no_mask_1C11.expand(image_EChw.shape).to(image_EChw.dtype),
-            multimask_output=False,
-        )[:2]
-        return masks[:, 0, 0], iou[:, 0, 0]
+        return decoded_masks(self.sam, image_BChw, self.prompt(states_ED), image_of_expr)
 
     def _embed(self, ids: Tensor) -> Tensor:
         return in_compute_dtype(self.llm.model.embed_tokens(ids))
