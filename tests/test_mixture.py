@@ -216,7 +216,11 @@ def test_bad_samples_are_replaced_and_no_other_sample_changes(vocabulary):
     for slot in range(48):
         row, one = sources[0].index(slot).row, hurt.draw(slot)
         if row in (1, 2):
-            assert one.bad and one.bad[0].key == f"toy row {row}" and one.sample.expression_ids[0][10:] not in "12"
+            assert (
+                one.bad
+                and one.bad[0].key == f"toy row {row}"
+                and one.sample.expression_ids[0][10:] not in "12"
+            )
             reason = "no such photo (set --data)" if row == 1 else "a mask is [5, 5]"
             assert reason in one.bad[0].reason
             assert hurt.draw(slot).bad == one.bad
