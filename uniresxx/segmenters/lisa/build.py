@@ -17,7 +17,7 @@ from uniresxx.checkpoints.tensors import CONFIG, TOKENIZER, read_json
 from uniresxx.errors import InputError
 from uniresxx.model.build import load_with
 from uniresxx.model.placement import Placement
-from uniresxx.model.tuning import apply_tuning, cast, format_table, parameter_table
+from uniresxx.model.tuning import apply_tuning, cast, cast_frozen, format_table, parameter_table
 from uniresxx.segmenters.lisa.config import PARTS, LisaConfig
 from uniresxx.segmenters.lisa.modeling import Lisa
 from uniresxx.segmenters.lisa.prompts import LisaVocabulary
@@ -87,9 +87,10 @@ def _build(config: LisaConfig, vocabulary: LisaVocabulary) -> Lisa:
 
 def _set_dtypes(model: Lisa) -> None:
     """Trained weights in fp32, frozen ones as `tuning` says."""
-    frozen = torch.bfloat16 if model.config.tuning.frozen_dtype == "bf16" else torch.float32
     cast((p for p in model.parameters() if p.requires_grad), torch.float32)
-    cast((p for p in model.parameters() if not p.requires_grad), frozen)
+    if model.config.tuning.frozen_dtype == "fp32":
+        cast((p for p in model.parameters() if not p.requires_grad), torch.float32)
+    cast_frozen(model, model.config.tuning, PARTS)
 
 
 def _vocabulary(folder: Path, config: LisaConfig) -> LisaVocabulary:
@@ -110,5 +111,6 @@ def _check_start(config: LisaConfig, before: LisaConfig, folder: Path) -> None:
         )
     adapters, now = ({n: getattr(t, n) for n in ADAPTER_FIELDS} for t in (before.tuning, config.tuning))
     if _has_adapters(before.tuning) and adapters != now:
+        adapters["lora_targets"] = " ".join(before.tuning.lora_targets)
         options = " ".join(f"--model.tuning.{name} {value}" for name, value in adapters.items())
         raise InputError(f"{folder} has adapters, which are trained on as they are: give {options}")
