@@ -36,6 +36,7 @@ from uniresxx.data.store.photos import photo_of
 from uniresxx.data.store.write import Preparation, write_store
 from uniresxx.imaging.geometry import Letterbox
 from uniresxx.imaging.masks import area, decode, from_polygons
+from uniresxx.model.collate import PackedCollator
 from uniresxx.model.templates import expression_turn
 from uniresxx.types import Expression, Granularity, ImageRecord
 
@@ -130,12 +131,14 @@ def opened(folder: Path, photos: int) -> Bench:
 
 def shares(bench: Bench, samples: int) -> dict[str, float]:
     """Percent of the time of a sample by what it is spent on, in this process; pieces timed on their own."""
-    config, vocabulary = bench.batches.config, bench.batches.vocabulary
+    collator = bench.batches.collator
+    assert isinstance(collator, PackedCollator)
+    config, vocabulary = collator.config, collator.vocabulary
     spent = dict.fromkeys(("order and record", "decode", "resize", "masks", "tokens"), 0.0)
     whole = 0.0
     for slot in range(samples):
         start = time.perf_counter()
-        bench.batches.sample(slot)
+        bench.batches.draw(slot)
         whole += time.perf_counter() - start
         marks = [time.perf_counter()]
         item = bench.batches.source(slot)

@@ -40,6 +40,21 @@ class Row:
     position_T: list[int] = field(default_factory=list)
     decisions: list[int] = field(default_factory=list)
 
+    @property
+    def next_branch(self) -> int:
+        """Number of the branch that comes next."""
+        return self.branch_T[-1] + 1 if self.branch_T else 0
+
+    def add(self, tokens: Sequence[int], learned: bool, branch: int, start: int) -> None:
+        """Append tokens of the branch that begins at `start`; a learned one is the label of the token before it."""
+        for token in tokens:
+            if learned:
+                self.labels_T[-1] = token
+            self.ids_T.append(token)
+            self.labels_T.append(IGNORE)
+            self.branch_T.append(branch)
+            self.position_T.append(len(self.ids_T) - 1 - start)
+
 
 class _Writer:
     """Appends one branch to a row; text is encoded piece by piece.
@@ -50,7 +65,7 @@ class _Writer:
 
     def __init__(self, vocabulary: Vocabulary, row: Row) -> None:
         self.vocabulary, self.row = vocabulary, row
-        self.branch = row.branch_T[-1] + 1 if row.branch_T else 0
+        self.branch = row.next_branch
         self.start = len(row.ids_T)
         self.spaces = ""
 
@@ -77,14 +92,7 @@ class _Writer:
         return before + body
 
     def _put(self, tokens: Sequence[int], learned: bool) -> None:
-        row = self.row
-        for token in tokens:
-            if learned:
-                row.labels_T[-1] = token
-            row.ids_T.append(token)
-            row.labels_T.append(IGNORE)
-            row.branch_T.append(self.branch)
-            row.position_T.append(len(row.ids_T) - 1 - self.start)
+        self.row.add(tokens, learned, self.branch, self.start)
 
 
 def render(

@@ -26,7 +26,7 @@ from uniresxx.errors import InputError
 from uniresxx.imaging.boxes import boxes_of_masks
 from uniresxx.imaging.geometry import Letterbox, box_iou
 from uniresxx.model.build import attach_detector
-from uniresxx.model.collate import truth_boxes
+from uniresxx.model.collate import PackedCollator, truth_boxes
 from uniresxx.model.config import BoxHeadConfig, UniRESPlusPlusConfig, WeightsConfig
 from uniresxx.model.modeling import UniRESPlusPlusModel
 from uniresxx.model.processing import PixelNorm, pixels
@@ -263,7 +263,7 @@ def test_what_is_not_asked_for_is_still_an_object(vocabulary: Vocabulary) -> Non
     for pool in (OpenedPart("toy", [record], 1), groups):
         source = Mixture((pool,), 0)
         for slot in range(6):
-            batch = Batches(source, LEARNED, vocabulary, 3, 1, 1, 1, 0.0)(slot, 0)
+            batch = Batches(source, PackedCollator(LEARNED, vocabulary), 3, 1, 1, 1, 0.0)(slot, 0)
             assert len(batch.expression_ids) == 1
             assert batch.truth_boxes_BGM4[0, :, 0].tolist() == [
                 known[k][0].tolist() for k in ("object", "part")
@@ -441,7 +441,7 @@ def test_a_batch_says_which_boxes_are_complete(vocabulary: Vocabulary) -> None:
     for pool in (OpenedPart("toy", [own], 4), asked):
         for flip in (0.0, 1.0):
             source = Mixture((pool,), 0)
-            batch = Batches(source, LEARNED, vocabulary, 3, 1, 1, 4, 0.0, flip)(0, 0)
+            batch = Batches(source, PackedCollator(LEARNED, vocabulary), 3, 1, 1, 4, 0.0, flip)(0, 0)
             assert batch.boxes_complete_BG.tolist() == [[True, False]]
             assert batch.truth_boxes_valid_BGM.sum(dim=2).tolist() == [[2, 1]]
             objects = [[23, 2, 31, 9], [24, 4, 28, 8]] if flip else [[1, 2, 9, 9], [4, 4, 8, 8]]

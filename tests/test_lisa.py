@@ -372,6 +372,18 @@ def test_a_tower_among_the_weights_is_used(root, tmp_path, tokenizer_model):
     assert (vision["image_size"], vision["patch_size"], vision["num_hidden_layers"]) == (56, 14, 3)
 
 
+def test_clip_may_be_a_pickle_or_of_the_hub(root, tmp_path, tokenizer_model, monkeypatch):
+    words = release("lisa", tmp_path, tokenizer_model)
+    clip = tmp_path / "lisa_clip"
+    write_pickles(clip, published("lisa", "clip"))
+    (clip / WEIGHTS).unlink()
+    monkeypatch.setattr("uniresxx.checkpoints.convert.downloaded", {"openai/clip": clip}.__getitem__)
+    at = words.index("--clip") + 1
+    assert convert(*words[:at], "hub:openai/clip", *words[at + 1 :]) == 0
+    ours, theirs = (load_file(folder / "lisa_ours" / WEIGHTS) for folder in (tmp_path, root))
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
+
+
 def refused(capsys, words, *parts):
     """One line with these parts, exit code 2, and no OUT."""
     out = Path(words[2])

@@ -35,6 +35,7 @@ from uniresxx.data.store.read import Store, StoreRecords
 from uniresxx.data.store.write import Preparation, write_store
 from uniresxx.errors import InputError
 from uniresxx.imaging import masks
+from uniresxx.model.collate import PackedCollator
 from uniresxx.types import BadSample, Expression, Granularity, ImageRecord
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -172,13 +173,13 @@ def test_importing_grain_prints_nothing():
 
 
 def batches_of(source, vocabulary, images=8, accumulate=2, **changes) -> Batches:
-    return Batches(source, CONFIG, vocabulary, 7, images, accumulate, 3, **changes)
+    return Batches(source, PackedCollator(CONFIG, vocabulary), 7, images, accumulate, 3, **changes)
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 9), st.integers(1, 4), st.integers(0, 1000), st.integers(0, 10**6), st.data())
 def test_ranks_divide_the_same_global_batch(images, accumulate, step, seed, data):
-    whole = Batches(SceneSource("scenes_easy", 0), CONFIG, None, seed, images, accumulate, 3)
+    whole = Batches(SceneSource("scenes_easy", 0), PackedCollator(CONFIG, None), seed, images, accumulate, 3)
     world = data.draw(st.integers(1, images))
     ranks = [whole.for_rank(rank, world) for rank in range(world)]
     for micro in range(accumulate):
@@ -213,15 +214,19 @@ def test_bad_samples_are_replaced_and_no_other_sample_changes(vocabulary):
     hurt, whole = (batches_of(source, vocabulary) for source in sources)
     bad = 0
     for slot in range(48):
-        row, one = sources[0].index(slot).row, hurt.sample(slot)
+        row, one = sources[0].index(slot).row, hurt.draw(slot)
         if row in (1, 2):
-            assert one.bad and one.bad[0].key == f"toy row {row}" and one.expression_ids[0][10:] not in "12"
+            assert (
+                one.bad
+                and one.bad[0].key == f"toy row {row}"
+                and one.sample.expression_ids[0][10:] not in "12"
+            )
             reason = "no such photo (set --data)" if row == 1 else "a mask is [5, 5]"
             assert reason in one.bad[0].reason
-            assert hurt.sample(slot).bad == one.bad
+            assert hurt.draw(slot).bad == one.bad
             bad += 1
         else:
-            assert one.expression_ids == whole.sample(slot).expression_ids and one.bad == ()
+            assert one.sample.expression_ids == whole.draw(slot).sample.expression_ids and one.bad == ()
     assert bad == 8
 
 
@@ -259,9 +264,9 @@ def test_errors_that_no_sample_causes_stop_the_run(vocabulary, monkeypatch, erro
     def fails(*_):
         raise error
 
-    monkeypatch.setattr("uniresxx.data.mixture.batches.make_sample", fails)
+    monkeypatch.setattr("uniresxx.model.collate.make_sample", fails)
     with pytest.raises(error):
-        batches_of(Mixture((pool("a", 3),), 4), vocabulary).sample(0)
+        batches_of(Mixture((pool("a", 3),), 4), vocabulary).draw(0)
 
 
 def test_bad_samples_are_written_once_and_limited(tmp_path):

@@ -27,7 +27,7 @@ from uniresxx.evaluation.regions import encode_records
 from uniresxx.imaging import masks
 from uniresxx.imaging.geometry import Letterbox
 from uniresxx.model.answering import prediction_of
-from uniresxx.model.collate import collate, make_sample
+from uniresxx.model.collate import PackedCollator, collate, make_sample
 from uniresxx.model.config import LossConfig, PyramidHeadConfig, UniRESPlusPlusConfig
 from uniresxx.model.heads.pyramid import HeadOutput, PyramidHead
 from uniresxx.model.losses import mask_sums, true_iou
@@ -481,8 +481,8 @@ def test_options_that_a_source_would_ignore_are_refused() -> None:
 
 def test_batches_are_a_pure_function_of_step_and_micro(vocabulary: Vocabulary) -> None:
     source = Mixture((OpenedPart("pictures", [picture(i) for i in range(5)], 3),), seed=3)
-    whole = Batches(source, CONFIG, vocabulary, 7, 6, 1, 3, 0.5)
-    halves = Batches(source, CONFIG, vocabulary, 7, 3, 2, 3, 0.5)
+    whole = Batches(source, PackedCollator(CONFIG, vocabulary), 7, 6, 1, 3, 0.5)
+    halves = Batches(source, PackedCollator(CONFIG, vocabulary), 7, 3, 2, 3, 0.5)
     late_first = [whole(2, 0), whole(0, 0)]
     for step in (0, 2):
         one = whole(step, 0)
@@ -531,10 +531,10 @@ def test_the_first_warmup_is_exact_by_pixel_and_names_what_is_absent(preset: str
 
 
 def test_a_fifth_of_the_branches_are_conversations_where_there_are_enough(vocabulary: Vocabulary) -> None:
-    batches = Batches(SceneSource("scenes_easy", 0), CONFIG, vocabulary, 7, 1, 1, 10, 0.2)
+    batches = Batches(SceneSource("scenes_easy", 0), PackedCollator(CONFIG, vocabulary), 7, 1, 1, 10, 0.2)
     single = talk = 0
     for slot in range(40):
-        row = batches.sample(slot).row
+        row = batches.draw(slot).sample.row
         turns = [row.ids_T[i] == vocabulary.assistant for i in range(len(row.ids_T))]
         branches = row.branch_T[-1] + 1
         chosen = min(10, len(batches.source(slot).expressions))

@@ -25,6 +25,7 @@ from train.recipe import DataConfig, EngineConfig, Recipe, share_of
 from train.recipes import KNOWN
 from train.recipes.uniresxx_7b import BENCHMARKS
 from uniresxx.data.mixture.batches import Batches, SceneSource
+from uniresxx.model.collate import PackedCollator
 from uniresxx.model.config import LossConfig, PyramidHeadConfig, UniRESPlusPlusConfig
 from uniresxx.model.modeling import UniRESPlusPlusModel
 from uniresxx.types import Batch
@@ -61,7 +62,7 @@ def real(config: UniRESPlusPlusConfig, images: int, expressions: int) -> tuple[n
     torch.manual_seed(0)
     model = UniRESPlusPlusModel(config, vocabulary)
     source = SceneSource("scenes_easy", 0)
-    return model, Batches(source, config, vocabulary, 0, images, 1, expressions)(0, 0)
+    return model, Batches(source, PackedCollator(config, vocabulary), 0, images, 1, expressions)(0, 0)
 
 
 def measured(model: nn.Module, batch: Batch) -> int:

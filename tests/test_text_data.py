@@ -28,6 +28,7 @@ from uniresxx.data.mixture.parts import MIXTURES, MixturePart
 from uniresxx.data.readers.region_captions import on_grid
 from uniresxx.data.store.read import Store
 from uniresxx.errors import InputError
+from uniresxx.model.collate import PackedCollator
 from uniresxx.types import Dialogue, Granularity, ImageRecord, Turn
 
 COCO = "coco/train2017/000000033471.jpg"
@@ -278,7 +279,7 @@ def test_captions_count_as_expressions_do(tmp_path: Path, vocabulary: Vocabulary
     """Weights 3 to 1: three quarters of what is asked are captions, however many a picture has."""
     mixture = Mixture((captions("text", [1, 9, 0, 2], 3.0), pool("seg", 5, "oomn", 1.0)), 0)
     assert mixture.parts[0].rows.tolist() == [0, 1, 3]
-    batches = Batches(mixture, CONFIG, vocabulary, 0, 8, 1, 4)
+    batches = Batches(mixture, PackedCollator(CONFIG, vocabulary), 0, 8, 1, 4)
     found = [batches(step, 0) for step in range(40)]
     drawn: dict[str, int] = {}
     for batch in found:
@@ -302,7 +303,9 @@ def test_captions_count_as_expressions_do(tmp_path: Path, vocabulary: Vocabulary
 
 
 def test_a_picture_shows_as_many_captions_as_expressions_are_shown_at_most(vocabulary: Vocabulary) -> None:
-    batch = Batches(Mixture((captions("text", [9]),), 0), CONFIG, vocabulary, 0, 2, 1, 3)(0, 0)
+    batch = Batches(Mixture((captions("text", [9]),), 0), PackedCollator(CONFIG, vocabulary), 0, 2, 1, 3)(
+        0, 0
+    )
     assert batch.branch_BT.amax(dim=1).tolist() == [2, 2]
     assert batch.expression_ids == [] and len(batch.seg_position_E) == 0 and batch.masks_EHW.shape[0] == 0
     row = batch.labels_BT[0]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
@@ -39,11 +39,41 @@ from uniresxx.model.templates import TRAINING_TEMPLATES
 from uniresxx.segmenters.base import Segmenter
 from uniresxx.segmenters.film_unet.config import FilmUNetConfig
 from uniresxx.segmenters.film_unet.modeling import FilmUNet
-from uniresxx.types import EVALUATION_TEMPLATE, Decoding, ImageRecord
+from uniresxx.segmenters.lisa.build import build_lisa_for_training, open_lisa_vocabulary
+from uniresxx.segmenters.lisa.config import LisaConfig
+from uniresxx.types import Decoding, ImageRecord
 
 CORPUS_LINES = 4_000
 CORPUS_TEXTS = 200_000  # of one data set, for the vocabulary
 SHOWN = 3  # pictures in an overlay
+
+
+class Builder(NamedTuple):
+    """How a model is made from its config; both functions get the checkpoint that a run goes on from, if it does."""
+
+    vocabulary: Callable[
+        [Any, Sequence[str], Path | None], Any
+    ]  # from the config and texts of the training data
+    model: Callable[[Any, Any, torch.device, Path | None], Any]  # from the config and that vocabulary
+
+
+# What `recipe.model` may be.
+BUILDERS: dict[type, Builder] = {
+    UniRESPlusPlusConfig: Builder(
+        open_vocabulary,
+        lambda config, vocabulary, device, newest: build_for_training(
+            config, vocabulary, print, device, newest
+        ),
+    ),
+    FilmUNetConfig: Builder(
+        lambda config, texts, newest: open_vocabulary(config.view, texts, newest),
+        lambda config, vocabulary, *_: FilmUNet(config, vocabulary),
+    ),
+    LisaConfig: Builder(
+        lambda config, *_: open_lisa_vocabulary(config),
+        lambda config, vocabulary, *_: build_lisa_for_training(config, vocabulary),
+    ),
+}
 
 
 def check_attention_of(recipe: Recipe) -> None:
@@ -78,27 +108,27 @@ def open_job(recipe: Recipe, data: Path | None, newest: Path | None = None) -> J
         InputError: the data cannot be read, or pretrained parts do not fit.
     """
     check(recipe)
-    inputs = _inputs_of(recipe)
-    check_sources(inputs)
+    if isinstance(recipe.model, UniRESPlusPlusConfig):
+        check_sources(recipe.model)
     check_attention_of(recipe)
     check_quantization_of(recipe)
-    found = _open_data(recipe, data, all_boxes=inputs.boxes == "learned")
+    found = _open_data(recipe, data, all_boxes=_learns_boxes(recipe))
     recipe, level_lines = _with_box_levels(recipe, found.source)
-    inputs = _inputs_of(recipe)
+    builder = BUILDERS[type(recipe.model)]
     continued = newest if newest is not None and _has_model(newest, recipe.model) else None
-    vocabulary = open_vocabulary(inputs, [*found.texts, *TRAINING_TEMPLATES], continued)
+    vocabulary = builder.vocabulary(recipe.model, [*found.texts, *TRAINING_TEMPLATES], continued)
     torch.manual_seed(recipe.seed)
-    if isinstance(recipe.model, FilmUNetConfig):
-        model: Any = FilmUNet(recipe.model, vocabulary)
-    else:
-        model = build_for_training(recipe.model, vocabulary, print, device_of(recipe.engine), continued)
+    model = builder.model(recipe.model, vocabulary, device_of(recipe.engine), continued)
     d = recipe.data
     batches = Batches(
-        found.source, inputs, vocabulary, recipe.seed,
+        found.source, model.collator, recipe.seed,
         d.batch_images, d.accumulate, d.expressions_per_image, d.dialogue_share, d.flip,
     )  # fmt: skip
     extra = {
-        "templates": {"training": list(TRAINING_TEMPLATES), "evaluation": EVALUATION_TEMPLATE},
+        "templates": {
+            "training": list(model.collator.question_templates),
+            "evaluation": model.question_template,
+        },
         "training_data": found.about,
     }
     picture = (lambda step: overlay(model, found.shown, step)) if found.shown else None
@@ -120,12 +150,8 @@ def _has_model(folder: Path, config: Any) -> bool:
         return False
 
 
-def _inputs_of(recipe: Recipe) -> UniRESPlusPlusConfig:
-    """The config that decides what a batch holds."""
-    config: UniRESPlusPlusConfig = (
-        recipe.model.view if isinstance(recipe.model, FilmUNetConfig) else recipe.model
-    )
-    return config
+def _learns_boxes(recipe: Recipe) -> bool:
+    return isinstance(recipe.model, UniRESPlusPlusConfig) and recipe.model.boxes == "learned"
 
 
 def _with_box_levels(recipe: Recipe, source: Source) -> tuple[Recipe, tuple[str, ...]]:
@@ -133,9 +159,9 @@ def _with_box_levels(recipe: Recipe, source: Source) -> tuple[Recipe, tuple[str,
 
     Raises InputError where the recipe names a level that has none.
     """
-    config = recipe.model
-    if not isinstance(config, UniRESPlusPlusConfig) or config.boxes != "learned":
+    if not _learns_boxes(recipe):
         return recipe, ()
+    config = recipe.model
     named, known = config.box_head.levels, source.box_levels
     missing = [level for level in config.box_head.active_levels if level not in known]
     if missing and named is not None:
@@ -230,7 +256,8 @@ def overlay(model: Segmenter, records: Sequence[ImageRecord], step: int) -> Imag
     for record in records:
         photo = photo_of(record)
         chosen = record.expressions[:: max(1, len(record.expressions) // 4)][:4]
-        answers = model.answer(encode_records(model, [record]), [[e.text for e in chosen]], Decoding())
+        decoding = Decoding(template=model.question_template)
+        answers = model.answer(encode_records(model, [record]), [[e.text for e in chosen]], decoding)
         truth = [Layer(e.text, None if e.rle is None else decode(e.rle)) for e in chosen]
         found = [
             Layer(e.text, None if a.mask is None else decode(a.mask))

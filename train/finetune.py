@@ -8,14 +8,17 @@ from pathlib import Path
 from train.recipe import DataConfig, EngineConfig, LogConfig, OptimConfig, Recipe
 from uniresxx.errors import InputError
 from uniresxx.model.config import MODEL_TYPE, UniRESPlusPlusConfig, WeightsConfig
+from uniresxx.segmenters.lisa.config import MODEL_TYPE as LISA
+from uniresxx.segmenters.lisa.config import PUBLISHED_TUNING, LisaConfig
 
 
 def finetune() -> Recipe:
     """python -m train finetune --from CKPT --data STORE --out DIR
 
-    Trains a checkpoint on a prepared store, or on NAME below a root of native layouts (`--data.source NAME`). Model,
-    vocabulary and proposals are those of the checkpoint. Defaults (our choice, not tuned): 500 steps of 8 images, a
-    tenth to a fifth of the learning rates of the recipes. Expected: depends on the data.
+    Trains a checkpoint, or a converted LISA, GSVA or M2SA, on a prepared store, or on NAME below a root of native
+    layouts (`--data.source NAME`). Model, vocabulary and proposals are those of the checkpoint. Defaults
+    (our choice, not tuned): 500 steps of 8 images, a tenth to a fifth of the learning rates of the recipes (a third
+    of LISA's). Expected: depends on the data.
     """
     return recipe_for(UniRESPlusPlusConfig(), "")
 
@@ -33,6 +36,26 @@ def recipe_for(config: UniRESPlusPlusConfig, start: str) -> Recipe:
         model=replace(config, weights=weights, box_head=replace(config.box_head, levels=None)),
         data=DataConfig(source="", batch_images=8),
         optim=OptimConfig(steps=500, lr=2e-4, warmup_steps=20),
+        engine=EngineConfig(precision="bf16" if mixed else "fp32"),
+        log=LogConfig(save_every=100, overlay_every=100),
+    )
+
+
+def lisa_recipe_for(config: LisaConfig, start: str) -> Recipe:
+    """The recipe of `finetune` for a LISA, GSVA or M2SA that starts from the checkpoint `start`.
+
+    What is trained, expressions of a photo and optimizer are those of LISA's train_ds.py, with a third of its
+    learning rate (our choice, not tuned).
+    """
+    tuning = replace(PUBLISHED_TUNING, frozen_dtype=config.tuning.frozen_dtype)
+    if config.tuning.lora_rank or config.tuning.token_rows == "new":
+        tuning = config.tuning
+    mixed = tuning.frozen_dtype == "bf16"
+    return Recipe(
+        name="finetune",
+        model=replace(config, tuning=tuning, activation_checkpointing=True, start=start),
+        data=DataConfig(source="", batch_images=8, expressions_per_image=3),
+        optim=OptimConfig(steps=500, lr=1e-4, warmup_steps=20),
         engine=EngineConfig(precision="bf16" if mixed else "fp32"),
         log=LogConfig(save_every=100, overlay_every=100),
     )
@@ -61,7 +84,11 @@ def recipe_of(checkpoint: str, out: Path | None = None) -> Recipe:
     values = read_json(folder / CONFIG)
     kind = values.get("model_type")
     if kind == "film_unet":
-        raise InputError(f"{folder} is a FiLM-UNet, the baseline: give a UniRES++ checkpoint")
+        raise InputError(
+            f"{folder} is a FiLM-UNet, the baseline: give a UniRES++ checkpoint, or a converted model"
+        )
+    if kind == LISA:
+        return lisa_recipe_for(LisaConfig.from_dict(values), str(folder.resolve()))
     config = UniRESPlusPlusConfig.from_dict(values)
     if not config.loss.teaches_masks:
         raise InputError(

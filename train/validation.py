@@ -63,8 +63,8 @@ def validate(
     entries = []
     for name, records in named.items():
         path = evaluate(
-            model, records, name, Decoding(), folder / name, checkpoint=f"step {step}",
-            batch_images=config.batch_images, fresh=True, notes={"limit": config.limit},
+            model, records, name, Decoding(template=model.question_template), folder / name,
+            checkpoint=f"step {step}", batch_images=config.batch_images, fresh=True, notes={"limit": config.limit},
         )  # fmt: skip
         entry = score_file(path, records, name)
         entries.append(entry | {"limit": config.limit, "predictions": f"{name}/predictions.jsonl"})

@@ -14,7 +14,7 @@ from copy import copy
 from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypedDict
 
 import numpy as np
 
@@ -199,24 +199,49 @@ class BadSample:
 
 
 NO_LABEL = -100  # mllm.chat.IGNORE, which torch's losses leave out
-_NOT_TENSORS = (
-    "expression_ids",
-    "granularities",
-    "drawn",
-    "bad",
-    "most_expressions",
-    "shown",
-)  # fields of a Batch
+
+
+@dataclass(slots=True, kw_only=True)
+class TrainingBatch:
+    """What the training loop knows of a micro-batch of any model."""
+
+    not_tensors: ClassVar[frozenset[str]] = frozenset({"expression_ids", "granularities", "drawn", "bad"})
+    expression_ids: list[str] = field(default_factory=list)
+    granularities: list[Granularity] = field(default_factory=list)
+    drawn: dict[str, int] = field(default_factory=dict)  # images and expressions, "<data set> <what>"
+    bad: list[BadSample] = field(default_factory=list)
+
+    def to(self, device: Any) -> Self:
+        """The same batch on another device; nothing else in the project moves a batch.
+
+        From pinned memory to a GPU the copy runs while the host goes on.
+        """
+        return self._with_tensors(lambda value: value.to(device, non_blocking=value.is_pinned()))
+
+    def pin_memory(self) -> Self:
+        """The same batch in page-locked memory; torch's DataLoader calls this."""
+        return self._with_tensors(lambda value: value.pin_memory())
+
+    def _with_tensors(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Self:
+        """A copy whose tensors went through `change`."""
+        changed = copy(self)
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if item.name not in self.not_tensors and value is not None:
+                is_list = isinstance(value, list)
+                setattr(changed, item.name, [change(v) for v in value] if is_list else change(value))
+        return changed
 
 
 @dataclass(slots=True)
-class Batch:
-    """Prepared images with their token rows: the one argument of a model's forward.
+class Batch(TrainingBatch):
+    """Prepared images with their token rows: the one argument of the forward of UniRES++ and FiLM-UNet.
 
     A token row holds the text of one image: its branches (expressions, conversations) one after another. The model
     puts the visual prefix before it. `branch_BT` is -1 on padding.
     """
 
+    not_tensors: ClassVar[frozenset[str]] = TrainingBatch.not_tensors | {"most_expressions", "shown"}
     pixels_low_B3hw: torch.Tensor  # uint8; the model normalises them
     pixels_high_B3HW: torch.Tensor
     object_boxes_BO4: torch.Tensor  # xyxy, high frame, pixels
@@ -242,10 +267,6 @@ class Batch:
     expr_of_instance_N: torch.Tensor | None = None
     # by image: bool (targets, y, x), for a loss at the photo's size
     masks_photo: list[torch.Tensor] = field(default_factory=list)
-    expression_ids: list[str] = field(default_factory=list)
-    granularities: list[Granularity] = field(default_factory=list)
-    drawn: dict[str, int] = field(default_factory=dict)  # images and expressions, "<data set> <what>"
-    bad: list[BadSample] = field(default_factory=list)
     # found here, on the host, because on a GPU each would be waited for
     labelled_Y: torch.Tensor = field(init=False)  # places in the flattened (B T) that have a label
     present_P: torch.Tensor = field(init=False)  # expressions that have a mask
@@ -261,24 +282,3 @@ class Batch:
         self.most_expressions = max(Counter(self.image_of_expr_E.tolist()).values(), default=0)
         rows_BH, columns_BW = self.pixel_valid_BHW.any(dim=2), self.pixel_valid_BHW.any(dim=1)
         self.shown = int(rows_BH.sum(dim=1).max()), int(columns_BW.sum(dim=1).max())
-
-    def to(self, device: Any) -> Batch:
-        """The same batch on another device; nothing else in the project moves a batch.
-
-        From pinned memory to a GPU the copy runs while the host goes on.
-        """
-        return self._with_tensors(lambda value: value.to(device, non_blocking=value.is_pinned()))
-
-    def pin_memory(self) -> Batch:
-        """The same batch in page-locked memory; torch's DataLoader calls this."""
-        return self._with_tensors(lambda value: value.pin_memory())
-
-    def _with_tensors(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
-        """A copy whose tensors went through `change`."""
-        changed = copy(self)
-        for item in fields(self):
-            value = getattr(self, item.name)
-            if item.name not in _NOT_TENSORS and value is not None:
-                is_list = isinstance(value, list)
-                setattr(changed, item.name, [change(v) for v in value] if is_list else change(value))
-        return changed

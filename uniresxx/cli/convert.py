@@ -35,11 +35,10 @@ def _parser() -> OneLineParser:
         help="what to convert, and the folder for the result",
     )
     parser.add_argument(
-        "--clip", type=Path, metavar="DIR", help="lisa, gsva, m2sa: folder of the CLIP that was used"
+        "--clip", metavar="DIR", help="lisa, gsva, m2sa: folder of the CLIP that was used, or hub:OWNER/NAME"
     )
     parser.add_argument(
         "--llava",
-        type=Path,
         metavar="DIR",
         help="gsva: folder of the LLaVA with config.json and the tokenizer",
     )
@@ -70,19 +69,27 @@ def main(argv: Sequence[str]) -> int:
     given = {name: value for name, value in given.items() if value is not None}
     if peer is None and given:
         raise InputError(f"--{next(iter(given)).replace('_', '-')} is for {', '.join(PEERS)} alone")
-    from uniresxx.checkpoints.convert import convert, downloaded
-    from uniresxx.checkpoints.resolve import HUB
+    from uniresxx.checkpoints.convert import convert
 
     name, out = words[-2], Path(words[-1])
-    source = downloaded(name.removeprefix(HUB)) if name.startswith(HUB) else Path(name)
+    source = _local(name)
     if peer is None:
         names = convert(source, out, _note)
     else:
         from uniresxx.segmenters.lisa.convert import convert_peer
 
+        given |= {option: _local(given[option]) for option in ("clip", "llava") if option in given}
         names = convert_peer(peer, source, out, _note, **given)
     print(f"{name} -> {out}: {', '.join(names)}")
     return 0
+
+
+def _local(name: str) -> Path:
+    """The file or folder that a word names, downloaded where it is of the hub."""
+    from uniresxx.checkpoints.convert import downloaded
+    from uniresxx.checkpoints.resolve import HUB
+
+    return downloaded(name.removeprefix(HUB)) if name.startswith(HUB) else Path(name)
 
 
 def _note(line: str) -> None:

@@ -5,8 +5,7 @@ Shapes as in uniresxx.types.Batch.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,8 +20,8 @@ from uniresxx.imaging.geometry import Letterbox
 from uniresxx.imaging.masks import decode
 from uniresxx.model.config import BOX_LEVELS, BoxLevel, UniRESPlusPlusConfig
 from uniresxx.model.processing import View, tensors_of, view_photo
-from uniresxx.model.templates import dialogue_turn, expression_turn
-from uniresxx.types import RLE, BadSample, Batch, Dialogue, Expression, Granularity, ImageRecord
+from uniresxx.model.templates import TRAINING_TEMPLATES, dialogue_turn, expression_turn
+from uniresxx.types import RLE, Batch, Dialogue, Expression, Granularity, ImageRecord
 
 
 @dataclass(slots=True)
@@ -35,11 +34,6 @@ class Sample:
     granularities: list[Granularity]
     expression_ids: list[str]
     dense_HW3: np.ndarray | None
-    drawn: dict[str, int] = field(
-        default_factory=dict
-    )  # 1 image, expressions by granularity, texts, dialogues
-    label: str = ""  # the data set it is of
-    bad: tuple[BadSample, ...] = ()  # samples it stands in for
     truth_boxes: tuple[np.ndarray, np.ndarray] | None = None  # object and part level, high frame
     boxes_complete: tuple[bool, bool] = (False, False)  # they are all that the photo shows of the level
     # of each mask that is not None, the instances alone, bool (H, W); empty unless config.instances
@@ -90,21 +84,19 @@ def make_sample(
             ids.append(dialogue.dialogue_id)
     assert len(row.decisions) == len(masks), (len(row.decisions), len(masks))
     view = view_photo(photo, config, record)
-    truth = [None if rle is None else _decoded(rle, record) for rle in masks]
+    truth = [None if rle is None else decoded(rle, record) for rle in masks]
     framed = [None if mask_yx is None else _framed(mask_yx, view.letterbox) for mask_yx in truth]
     alone = [
         framed_instances(mask_HW, rles, config.instances, record, view.letterbox)
         for mask_HW, rles in zip(framed, instances, strict=True)
         if mask_HW is not None and config.instances
     ]
-    drawn = {"images": 1, "dialogues": len(dialogues), "texts": 0 if expressions else len(dialogues)}
-    drawn |= Counter(str(e.granularity) for e in expressions)
     levels = config.box_head.active_levels
     boxes = truth_boxes(record, view.letterbox, levels) if config.boxes == "learned" else None
     complete = "object" in record.boxes, "part" in record.boxes
     dense = _dense(record, view.letterbox)
     own = [m for m in truth if m is not None] if config.loss.resolution == "photo" else []
-    return Sample(view, row, framed, kinds, ids, dense, drawn, truth_boxes=boxes, boxes_complete=complete,
+    return Sample(view, row, framed, kinds, ids, dense, truth_boxes=boxes, boxes_complete=complete,
                   instances=alone, masks_photo=own)  # fmt: skip
 
 
@@ -117,7 +109,7 @@ def framed_instances(
     """
     if rles is None:
         return [mask_HW]
-    found = [_framed(_decoded(rle, record), letterbox) for rle in rles]
+    found = [_framed(decoded(rle, record), letterbox) for rle in rles]
     found.sort(key=lambda instance_HW: -int(instance_HW.sum()))
     return found if len(found) <= most else [*found[: most - 1], np.any(found[most - 1 :], axis=0)]
 
@@ -163,15 +155,51 @@ def _dense(record: ImageRecord, letterbox: Letterbox) -> np.ndarray | None:
     return record.dense[rows.astype(int)][:, columns.astype(int)] * letterbox.valid()[..., None]
 
 
-def collate(samples: Sequence[Sample], config: UniRESPlusPlusConfig, vocabulary: Vocabulary) -> Batch:
-    """Stack prepared images; rows are padded to the longest, decisions are flattened image by image."""
-    T = max(len(sample.row.ids_T) for sample in samples)
+@dataclass(frozen=True, slots=True)
+class PackedCollator:
+    """Training samples as `make_sample` and `collate` prepare them (UniRES++ and FiLM-UNet)."""
 
-    def rows(name: str, fill: int) -> torch.Tensor:
-        return torch.tensor(
-            [(row := getattr(s.row, name)) + [fill] * (T - len(row)) for s in samples], dtype=torch.long
+    config: UniRESPlusPlusConfig
+    vocabulary: Vocabulary
+
+    @property
+    def reads_boxes(self) -> bool:
+        """The learned box head learns from them."""
+        return self.config.boxes == "learned"
+
+    @property
+    def question_templates(self) -> Sequence[str]:
+        """The project's."""
+        return TRAINING_TEMPLATES
+
+    def sample(self, record: ImageRecord, photo: np.ndarray, choices: Sequence[int]) -> Sample:
+        """One image, see `make_sample`."""
+        return make_sample(
+            record, photo, record.expressions, record.dialogues, choices, self.config, self.vocabulary
         )
 
+    def collate(self, samples: Sequence[Sample]) -> Batch:
+        """A micro-batch, see `collate`."""
+        return collate(samples, self.config, self.vocabulary)
+
+
+def padded_rows(rows: Sequence[Row], pad: int) -> dict[str, Any]:
+    """Token rows as the fields of a batch, each (B, T), padded to the longest."""
+    T = max(len(row.ids_T) for row in rows)
+
+    def padded(values: Iterable[list[int]], fill: int) -> torch.Tensor:
+        return torch.tensor([value + [fill] * (T - len(value)) for value in values], dtype=torch.long)
+
+    return {
+        "token_ids_BT": padded((row.ids_T for row in rows), pad),
+        "labels_BT": padded((row.labels_T for row in rows), IGNORE),
+        "branch_BT": padded((row.branch_T for row in rows), -1),
+        "position_BT": padded((row.position_T for row in rows), 0),
+    }
+
+
+def collate(samples: Sequence[Sample], config: UniRESPlusPlusConfig, vocabulary: Vocabulary) -> Batch:
+    """Stack prepared images; rows are padded to the longest, decisions are flattened image by image."""
     side = config.mllm.high_size
     truth = _pad_truth(samples)
     nothing = np.zeros((side, side), dtype=bool)
@@ -187,10 +215,7 @@ def collate(samples: Sequence[Sample], config: UniRESPlusPlusConfig, vocabulary:
         truth_boxes_BGM4=truth[0],
         truth_boxes_valid_BGM=truth[1],
         boxes_complete_BG=None if truth[0] is None else torch.tensor([s.boxes_complete for s in samples]),
-        token_ids_BT=rows("ids_T", vocabulary.pad),
-        labels_BT=rows("labels_T", IGNORE),
-        branch_BT=rows("branch_T", -1),
-        position_BT=rows("position_T", 0),
+        **padded_rows([s.row for s in samples], vocabulary.pad),
         image_of_expr_E=torch.tensor([b for b, s in enumerate(samples) for _ in s.masks], dtype=torch.long),
         seg_position_E=torch.tensor([p for s in samples for p in s.row.decisions], dtype=torch.long),
         present_E=torch.tensor([mask is not None for s in samples for mask in s.masks], dtype=torch.bool),
@@ -224,7 +249,7 @@ def _stacked(sample: Sample) -> torch.Tensor:
     return torch.from_numpy(np.concatenate(masks))
 
 
-def _decoded(rle: RLE, record: ImageRecord) -> np.ndarray:
+def decoded(rle: RLE, record: ImageRecord) -> np.ndarray:
     """Bool mask (y, x) of the photo."""
     if list(rle["size"]) != [record.height, record.width]:
         raise InputError(

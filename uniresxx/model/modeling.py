@@ -21,6 +21,7 @@ from mllm.modeling import MLLM, Boxes, ImageFeatures
 from mllm.tokens import Vocabulary
 from uniresxx.errors import InputError
 from uniresxx.model.answering import EncodedPhotos, answer_texts
+from uniresxx.model.collate import PackedCollator
 from uniresxx.model.config import UniRESPlusPlusConfig
 from uniresxx.model.criterion import ModelOutput, all_counts, instance_counts, loss_terms
 from uniresxx.model.heads.base import HeadInputs, HeadOutput, MaskHead, RegionBoxes
@@ -83,7 +84,7 @@ class UniRESPlusPlusModel(nn.Module):
         self.box_head = BoxHead(config.box_head, m.high_widths, m.high_strides) if learned else None
         # of boxes "owlv2", pixels and extent -> boxes; not a submodule, never saved
         self.detector: Callable[[Tensor, Tensor], Boxes] | None = None
-        apply_tuning(self, self.mllm, config.tuning)
+        apply_tuning(self, self.mllm.llm, vocabulary.special, config.tuning)
 
     def forward(self, batch: Batch) -> ModelOutput:
         """One pass over packed rows."""
@@ -120,6 +121,11 @@ class UniRESPlusPlusModel(nn.Module):
     def loss(self, output: ModelOutput, batch: Batch) -> LossTerms:
         """Sums over this micro-batch."""
         return loss_terms(output, batch, self.config.loss, self.box_head)
+
+    @property
+    def collator(self) -> PackedCollator:
+        """What prepares its training samples."""
+        return PackedCollator(self.config, self.vocabulary)
 
     @property
     def tokenizer(self) -> Vocabulary:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,7 +15,8 @@ from mllm.modeling import MLLM
 from mllm.quantization import full_precision, parameter_counts, quantization_of, quantize
 
 # Where the parameters of each part live; the longest match counts.
-PARTS: dict[Part, tuple[str, ...]] = {
+Parts = Mapping[Part, tuple[str, ...]]
+PARTS: Parts = {  # of UniRES++
     "low": ("mllm.low",),
     "high": ("mllm.high",),
     "fusion": ("mllm.image_tokens",),
@@ -27,25 +29,29 @@ PARTS: dict[Part, tuple[str, ...]] = {
 }
 
 
-def apply_tuning(model: nn.Module, mllm: MLLM, tuning: TuningConfig) -> None:
+def apply_tuning(
+    model: nn.Module, llm: Any, new_tokens: Sequence[int], tuning: TuningConfig, parts: Parts = PARTS
+) -> None:
     """Freeze, adapt and open the parameters that `tuning` names; its defaults change nothing.
 
     Args:
-        model: the whole model, whose parameter names start as in `PARTS`.
-        mllm: its multimodal LLM, which gets adapters and token rows.
+        model: the whole model, whose parameter names start as in `parts`.
+        llm: its language model, which gets adapters and token rows.
+        new_tokens: ids of the rows that `token_rows="new"` trains.
         tuning: what is trained.
+        parts: where the parameters of each part live.
     """
     for name, parameter in model.named_parameters():
-        if part_of(name) in tuning.frozen:
+        if part_of(name, parts) in tuning.frozen:
             parameter.requires_grad_(False)
-    adapt(mllm.llm, tuning, mllm.vocabulary.special)
+    adapt(llm, tuning, new_tokens)
 
 
-def part_of(name: str) -> Part:
+def part_of(name: str, parts: Parts = PARTS) -> Part:
     """The part that a parameter belongs to."""
     found = [
         (len(path), part)
-        for part, paths in PARTS.items()
+        for part, paths in parts.items()
         for path in paths
         if f"{name}.".startswith(f"{path}.")
     ]
@@ -68,13 +74,13 @@ class PartRow:
         return self.trained + self.adapters + self.frozen
 
 
-def parameter_table(model: nn.Module) -> list[PartRow]:
+def parameter_table(model: nn.Module, parts: Parts = PARTS) -> list[PartRow]:
     """One row per part that has parameters, and a last row "all"."""
     rows, counts = [], parameter_counts(model)
-    for part in PARTS:
+    for part in parts:
         kinds = {"trained": 0, "adapters": 0, "frozen": 0}
         for name, parameter in model.named_parameters():
-            if part_of(name) == part:
+            if part_of(name, parts) == part:
                 kind = (
                     ("adapters" if is_adapter(name) else "trained") if parameter.requires_grad else "frozen"
                 )
@@ -94,7 +100,9 @@ def format_table(rows: list[PartRow]) -> str:
     return "\n".join(lines)
 
 
-def cast_frozen(model: nn.Module, tuning: TuningConfig, from_files: Collection[Part] = ()) -> None:
+def cast_frozen(
+    model: nn.Module, tuning: TuningConfig, from_files: Collection[Part] = (), parts: Parts = PARTS
+) -> None:
     """Convert frozen parameters to bf16 where `tuning` says so: half the memory, and forward needs autocast.
 
     Parts of `keep_fp32` stay as they are: a later stage trains them from the weights that were published. Parts of
@@ -103,7 +111,7 @@ def cast_frozen(model: nn.Module, tuning: TuningConfig, from_files: Collection[P
     if tuning.frozen_dtype != "bf16":
         return
     for name, parameter in full_precision(model):
-        part = part_of(name)
+        part = part_of(name, parts)
         if parameter.requires_grad or part in tuning.keep_fp32:
             continue
         if part in from_files:

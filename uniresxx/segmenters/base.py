@@ -1,4 +1,4 @@
-"""The `Segmenter` protocol: what predictor, evaluation, chat and server know of any model."""
+"""What the rest of the project knows of any model: how it answers, and how it takes its training samples."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from uniresxx.types import DecisionRule, Decoding, Prediction, Question
+from uniresxx.types import DecisionRule, Decoding, ImageRecord, Prediction, Question, TrainingBatch
 
 
 @runtime_checkable
@@ -49,4 +49,35 @@ class Segmenter(Protocol):
             texts: `texts[b]` belongs to photo b.
             decoding: how answers are generated.
         """
+        ...
+
+
+class Collator(Protocol):
+    """How a model takes its training samples. It holds no weights: data workers get a copy of it."""
+
+    @property
+    def reads_boxes(self) -> bool:
+        """Whether the model learns from the boxes of all expressions of an image, those left out included."""
+        ...
+
+    @property
+    def question_templates(self) -> Sequence[str]:
+        """The wordings in which training asks for an expression."""
+        ...
+
+    def sample(self, record: ImageRecord, photo: np.ndarray, choices: Sequence[int]) -> Any:
+        """One prepared image with its expressions, then its conversations.
+
+        Args:
+            record: the image, with what is asked of it.
+            photo: its pixels, uint8 (y, x, 3).
+            choices: a random number for each expression, which chooses its wording.
+
+        Raises:
+            ValueError: the record does not fit its photo.
+        """
+        ...
+
+    def collate(self, samples: Sequence[Any]) -> TrainingBatch:
+        """The samples of a micro-batch, as the model's `forward` and `loss` take them."""
         ...

@@ -33,7 +33,7 @@ def _load_film_unet(folder: Path, placement: Placement) -> Segmenter:
 
 
 def _load_lisa(folder: Path, placement: Placement) -> Segmenter:
-    from uniresxx.segmenters.lisa.modeling import load_lisa
+    from uniresxx.segmenters.lisa.build import load_lisa
 
     return load_lisa(folder, placement)
 

@@ -6,12 +6,12 @@ same images. A sample that cannot be prepared is replaced by another of its data
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
-from mllm.tokens import Vocabulary
 from uniresxx.data.mixture.augment import mirrored
 from uniresxx.data.mixture.data_log import MAX_ATTEMPTS, too_many_bad, zero_counts
 from uniresxx.data.mixture.mix import Origin
@@ -20,9 +20,8 @@ from uniresxx.data.scenes.warmup import warmup_expressions
 from uniresxx.data.store.photos import photo_of
 from uniresxx.errors import InputError, MissingPhotoError
 from uniresxx.imaging.boxes import boxes_of_masks
-from uniresxx.model.collate import Sample, collate, make_sample
-from uniresxx.model.config import UniRESPlusPlusConfig
-from uniresxx.types import BadSample, Batch, ImageRecord
+from uniresxx.segmenters.base import Collator
+from uniresxx.types import BadSample, ImageRecord, TrainingBatch
 
 FLIP_STREAM = 3  # keeps the random numbers of mirrored pictures apart from all others
 
@@ -92,13 +91,22 @@ def _picture(slot: int, attempt: int) -> int:
     return slot + (attempt << 40)
 
 
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """One prepared image, and what the data log counts of it."""
+
+    sample: Any  # the collator's
+    counts: dict[str, int]  # 1 image, expressions by granularity, texts, dialogues
+    label: str  # the data set it is of
+    bad: tuple[BadSample, ...]  # samples it stands in for
+
+
 @dataclass(frozen=True)
 class Batches:
     """(step, micro) -> the prepared micro-batch number `micro` of step `step`."""
 
     source: Source
-    config: UniRESPlusPlusConfig
-    vocabulary: Vocabulary
+    collator: Collator
     seed: int
     batch_images: int
     accumulate: int
@@ -129,22 +137,22 @@ class Batches:
         start, stop = (self.batch_images * r // self.world_size for r in (self.rank, self.rank + 1))
         return range(first + start, first + stop)
 
-    def __call__(self, step: int, micro: int) -> Batch:
+    def __call__(self, step: int, micro: int) -> TrainingBatch:
         """The prepared micro-batch.
 
         Raises:
             DataError: MAX_ATTEMPTS samples in a row could not be prepared.
         """
-        samples = [self.sample(slot) for slot in self.slots(step, micro)]
-        batch = collate(samples, self.config, self.vocabulary)
+        drawn = [self.draw(slot) for slot in self.slots(step, micro)]
+        batch = self.collator.collate([image.sample for image in drawn])
         batch.drawn = zero_counts(self.source.shares)
-        for sample in samples:
-            for what, count in sample.drawn.items():
-                batch.drawn[f"{sample.label} {what}"] += count
-        batch.bad = [item for sample in samples for item in sample.bad]
+        for image in drawn:
+            for what, count in image.counts.items():
+                batch.drawn[f"{image.label} {what}"] += count
+        batch.bad = [item for image in drawn for item in image.bad]
         return batch
 
-    def sample(self, slot: int) -> Sample:
+    def draw(self, slot: int) -> Drawn:
         """One prepared image: at most `expressions_per_image` of its expressions, and its share of conversations.
 
         An image without expressions shows at most as many conversations.
@@ -158,11 +166,11 @@ class Batches:
         while len(bad) < MAX_ATTEMPTS:
             attempt = len(bad)
             try:
-                sample = self._prepare(slot, attempt)
+                sample, counts = self._prepare(slot, attempt)
             except (ValueError, OSError) as error:
                 bad.append(self._bad_sample(slot, attempt, error))
             else:
-                return replace(sample, label=self.source.origin(slot).data_set, bad=tuple(bad))
+                return Drawn(sample, counts, self.source.origin(slot).data_set, tuple(bad))
         raise too_many_bad(bad, f"{len(bad)} samples in a row could not be prepared")
 
     def _bad_sample(self, slot: int, attempt: int, error: Exception) -> BadSample:
@@ -171,7 +179,8 @@ class Batches:
             reason = f"{reason} ({origin.hint})"
         return BadSample(slot, origin.record, reason)
 
-    def _prepare(self, slot: int, attempt: int) -> Sample:
+    def _prepare(self, slot: int, attempt: int) -> tuple[Any, dict[str, int]]:
+        """The collator's sample of a record, and what it counts."""
         record = self.source(slot, attempt)
         rng = np.random.default_rng((self.seed, slot, 1))
         count = min(self.expressions_per_image, len(record.expressions))
@@ -184,11 +193,10 @@ class Batches:
         picked = rng.permutation(len(record.dialogues))[:talks]
         dialogues = tuple(record.dialogues[int(i)] for i in picked)
         # also of expressions that were not chosen
-        boxes = boxes_of_masks(record) if self.config.boxes == "learned" else None
+        boxes = boxes_of_masks(record) if self.collator.reads_boxes else None
         shown = replace(record, expressions=expressions, dialogues=dialogues, referent_boxes=boxes)
         if self.flip and np.random.default_rng((self.seed, slot, FLIP_STREAM)).random() < self.flip:
             shown = mirrored(shown) or shown
-        return make_sample(
-            shown, photo_of(shown), shown.expressions, shown.dialogues, template_choices,
-            self.config, self.vocabulary,
-        )  # fmt: skip
+        counts = {"images": 1, "dialogues": len(dialogues), "texts": 0 if expressions else len(dialogues)}
+        counts |= Counter(str(e.granularity) for e in expressions)
+        return self.collator.sample(shown, photo_of(shown), template_choices), counts

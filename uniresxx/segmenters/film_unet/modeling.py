@@ -20,6 +20,7 @@ from mllm.tokens import REJ, SEG, Vocabulary
 from uniresxx.errors import InputError
 from uniresxx.model.answering import prediction_of
 from uniresxx.model.build import load_vocabulary, load_with
+from uniresxx.model.collate import PackedCollator
 from uniresxx.model.criterion import mask_counts, mask_terms, weighted
 from uniresxx.model.heads.base import HeadOutput
 from uniresxx.model.losses import Counts, LossTerms
@@ -201,6 +202,11 @@ class FilmUNet(nn.Module):
     def loss(self, output: HeadOutput, batch: Batch) -> LossTerms:
         """Sums over this micro-batch; masks are supervised only where the truth has one."""
         return weighted(mask_terms(output, batch, self.config.loss), self.config.loss)
+
+    @property
+    def collator(self) -> PackedCollator:
+        """What prepares its training samples."""
+        return PackedCollator(self.config.view, self.vocabulary)
 
     @property
     def tokenizer(self) -> Vocabulary:

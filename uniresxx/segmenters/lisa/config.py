@@ -1,16 +1,44 @@
-"""Sizes and wording of a converted LISA, GSVA or M2SA. Imports no torch."""
+"""Sizes, wording and training of a converted LISA, GSVA or M2SA. Imports no torch."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, get_args
 
+from mllm.config import Part, TuningConfig
 from uniresxx.errors import InputError
 
 MODEL_TYPE = "lisa"
 Peer = Literal["lisa", "gsva", "m2sa"]
 Conversation = Literal["llava_v1", "llava_llama_2"]
-StoredDtype = Literal["float32", "bfloat16", "float16"]
+
+# Where the parameters of each part live; the longest match counts.
+PARTS: Mapping[Part, tuple[str, ...]] = {
+    "low": ("clip",),
+    "fusion": ("projector",),
+    "llm": ("llm",),
+    "head": ("sam", "prompt", "early"),
+    "mask_encoder": ("sam.vision_encoder", "sam.prompt_encoder", "sam.shared_image_embedding"),
+}
+ALL_FROZEN = TuningConfig(frozen=tuple(PARTS))
+PUBLISHED_TUNING = TuningConfig(  # train_ds.py of LISA: adapters, all token rows, mask decoder, prompt layers
+    frozen=("low", "fusion", "mask_encoder"),
+    lora_rank=8,
+    lora_alpha=16,
+    lora_dropout=0.05,
+    lora_targets=("q_proj", "v_proj"),
+)
+
+
+@dataclass(frozen=True)
+class LisaLossConfig:
+    """Weights of the losses (train_ds.py); BCE and dice are taken at the photo's size."""
+
+    text: float = 1.0
+    mask: float = 2.0
+    dice: float = 0.5
+    dice_smooth: float = 1e-3  # in pixels: model/LISA.py divides pixels by 1000 and smooths by 1e-6
 
 
 @dataclass(frozen=True)
@@ -26,13 +54,21 @@ class LisaConfig:
     projector_layers: int = 1  # 1: linear; 2: with GELU between
     select_layer: int = -2  # of CLIP's hidden states
     early: bool = False  # M2SA: what SAM's first global block puts out joins its image embedding
-    dtype: StoredDtype = "float32"  # of the published weights
+    tuning: TuningConfig = ALL_FROZEN  # as converted, nothing is trained
+    loss: LisaLossConfig = field(default_factory=LisaLossConfig)
+    activation_checkpointing: bool = False  # of the language model's layers, in training
+    start: str = ""  # the checkpoint that training starts from
 
     def __post_init__(self) -> None:
         """Reject values that no release has."""
-        for name, kind in (("peer", Peer), ("conversation", Conversation), ("dtype", StoredDtype)):
+        for name, kind in (("peer", Peer), ("conversation", Conversation)):
             if getattr(self, name) not in get_args(kind):
                 raise InputError(f"{name}={getattr(self, name)!r} is not one of {', '.join(get_args(kind))}")
+        absent = sorted({*self.tuning.frozen, *self.tuning.keep_fp32} - PARTS.keys())
+        if absent:
+            raise InputError(
+                f"tuning names the part(s) {', '.join(absent)}, and {self.peer} has {', '.join(PARTS)}"
+            )
         if self.early != (self.peer == "m2sa"):
             raise InputError(
                 f"early={self.early} with peer={self.peer!r}: m2sa alone has SAM's early features"
@@ -55,7 +91,18 @@ class LisaConfig:
         kind = values.pop("model_type", None)
         if kind != MODEL_TYPE:
             raise InputError(f"model_type is {kind!r}, expected {MODEL_TYPE!r}: a checkpoint of another kind")
+        former = values.pop("dtype", "float32")  # of converted folders that could not be trained
+        saved = values.pop("tuning", asdict(frozen_in(former)))
         try:
-            return cls(**values)
-        except (TypeError, KeyError, AttributeError) as error:
+            tuning: dict[str, Any] = {
+                name: tuple(value) if isinstance(value, list) else value for name, value in saved.items()
+            }
+            loss = LisaLossConfig(**values.pop("loss", {}))
+            return cls(tuning=TuningConfig(**tuning), loss=loss, **values)
+        except (TypeError, KeyError, AttributeError, ValueError) as error:
             raise InputError(f"config.json does not fit this version: {error}") from error
+
+
+def frozen_in(dtype: str) -> TuningConfig:
+    """Everything frozen, in the dtype of published weights; fp16, which a CPU does not have, becomes fp32."""
+    return replace(ALL_FROZEN, frozen_dtype="bf16" if dtype == "bfloat16" else "fp32")

@@ -92,14 +92,12 @@ def convert_peer(
     if not source.exists():
         raise InputError(f"{source} does not exist: name a released folder, or hub:OWNER/NAME")
     about = llava or (source if source.is_dir() else source.parent)
-    shards = weight_shards(source, log)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".converting-", dir=out.parent) as work:
-        opened = [_opened(path, Path(work) / f"{i}.safetensors", log) for i, path in enumerate(shards)]
-        tensors = _readers(opened)
+        tensors = _readers(source, Path(work), log)
         parts = translated(tensors, source, lora_alpha)
         if clip is not None:
-            parts |= clip_tensors(clip, parts, log)
+            parts |= clip_tensors(clip, parts, Path(work), log)
         like = {name: read().to("meta") for name, read in parts.items()}  # shape and dtype of each
         shapes = {name: tuple(tensor.shape) for name, tensor in like.items()}
         config = config_of(peer, conversation, read_json(about / CONFIG), shapes, clip, _dtype(like))
@@ -122,10 +120,11 @@ def _opened(source: Path, target: Path, log: Log) -> Path:
     return target
 
 
-def _readers(paths: Sequence[Path]) -> dict[str, Read]:
-    """What reads each tensor of the files, by name without peft's prefixes."""
+def _readers(source: Path, work: Path, log: Log) -> dict[str, Read]:
+    """What reads each tensor of a file or folder, by name without peft's prefixes; `work` gets converted pickles."""
     found: dict[str, Read] = {}
-    for path in paths:
+    for shard in weight_shards(source, log):
+        path = _opened(shard, work / f"{len(list(work.iterdir()))}.safetensors", log)
         for name in tensor_names(path):
             plain = name.removeprefix(_PEFT).replace(".base_layer.", ".")
             if plain in found:
@@ -175,22 +174,16 @@ def _merged(name: str, weight: Read, a: Read, b: Read, alpha: float) -> Tensor:
     return (base.float() + added).to(base.dtype)
 
 
-def clip_tensors(clip: Path, parts: Mapping[str, Read], log: Log) -> dict[str, Read]:
-    """The tower of a CLIP folder of safetensors."""
+def clip_tensors(clip: Path, parts: Mapping[str, Read], work: Path, log: Log) -> dict[str, Read]:
+    """The tower of a CLIP folder."""
     if any(name.startswith("clip.") for name in parts):
         log(f"the weights have a CLIP tower of their own, which is used; {clip} gives its config")
         return {}
-    readers = _readers([path for path in weight_shards(clip, log) if _is_safe(path)])
+    readers = _readers(clip, work, log)
     ours, _, unknown = translate(list(readers), LOW_RULES)
     if unknown:
         raise InputError(f"{clip} is not a CLIP of transformers ({_few(unknown)})")
     return {f"clip.{own}": readers[theirs] for own, theirs in ours.items()}
-
-
-def _is_safe(path: Path) -> bool:
-    if path.suffix != ".safetensors":
-        raise InputError(f"{path} is a pickle: `uniresxx convert {path.parent} CLIP`, and give that folder")
-    return True
 
 
 def vocabulary_of(folder: Path, peer: Peer, rows: int) -> LisaVocabulary:

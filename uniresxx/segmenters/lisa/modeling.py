@@ -1,4 +1,4 @@
-"""LISA (Lai et al. 2024), GSVA (Xia et al. 2024), M2SA (Jang et al. 2025) from transformers' classes, as a Segmenter.
+"""LISA (Lai et al. 2024), GSVA (Xia et al. 2024), M2SA (Jang et al. 2025) from transformers' classes.
 
 CLIP's patches go through the projector into LLaVA's language model; the state that predicts [SEG] becomes SAM's
 only prompt. Where an answer has no [SEG] or [REJ], `mask_if_forced` comes from the answer that the peer's evaluation
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -29,23 +28,30 @@ from transformers import (
 )
 
 from mllm.generation import Branches, by_image, chunks
-from mllm.language import cache_argument
-from mllm.prefix import PrefixCache, branch_mask, prefix_branch
-from uniresxx.checkpoints.tensors import TOKENIZER
+from mllm.language import cache_argument, in_compute_dtype
+from mllm.prefix import (
+    PrefixCache,
+    branch_mask,
+    packed_mask,
+    packed_positions,
+    prefix_branch,
+    prefix_positions,
+)
 from uniresxx.errors import InputError
 from uniresxx.imaging.geometry import Letterbox
 from uniresxx.model.answering import prediction_of
-from uniresxx.model.build import load_with
-from uniresxx.model.placement import Placement, autocast_of
-from uniresxx.model.tuning import cast
-from uniresxx.segmenters.lisa.config import LisaConfig
-from uniresxx.segmenters.lisa.early import early_layers, image_embedding
+from uniresxx.model.losses import Counts, LossTerms
+from uniresxx.model.placement import autocast_of
+from uniresxx.model.tuning import apply_tuning
+from uniresxx.segmenters.lisa.collate import LisaCollator
+from uniresxx.segmenters.lisa.config import PARTS, LisaConfig
 from uniresxx.segmenters.lisa.photos import clip_pixels, photo_mask, sam_pixels
 from uniresxx.segmenters.lisa.prompts import WORDINGS, LisaVocabulary
+from uniresxx.segmenters.lisa.sam import decoded_masks, early_layers, image_embedding
+from uniresxx.segmenters.lisa.training import LisaBatch, LisaOutput, counts_of, loss_terms, with_zeros
 from uniresxx.types import DecisionRule, Decoding, Prediction, Question
 
 DECODED_AT_ONCE = 32  # expressions in SAM's decoder; no answer depends on it
-STORED = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float32}  # a CPU has no fp16
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +75,7 @@ class Answer:
 
 
 class Lisa(nn.Module):
-    """The converted model; answers as a Segmenter."""
+    """The converted model; trains through `forward` and `loss`, answers as a Segmenter."""
 
     def __init__(self, config: LisaConfig, vocabulary: LisaVocabulary) -> None:
         """Random weights; ValueError where the vocabulary does not fit."""
@@ -90,6 +96,43 @@ class Lisa(nn.Module):
         width = self.sam.config.vision_config.hidden_size
         self.early = early_layers(width, C) if config.early else None
         self.cache_argument = cache_argument(self.llm.model.forward)
+        apply_tuning(self, self.llm, vocabulary.special, config.tuning, PARTS)
+
+    def forward(self, batch: LisaBatch) -> LisaOutput:
+        """One pass over packed rows: each state that predicts [SEG] prompts SAM."""
+        prefix_BLD = self.prefix(batch.clip_B3HW)
+        hidden_BQD = torch.cat((prefix_BLD, self._embed(batch.token_ids_BT)), dim=1)
+        L = prefix_BLD.shape[1]
+        valid_BL = torch.ones(prefix_BLD.shape[:2], dtype=torch.bool, device=prefix_BLD.device)
+        states_BQD = self.llm.model(
+            inputs_embeds=hidden_BQD,
+            attention_mask=packed_mask(valid_BL, batch.branch_BT, hidden_BQD.dtype),
+            position_ids=packed_positions(prefix_positions(valid_BL, True), batch.position_BT),
+            use_cache=False,
+        ).last_hidden_state
+        states_BTD = states_BQD[:, L:]
+        image_P = batch.image_of_expr_E[batch.segmented_P]
+        states_PD = states_BTD[image_P, batch.seg_position_E[batch.segmented_P]]
+        image_BChw = torch.cat([image_embedding(self.sam, self.early, x[None]) for x in batch.sam_B3SS])
+        low_PYX, _ = self.decode_masks(image_BChw, states_PD, image_P)
+        return LisaOutput(
+            self.llm.lm_head(states_BTD.flatten(0, 1)[batch.labelled_Y]),
+            batch.labels_BT.flatten()[batch.labelled_Y],
+            with_zeros(low_PYX, batch),
+        )
+
+    def counts(self, batch: LisaBatch) -> Counts:
+        """Denominators of the loss terms, known before the forward pass."""
+        return counts_of(batch)
+
+    def loss(self, output: LisaOutput, batch: LisaBatch) -> LossTerms:
+        """Sums over this micro-batch."""
+        return loss_terms(output, batch, self.sam.config.vision_config.image_size, self.config.loss)
+
+    @property
+    def collator(self) -> LisaCollator:
+        """What prepares its training samples."""
+        return LisaCollator(self.config, self.vocabulary)
 
     @property
     def tokenizer(self) -> LisaVocabulary:
@@ -121,8 +164,8 @@ class Lisa(nn.Module):
             ]
         return EncodedPhotos(boxes, prefix, torch.cat(image))
 
-    def prefill(self, pixels_B3HW: Tensor) -> PrefixCache:
-        """Keys and values of the text before the image, the image, and <im_end>."""
+    def prefix(self, pixels_B3HW: Tensor) -> Tensor:
+        """Embeddings (B, L, D) of the text before the image, the image, and <im_end>."""
         hidden = self.clip(pixels_B3HW, output_hidden_states=True).hidden_states
         image_BND = self.projector(hidden[self.config.select_layer][:, 1:])
         B = len(image_BND)
@@ -130,7 +173,12 @@ class Lisa(nn.Module):
             self._embed(torch.tensor(ids, device=image_BND.device)).expand(B, -1, -1)
             for ids in self.vocabulary.prefix(self.config.conversation)
         )
-        hidden_BLD = torch.cat((before.to(image_BND.dtype), image_BND, after.to(image_BND.dtype)), dim=1)
+        return torch.cat((before.to(image_BND.dtype), image_BND, after.to(image_BND.dtype)), dim=1)
+
+    def prefill(self, pixels_B3HW: Tensor) -> PrefixCache:
+        """Keys and values of the prefix."""
+        hidden_BLD = self.prefix(pixels_B3HW)
+        B = len(hidden_BLD)
         valid_BL = torch.ones(hidden_BLD.shape[:2], dtype=torch.bool, device=hidden_BLD.device)
         cache = DynamicCache()
         position_BL = torch.arange(hidden_BLD.shape[1], device=hidden_BLD.device).expand(B, -1)
@@ -280,24 +328,13 @@ class Lisa(nn.Module):
         return predictions
 
     def decode_masks(
-        self, image_BChw: Tensor, states_ED: Tensor, image_of_expr: Sequence[int]
+        self, image_BChw: Tensor, states_ED: Tensor, image_of_expr: Sequence[int] | Tensor
     ) -> tuple[Tensor, Tensor]:
         """SAM's mask logits (E, Y, X) over its whole frame and predicted IoU (E)."""
-        image_EChw = image_BChw[list(image_of_expr)]
-        prompts_E11C = self.prompt(states_ED)[:, None, None]
-        place = self.sam.get_image_wide_positional_embeddings().to(image_EChw.dtype)
-        no_mask_1C11 = self.sam.prompt_encoder.no_mask_embed.weight[:, :, None, None]
-        masks, iou = self.sam.mask_decoder(
-            image_embeddings=image_EChw,
-            image_positional_embeddings=place.expand(len(image_EChw), -1, -1, -1),
-            sparse_prompt_embeddings=prompts_E11C,
-            dense_prompt_embeddings=no_mask_1C11.expand(image_EChw.shape).to(image_EChw.dtype),
-            multimask_output=False,
-        )[:2]
-        return masks[:, 0, 0], iou[:, 0, 0]
+        return decoded_masks(self.sam, image_BChw, self.prompt(states_ED), image_of_expr)
 
     def _embed(self, ids: Tensor) -> Tensor:
-        return self.llm.model.embed_tokens(ids)
+        return in_compute_dtype(self.llm.model.embed_tokens(ids))
 
     def _extend(self, hidden_BQD: Tensor, position_BQ: Tensor, cache: Cache, mask: Tensor) -> Tensor:
         """States of the newest tokens; their keys and values are appended to `cache`."""
@@ -309,30 +346,3 @@ class Lisa(nn.Module):
             **{self.cache_argument: cache},
         )
         return output.last_hidden_state
-
-
-def build_lisa(config: LisaConfig, vocabulary: LisaVocabulary) -> Lisa:
-    """A model whose weights have the dtype of the published ones."""
-    model = Lisa(config, vocabulary)
-    cast(model.parameters(), STORED[config.dtype])
-    return model
-
-
-def load_lisa(folder: Path, placement: Placement) -> Lisa:
-    """The model of a converted folder; InputError for an attention backend that cannot hide branches."""
-    if placement.attention not in (None, "sdpa", "eager"):
-        raise InputError(
-            f"attention {placement.attention!r}: the model of {folder} answers the expressions of a photo together, "
-            "which needs 'sdpa' or 'eager'"
-        )
-
-    def build(config: LisaConfig, vocabulary: LisaVocabulary) -> Lisa:
-        model = build_lisa(config, vocabulary)
-        if placement.attention is not None:
-            model.llm.set_attn_implementation(placement.attention)
-        return model
-
-    def vocabulary_of(config: LisaConfig) -> LisaVocabulary:
-        return LisaVocabulary.load(folder / TOKENIZER, config.peer)
-
-    return load_with(folder, LisaConfig.from_dict, build, placement, vocabulary_of, lambda model: model.llm)

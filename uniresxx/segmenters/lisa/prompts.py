@@ -97,6 +97,11 @@ class LisaVocabulary:
         self.image_start, self.image_end = ids[IMAGE_START], ids[IMAGE_END]
         self.marks = {name: ids[name] for name in wording.tokens if name in (SEG, REJ)}
         self.seg = self.marks[SEG]
+        self.special = (
+            *self.marks.values(),
+            self.image_start,
+            self.image_end,
+        )  # added by the peer's training
         self.strips_blanks = wording.strips_blanks
 
     @classmethod
@@ -145,16 +150,33 @@ class LisaVocabulary:
     def branch(self, question: Question, decoding: Decoding, conversation: Conversation) -> list[int]:
         """Ids from behind the image to where the answer begins, earlier turns included."""
         frame = FRAMES[conversation]
-        ids: list[int] = []
+        turns = [(asked, _MARK.split(answer)) for asked, answer in question.history]
+        ids = [token for piece, _ in self.answered(turns, conversation) for token in piece]
+        before = frame.between if turns else "\n"
+        return ids + self.encode(before + self.worded(question.text, decoding) + frame.closing, not turns)
+
+    def answered(
+        self, turns: Sequence[tuple[str, Sequence[str]]], conversation: Conversation
+    ) -> list[tuple[list[int], bool]]:
+        """Ids of turns behind the image, piece by piece, and whether a piece is answer, which training teaches.
+
+        An answer is text, mark, text, mark, …, text. LISA's utils/dataset.py (collate_fn) teaches what follows
+        "ASSISTANT:", with the blank before a mark, and </s>.
+        """
+        frame = FRAMES[conversation]
+        pieces: list[tuple[list[int], bool]] = []
         before, after_mark = "\n", True
-        for asked, answer in question.history:
-            parts = _MARK.split(answer + frame.after_answer)
+        for asked, answer in turns:
+            parts = [*answer[:-1], answer[-1] + frame.after_answer]
             blank = "" if parts[0] else " "  # text brings its own blank, a mark does not
-            ids += self.encode(before + asked + frame.closing + blank, after_mark, before_mark=not parts[0])
-            ids += [*self._answer(parts), self.eos]
-            ids += [self.bos] if conversation == "llava_llama_2" else []
+            question = before + asked + frame.closing
+            ids = self.encode(question + blank, after_mark, before_mark=not parts[0])
+            begin = len(self.encode(question, after_mark))
+            pieces += [(ids[:begin], False), ([*ids[begin:], *self._answer(parts), self.eos], True)]
+            if conversation == "llava_llama_2":
+                pieces.append(([self.bos], False))
             before, after_mark = frame.between, False
-        return ids + self.encode(before + self.worded(question.text, decoding) + frame.closing, after_mark)
+        return pieces
 
     def worded(self, text: str, decoding: Decoding) -> str:
         """The text inside the template; as a benchmark's expression it is put as the peer puts it."""
@@ -167,14 +189,18 @@ class LisaVocabulary:
         forced = WORDINGS[self.peer].forced.format(expression=self._expression(text))
         return self.encode(forced, before_mark=True)
 
+    def plain(self, text: str) -> str:
+        """An expression without what the peer drops at its ends."""
+        return text.strip().strip(WORDINGS[self.peer].dropped or " ")
+
     def _expression(self, text: str) -> str:
-        return text.strip().lower().strip(WORDINGS[self.peer].dropped or " ")
+        return self.plain(text.lower())
 
     def _answer(self, parts: Sequence[str]) -> list[int]:
-        """Ids of an answer, cut at its marks."""
+        """Ids of an answer, cut at its marks, which have the odd places."""
         ids: list[int] = []
         for place, part in enumerate(parts):
-            if part in self.marks:
+            if place % 2 and part in self.marks:
                 ids.append(self.marks[part])
             else:
                 ids += self.encode(part, after_mark=place > 0, before_mark=place + 1 < len(parts))

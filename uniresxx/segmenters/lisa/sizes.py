@@ -9,7 +9,7 @@ from typing import Any
 
 from uniresxx.checkpoints.tensors import CONFIG, read_json
 from uniresxx.errors import InputError
-from uniresxx.segmenters.lisa.config import Conversation, LisaConfig, Peer
+from uniresxx.segmenters.lisa.config import Conversation, LisaConfig, Peer, frozen_in
 
 PHOTO_KEYS = ("size", "crop_size", "image_mean", "image_std")  # of CLIP's preprocessor_config.json
 Shapes = Mapping[str, tuple[int, ...]]
@@ -96,7 +96,7 @@ def _config_of(
         projector_layers=2 if "projector.2.weight" in shapes else 1,
         select_layer=int(released.get("mm_vision_select_layer", -2)),
         early="early.0.weight" in shapes,
-        dtype=dtype,  # type: ignore[arg-type]  # the config refuses another
+        tuning=frozen_in(dtype),
     )
 
 
