@@ -171,7 +171,7 @@ def test_a_run_continues_where_its_start_is_gone(
     monkeypatch.setattr("uniresxx.model.build.load_sources", lambda *_: pytest.fail("the start was opened"))
     loaded: list[Path] = []
     monkeypatch.setattr(
-        "uniresxx.model.build.load_weights",
+        "uniresxx.model.from_folder.load_weights",
         lambda model, folder, device: loaded.append(folder) or load_weights(model, folder, device),
     )
     monkeypatch.setattr("train.loop.load_weights", lambda *_: pytest.fail("loaded twice"))

@@ -121,7 +121,7 @@ def test_a_model_spread_over_two_gpus_answers_as_on_one(
     one = load_model(tmp_path, placement_of("cuda:0"))
     layer, decoder, rest = sizes(one)
     room = {FIRST: rest + decoder - 2 * layer, SECOND: 10**9, HOST: 10**9}
-    monkeypatch.setattr("uniresxx.model.build.free_memory", lambda main: room)
+    monkeypatch.setattr("uniresxx.model.from_folder.free_memory", lambda main: room)
     two = load_model(tmp_path, placement_of("cuda:0", device_map="auto"))
     assert {p.device for p in two.parameters()} == {FIRST, SECOND}
     photos = [picture(0).pixels, picture(1, 24, 40).pixels]

@@ -24,8 +24,9 @@ from uniresxx.checkpoints.tensors import (
 )
 from uniresxx.errors import InputError
 from uniresxx.files import to_json
-from uniresxx.model.build import PARTS_OF_FILES, load_vocabulary
+from uniresxx.model.build import PARTS_OF_FILES
 from uniresxx.model.config import UniRESPlusPlusConfig
+from uniresxx.model.from_folder import load_vocabulary
 from uniresxx.model.modeling import UniRESPlusPlusModel
 from uniresxx.model.tuning import cast_frozen
 

@@ -27,9 +27,10 @@ from uniresxx.errors import InputError
 from uniresxx.hub.card import card_of
 from uniresxx.imaging.inputs import Photo, checked, photo_pixels
 from uniresxx.model.answering import EncodedPhotos
-from uniresxx.model.build import load_model, load_vocabulary
+from uniresxx.model.build import load_model
 from uniresxx.model.config import MODEL_TYPE, UniRESPlusPlusConfig
 from uniresxx.model.criterion import ModelOutput
+from uniresxx.model.from_folder import load_vocabulary
 from uniresxx.model.modeling import UniRESPlusPlusModel
 from uniresxx.model.placement import placement_of
 from uniresxx.model.processing import tensors_of, view_photo

@@ -1,5 +1,4 @@
-"""The one place that assembles the model: from a config and a vocabulary, from pretrained parts, or from a checkpoint
-folder."""
+"""The one place that assembles UniRES++: from pretrained parts for training, or from a checkpoint folder."""
 
 from __future__ import annotations
 
@@ -7,32 +6,28 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from torch import nn
 
 from mllm.config import Part, TuningConfig
-from mllm.language import parameters_without_memory
 from mllm.loading import OWN_RULES, Report, folder_of, load_part, load_sam
 from mllm.loading_llm import chat_template_of, load_llava, load_llm, pretrained_vocabulary
-from mllm.lora import base_matrices
 from mllm.prefix import check_packed
-from mllm.quantization import check_quantization, full_precision, quantization_of, quantize
+from mllm.quantization import check_quantization
 from mllm.tokens import Vocabulary
 from mllm.tower_loading import load_high, load_low
 from uniresxx.checkpoints.resolve import resolve
-from uniresxx.checkpoints.tensors import CONFIG, TOKENIZER, load_weights, read_json
+from uniresxx.checkpoints.tensors import CONFIG, read_json
 from uniresxx.errors import InputError
 from uniresxx.model.config import UniRESPlusPlusConfig
+from uniresxx.model.from_folder import as_input, load_vocabulary, load_with
 from uniresxx.model.heads.pyramid import PyramidHead
 from uniresxx.model.modeling import UniRESPlusPlusModel
 from uniresxx.model.placement import Placement
 from uniresxx.model.regions.detector import Owlv2Proposer
 from uniresxx.model.sam_sizes import check_sam_sizes
-from uniresxx.model.spread import connect, device_by_name, free_memory, spread_layers
 from uniresxx.model.tuning import (
-    cast,
     cast_frozen,
     format_table,
     parameter_table,
@@ -40,9 +35,6 @@ from uniresxx.model.tuning import (
     rounded_parts,
 )
 
-Config = TypeVar("Config")
-Model = TypeVar("Model", bound=nn.Module)
-AnyVocabulary = TypeVar("AnyVocabulary")  # a model's vocabulary
 Log = Callable[[str], None]
 CPU = torch.device("cpu")
 PARTS_OF_FILES: tuple[Part, ...] = ("llm", "low", "high", "mask_encoder")  # nearly all of the weights
@@ -52,8 +44,8 @@ BOX_HEAD = r"box_head\..*"  # parameters that the align stage does not have
 def check_sources(config: UniRESPlusPlusConfig) -> None:
     """InputError where parts do not fit, or required pretrained ones are not named, with the options that help."""
     w, m = config.weights, config.mllm
-    _as_input(lambda: (m.low_config, m.high_config), "--model.mllm")
-    _as_input(m.check_llm, "--model.mllm")
+    as_input(lambda: (m.low_config, m.high_config), "--model.mllm")
+    as_input(m.check_llm, "--model.mllm")
     given = {
         "llava": w.llava,
         "llm": w.llm or w.llava,
@@ -94,7 +86,7 @@ def open_vocabulary(
         return load_vocabulary(resolve(w.start, print))
     for option, source in (("llm", w.llm), ("llava", w.llava)):
         if source is not None:
-            return _as_input(partial(pretrained_vocabulary, source), f"--model.weights.{option}")
+            return as_input(partial(pretrained_vocabulary, source), f"--model.weights.{option}")
     return Vocabulary.train(corpus, config.mllm.token_count, config.mllm.chat)
 
 
@@ -121,7 +113,7 @@ def build_for_training(
         InputError: a required part is not named, or a folder does not fit.
     """
     check_sources(config)
-    _as_input(lambda: check_packed(config.mllm.attention), "--model.mllm.attention")
+    as_input(lambda: check_packed(config.mllm.attention), "--model.mllm.attention")
     _check_quantized_training(config.tuning)
     if continued is not None:
         model = load_with(
@@ -133,12 +125,12 @@ def build_for_training(
     else:
         quantized = config.tuning.quantization != "none"
         parts = parts_of_files(config)
-        model = _as_input(lambda: UniRESPlusPlusModel(config, vocabulary, parts), "--model.mllm")
+        model = as_input(lambda: UniRESPlusPlusModel(config, vocabulary, parts), "--model.mllm")
         cast_frozen(model, config.tuning, parts)
         model.to(CPU if quantized else device)
         load_sources(model, log)
         if quantized:  # matrix by matrix on the way to the device, which may be too small for the whole
-            _as_input(
+            as_input(
                 lambda: quantize_frozen(model.mllm, config.tuning, device), "--model.tuning.quantization"
             )
             model.to(device)
@@ -152,7 +144,7 @@ def build_for_training(
 def _check_quantized_training(tuning: TuningConfig) -> None:
     """InputError where the LLM cannot be quantised, or its own matrices are trained."""
     kind = tuning.quantization
-    _as_input(lambda: check_quantization(kind, CPU), "--model.tuning.quantization")
+    as_input(lambda: check_quantization(kind, CPU), "--model.tuning.quantization")
     if kind != "none" and not tuning.lora_rank and "llm" not in tuning.frozen:
         raise InputError(
             f"--model.tuning.quantization {kind}: quantised matrices are never trained; give "
@@ -174,7 +166,7 @@ def load_sources(model: UniRESPlusPlusModel, log: Log) -> None:
     w, mllm, head = model.config.weights, model.mllm, model.head
 
     def load(option: str, parts: Sequence[str], reports: Callable[[], Report | list[Report]]) -> None:
-        found = _as_input(reports, f"--model.weights.{option}")
+        found = as_input(reports, f"--model.weights.{option}")
         for part, report in zip(parts, found if isinstance(found, list) else [found], strict=False):
             log(report.line(part))
 
@@ -200,7 +192,7 @@ def load_sources(model: UniRESPlusPlusModel, log: Log) -> None:
         load("llava", parts, partial(load_llava, mllm, w.llava, w.low is None))
     if w.llm is not None:
         load("llm", ["LLM"], partial(load_llm, mllm, w.llm))
-        published = _as_input(partial(chat_template_of, w.llm), "--model.weights.llm")
+        published = as_input(partial(chat_template_of, w.llm), "--model.weights.llm")
         if published is not None and published != model.config.mllm.chat:
             log(f"LLM: its own chat format is {published}, mllm.chat has {model.config.mllm.chat}")
     if w.low is not None:
@@ -210,7 +202,7 @@ def load_sources(model: UniRESPlusPlusModel, log: Log) -> None:
     if w.sam is not None:
         assert not isinstance(head, PyramidHead)  # check_sources
         source = w.sam
-        _as_input(lambda: check_sam_sizes(model.config, folder_of(source)), "--model.weights.sam")
+        as_input(lambda: check_sam_sizes(model.config, folder_of(source)), "--model.weights.sam")
         load("sam", ["mask head"], partial(load_sam, head.sam, w.sam))
 
 
@@ -244,104 +236,9 @@ def attach_detector(model: UniRESPlusPlusModel) -> None:
     check_sources(model.config)
     c = model.config
     source = str(c.weights.owlv2)
-    model.detector = _as_input(
+    model.detector = as_input(
         lambda: Owlv2Proposer(source, c.mllm.max_objects, c.mllm.max_parts), "--model.weights.owlv2"
     )
-
-
-Value = TypeVar("Value")
-
-
-def _as_input(work: Callable[[], Value], option: str) -> Value:
-    """The result of `work`; its ValueError becomes an InputError that names the option."""
-    try:
-        return work()
-    except ValueError as error:
-        raise InputError(f"{option}: {error}") from error
-
-
-def load_vocabulary(folder: Path) -> Vocabulary:
-    """`folder/tokenizer.json`; InputError where it is missing or not one."""
-    path = folder / TOKENIZER
-    if not path.is_file():
-        raise InputError(f"{path} is missing: give a complete checkpoint folder")
-    try:
-        return Vocabulary.load(path)
-    except Exception as error:
-        raise InputError(f"{path} is not a tokenizer of this project ({error})") from error
-
-
-def load_with(
-    folder: Path,
-    read_config: Callable[[dict[str, Any]], Config],
-    build: Callable[[Config, AnyVocabulary], Model],
-    placement: Placement,
-    read_vocabulary: Callable[[Config], AnyVocabulary],
-    language_model: Callable[[Model], nn.Module] | None = None,
-) -> Model:
-    """The model of a `from_pretrained` folder, in evaluation mode; InputError where files do not fit.
-
-    Weights are built without memory and go from the file to the device one by one, so that host memory never holds
-    a second copy of them. `language_model` gives the part that a placement can quantise.
-    """
-    if placement.quantization != "none" and language_model is None:
-        raise InputError(
-            f"quantization {placement.quantization!r}: the model of {folder} has no language model; leave it out"
-        )
-    config = read_config(read_json(folder / CONFIG))
-    vocabulary = read_vocabulary(config)
-    try:
-        with parameters_without_memory():
-            model = build(config, vocabulary)
-    except ValueError as error:
-        raise InputError(f"{folder / CONFIG}: {error}") from error
-    if placement.dtype is not None:
-        cast((parameter for _, parameter in full_precision(model)), placement.dtype)
-    if placement.spread:
-        return spread(model, folder, placement.device).eval()
-    if placement.quantization != "none" and language_model is not None:
-        load_quantized(model, language_model(model), folder, placement)
-    else:
-        load_weights(model, folder, placement.device)
-    return model.to(placement.device).eval()  # buffers are still on the CPU
-
-
-def load_quantized(model: nn.Module, llm: nn.Module, folder: Path, placement: Placement) -> None:
-    """Load weights, and quantise the language model's matrices one by one on their way to the device.
-
-    Raises:
-        InputError: the folder holds them quantised otherwise, or there are none.
-    """
-    stored = quantization_of(llm)
-    if stored not in ("none", placement.quantization):
-        raise InputError(
-            f"{folder} holds its language model in {stored}: leave quantization {placement.quantization!r} out"
-        )
-    matrices = base_matrices(llm) if stored == "none" else {}
-    wanted = {id(linear.weight) for linear in matrices.values()}
-    names = {name for name, parameter in model.named_parameters() if id(parameter) in wanted}
-    host = torch.device("cpu")
-    load_weights(model, folder, lambda name: host if name in names else placement.device)
-    if stored == "none":
-        work = partial(quantize, llm, matrices, placement.quantization, placement.device)
-        _as_input(work, str(folder))
-
-
-def spread(model: Model, folder: Path, main: torch.device) -> Model:
-    """Load weights, the layers of the language model onto several GPUs where one is too small.
-
-    Raises:
-        InputError: the model has no language model, or is larger than all of them.
-    """
-    if not isinstance(model, UniRESPlusPlusModel):
-        raise InputError(f"device_map='auto': the model of {folder} fits on one device; leave it out")
-    decoder: nn.Module = model.mllm.llm.model
-    places = spread_layers(model, decoder, free_memory(main))
-    load_weights(model, folder, device_by_name("mllm.llm.model", places, main))
-    if set(places.values()) == {main}:
-        return model.to(main)
-    connect(model, decoder, places, main)
-    return model
 
 
 def _with_frozen_dtype(config: UniRESPlusPlusConfig, vocabulary: Vocabulary) -> UniRESPlusPlusModel:
@@ -372,7 +269,7 @@ def load_model(folder: Path, placement: Placement | None = None) -> UniRESPlusPl
         if attention is not None and isinstance(values.get("mllm"), dict):
             values = values | {"mllm": values["mllm"] | {"attention": attention}}
         config = UniRESPlusPlusConfig.from_dict(values)
-        _as_input(lambda: check_quantization(config.tuning.quantization, placement.device), str(folder))
+        as_input(lambda: check_quantization(config.tuning.quantization, placement.device), str(folder))
         return config
 
     model = load_with(

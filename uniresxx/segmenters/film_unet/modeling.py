@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from mllm.tokens import REJ, SEG, Vocabulary
 from uniresxx.errors import InputError
 from uniresxx.model.answering import prediction_of
-from uniresxx.model.build import load_vocabulary, load_with
 from uniresxx.model.collate import PackedCollator
 from uniresxx.model.criterion import mask_counts, mask_terms, weighted
+from uniresxx.model.from_folder import load_vocabulary, load_with
 from uniresxx.model.heads.base import HeadOutput
 from uniresxx.model.losses import Counts, LossTerms
 from uniresxx.model.placement import Placement, autocast_of, sent

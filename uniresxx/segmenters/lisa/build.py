@@ -15,7 +15,7 @@ from mllm.language import enable_activation_checkpointing
 from uniresxx.checkpoints.resolve import resolve
 from uniresxx.checkpoints.tensors import CONFIG, TOKENIZER, read_json
 from uniresxx.errors import InputError
-from uniresxx.model.build import load_with
+from uniresxx.model.from_folder import load_with
 from uniresxx.model.placement import Placement
 from uniresxx.model.tuning import apply_tuning, cast, cast_frozen, format_table, parameter_table
 from uniresxx.segmenters.lisa.config import PARTS, LisaConfig
