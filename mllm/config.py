@@ -92,6 +92,9 @@ class MLLMConfig:
     blind_to_text: bool = False
     # What published weights need; the defaults are what the tiny model had before these were fields.
     projector: Projector = "linear"  # low tower -> LLM width
+    fusion_starts_as_low: bool = (
+        False  # image tokens are at first those of the low tower, which the LLM knows
+    )
     mgfe_width: int | None = None  # None: llm_width, without projections
     count_padding: bool = True  # absent regions take a position; False: a row without regions is LLaVA's own
     attention: Attention = "sdpa"
@@ -253,7 +256,7 @@ def llava_7b() -> MLLMConfig:
     return MLLMConfig(
         low=clip_vit(1024, 24, 16, 4096, 14), low_size=336, low_select_layer=-2, low_stats="clip",
         high=convnext((192, 384, 768, 1536), (3, 3, 27, 3), 4, 1e-6), high_size=768, high_stats="clip",
-        projector="mlp2x_gelu",
+        projector="mlp2x_gelu", fusion_starts_as_low=True,
         llm=vicuna(4096, 11008, 32), chat=LLAVA_1_5, count_padding=False,
         max_objects=32, max_parts=64, mgfe_width=1024, init_std=0.02, embedding_std=0.02,
     )  # fmt: skip

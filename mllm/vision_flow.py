@@ -95,7 +95,8 @@ def _projector(config: MLLMConfig) -> nn.Module:
 class ImageTokens(nn.Module):
     """Gated fusion `low + G(low, high) * high` on the low tower's grid (MG-LLaVA's conv-gate form).
 
-    The high branch starts at zero, so that the tokens of pretrained weights are at first those of LLaVA.
+    With `fusion_starts_as_low` the high branch starts at zero: the tokens of pretrained weights are at first LLaVA's.
+    A model that starts from nothing learns more slowly so (docs/log.md).
     """
 
     def __init__(self, config: MLLMConfig) -> None:
@@ -104,8 +105,9 @@ class ImageTokens(nn.Module):
         self.grid, self.use_high = config.low_grid, config.use_high
         self.low = _projector(config)
         self.high = nn.Conv1d(C, D, 1)
-        for parameter in self.high.parameters():
-            nn.init.zeros_(parameter)
+        if config.fusion_starts_as_low:
+            for parameter in self.high.parameters():
+                nn.init.zeros_(parameter)
         self.gate = nn.Conv1d(2 * D, D, 1)
         self.level = nn.Parameter(torch.zeros(D))
 

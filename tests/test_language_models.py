@@ -141,7 +141,7 @@ FAMILIES: dict[str, tuple[dict[str, Any], ChatTemplate, Tokenizer]] = {
 }  # fmt: skip
 VISION: dict[str, Any] = dict(
     low=clip_vit(32, 3, 2, 48, 14), low_size=28, low_select_layer=-2, high=convnext((8, 16, 24, 32)), high_size=32,
-    projector="mlp2x_gelu", max_objects=3, max_parts=4, mgfe_heads=4,
+    projector="mlp2x_gelu", fusion_starts_as_low=True, max_objects=3, max_parts=4, mgfe_heads=4,
 )  # fmt: skip
 
 

@@ -65,7 +65,7 @@ SMALL = MLLMConfig(
         hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
         rms_norm_eps=1e-5, vocab_size=340,
     ),
-    max_objects=3, max_parts=4, mgfe_heads=4, chat=ChatTemplate(before_image="<s><image>"),
+    max_objects=3, max_parts=4, mgfe_heads=4, chat=ChatTemplate(before_image="<s><image>"), fusion_starts_as_low=True,
 )  # fmt: skip
 VIT = dict(
     hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=2, image_size=28, patch_size=14

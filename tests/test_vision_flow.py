@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mllm.config import MLLMConfig
+from mllm.config import MLLMConfig, llava_7b
 from mllm.loading_llm import load_llava
 from mllm.modeling import MLLM, Boxes
 from mllm.tokens import Vocabulary
@@ -163,8 +163,10 @@ def test_image_tokens_are_llavas_before_the_first_step_and_then_see_the_high_tow
     assert not torch.equal(changed, other)
 
 
-def test_the_tiny_model_starts_from_its_low_tower_alone() -> None:
+@pytest.mark.parametrize("as_low", [False, True])
+def test_only_a_model_with_pretrained_tokens_starts_from_its_low_tower_alone(as_low: bool) -> None:
     torch.manual_seed(0)
-    tokens = ImageTokens(MLLMConfig())
+    tokens = ImageTokens(MLLMConfig(fusion_starts_as_low=as_low))
     low, stages = torch.randn(2, 64, 128), [torch.randn(2, c, 8, 8) for c in (32, 64, 96, 128)]
-    assert torch.equal(tokens(low, stages), tokens.low(low))
+    assert torch.equal(tokens(low, stages), tokens.low(low)) == as_low
+    assert llava_7b().fusion_starts_as_low and not MLLMConfig().fusion_starts_as_low

@@ -38,6 +38,7 @@ ADDED_FIELDS: dict[str, Any] = {
     **{f"model.{head}.region_memory": False for head in ("sam", "sam2")},
     "model.sam2.fuse_early": False,
     "model.instances": 0,
+    **{f"{model}.mllm.fusion_starts_as_low": False for model in ("model", "model.inputs")},
     "model.tuning.keep_fp32": [],
     "model.tuning.quantization": "none",
     **{f"{model}.weights.llm": None for model in ("model", "model.inputs")},
