@@ -214,7 +214,7 @@ def test_an_image_of_rejections_or_of_words_alone_has_a_finite_loss(model):
 
 
 def trainable(root, peer, **tuning):
-    config = recipe_of(root / f"{peer}_ours").model
+    config = recipe_of(str(root / f"{peer}_ours")).model
     config = replace(config, tuning=replace(config.tuning, lora_dropout=0.0, **tuning))
     return build_lisa_for_training(config, open_lisa_vocabulary(config), lambda _: None)
 
