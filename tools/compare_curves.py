@@ -1,8 +1,7 @@
 """`python -m tools.compare_curves RUN`: the losses of a run beside the committed curve of `tiny_scenes`.
 
-RUN is a run folder or its log.jsonl; `python -m train tiny_scenes --model.head.paint_regions False
---optim.max_minutes None --engine.threads 1 --out RUN` makes one (without a time limit the learning rate is a pure
-function of the step; stop it after any step). The curve was recorded before the recipe painted regions.
+RUN is a run folder or its log.jsonl; `python -m train tiny_scenes --optim.max_minutes None --engine.threads 1
+--out RUN` makes one (without a time limit the learning rate is a pure function of the step; stop it after any step).
 A run must pass two comparisons:
 
   * the first FIRST steps: the total loss of each is within FIRST_TOLERANCE of the reference. Another machine, number
