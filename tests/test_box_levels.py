@@ -219,7 +219,10 @@ def test_an_image_without_valid_boxes_trains_and_answers(tmp_path: Path) -> None
     save_pretrained(tmp_path, model)
     loaded = load_segmenter(tmp_path)
     again = loaded.encode_images([picture(0).pixels])
-    assert loaded.answer(again, [["the red square"]], Decoding(max_new_tokens=3)) == before
+    (found,), (expected,) = loaded.answer(again, [["the red square"]], Decoding(max_new_tokens=3)), before
+    # weights mapped from a file lie elsewhere in memory, which can change the last bit of a sum
+    assert (found.score, found.p_absent) == pytest.approx((expected.score, expected.p_absent), abs=1e-6)
+    assert replace(found, score=None, p_absent=None) == replace(expected, score=None, p_absent=None)
 
 
 def test_a_validation_prints_the_proposal_recall_of_each_level(

@@ -164,7 +164,7 @@ def small(release: Release) -> MLLMConfig:
         low=clip_vit(32, 3, 2, 48, 14) if clip else SIGLIP, low_size=SIZE, low_select_layer=-2 if clip else 3,
         low_stats="family", high=convnext((8, 16, 24, 32)), high_size=32, projector="mlp2x_gelu",
         llm=SIZES | own | {"tie_word_embeddings": release.tied}, chat=chat, max_objects=3, max_parts=4, mgfe_heads=4,
-        count_padding=False,
+        count_padding=False, fusion_starts_as_low=True,
     )  # fmt: skip
 
 
