@@ -1,4 +1,7 @@
-"""The language model: any causal one of transformers; names that its releases spell differently."""
+"""The language model: any causal one of transformers; names that its releases spell differently.
+
+Shapes: B images, Q newest tokens, D width.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, Cache, PreTrainedModel
 
 from mllm.config import MLLMConfig
 from mllm.pretrained_config import build_config
@@ -94,6 +97,24 @@ def enable_activation_checkpointing(llm: Any) -> None:
 def cache_argument(forward: Callable[..., Any]) -> str:
     """The argument that takes the keys and values: `cache` since transformers 5.24, before `past_key_values`."""
     return "cache" if "cache" in signature(forward).parameters else "past_key_values"
+
+
+def newest_states(
+    decoder: nn.Module, hidden_BQD: Tensor, position_BQ: Tensor, cache: Cache, mask: Tensor, argument: str
+) -> Tensor:
+    """States (B, Q, D) of the newest tokens; their keys and values are appended to `cache`.
+
+    `argument`: the `cache_argument` of the decoder's forward.
+    """
+    output = decoder(
+        inputs_embeds=hidden_BQD,
+        attention_mask=mask,
+        position_ids=position_BQ,
+        use_cache=True,
+        **{argument: cache},
+    )
+    states: Tensor = output.last_hidden_state
+    return states
 
 
 def in_compute_dtype(hidden: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from transformers import Cache, DynamicCache
 from mllm.config import Attention, MLLMConfig, Part
 from mllm.exploitation import FeatureExploitation
 from mllm.generation import Answers, GeneratedAnswer, answer_ends, by_image, chunks
-from mllm.language import build_language_model, cache_argument, in_compute_dtype
+from mllm.language import build_language_model, cache_argument, in_compute_dtype, newest_states
 from mllm.prefix import (
     CACHE_BYTES,
     PrefixCache,
@@ -280,15 +280,7 @@ class MLLM(nn.Module):
 
     def _extend(self, hidden_BQD: Tensor, position_BQ: Tensor, cache: Cache, mask: Tensor) -> Tensor:
         """States (B, Q, D) of the newest tokens; their keys and values are appended to `cache`."""
-        output = self.llm.model(
-            inputs_embeds=hidden_BQD,
-            attention_mask=mask,
-            position_ids=position_BQ,
-            use_cache=True,
-            **{self.cache_argument: cache},
-        )
-        states: Tensor = output.last_hidden_state
-        return states
+        return newest_states(self.llm.model, hidden_BQD, position_BQ, cache, mask, self.cache_argument)
 
     @contextmanager
     def _attention(self, name: Attention) -> Iterator[None]:

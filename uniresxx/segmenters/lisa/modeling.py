@@ -28,7 +28,7 @@ from transformers import (
 )
 
 from mllm.generation import Branches, by_image, chunks
-from mllm.language import cache_argument, in_compute_dtype
+from mllm.language import cache_argument, in_compute_dtype, newest_states
 from mllm.prefix import (
     PrefixCache,
     branch_mask,
@@ -338,11 +338,4 @@ class Lisa(nn.Module):
 
     def _extend(self, hidden_BQD: Tensor, position_BQ: Tensor, cache: Cache, mask: Tensor) -> Tensor:
         """States of the newest tokens; their keys and values are appended to `cache`."""
-        output = self.llm.model(
-            inputs_embeds=hidden_BQD,
-            attention_mask=mask,
-            position_ids=position_BQ,
-            use_cache=True,
-            **{self.cache_argument: cache},
-        )
-        return output.last_hidden_state
+        return newest_states(self.llm.model, hidden_BQD, position_BQ, cache, mask, self.cache_argument)
