@@ -7,7 +7,7 @@ N generated tokens, K decisions of one answer, D width, V vocabulary.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +17,7 @@ from mllm.config import MLLMConfig
 from mllm.prefix import PrefixCache
 from mllm.tokens import Vocabulary
 
+OnTokens = Callable[[int, list[int]], None]  # row, and the tokens of its answer so far
 BRANCHES = 32  # of an image in one chunk: the cost of attention among packed branches grows with the square
 
 
@@ -54,6 +55,18 @@ def chunks(
             start, counts = row, Counter([image])
     if counts:
         yield slice(start, len(image_of_row))
+
+
+def in_words(
+    on_text: Callable[[int, str], None] | None, decode: Callable[[list[int]], str]
+) -> OnTokens | None:
+    """The listener of tokens for one of words, if there is one."""
+    return None if on_text is None else lambda row, ids: on_text(row, decode(ids))
+
+
+def counted_from(first_row: int, on_tokens: OnTokens | None) -> OnTokens | None:
+    """The listener of all rows, if there is one, for a chunk whose rows are counted from 0."""
+    return None if on_tokens is None else lambda row, ids: on_tokens(first_row + row, ids)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,47 +125,79 @@ def answer_ends(config: MLLMConfig, vocabulary: Vocabulary) -> list[int]:
     return [*dict.fromkeys((*end, *others))]
 
 
+def before_end(ids: list[int], ends: Sequence[int]) -> list[int]:
+    """The tokens before the end of an answer."""
+    return ids[: next((place for place, token in enumerate(ids) if token in ends), len(ids))]
+
+
+def report(tokens: Sequence[Tensor], branches: Branches, ends: Sequence[int], on_tokens: OnTokens) -> None:
+    """Tell the answer of every row so far: `tokens` (B, A) of each step."""
+    rows = torch.stack(list(tokens), 2).tolist()
+    for row, (b, a) in enumerate(branches.places):
+        on_tokens(row, before_end(rows[b][a], ends))
+
+
 class Answers:
     """The answers of a chunk while they grow.
 
-    An answer ends at an end token. Where the number of asked phrases is known, it also ends at a full stop that
-    follows as many decisions, and before a decision that directly follows another one beyond that number.
+    An answer ends at an end token, and where the number of its decisions is limited, behind the last of them, with
+    a full stop as in training.
     """
 
     def __init__(
-        self, vocabulary: Vocabulary, ends: Sequence[int], branches: Branches, phrases: int | None
+        self,
+        vocabulary: Vocabulary,
+        ends: Sequence[int],
+        branches: Branches,
+        most_decisions: Sequence[int] | None = None,
     ) -> None:
-        """`ends`: as of `answer_ends`. `phrases`: how many are asked for; None: not known."""
+        """Begin the answers.
+
+        Args:
+            vocabulary: of the model.
+            ends: as of `answer_ends`.
+            branches: what is answered.
+            most_decisions: of each row's answer; None: any number.
+        """
         device = branches.ids_BAT.device
-        self.vocabulary, self.ends, self.branches, self.phrases = vocabulary, ends, branches, phrases
+        self.vocabulary, self.ends, self.branches = vocabulary, ends, branches
         self._ends = torch.tensor(ends, device=device)
         self.done_BA = branches.lengths_BA == 0
         self._tokens: list[Tensor] = []
         self._states: list[Tensor] = []
         self._p_seg: list[Tensor] = []
         self._decided_BA = torch.zeros_like(branches.lengths_BA)
-        self._after_decision_BA = torch.zeros_like(self.done_BA)
         self._decisions = torch.tensor([vocabulary.seg, vocabulary.rej], device=device)
         # a tokenizer may spell a full stop in two ways: on its own and at the end of a word
         full_stops = {vocabulary.encode(text)[-1] for text in (".", "a.")}
         self._full_stops = torch.tensor(sorted(full_stops), device=device)
+        self._full_stop = vocabulary.encode(".")[-1]
+        self._most_BA: Tensor | None = None
+        if most_decisions is not None:
+            self._most_BA = torch.ones_like(branches.lengths_BA)
+            for place, number in zip(branches.places, most_decisions, strict=True):
+                self._most_BA[place] = number
 
     def add(self, state_BAD: Tensor, logits_BAV: Tensor) -> Tensor:
         """Append the most likely token (B, A) of every branch; an answer that has ended gets end tokens."""
         end = self.ends[0]
         token_BA = torch.where(self.done_BA, end, logits_BAV.argmax(dim=-1))
         is_decision_BA = torch.isin(token_BA, self._decisions)
-        if self.phrases is not None:
-            complete_BA = self._decided_BA >= self.phrases
-            token_BA = token_BA.masked_fill(complete_BA & self._after_decision_BA & is_decision_BA, end)
-            self.done_BA = self.done_BA | complete_BA & torch.isin(token_BA, self._full_stops)
+        if self._most_BA is not None:
+            complete_BA = self._decided_BA >= self._most_BA
+            is_stop_BA = torch.isin(token_BA, torch.cat((self._full_stops, self._ends)))
+            token_BA = token_BA.masked_fill(complete_BA & ~is_stop_BA, self._full_stop)
+            self.done_BA = self.done_BA | complete_BA
         self.done_BA = self.done_BA | torch.isin(token_BA, self._ends)
         self._decided_BA = self._decided_BA + is_decision_BA
-        self._after_decision_BA = is_decision_BA
         self._tokens.append(token_BA)
         self._states.append(state_BAD)
         self._p_seg.append(logits_BAV[..., self._decisions].float().softmax(dim=-1)[..., 0])
         return token_BA
+
+    def tell(self, on_tokens: OnTokens) -> None:
+        """Report the tokens of every answer so far."""
+        report(self._tokens, self.branches, self.ends, on_tokens)
 
     def collect(self, last_BAD: Tensor, own: bool) -> list[GeneratedAnswer]:
         """The answers in the order of the rows.
@@ -167,8 +212,7 @@ class Answers:
         rows, done = ids_BAN.tolist(), self.done_BA.tolist()
         answers, v = [], self.vocabulary
         for b, a in self.branches.places:
-            ids = rows[b][a]
-            ids = ids[: next((place for place, token in enumerate(ids) if token in self.ends), len(ids))]
+            ids = before_end(rows[b][a], self.ends)
             places = [i for i, token in enumerate(ids) if token in (v.seg, v.rej)]
             used = places or [0]
             source = after_BAND if own and places else states_BAND

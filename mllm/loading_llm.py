@@ -115,7 +115,7 @@ def _check_llava(model: MLLM, source: str, configs: LlavaConfigs, with_tower: bo
     if with_tower:
         if configs.tower is not None:
             refuse_other_config(source, configs.tower, c.low_config, "mllm.low", FREE_IN_TOWER)
-        check_pixels(source, c.pixel_stats.low, "low_stats")
+        check_pixels(source, c.pixel_stats.low, "mllm.low_stats")
     layers, ours = c.low_config.num_hidden_layers, c.low_select_layer
     theirs = configs.layer
     if theirs is None and c.low_config.model_type == "clip_vision_model":

@@ -18,7 +18,15 @@ from transformers import Cache, DynamicCache
 
 from mllm.config import Attention, MLLMConfig, Part
 from mllm.exploitation import FeatureExploitation
-from mllm.generation import Answers, GeneratedAnswer, answer_ends, by_image, chunks
+from mllm.generation import (
+    Answers,
+    GeneratedAnswer,
+    OnTokens,
+    answer_ends,
+    by_image,
+    chunks,
+    counted_from,
+)
 from mllm.language import build_language_model, cache_argument, in_compute_dtype, newest_states
 from mllm.prefix import (
     CACHE_BYTES,
@@ -208,6 +216,11 @@ class MLLM(nn.Module):
             self._extend(hidden_BLD, position_BL, cache, mask)
         return PrefixCache(tuple((layer.keys, layer.values) for layer in cache.layers), features.valid_BL)
 
+    def room(self, prefix: PrefixCache, new_tokens: int) -> int | None:
+        """Tokens of text that fit into the language model's context between prefix and answer; None: no limit."""
+        most = self.config.llm.get("max_position_embeddings")
+        return None if most is None else most - prefix.length - new_tokens
+
     def _prefix_positions(self, valid_BL: Tensor) -> Tensor:
         return prefix_positions(valid_BL, self.config.count_padding)
 
@@ -219,7 +232,8 @@ class MLLM(nn.Module):
         image_of_row: Sequence[int],
         max_new: int,
         cache_bytes: int = CACHE_BYTES,
-        phrases: int | None = None,
+        most_decisions: Sequence[int] | None = None,
+        on_tokens: OnTokens | None = None,
     ) -> list[GeneratedAnswer]:
         """Greedy answers to the branches of B images; the branches of an image share its prefix.
 
@@ -231,15 +245,18 @@ class MLLM(nn.Module):
             cache_bytes: branches are decoded in chunks whose keys and values fit into this, at least one at a
                 time. A chunk holds the prefix of each of its images once and the text of each branch, see
                 `PrefixCache.chunk_bytes`. Answers do not depend on it.
-            phrases: how many phrases each branch asks for: an answer ends at the full stop after as many
-                decisions. None: not known, it runs to the end token.
+            most_decisions: [SEG]s and [REJ]s of each branch's answer: it ends behind the last one. None: any number.
+            on_tokens: called after each new token, with each row and its answer so far.
         """
         tokens = max((len(branch) for branch in branches), default=0) + max_new
         answers: list[GeneratedAnswer] = []
         # FlexAttention would be compiled anew for every length, and flash cannot hide branches from one another
         with self._attention("eager" if self.config.attention == "eager" else "sdpa"):
             for rows in chunks(prefix, image_of_row, tokens, cache_bytes):
-                answers += self._generate_chunk(prefix, branches[rows], image_of_row[rows], max_new, phrases)
+                part = branches[rows], image_of_row[rows]
+                most = None if most_decisions is None else most_decisions[rows]
+                tell = counted_from(rows.start, on_tokens)
+                answers += self._generate_chunk(prefix, *part, max_new, most, tell)
         return answers
 
     def _generate_chunk(
@@ -248,7 +265,8 @@ class MLLM(nn.Module):
         branches: Sequence[Sequence[int]],
         image_of_row: Sequence[int],
         max_new: int,
-        phrases: int | None,
+        most_decisions: Sequence[int] | None,
+        on_tokens: OnTokens | None,
     ) -> list[GeneratedAnswer]:
         """One row per image: its prefix, the texts of all its branches, then the newest token of each in turn."""
         device = prefix.valid_BL.device
@@ -267,9 +285,11 @@ class MLLM(nn.Module):
         states_BQD = self._extend(hidden_BQD, position_BQ, cache, mask)
         state_BAD = asked.last_of(states_BQD.unflatten(1, (A, T)))
 
-        answers = Answers(self.vocabulary, self._ends, asked, phrases)
+        answers = Answers(self.vocabulary, self._ends, asked, most_decisions)
         for step in range(max_new):
             token_BA = answers.add(state_BAD, self.logits(state_BAD))
+            if on_tokens is not None:
+                answers.tell(on_tokens)
             if bool(answers.done_BA.all()) or step >= last_step:
                 break
             branch_BS = torch.cat((branch_BS, asked.branch_BA), dim=1)

@@ -109,7 +109,8 @@ def refuse_other_config(
     `free`: keys that may differ. The line says what `--model.FIELD` takes to fit: `words`, or where there are none
     the differing keys and then `wanted`.
     """
-    there, here = (_without(config.to_dict(), free) for config in (theirs, ours))
+    # nested configs of older releases keep keys that their model does not have, such as "is_decoder"
+    there, here = (_without(published_values(c.to_dict(), field), free) for c in (theirs, ours))
     differing = sorted(key for key in there.keys() | here.keys() if there.get(key) != here.get(key))
     if not differing:
         return

@@ -77,7 +77,7 @@ HIGH_NEW = (r"hidden_states_norms\..*", r"swin\.layernorm\..*")
 def load_low(model: MLLM, source: str) -> Report:
     """The low tower from any folder of its family; positions of another input size are interpolated."""
     _check_tower(source, model.config.low_config, "mllm.low")
-    check_pixels(source, model.config.pixel_stats.low, "low_stats")
+    check_pixels(source, model.config.pixel_stats.low, "mllm.low_stats")
     return check_low_tensors(model, source, LOW_RULES).fill()
 
 
@@ -85,16 +85,16 @@ def check_low_tensors(model: MLLM, source: str, rules: Rules, only: bool = True)
     """The low tower's tensors of a source, see `mllm.loading.check_part`."""
     family = family_of(model.config.low, LOW_FAMILIES, "mllm.low")
     tower = model.low.vit
-    adjust = _positions(tower, LOW_RULES, family.antialias)
+    adjust = positions_adjusted(tower, LOW_RULES, family.antialias)
     return check_part(tower, source, rules, only=only, adjust=adjust, own_rules=LOW_RULES)
 
 
 def load_high(model: MLLM, source: str) -> Report:
     """The high tower from a folder of its family, or a ConvNeXt from timm's trunk or an open_clip model."""
     _check_tower(source, model.config.high_config, "mllm.high")
-    check_pixels(source, model.config.pixel_stats.high, "high_stats")
+    check_pixels(source, model.config.pixel_stats.high, "mllm.high_stats")
     tower = model.high.backbone
-    adjust = _positions(tower, HIGH_RULES)
+    adjust = positions_adjusted(tower, HIGH_RULES)
     part = check_part(tower, source, HIGH_RULES, new=HIGH_NEW, adjust=adjust, own_rules=HIGH_RULES)
     report = part.fill()
     with torch.no_grad():
@@ -111,7 +111,7 @@ def _check_tower(source: str, ours: PreTrainedConfig, field: str) -> None:
         refuse_other_config(source, theirs, ours, field, FREE_IN_TOWER)
 
 
-def _positions(
+def positions_adjusted(
     tower: nn.Module, rules: Rules, antialias: bool = False
 ) -> dict[str, Callable[[Tensor], Tensor]]:
     """A function for each table of positions that gives it our number of positions."""
@@ -136,7 +136,7 @@ def resize_positions(table_ND: Tensor, count: int, antialias: bool = False) -> T
     return resized.reshape(*table_ND.shape[:-2], count, -1).to(table_ND.dtype)
 
 
-def check_pixels(source: str, stats: PixelStats, field_name: str) -> None:
+def check_pixels(source: str, stats: PixelStats, field: str) -> None:
     """ValueError where the source's own preprocessor normalises pixels in another way."""
     path = folder_of(source) / "preprocessor_config.json"
     if not path.is_file():
@@ -150,8 +150,8 @@ def check_pixels(source: str, stats: PixelStats, field_name: str) -> None:
 
     if all(theirs) and not same(PIXEL_STATS[stats]):
         known = [name for name, ours in PIXEL_STATS.items() if same(ours)]
-        advice = f"set mllm.{field_name} to {known[0]!r}" if known else "no statistics here are like these"
+        advice = f"set {field} to {known[0]!r}" if known else "no statistics here are like these"
         raise ValueError(
             f"{path}: pixels have mean {values['image_mean']} and deviation {values['image_std']}, "
-            f"mllm.{field_name}={stats!r} has others: {advice}"
+            f"{field}={stats!r} has others: {advice}"
         )
