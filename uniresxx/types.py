@@ -120,42 +120,10 @@ class ImageRecord:
     referent_boxes: Mapping[str, np.ndarray] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """One phrase of a generated answer, with its mask; None where the model rejected the phrase."""
-
-    phrase: str
-    mask: RLE | None
-    score: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class Instance:
-    """One of the things that a mask unites."""
-
-    mask: RLE
-    score: float | None  # probability to be an instance times predicted IoU, 0..1
-
-
-@dataclass(frozen=True, slots=True)
-class Prediction:
-    """The answer to one expression, in the image frame at the photo's size."""
-
-    rejected: bool
-    mask: RLE | None
-    text: str | None  # as generated, may be empty; None: not known (files of other models)
-    score: float | None = None  # predicted IoU, 0..1
-    p_absent: float | None = None
-    mask_if_forced: RLE | None = None  # of a rejected expression: what a forced [SEG] gives
-    segments: tuple[Segment, ...] = ()  # one per phrase, where several were asked together
-    instances: tuple[
-        Instance, ...
-    ] = ()  # whose union is `mask`; empty where the model does not tell them apart
-    truncated: bool = False  # the answer had not ended after `Decoding.max_new_tokens`
-
-
 DecisionRule = Literal["token", "token_and_presence"]
+DecodingMode = Literal["generate", "forced"]
 EVALUATION_TEMPLATE = "Segment {expression}."
+AS_TYPED = "{expression}"  # the template of a conversation: the text goes to the model as it is
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,22 +131,24 @@ class Decoding:
     """How answers are generated; saved beside every number that depends on it."""
 
     rule: DecisionRule | None = None  # None: the default of the model's config
-    template: str = EVALUATION_TEMPLATE  # the chat uses "{expression}": the text as typed
+    # "forced": the answer [SEG] is given, so nothing is ever rejected; the shortcut of LISA's and GSVA's evaluation
+    mode: DecodingMode = "generate"
+    template: str = EVALUATION_TEMPLATE
     max_new_tokens: int = 48
     cache_bytes: int = (
         4 * 2**30
     )  # for keys and values while generating; changes memory and time, but no answer
 
-    @property
-    def phrases(self) -> int | None:
-        """How many phrases a text asks for; None: not known, because the text goes to the model as typed."""
-        return None if self.template == "{expression}" else 1
-
     def describe(self, rule: DecisionRule) -> dict[str, Any]:
         """A record for JSON, with the rule that was used and a hash of the template."""
-        record = asdict(self) | {"rule": rule, "search": "greedy"}
+        record = asdict(self) | {"rule": rule, "search": "greedy", "thresholds": thresholds_of(rule)}
         del record["cache_bytes"]  # no answer depends on it
         return record | {"template_sha256": sha256(self.template.encode()).hexdigest()[:12]}
+
+
+def thresholds_of(rule: str | None) -> dict[str, float | None]:
+    """The thresholds that turn a model's numbers into an answer: of a pixel's probability, and of absence."""
+    return {"mask": 0.5, "p_absent": 0.5 if rule == "token_and_presence" else None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +157,10 @@ class Question:
 
     text: str
     history: tuple[tuple[str, str], ...] = ()
+
+
+Texts = Sequence[Sequence[str | Question]]  # of each photo
+OnText = Callable[[int, str], None]  # number of the text asked, and its answer so far
 
 
 @dataclass(frozen=True, slots=True)

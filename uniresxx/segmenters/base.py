@@ -7,7 +7,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from uniresxx.types import DecisionRule, Decoding, ImageRecord, Prediction, Question, TrainingBatch
+from uniresxx.prediction import Prediction
+from uniresxx.types import DecisionRule, Decoding, ImageRecord, OnText, Question, TrainingBatch
 
 
 @runtime_checkable
@@ -31,6 +32,11 @@ class Segmenter(Protocol):
         """How this model's evaluation asks for an expression: `Decoding.template` unless the caller names another."""
         ...
 
+    @property
+    def finds_instances(self) -> bool:
+        """Whether `Prediction.instances` tells the things apart that a mask unites."""
+        ...
+
     def encode_images(self, photos: Sequence[np.ndarray]) -> Any:
         """Encode photos; the result is opaque to the caller.
 
@@ -39,8 +45,24 @@ class Segmenter(Protocol):
         """
         ...
 
+    def join_images(self, encoded: Sequence[Any]) -> Any:
+        """Photos encoded apart, at least one, as if they had been encoded together.
+
+        Args:
+            encoded: results of `encode_images`, in the order of the result.
+        """
+        ...
+
+    def split_images(self, encoded: Any) -> list[Any]:
+        """The result of `encode_images` for each of its photos alone; they share no memory."""
+        ...
+
     def answer(
-        self, encoded: Any, texts: Sequence[Sequence[str | Question]], decoding: Decoding
+        self,
+        encoded: Any,
+        texts: Sequence[Sequence[str | Question]],
+        decoding: Decoding,
+        on_text: OnText | None = None,
     ) -> list[Prediction]:
         """One prediction per text, photo by photo, in order.
 
@@ -48,6 +70,8 @@ class Segmenter(Protocol):
             encoded: result of `encode_images`.
             texts: `texts[b]` belongs to photo b.
             decoding: how answers are generated.
+            on_text: called while the answers are generated, after each token, with the number of a text and the
+                words of its answer so far; models that do not generate words never call it.
         """
         ...
 
