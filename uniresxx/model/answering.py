@@ -13,16 +13,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from mllm.generation import GeneratedAnswer
+from mllm.generation import GeneratedAnswer, in_words
 from mllm.modeling import MLLM
 from mllm.prefix import PrefixCache
-from mllm.tokens import REJ, SEG, Vocabulary
+from mllm.tokens import Vocabulary
+from uniresxx.conversation.context import fitted, with_dropped
+from uniresxx.conversation.phrases import asked_phrases
 from uniresxx.imaging.masks import encode, union
 from uniresxx.model.heads.base import HeadOutput
 from uniresxx.model.heads.instances import InstanceOutput
+from uniresxx.model.photo_batches import join_prefixes, join_tensors, split_prefix, split_tensors
 from uniresxx.model.processing import View, photo_masks
 from uniresxx.model.templates import asked_branches
-from uniresxx.types import DecisionRule, Decoding, Instance, Prediction, Question, Segment
+from uniresxx.prediction import Instance, Prediction, Segment, phrases_in
+from uniresxx.text import asked_questions
+from uniresxx.types import AS_TYPED, DecisionRule, Decoding, OnText, Question
 
 # features, prompts and the image of each -> the head's output, with instance queries also what it unites
 MasksOf = Callable[[Any, torch.Tensor, torch.Tensor, int], tuple[HeadOutput, InstanceOutput | None]]
@@ -40,6 +45,28 @@ class EncodedPhotos:
     proposal_seconds: float  # time to find the boxes of all photos
 
 
+def join_photos(encoded: Sequence[EncodedPhotos]) -> EncodedPhotos:
+    """Photos encoded apart as one batch."""
+    return EncodedPhotos(
+        [view for photos in encoded for view in photos.views],
+        join_prefixes([photos.prefix for photos in encoded]),
+        join_tensors([photos.features for photos in encoded]),
+        sum(photos.proposal_seconds for photos in encoded),
+    )
+
+
+def split_photos(encoded: EncodedPhotos) -> list[EncodedPhotos]:
+    """Each photo of a batch alone, with an equal share of the time for proposals."""
+    count = len(encoded.views)
+    parts = zip(
+        encoded.views, split_prefix(encoded.prefix), split_tensors(encoded.features, count), strict=True
+    )
+    return [
+        EncodedPhotos([view], prefix, features, encoded.proposal_seconds / count)
+        for view, prefix, features in parts
+    ]
+
+
 def answer_texts(
     mllm: MLLM,
     masks_of: MasksOf,
@@ -47,9 +74,18 @@ def answer_texts(
     texts: Sequence[Sequence[str | Question]],
     decoding: Decoding,
     rule: DecisionRule,
+    on_text: OnText | None = None,
 ) -> list[Prediction]:
     """Generate the answers of all texts of all photos together; flat, photo by photo."""
-    image_of_row, branches = asked_branches(texts, decoding, mllm.vocabulary, mllm.config.chat)
+
+    def branches_of(
+        texts: Sequence[Sequence[str | Question]],
+    ) -> tuple[list[int], list[list[int]]]:
+        return asked_branches(texts, decoding, mllm.vocabulary, mllm.config.chat)
+
+    room = mllm.room(encoded.prefix, decoding.max_new_tokens)
+    texts, dropped = fitted(texts, room, lambda question: len(branches_of([[question]])[1][0]))
+    image_of_row, branches = branches_of(texts)
     if not branches:
         return []
     answers = mllm.generate(
@@ -58,7 +94,8 @@ def answer_texts(
         image_of_row,
         decoding.max_new_tokens,
         decoding.cache_bytes,
-        decoding.phrases,
+        phrase_counts(texts, decoding),
+        in_words(on_text, mllm.vocabulary.decode),
     )
     predictions: list[Prediction] = []
     for start in range(0, len(answers), ANSWERS_AT_ONCE):
@@ -75,7 +112,14 @@ def answer_texts(
         else:
             masks, found = photo_instances(instances, image_of_expr, encoded.views)
         predictions += predictions_of(part, output, masks, mllm.vocabulary, rule, found)
-    return predictions
+    return with_dropped(predictions, dropped)
+
+
+def phrase_counts(texts: Sequence[Sequence[str | Question]], decoding: Decoding) -> list[int]:
+    """How many phrases each text asks for: an expression of a template is one, and so is a plain question."""
+    if decoding.template != AS_TYPED:
+        return [1] * sum(map(len, texts))
+    return [max(1, len(asked_phrases(question.text))) for _, question in asked_questions(texts)]
 
 
 def photo_instances(
@@ -159,16 +203,14 @@ def prediction_of(
     accepted = [yes and bool(mask.any()) for yes, mask in zip(accepted, masks, strict=False)]
     rles = [encode(mask) for mask in masks]
     segments = tuple(
-        Segment(phrase, rle if yes else None, score)
-        for phrase, rle, yes, score in zip(
-            _phrases(text, len(accepted)), rles, accepted, scores, strict=False
-        )
+        Segment(phrase, rle if yes else None, score, span)
+        for (phrase, span), rle, yes, score in zip(phrases_in(text), rles, accepted, scores, strict=False)
     )
     united = [rle for rle, yes in zip(rles, accepted, strict=False) if yes]
     size = masks[0].shape
     return Prediction(
         rejected=not united,
-        mask=union(united, size) if united else None,
+        rle=union(united, size) if united else None,
         text=text,
         score=max((s for s, yes in zip(scores, accepted, strict=False) if yes), default=scores[0]),
         p_absent=min(p_absent),
@@ -179,9 +221,3 @@ def prediction_of(
         ),
         truncated=truncated,
     )
-
-
-def _phrases(text: str, count: int) -> list[str]:
-    """Phrases of `a: [SEG], b: [REJ].`, empty strings where the answer names none."""
-    pieces = [piece.strip(" ,.;:") for piece in text.replace(REJ, SEG).split(SEG)]
-    return (pieces + [""] * count)[:count]

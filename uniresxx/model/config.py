@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
 from mllm.chat_templates import ChatTemplate
@@ -19,6 +19,7 @@ HeadKind = Literal["pyramid", "sam", "sam2"]
 MaskResolution = Literal["full", "low", "points", "photo"]
 Source = Literal["llava", "llm", "low", "high", "sam"]
 NORM_GROUPS = 8
+MASK_TERMS = ("mask", "dice", "quality", "presence", "contrast", "dense")  # of the loss
 # (last part of a field, value in files of earlier versions) -> value now
 FORMER_VALUES = {("boxes", "segmenter"): "classical"}
 # part of a config -> values of its fields that files of earlier versions do not have, where boxes are "learned"
@@ -172,6 +173,9 @@ class WeightsConfig:
 class LossConfig:
     """Weights of METHOD section 4; `dense` is the auxiliary of the scenes (kind, colour, part per pixel).
 
+    `words` is for a language model with random weights. Without this term the model drops the words that change a
+    mask least, such as "left" (docs/log.md).
+
     Where all weights of the mask head's terms are 0 it is not run in training, and no term of it is logged; the same
     holds for `box`.
 
@@ -185,6 +189,8 @@ class LossConfig:
     dice: float = 0.5
     quality: float = 0.1
     presence: float = 0.5
+    contrast: float = 0.0  # of masks that are confused with others of the same picture (losses.contrast_sum)
+    words: float = 0.0  # the state before [SEG] must name the question's words (criterion.words_sum)
     dense: float = 0.0
     box: float = 1.0  # of the learned box head
     resolution: MaskResolution = "full"
@@ -208,11 +214,12 @@ class LossConfig:
     @property
     def teaches_masks(self) -> bool:
         """Whether any term needs the mask head."""
-        return any((self.mask, self.dice, self.quality, self.presence, self.dense))
+        return any(getattr(self, term) for term in MASK_TERMS)
 
     def text_only(self) -> LossConfig:
         """The loss of plain answers: no term of the mask head or the box head."""
-        return replace(self, mask=0.0, dice=0.0, quality=0.0, presence=0.0, dense=0.0, box=0.0)
+        none = dict.fromkeys((*MASK_TERMS, "words", "box"), 0.0)
+        return LossConfig(**{**vars(self), **none})
 
 
 @dataclass(frozen=True)

@@ -45,15 +45,42 @@ def mask_sums(
     """(BCE, dice) summed over masks; BCE is the mean over valid pixels of each mask.
 
     Dice 1 - (2 sum pg + s) / (sum p + sum g + s) over valid pixels (smoothing s of 1 pixel: our choice).
-    Truth may be the covered share of a cell, 0..1. Any trailing shape: pixels, cells or points.
+    Truth may be the covered share of a cell, 0..1, and is 0 where nothing is valid. Any trailing shape: pixels, cells
+    or points. All sums are dot products, so that no product of two maps is kept for the backward pass.
     """
-    truth, valid = truth_EHW.to(logits_EHW.dtype), valid_EHW.to(logits_EHW.dtype)
-    bce = F.binary_cross_entropy_with_logits(logits_EHW, truth, reduction="none") * valid
-    bce_E = bce.flatten(1).sum(1) / valid.flatten(1).sum(1).clamp(min=1)
-    p = logits_EHW.sigmoid() * valid
-    inter_E = (p * truth).flatten(1).sum(1)
-    dice_E = 1 - (2 * inter_E + smooth) / (p.flatten(1).sum(1) + truth.flatten(1).sum(1) + smooth)
+    logits, truth, valid = (x.flatten(1).to(logits_EHW.dtype) for x in (logits_EHW, truth_EHW, valid_EHW))
+    bce_E = (dots(F.softplus(logits), valid) - dots(logits, truth)) / valid.sum(1).clamp(min=1)
+    p = logits.sigmoid()
+    dice_E = 1 - (2 * dots(p, truth) + smooth) / (dots(p, valid) + truth.sum(1) + smooth)
     return bce_E.sum(), dice_E.sum()
+
+
+def dots(a_EN: Tensor, b_EN: Tensor) -> Tensor:
+    """Dot product of each row of `a` with that of `b` -> (E,), in their dtype: autocast would round them to bf16."""
+    with torch.autocast(a_EN.device.type, enabled=False):
+        return torch.bmm(a_EN[:, None], b_EN[:, :, None])[:, 0, 0]
+
+
+def contrast_sum(logits_Phw: Tensor, truth_Phw: Tensor, image_P: Tensor, most: int) -> Tensor:
+    """How much each mask is confused with another one of its picture, summed over masks (our choice).
+
+    Where the true masks of two expressions do not overlap, the pixels of the first shall have a higher logit for the
+    first: softplus(other - own), mean over its pixels. Each mask counts with the expression it is most confused with.
+    Two expressions that differ in one word ("the left car", "the right car") differ in nothing else, so the gradient
+    is that of the word alone; BCE and dice are nearly indifferent while both cars are masked for either of them.
+
+    Masks of a picture stand one after another, at most `most` of them. No step has a size that depends on the data.
+    """
+    logits_PN, truth_PN = logits_Phw.flatten(1), truth_Phw.flatten(1).to(logits_Phw.dtype)
+    area_P = truth_PN.sum(dim=1)
+    worst_P = logits_PN.new_zeros(len(logits_PN))
+    for step in range(1, most):
+        for shift in (step, -step):
+            other_PN, other_truth_PN = logits_PN.roll(shift, dims=0), truth_PN.roll(shift, dims=0)
+            apart_P = (image_P == image_P.roll(shift)) & (dots(truth_PN, other_truth_PN) == 0)
+            confusion_P = dots(F.softplus(other_PN - logits_PN), truth_PN) / area_P.clamp(min=1)
+            worst_P = torch.maximum(worst_P, confusion_P * apart_P)
+    return worst_P.sum()
 
 
 def resized(logits_Ehw: Tensor, size: Sequence[int]) -> Tensor:
@@ -74,35 +101,33 @@ def shown_logits(logits_Ehw: Tensor, side: int, shown: tuple[int, int]) -> Tenso
     return resized(logits_Ehw[:, :rows, :columns], size)[:, : shown[0], : shown[1]]
 
 
-def photo_logits(
-    logits_Ehw: Tensor, frame: Sequence[int], inner: Sequence[int], size: Sequence[int]
-) -> Tensor:
-    """Logits at the photo's size (y, x): to the whole frame, cut to what shows the photo, to the photo.
+def photo_logits(logits_Ehw: Tensor, side: int, inner: tuple[int, int], size: Sequence[int]) -> Tensor:
+    """Logits at the photo's size (y, x): to the square frame, cut to what shows the photo, to the photo.
 
-    The order of SAM's `postprocess_masks`, which LISA's loss goes through (dvlab-research/LISA:model/LISA.py).
+    The values of SAM's `postprocess_masks`, which LISA's loss goes through (dvlab-research/LISA:model/LISA.py); rows
+    and columns of padding alone are left out before they are enlarged.
     """
-    return resized(resized(logits_Ehw, frame)[:, : inner[0], : inner[1]], size)
+    return resized(shown_logits(logits_Ehw, side, inner), size)
 
 
 def photo_sums(
     logits_Ehw: Tensor, masks_photo: Sequence[Tensor], frame: int, smooth: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(BCE, dice, IoU of each) of every mask at the size of its photo; `masks_photo` as in Batch, E in its order.
+) -> tuple[Tensor, Tensor]:
+    """(BCE, dice) summed over masks, each at the size of its photo; `masks_photo` as in Batch, E in its order.
 
     A loop over images, because their sizes differ. The backward pass keeps each map at two sizes. `frame` is the
     side of the padded square.
     """
-    sums, ious = [logits_Ehw.new_zeros(2)], [logits_Ehw.new_zeros(0)]
+    sums = [logits_Ehw.new_zeros(2)]
     own_logits = logits_Ehw.split([len(truth_Eyx) for truth_Eyx in masks_photo])
     for own_Ehw, truth_Eyx in zip(own_logits, masks_photo, strict=True):
         y, x = truth_Eyx.shape[1:]
         box = Letterbox.fit(y, x, frame)
-        logits_Eyx = photo_logits(own_Ehw, (frame, frame), (box.inner_height, box.inner_width), (y, x))
+        logits_Eyx = photo_logits(own_Ehw, frame, (box.inner_height, box.inner_width), (y, x))
         everywhere = torch.ones_like(truth_Eyx)
         sums.append(torch.stack(mask_sums(logits_Eyx, truth_Eyx, everywhere, smooth)))
-        ious.append(true_iou(logits_Eyx, truth_Eyx, everywhere))
     bce, dice = torch.stack(sums).sum(dim=0)
-    return bce, dice, torch.cat(ious)
+    return bce, dice
 
 
 def cells(truth_EHW: Tensor, valid_EHW: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -116,6 +141,15 @@ def cells(truth_EHW: Tensor, valid_EHW: Tensor, size: tuple[int, int]) -> tuple[
     share = F.adaptive_avg_pool2d(valid_EHW.float(), size)
     covered = F.adaptive_avg_pool2d((truth_EHW & valid_EHW).float(), size)
     return covered / share.clamp(min=1e-6), share >= 0.5
+
+
+def at_centres(map_EHW: Tensor, size: Sequence[int]) -> Tensor:
+    """The pixel (E, H, W, …) at the centre of each cell of a coarser grid; cheaper than `cells`."""
+    rows, columns = (
+        ((torch.arange(n, device=map_EHW.device) + 0.5) * (side / n)).long()
+        for n, side in zip(size, map_EHW.shape[1:3], strict=True)
+    )
+    return map_EHW[:, rows[:, None], columns]
 
 
 def at_points(map_EHW: Tensor, points_EK2: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ M region tokens, h w low frame or grid, H W high frame, S mask frame.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any
 
@@ -20,10 +20,11 @@ from mllm.config import Part
 from mllm.modeling import MLLM, Boxes, ImageFeatures
 from mllm.tokens import Vocabulary
 from uniresxx.errors import InputError
-from uniresxx.model.answering import EncodedPhotos, answer_texts
+from uniresxx.model.answering import EncodedPhotos, answer_texts, join_photos, split_photos
 from uniresxx.model.collate import PackedCollator
 from uniresxx.model.config import UniRESPlusPlusConfig
 from uniresxx.model.criterion import ModelOutput, all_counts, instance_counts, loss_terms
+from uniresxx.model.forced import forced
 from uniresxx.model.heads.base import HeadInputs, HeadOutput, MaskHead, RegionBoxes
 from uniresxx.model.heads.instances import InstanceOutput, InstanceQueries
 from uniresxx.model.heads.pyramid import PyramidHead
@@ -33,16 +34,10 @@ from uniresxx.model.placement import autocast_of, sent, wait_for
 from uniresxx.model.processing import FROM_FEATURES, PixelNorm, View, tensors_of, view_photo, with_boxes
 from uniresxx.model.regions.learned import BoxHead, BoxOutput
 from uniresxx.model.tuning import apply_tuning
-from uniresxx.types import (
-    EVALUATION_TEMPLATE,
-    Batch,
-    DecisionRule,
-    Decoding,
-    ImageRecord,
-    Prediction,
-    Question,
-)
+from uniresxx.prediction import Prediction
+from uniresxx.types import EVALUATION_TEMPLATE, Batch, DecisionRule, Decoding, ImageRecord, OnText, Question
 
+RARE = -5.0  # logit of a word that few questions have
 BOX_FIELDS = ("object_boxes_BO4", "object_valid_BO", "part_boxes_BP4", "part_valid_BP")
 
 
@@ -80,6 +75,7 @@ class UniRESPlusPlusModel(nn.Module):
         self.instances = InstanceQueries(config.instances, m.llm_width) if config.instances else None
         classes = sum(config.dense_classes)
         self.dense = nn.Conv2d(config.head.width, classes, 1) if classes else None
+        self.words = _word_head(m.llm_width, m.token_count) if config.loss.words else None
         learned = config.boxes == "learned"
         self.box_head = BoxHead(config.box_head, m.high_widths, m.high_strides) if learned else None
         # of boxes "owlv2", pixels and extent -> boxes; not a submodule, never saved
@@ -109,6 +105,7 @@ class UniRESPlusPlusModel(nn.Module):
             dense,
             found.output,
             instances,
+            None if self.words is None else self.words(prompts_ED),
         )
 
     def counts(self, batch: Batch) -> Counts:
@@ -147,6 +144,11 @@ class UniRESPlusPlusModel(nn.Module):
         """True for the labelled ablation `boxes = "truth"`."""
         return self.config.boxes == "truth"
 
+    @property
+    def finds_instances(self) -> bool:
+        """Whether the mask head has instance queries."""
+        return self.instances is not None
+
     def encode_images(self, photos: Sequence[np.ndarray]) -> EncodedPhotos:
         """Encode photos once: proposals, both towers, MGFE, the LLM's prefix, the mask head's features."""
         return self.encode_views([view_photo(photo, self.config) for photo in photos])
@@ -176,6 +178,14 @@ class UniRESPlusPlusModel(nn.Module):
             views = with_boxes(views, found.boxes)
         return EncodedPhotos(views, prefix, features, seconds)
 
+    def join_images(self, encoded: Sequence[EncodedPhotos]) -> EncodedPhotos:
+        """Photos encoded apart, as if they had been encoded together."""
+        return join_photos(encoded)
+
+    def split_images(self, encoded: EncodedPhotos) -> list[EncodedPhotos]:
+        """Each encoded photo alone."""
+        return split_photos(encoded)
+
     def regions(self, encoded: EncodedPhotos) -> list[dict[str, np.ndarray]]:
         """The region proposals of each photo: xyxy (N, 4) in the image frame by "object" and "part"."""
         regions = []
@@ -190,12 +200,22 @@ class UniRESPlusPlusModel(nn.Module):
 
     @torch.no_grad()
     def answer(
-        self, encoded: EncodedPhotos, texts: Sequence[Sequence[str | Question]], decoding: Decoding
+        self,
+        encoded: EncodedPhotos,
+        texts: Sequence[Sequence[str | Question]],
+        decoding: Decoding,
+        on_text: OnText | None = None,
     ) -> list[Prediction]:
-        """Generate the answers of all texts of all photos together; flat, photo by photo."""
+        """Generate the answers of all texts of all photos together; flat, photo by photo.
+
+        `on_text`: hears the words of each answer as they come.
+        """
         rule = decoding.rule or self.decision_rule
+        if decoding.mode == "forced":  # the state before the first token is the one that a given [SEG] has
+            decoding = replace(decoding, max_new_tokens=1)
         with autocast_of(self):
-            return answer_texts(self.mllm, self.masks, encoded, texts, decoding, rule)
+            predictions = answer_texts(self.mllm, self.masks, encoded, texts, decoding, rule, on_text)
+        return forced(predictions) if decoding.mode == "forced" else predictions
 
     def head_inputs(self, image: ImageFeatures, pixels_mask_B3SS: Tensor | None) -> HeadInputs:
         """What the mask head may read; `blind_to_image` zeroes the pixels of its own frame as well.
@@ -277,6 +297,13 @@ class UniRESPlusPlusModel(nn.Module):
             return 0.0
         wait_for(next(self.parameters()).device)
         return perf_counter()
+
+
+def _word_head(width: int, words: int) -> nn.Linear:
+    """Logits that start where nearly no word is there."""
+    head = nn.Linear(width, words)
+    nn.init.constant_(head.bias, RARE)
+    return head
 
 
 def _mask_head(config: UniRESPlusPlusConfig, from_file: bool) -> PyramidHead | SamHead | Sam2Head:

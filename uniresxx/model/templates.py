@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from mllm.chat import ChatTurn, Mark, render
 from mllm.chat_templates import ChatTemplate
 from mllm.tokens import Vocabulary
+from uniresxx.text import asked_questions
 from uniresxx.types import Decoding, Expression, Phrase, Question, Turn
 
 # METHOD section 3: at least ten question templates in training, one in evaluation (types.EVALUATION_TEMPLATE).
@@ -68,13 +69,11 @@ def asked_branches(
 ) -> tuple[list[int], list[list[int]]]:
     """Image number and token ids of each text, photo by photo; the ids end where the answer begins."""
     images, branches = [], []
-    for image, row in enumerate(texts):
-        for text in row:
-            question = text if isinstance(text, Question) else Question(text)
-            turns = [generated_turn(asked, answer) for asked, answer in question.history]
-            turns.append(ChatTurn(decoding.template.format(expression=question.text)))
-            images.append(image)
-            branches.append(render(turns, vocabulary, chat=chat).ids_T)
+    for image, question in asked_questions(texts):
+        turns = [generated_turn(asked, answer) for asked, answer in question.history]
+        turns.append(ChatTurn(decoding.template.format(expression=question.text)))
+        images.append(image)
+        branches.append(render(turns, vocabulary, chat=chat).ids_T)
     return images, branches
 
 

@@ -23,7 +23,7 @@ PARTS: Parts = {  # of UniRES++
     "regions": ("mllm.object_tokens", "mllm.part_tokens"),
     "exploitation": ("mllm.exploitation",),
     "llm": ("mllm.llm",),
-    "head": ("head", "dense", "instances"),
+    "head": ("head", "dense", "words", "instances"),
     "mask_encoder": ("head.sam.vision_encoder",),
     "box_head": ("box_head",),
 }

@@ -1,111 +1,69 @@
-"""Dialogues about a scene: several phrases at once, a thing and then its part, plain questions."""
+"""Conversations about a scene: several phrases at once, questions that point back, plain ones, unrelated turns."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-from uniresxx.data.scenes.phrasing import Style, noun_phrase, phrase
+from uniresxx.data.dialogues.wording import ask_one, ask_several, pick
+from uniresxx.data.scenes.follow_ups import follow_up
+from uniresxx.data.scenes.named import any_phrase
+from uniresxx.data.scenes.plain_questions import plain_turn
 from uniresxx.data.scenes.propose import Proposer
-from uniresxx.data.scenes.solver import Query, solve
-from uniresxx.data.scenes.words import plural
-from uniresxx.imaging.masks import encode
-from uniresxx.types import Dialogue, Granularity, Phrase, Turn
+from uniresxx.types import Dialogue, Phrase, Turn
 
-_NUMBER_WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight")
-
-
-def _phrase(proposer: Proposer, query: Query, text: str, granularity: Granularity) -> Phrase | None:
-    """The phrase with its solved mask; None where the answer is not clear."""
-    answer = solve(proposer.scene, query)
-    if answer is None:
-        return None
-    if not answer.paints:
-        return Phrase(text, None, Granularity.NONE)
-    return Phrase(text, encode(proposer.scene.mask(answer.paints)), granularity)
-
-
-def _style(proposer: Proposer) -> Style:
-    return replace(proposer.draw_style(), telegraphic=False, form=0)
-
-
-def _one(proposer: Proposer) -> Query | None:
-    return proposer.name_thing(proposer.pick(list(proposer.scene.things)))
+MOST_PHRASES = 4
+MOST_TURNS = 5
 
 
 def _several(proposer: Proposer) -> tuple[Turn, ...] | None:
-    """One question with two or three phrases, some of them about things that are not there."""
+    """One question for two to four phrases, some of them about things that are not there."""
+    roll = proposer.rng.random()
+    wanted = 2 if roll < 0.45 else 3 if roll < 0.8 else MOST_PHRASES
     phrases: list[Phrase] = []
-    for _ in range(3):
-        query = _one(proposer)
-        if query is None:
-            continue
-        found = proposer.solved(query)
-        if found is not None and proposer.chance(0.35):
-            changed = proposer.propose_negative(found)
-            query = changed[1] if changed else query
-        style = _style(proposer)
-        item = _phrase(proposer, query, "the " + noun_phrase(query, style, False), Granularity.OBJECT)
-        if item is not None and item.text not in [other.text for other in phrases]:
-            phrases.append(item)
+    for _ in range(wanted + 3):
+        found = any_phrase(proposer)
+        if found is not None and found.text not in [other.text for other in phrases]:
+            phrases.append(found)
+        if len(phrases) == wanted:
+            break
     if len(phrases) < 2:
         return None
-    names = [item.text for item in phrases]
-    return (Turn(f"Segment {', '.join(names[:-1])} and {names[-1]}.", tuple(phrases)),)
-
-
-def _follow_up(proposer: Proposer) -> tuple[Turn, ...] | None:
-    """A thing, then a part of it, called "its wheel" or the like."""
-    query = _one(proposer)
-    if query is None:
-        return None
-    thing_answer = solve(proposer.scene, query)
-    if thing_answer is None or len(thing_answer.things) != 1:
-        return None
-    thing = thing_answer.things[0]
-    style = _style(proposer)
-    name = "the " + noun_phrase(query, style, False)
-    first = _phrase(proposer, query, name, Granularity.OBJECT)
-    parts = proposer.askable_parts(thing, transfer=False)
-    if not parts or first is None:
-        return None
-    part_query = replace(query, part=proposer.pick(parts))
-    if proposer.chance(0.3):
-        absent = [
-            q for q in proposer.other_parts(part_query) if (a := solve(proposer.scene, q)) and not a.paints
-        ]
-        part_query = absent[0] if absent else part_query
-    words = phrase(part_query, replace(style, plain=True)).split(" of ")[0]
-    second = _phrase(proposer, part_query, f"its {words}", Granularity.PART)
-    if second is None:
-        return None
-    return Turn(f"Segment {name}.", (first,)), Turn(f"And its {words}?", (second,))
+    question = ask_several([found.text for found in phrases], proposer.rng)
+    return None if question is None else (Turn(question, tuple(phrases)),)
 
 
 def _plain(proposer: Proposer) -> tuple[Turn, ...] | None:
-    """A question without a mask: how many, is there, which colour."""
+    turn = plain_turn(proposer)
+    return None if turn is None else (turn,)
+
+
+def _unrelated(proposer: Proposer) -> tuple[Turn, ...] | None:
+    """Two to five turns that each stand for themselves; some were asked before."""
+    wanted = 2 + int(proposer.rng.random() * (MOST_TURNS - 1))
+    turns: list[Turn] = []
+    for _ in range(2 * wanted):
+        turns += _unrelated_turn(proposer, turns)
+        if len(turns) == wanted:
+            break
+    return tuple(turns) if len(turns) > 1 else None
+
+
+def _unrelated_turn(proposer: Proposer, turns: list[Turn]) -> list[Turn]:
     roll = proposer.rng.random()
-    kind = proposer.pick(proposer.preset.kinds if proposer.chance(0.3) else list(proposer.by_kind))
-    here = proposer.by_kind.get(kind, [])
-    if roll < 0.45:
-        return (
-            Turn(f"How many {plural(kind)} are there?", answer=f"{_NUMBER_WORDS[len(here)].capitalize()}."),
-        )
-    if roll < 0.75:
-        colours = [c for c in proposer.preset.colours if proposer.may_ask_pair(kind, c)]
-        colour = proposer.pick(here).colour if here and proposer.chance(0.5) else proposer.pick(colours)
-        present = any(thing.colour == colour for thing in here)
-        article = "an" if colour[0] == "o" else "a"
-        return (Turn(f"Is there {article} {colour} {kind}?", answer="Yes." if present else "No."),)
-    if len(here) != 1:
-        return None
-    return (Turn(f"What colour is the {kind}?", answer=f"{here[0].colour.capitalize()}."),)
+    if roll < 0.12:
+        return list(_several(proposer) or ())
+    if roll < 0.24:
+        return list(_plain(proposer) or ())
+    if roll < 0.34 and turns:
+        return [pick(proposer.rng, turns)]
+    found = any_phrase(proposer)
+    return [] if found is None else [Turn(ask_one(found.text, proposer.rng), (found,))]
 
 
 def make_dialogues(proposer: Proposer, prefix: str) -> tuple[Dialogue, ...]:
-    """Up to three dialogues of one picture: at most one of each sort."""
-    dialogues: list[Dialogue] = []
-    for make in (_several, _follow_up, _plain):
+    """Up to four conversations of one picture: one of each sort, or a second plain question for unrelated turns."""
+    found: list[tuple[Turn, ...]] = []
+    last = _plain if proposer.chance(0.5) else _unrelated
+    for make in (_several, follow_up, _plain, last):
         turns = make(proposer)
-        if turns is not None:
-            dialogues.append(Dialogue(f"{prefix}_dialogue_{len(dialogues)}", turns))
-    return tuple(dialogues)
+        if turns is not None and turns not in found:
+            found.append(turns)
+    return tuple(Dialogue(f"{prefix}_dialogue_{number}", turns) for number, turns in enumerate(found))

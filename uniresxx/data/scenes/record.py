@@ -9,6 +9,7 @@ import numpy as np
 from uniresxx.data.scenes.dialogues import make_dialogues
 from uniresxx.data.scenes.draw import draw
 from uniresxx.data.scenes.graph import Scene, bounding_box
+from uniresxx.data.scenes.pairs import pair_expressions, with_pairs
 from uniresxx.data.scenes.phrasing import Style, fitting_style, misspell, negative_phrase, phrase, template_of
 from uniresxx.data.scenes.presets import SPLITS, Preset, check_split, preset_of
 from uniresxx.data.scenes.propose import Proposal, Proposer
@@ -211,8 +212,8 @@ def build_scene(preset: Preset, split: str, index: int, seed: int) -> Scene:
     return draw(preset, split, np.random.default_rng([*key, 0]))
 
 
-def scene_record(preset: str, split: str, index: int, seed: int = 0) -> ImageRecord:
-    """Picture number `index` of a split, with up to 12 expressions and up to 3 dialogues.
+def scene_record(preset: str, split: str, index: int, seed: int = 0, pairs: int = 0) -> ImageRecord:
+    """Picture number `index` of a split, with up to 12 expressions and up to 4 dialogues.
 
     Pure: the same arguments always give the same record.
 
@@ -221,6 +222,7 @@ def scene_record(preset: str, split: str, index: int, seed: int = 0) -> ImageRec
         split: a split of the preset, such as "train" or "val".
         index: number of the picture, from 0 on without end.
         seed: another seed gives other pictures.
+        pairs: of training: stage of `pair_expressions`, in the place of half of what is asked for; 0: none.
 
     Returns:
         A record with its pixels, uint8 (y, x, 3) RGB, and dense labels, uint8 (y, x, 3): kind, colour and part of
@@ -241,8 +243,11 @@ def scene_record(preset: str, split: str, index: int, seed: int = 0) -> ImageRec
     prefix = f"{preset}/{split}/{seed}_{index}"
     drafts = _draft_expressions(proposer)
     dialogues = make_dialogues(proposer, prefix)
+    expressions = _expressions(scene, drafts, prefix)
+    if pairs and (both := pair_expressions(proposer, prefix, index, pairs)):
+        expressions = with_pairs(expressions, both, index)
     return ImageRecord(
-        prefix, scene.side, scene.side, _expressions(scene, drafts, prefix), pixels=scene.pixels_yx3,
+        prefix, scene.side, scene.side, expressions, pixels=scene.pixels_yx3,
         dialogues=dialogues, boxes=_boxes(scene), dense=scene.dense_yx3,
         source={"preset": preset, "split": split, "index": index, "seed": seed},
     )  # fmt: skip

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class HeadOutput(NamedTuple):  # ZeRO-3 finds tensors only in tuples, lists and dicts
@@ -17,6 +17,13 @@ class HeadOutput(NamedTuple):  # ZeRO-3 finds tensors only in tuples, lists and 
     masks_Ehw: Tensor
     quality_E: Tensor
     presence_E: Tensor
+
+
+class PresenceLayers(NamedTuple):
+    """The layers whose output is the presence logit; the last one may give other numbers in other rows."""
+
+    layers: nn.Module
+    row: int
 
 
 class RegionBoxes(NamedTuple):
@@ -54,6 +61,11 @@ class HeadInputs(NamedTuple):
 
 class MaskHead(Protocol):
     """`pyramid`, `sam` or `sam2`; the result of `encode` is opaque to the caller."""
+
+    @property
+    def presence_layers(self) -> PresenceLayers:
+        """What can be trained without a change of any mask."""
+        ...
 
     def encode(self, inputs: HeadInputs) -> Any:
         """Encode images, once for all expressions."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from uniresxx.model.config import NORM_GROUPS, PyramidHeadConfig
 from uniresxx.model.heads.attention import TwoWayBlock, key_bias
-from uniresxx.model.heads.base import HeadInputs, HeadOutput
+from uniresxx.model.heads.base import HeadInputs, HeadOutput, PresenceLayers
 from uniresxx.model.heads.painting import RegionPainting
 
 
@@ -54,6 +54,11 @@ class PyramidHead(nn.Module):
         self.mask = nn.Sequential(nn.Linear(C, C), nn.GELU(), nn.Linear(C, C + 1))
         self.judge = nn.Sequential(nn.Linear(2 * C, C), nn.GELU(), nn.Linear(C, 2))
         self.painting = RegionPainting(D, C) if config.paint_regions else None
+
+    @property
+    def presence_layers(self) -> PresenceLayers:
+        """The second row of the layer that judges a mask; the first one is its quality."""
+        return PresenceLayers(self.judge[-1], 1)
 
     def encode(self, inputs: HeadInputs) -> MaskFeatures:
         """Once per image: fused fine map and memory (coarse map + object and part tokens)."""

@@ -25,7 +25,7 @@ from transformers import Sam2Config, Sam2Model, SamConfig, SamModel
 from mllm.language import unwritten
 from uniresxx.model.config import Sam2HeadConfig, SamHeadConfig
 from uniresxx.model.heads.attention import PromptAttention
-from uniresxx.model.heads.base import HeadInputs, HeadOutput
+from uniresxx.model.heads.base import HeadInputs, HeadOutput, PresenceLayers
 from uniresxx.model.heads.painting import RegionPainting
 
 IOU_EPS = 1e-4  # SAM 2 predicts IoU after a sigmoid; this bounds its logit
@@ -99,6 +99,11 @@ class SamHead(_SamBase):
         self.presence = nn.Sequential(nn.Linear(2 * C, C), nn.GELU(), nn.Linear(C, 1))
         self.early = EarlyMap(config.width, stage_widths[0], C) if config.fuse_early else None
         self.painting = RegionPainting(llm_width, C, gated=True) if config.paint_regions else None
+
+    @property
+    def presence_layers(self) -> PresenceLayers:
+        """Our own, beside SAM."""
+        return PresenceLayers(self.presence, 0)
 
     def encode(self, inputs: HeadInputs) -> SamFeatures:
         """The image embedding, and with `fuse_early` the early map."""
@@ -186,6 +191,11 @@ class Sam2Head(_SamBase):
         self.painting = nn.ModuleList(RegionPainting(llm_width, width, gated=True) for width in widths)
         pairs = zip(stage_widths, (C // 8, C // 4), strict=False) if config.fuse_early else ()
         self.early = nn.ModuleList(_zero(nn.Conv2d(stage, width, 1)) for stage, width in pairs)
+
+    @property
+    def presence_layers(self) -> PresenceLayers:
+        """SAM 2's object score."""
+        return PresenceLayers(self.sam.mask_decoder.pred_obj_score_head, 0)
 
     def encode(self, inputs: HeadInputs) -> SamFeatures:
         """The three maps of the feature pyramid; the two finer ones are SAM 2's own early features.

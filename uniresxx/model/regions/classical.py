@@ -176,3 +176,27 @@ def random_boxes(side: int, count: int, seed: int) -> np.ndarray:
     corner = rng.uniform(0, side * 0.8, (count, 2))
     size = rng.uniform(side * 0.08, side * 0.4, (count, 2))
     return np.concatenate((corner, np.minimum(corner + size, side)), axis=1).astype(np.float32)
+
+
+def one_coloured(photo: np.ndarray) -> np.ndarray:
+    """The connected region of one colour that each pixel belongs to, int32 (y, x) at the photo's size.
+
+    The regions of the part candidates without a smallest area. A photo above 2 * WORK_SIDE pixels is reduced by
+    nearest pixels first, so borders are that coarse.
+
+    Args:
+        photo: uint8 (y, x, 3).
+    """
+    step = max(1, round(max(photo.shape[:2]) / (2 * WORK_SIDE)))
+    small = photo[::step, ::step].astype(np.float32)
+    if max(small.shape[:2]) > OBJECT_SIDE:
+        small = ndimage.uniform_filter(small, size=(2, 2, 1))
+    labels = _clusters(small)
+    regions = np.zeros(labels.shape, dtype=np.int32)
+    count = 0
+    for cluster in range(CLUSTERS):
+        numbered, found = ndimage.label(labels == cluster)
+        regions[numbered > 0] = numbered[numbered > 0] + count
+        count += found
+    enlarged = regions.repeat(step, axis=0).repeat(step, axis=1)
+    return enlarged[: photo.shape[0], : photo.shape[1]]
