@@ -29,6 +29,7 @@ from uniresxx.data.readers.part_objects import PartImage, PartObject, category_p
 from uniresxx.data.readers.refcoco import REFCOCO, read_refcoco
 from uniresxx.errors import NotThereError
 from uniresxx.imaging import masks
+from uniresxx.scoring.protocols.base import areas
 from uniresxx.types import RLE, Granularity, ImageRecord
 
 MIN_IOU = 0.7  # of the two masks of one object
@@ -175,8 +176,7 @@ def _parent_of(item: PartObject, parents: Sequence[Parent]) -> tuple[Parent | No
     best: tuple[Parent | None, float] = (None, MIN_IOU)
     for parent in parents:
         if item.rle is not None and parent.rle["size"] == item.rle["size"]:
-            shared = masks.intersection_area(item.rle, parent.rle)
-            overlap = shared / (masks.area(item.rle) + masks.area(parent.rle) - shared)
+            overlap = areas(item.rle, parent.rle).iou
             if overlap > best[1]:
                 best = (parent, overlap)
     return best

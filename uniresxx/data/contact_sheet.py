@@ -1,4 +1,4 @@
-"""A contact sheet: photos of every granularity with their true masks, their words beneath. numpy and PIL only.
+"""A contact sheet: photos of every granularity with their true masks, their words beneath. PIL only.
 
 Which expressions are shown depends on their ids alone: the same data gives the same sheet, on any machine.
 """
@@ -13,15 +13,15 @@ from heapq import nsmallest
 from io import BytesIO
 from pathlib import Path
 
-import numpy as np
 from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 
 from uniresxx.data.store.photos import photo_of
 from uniresxx.errors import InputError
 from uniresxx.files import write_atomic
-from uniresxx.imaging import masks
-from uniresxx.imaging.overlay import font_for, one_line, paint_mask, resized_mask, wrapped
+from uniresxx.imaging import masks, panel
+from uniresxx.imaging.lettering import font_for, one_line, wrapped
+from uniresxx.imaging.marking import PALETTE
 from uniresxx.types import Expression, Granularity, ImageRecord
 
 SOFTWARE = "uniresxx data inspect --sheet"
@@ -30,15 +30,7 @@ TILE = (240, 320)  # height, width of a photo's place
 TEXT_LINES, TEXT, SMALL, HEAD, TITLE = 2, 16, 12, 24, 30  # lines; font sizes in pixels
 LINE, GAP, MARGIN = 21, 18, 30
 CANDIDATES = 8 * COLUMNS * ROWS  # per granularity, so that photos and words can differ
-ZOOM_BELOW, ZOOM_SIDE = 0.01, 92  # share of the photo below which a target gets a window; its side
-DIMMED, TINT = 0.6, 0.2  # brightness outside the target; share of the colour on it
-# from the palette of Okabe and Ito, as the overlays
-COLOURS = {
-    Granularity.PART: (230, 159, 0),
-    Granularity.OBJECT: (0, 114, 178),
-    Granularity.MULTI: (0, 158, 115),
-    Granularity.NONE: (204, 121, 167),
-}
+COLOURS = dict(zip(Granularity, (PALETTE[0], PALETTE[1], PALETTE[3], PALETTE[6]), strict=True))
 WORDS = {
     Granularity.PART: "part",
     Granularity.OBJECT: "object",
@@ -167,7 +159,7 @@ def _card(pair: Pair, size: tuple[int, int]) -> Image.Image:
 
 
 def _tile(record: ImageRecord, item: Expression) -> Image.Image:
-    """The photo scaled into its place with the mask on it; small targets also in a window, enlarged."""
+    """The photo scaled into its place with the mask on it; small targets are zoomed."""
     tile = Image.new("RGB", (TILE[1], TILE[0]), EMPTY)
     try:
         photo = photo_of(record)
@@ -175,64 +167,9 @@ def _tile(record: ImageRecord, item: Expression) -> Image.Image:
     except InputError as error:
         _draw_error(tile, str(error))
         return tile
-    drawn = _drawn(photo, mask, TILE, COLOURS[item.granularity])
-    left, top = (TILE[1] - drawn.width) // 2, (TILE[0] - drawn.height) // 2
-    tile.paste(drawn, (left, top))
-    if mask is not None and mask.any() and mask.mean() < ZOOM_BELOW:
-        _window(tile, photo, mask, COLOURS[item.granularity])
-    if mask is None:
-        _draw_absent(ImageDraw.Draw(tile), COLOURS[item.granularity])
+    drawn = panel.tile(photo, mask, COLOURS[item.granularity], TILE)
+    tile.paste(drawn, ((TILE[1] - drawn.width) // 2, (TILE[0] - drawn.height) // 2))
     return tile
-
-
-def _drawn(
-    photo: np.ndarray, mask: np.ndarray | None, limit: tuple[int, int], colour: tuple[int, int, int]
-) -> Image.Image:
-    """Photo and mask at the largest size that fits (height, width) `limit`."""
-    height, width = photo.shape[:2]
-    scale = min(limit[0] / height, limit[1] / width)
-    size = (max(1, round(height * scale)), max(1, round(width * scale)))
-    filter_ = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.LANCZOS
-    picture = Image.fromarray(np.ascontiguousarray(photo)).resize((size[1], size[0]), filter_)
-    if mask is None:
-        return picture
-    if scale >= 1:
-        return _marked(picture, np.asarray(Image.fromarray(mask).resize((size[1], size[0]), filter_)), colour)
-    return _marked(picture, resized_mask(mask, size), colour)
-
-
-def _marked(picture: Image.Image, mask: np.ndarray, colour: tuple[int, int, int]) -> Image.Image:
-    """The target in its own colours with an outline, the rest of the picture dimmed."""
-    canvas = np.array(picture)
-    canvas[~mask] = (canvas[~mask] * DIMMED).astype(np.uint8)
-    paint_mask(canvas, mask, colour, TINT)
-    return Image.fromarray(canvas)
-
-
-def _window(tile: Image.Image, photo: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int]) -> None:
-    """The surroundings of a small target, in the corner that is farthest from it."""
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    centre = ((rows[0] + rows[-1] + 1) / 2, (columns[0] + columns[-1] + 1) / 2)
-    side = min(max(rows[-1] - rows[0] + 1, columns[-1] - columns[0] + 1) * 1.6 + 6, min(mask.shape))
-    y, x = (int(np.clip(at - side / 2, 0, of - side)) for at, of in zip(centre, mask.shape, strict=True))
-    part = slice(y, y + max(1, round(side))), slice(x, x + max(1, round(side)))
-    crop = Image.fromarray(np.ascontiguousarray(photo[part])).resize((ZOOM_SIDE, ZOOM_SIDE))
-    target = Image.fromarray(mask[part]).resize((ZOOM_SIDE, ZOOM_SIDE), Image.Resampling.NEAREST)
-    drawn = _marked(crop, np.asarray(target), colour)
-    right, below = centre[1] < mask.shape[1] / 2, centre[0] < mask.shape[0] / 2
-    corner = (
-        tile.width - ZOOM_SIDE - 8 if right else 8,
-        tile.height - ZOOM_SIDE - 8 if below else 8,
-    )
-    tile.paste(Image.new("RGB", (ZOOM_SIDE + 6, ZOOM_SIDE + 6), CARD), (corner[0] - 3, corner[1] - 3))
-    tile.paste(drawn, corner)
-
-
-def _draw_absent(pen: ImageDraw.ImageDraw, colour: tuple[int, int, int]) -> None:
-    """A crossed circle in the corner: the expression has no target."""
-    box = (10, 10, 36, 36)
-    pen.ellipse(box, fill=CARD, outline=colour, width=3)
-    pen.line((15, 31, 31, 15), fill=colour, width=3)
 
 
 def _draw_error(tile: Image.Image, why: str) -> None:

@@ -12,6 +12,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from uniresxx.data.dialogues.as_asked import as_asked
+from uniresxx.data.dialogues.compose import composed_dialogues
 from uniresxx.data.mixture.augment import mirrored
 from uniresxx.data.mixture.data_log import MAX_ATTEMPTS, too_many_bad, zero_counts
 from uniresxx.data.mixture.mix import Origin
@@ -21,9 +23,11 @@ from uniresxx.data.store.photos import photo_of
 from uniresxx.errors import InputError, MissingPhotoError
 from uniresxx.imaging.boxes import boxes_of_masks
 from uniresxx.segmenters.base import Collator
-from uniresxx.types import BadSample, ImageRecord, TrainingBatch
+from uniresxx.types import BadSample, Dialogue, ImageRecord, TrainingBatch
 
 FLIP_STREAM = 3  # keeps the random numbers of mirrored pictures apart from all others
+DIALOGUE_STREAM = 4  # and those of composed conversations
+WHOLE_SHARE = 0.15  # of the conversations: shown with all earlier turns, so that unneeded ones do little harm
 
 
 class Source(Protocol):
@@ -50,10 +54,11 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class SceneSource:
-    """Drawn scenes without end, with a curriculum: easy pictures first, and colours and sides asked for alone.
+    """Drawn scenes without end, with a curriculum.
 
     Slots below `first_slots` show pictures of the preset `first`. In slots below `warmup_slots`, half of a
-    picture's expressions are replaced by those of `warmup_expressions`.
+    picture's expressions are replaced by those of `warmup_expressions`: colours and sides alone. Slots from
+    `pair_slots[n]` on have stage n + 1 of `pair_expressions`: both of two like things.
     """
 
     preset: str
@@ -61,6 +66,7 @@ class SceneSource:
     first: str | None = None
     first_slots: int = 0
     warmup_slots: int = 0
+    pair_slots: tuple[int, ...] = ()
 
     @property
     def shares(self) -> dict[str, float]:
@@ -75,7 +81,8 @@ class SceneSource:
     def __call__(self, slot: int, attempt: int = 0) -> ImageRecord:
         """Picture number `slot`."""
         preset = self.first if self.first is not None and slot < self.first_slots else self.preset
-        record = scene_record(preset, "train", _picture(slot, attempt), self.seed)
+        stage = sum(slot >= first for first in self.pair_slots)
+        record = scene_record(preset, "train", _picture(slot, attempt), self.seed, stage)
         if slot >= self.warmup_slots:
             return record
         half = record.expressions[slot % 2 :: 2]
@@ -113,6 +120,7 @@ class Batches:
     expressions_per_image: int
     dialogue_share: float = 0.2  # of an image's branches, where the image has enough conversations
     flip: float = 0.0  # share of pictures that are mirrored with their words, where the words allow it
+    compose_dialogues: bool = False  # conversations of expressions, for records that bring none
     rank: int = 0
     world_size: int = 1
 
@@ -155,6 +163,8 @@ class Batches:
     def draw(self, slot: int) -> Drawn:
         """One prepared image: at most `expressions_per_image` of its expressions, and its share of conversations.
 
+        A question of a conversation is shown with the earlier turns that it points back to, as it is asked later.
+
         An image without expressions shows at most as many conversations.
 
         A record that cannot be prepared (photo missing or damaged, mask of another size, broken row) is replaced.
@@ -190,8 +200,7 @@ class Batches:
         talks = self.expressions_per_image
         if record.expressions:
             talks = int(count * self.dialogue_share / (1 - self.dialogue_share) + rng.random())
-        picked = rng.permutation(len(record.dialogues))[:talks]
-        dialogues = tuple(record.dialogues[int(i)] for i in picked)
+        dialogues = self._dialogues(record, slot, talks, rng)
         # also of expressions that were not chosen
         boxes = boxes_of_masks(record) if self.collator.reads_boxes else None
         shown = replace(record, expressions=expressions, dialogues=dialogues, referent_boxes=boxes)
@@ -200,3 +209,18 @@ class Batches:
         counts = {"images": 1, "dialogues": len(dialogues), "texts": 0 if expressions else len(dialogues)}
         counts |= Counter(str(e.granularity) for e in expressions)
         return self.collator.sample(shown, photo_of(shown), template_choices), counts
+
+    def _dialogues(
+        self, record: ImageRecord, slot: int, talks: int, rng: np.random.Generator
+    ) -> tuple[Dialogue, ...]:
+        """Conversations for `talks` branches: most as inference asks them, some with all their earlier turns."""
+        found = record.dialogues
+        if not found and self.compose_dialogues and talks:
+            found = composed_dialogues(record, (self.seed, slot, DIALOGUE_STREAM))
+        order, whole = rng.permutation(len(found)), rng.random(len(found)) < WHOLE_SHARE
+        branches: list[Dialogue] = []
+        for place in order:
+            if len(branches) >= talks:
+                break
+            branches += [found[place]] if whole[place] else as_asked(found[place])
+        return tuple(branches[:talks])

@@ -119,9 +119,9 @@ class DataLog:
 def _line(label: str, entry: Mapping[str, Any]) -> str:
     kinds = ", ".join(f"{entry[item]} {item}" for item in ASKED if entry[item])
     shares = f"{100 * entry['share']:.1f} % (wanted {100 * entry['wanted']:.1f} %)"
-    return (
-        f"{label}: {entry['expressions']} expressions, {shares}: {kinds or 'none'}; {entry['images']} images"
-    )
+    talks = f", {entry['dialogues']} conversations" if entry["expressions"] and entry["dialogues"] else ""
+    images = f"{entry['images']} images{talks}"
+    return f"{label}: {entry['expressions']} expressions, {shares}: {kinds or 'none'}; {images}"
 
 
 def read_quarantine(path: Path) -> list[BadSample]:

@@ -21,7 +21,7 @@ from uniresxx.data.own.shapes import (
 )
 from uniresxx.data.own.values import id_of, names_part, number_of, own_texts, size_of, text_of, texts_of
 from uniresxx.errors import InputError
-from uniresxx.imaging.decode import SUFFIXES
+from uniresxx.imaging.formats import SUFFIXES
 from uniresxx.types import RLE
 
 KIND = "Label Studio"

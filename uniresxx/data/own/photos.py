@@ -11,7 +11,8 @@ from typing import Literal
 from uniresxx.data.own.annotations import PhotoName, Size
 from uniresxx.data.own.files import FileIndex, name_parts
 from uniresxx.errors import InputError
-from uniresxx.imaging.decode import SUFFIXES, PhotoHeader, photo_header
+from uniresxx.imaging.decode import PhotoHeader, photo_header
+from uniresxx.imaging.formats import SUFFIXES
 
 Frame = Literal["upright", "raw"]
 

@@ -16,6 +16,7 @@ from uniresxx.data.readers.fields import Sentence, need, sentences, shown
 from uniresxx.data.readers.instances import NOT_STATED, drawn
 from uniresxx.errors import BadAnnotationError, InputError, NotThereError
 from uniresxx.imaging import masks
+from uniresxx.text import clean_text, is_blank
 from uniresxx.types import RLE, Dialogue, Expression, Granularity, ImageRecord, PhotoInside, Turn
 
 logger = logging.getLogger("uniresxx.data")
@@ -83,7 +84,8 @@ class Collector:
         """
         area = 0 if target.rle is None else masks.area(target.rle)
         for native, sentence in asked:
-            if not sentence.text:
+            text = clean_text(sentence.text)
+            if is_blank(text):
                 self.leave_out(f"{who}: sentence {native} is blank")
                 continue
             expressions = self._expressions_of(photo, native)
@@ -91,7 +93,7 @@ class Collector:
             expression_id = self._unique(f"{self.start}/{native}")
             expressions.append(
                 Expression(
-                    expression_id, sentence.text, target.granularity, target.rle, area,
+                    expression_id, text, target.granularity, target.rle, area,
                     source=source, instances=target.instances,
                 )
             )  # fmt: skip
@@ -99,6 +101,7 @@ class Collector:
     def add_dialogue(self, photo: Photo, native: object, turns: tuple[Turn, ...]) -> None:
         """Add a conversation with its id inside the split; InputError as `add`."""
         self._expressions_of(photo, native)
+        turns = tuple(_clean_turn(turn) for turn in turns)
         dialogue = Dialogue(self._unique(f"{self.start}/{native}"), turns)
         self.dialogues.setdefault(photo.image_id, []).append(dialogue)
 
@@ -214,6 +217,12 @@ class Collector:
             boxes=photo.boxes,
             source={"licence": licence} | ({} if photo.coco_id is None else {"coco_id": photo.coco_id}),
         )
+
+
+def _clean_turn(turn: Turn) -> Turn:
+    """A turn whose question and phrases are clean; plain answers may have several lines."""
+    phrases = tuple(replace(phrase, text=clean_text(phrase.text)) for phrase in turn.phrases)
+    return replace(turn, question=clean_text(turn.question), phrases=phrases)
 
 
 def with_sent_ids(record: Mapping[str, Any], who: str) -> Iterator[tuple[str, Sentence]]:

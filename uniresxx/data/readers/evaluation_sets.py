@@ -24,6 +24,7 @@ from uniresxx.data.readers.hub import parquet_rows, photo_bytes
 from uniresxx.data.readers.instances import NOT_STATED
 from uniresxx.errors import InputError, NotThereError
 from uniresxx.imaging import decode as images
+from uniresxx.imaging.formats import FORMATS
 from uniresxx.types import Granularity, ImageRecord, PhotoInside
 
 REFCOCO_M_SPLITS = ("val",)
@@ -54,7 +55,7 @@ def read_refcoco_m(root: Path, split: str) -> list[ImageRecord]:
         file_name, image_id = file_name_of(row, who), whole(need(row, "image_id", who), "image_id", who)
         size = images.encoded_size(photo_bytes(row, who))
         if size is None:
-            raise InputError(f"{who}: image is no photo in {', '.join(images.FORMATS)}, or is over the cap")
+            raise InputError(f"{who}: image is no photo in {', '.join(FORMATS)}, or is over the cap")
         photo = Photo(str(image_id), PhotoInside("parquet", str(place.path), str(place.row), file_name), size)
         for index, sample in enumerate(list_of(row, "samples", who)):
             name = f"{who}: sample {index}"

@@ -102,9 +102,9 @@ class Sentence:
 def sentences(record: Mapping[str, Any], id_field: str, who: str) -> Iterator[Sentence]:
     """The sentences of a record, dicts or plain text.
 
-    `text` is `sent` without blanks at its ends, otherwise as it came (HTML residue too) and never shortened;
-    where `sent` is blank, `raw` serves (our choice). A sentence that is blank in both comes with an empty
-    text.
+    `text` is `sent` without blanks at its ends, otherwise as it came (HTML residue too) and never shortened (the
+    collector cleans it, see `uniresxx.text`); where `sent` is blank, `raw` serves (our choice). A sentence that is
+    blank in both comes with an empty text.
     """
     items = need(record, "sentences", who)
     if not isinstance(items, list):

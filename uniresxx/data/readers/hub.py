@@ -32,6 +32,7 @@ from uniresxx.data.readers.instances import overlap_source, photo_licence, truth
 from uniresxx.errors import InputError, NotThereError
 from uniresxx.imaging import decode as images
 from uniresxx.imaging import masks
+from uniresxx.imaging.formats import FORMATS
 from uniresxx.types import RLE, Granularity, ImageRecord, PhotoInside
 
 if TYPE_CHECKING:
@@ -161,7 +162,7 @@ def _add_answers(collector: Collector, row: Mapping[str, Any], place: Place) -> 
     file_name = re.sub(r"(_\d{12})_\d+(\.\w+)$", r"\1\2", file_name_of(row, who))
     size = images.encoded_size(photo_bytes(row, who))
     if size is None:
-        raise InputError(f"{who}: image is no photo in {', '.join(images.FORMATS)}, or is over the cap")
+        raise InputError(f"{who}: image is no photo in {', '.join(FORMATS)}, or is over the cap")
     box = _box(row, "bbox", who, xywh=True)
     segmentation = row.get("segmentation")
     if row.get("iscrowd") or not segmentation:

@@ -25,7 +25,7 @@ from uniresxx.data.readers.folders import PhotoFinder
 from uniresxx.data.store import shards
 from uniresxx.data.store.folder import INDEX, RECORDS, read_meta
 from uniresxx.data.store.rows import SCHEMA, record_of
-from uniresxx.errors import InputError
+from uniresxx.errors import InputError, NotThereError
 from uniresxx.types import ImageRecord
 
 INDEX_ENTRY = struct.Struct("<QQII")  # offset, length, rows, CRC-32 of a record batch message
@@ -112,11 +112,11 @@ class Store:
         return found, count, list(folders)
 
     def rows(self, split: str | None = None) -> range:
-        """Row numbers of a split, of all where None; InputError lists the splits."""
+        """Row numbers of a split, of all where None; NotThereError lists the splits."""
         if split is None:
             return range(len(self))
         if split not in self._splits:
-            raise InputError(f"{self.path}: has no split {split!r}; it has {', '.join(self._splits)}")
+            raise NotThereError(f"{self.path}: has no split {split!r}; it has {', '.join(self._splits)}")
         found = self._splits[split]
         return range(found["start"], found["start"] + found["rows"])
 

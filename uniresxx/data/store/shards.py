@@ -25,6 +25,7 @@ from uniresxx.data.store.photos import encoded_photo
 from uniresxx.errors import InputError
 from uniresxx.files import safe_name
 from uniresxx.imaging import decode as images
+from uniresxx.imaging.formats import FORMATS
 from uniresxx.types import PhotoInside
 
 INDEX = "photos.bin"
@@ -172,7 +173,7 @@ class _Packing:
             data = images.read_encoded(source) if isinstance(source, str) else encoded_photo(source)
             size = images.encoded_size(data)
             if size is None:
-                raise InputError(f"{name}: is no photo in {', '.join(images.FORMATS)}, or is over the cap")
+                raise InputError(f"{name}: is no photo in {', '.join(FORMATS)}, or is over the cap")
         except InputError as error:
             raise InputError(
                 f"{error}. Every photo must be there to be packed: add it and give the same command "

@@ -1,0 +1,1 @@
+"""Conversations that teach: their wording, those composed of annotations, and how a training row shows one."""
