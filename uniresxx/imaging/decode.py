@@ -1,7 +1,8 @@
 """Photos as a person sees them: RGB, EXIF orientation applied, checked before a pixel is decoded.
 
-Only JPEG, PNG, WEBP, TIFF and BMP are opened, the first frame of each. Pillow reads the size from the header; it is
-capped before anything is decoded. Errors: InputError, one line that names the file.
+Only JPEG, PNG, WEBP, TIFF, BMP and GIF are opened, HEIC and AVIF where Pillow's plug-ins are installed, and the first
+frame of each (`imaging.formats`). Pillow reads the size from the header; it is capped before anything is decoded.
+Errors: InputError, one line that names the file, and says what it is where it is no photo.
 
 A photo has two frames: raw (as it is stored) and upright (its EXIF orientation applied). Everything outside this
 file sees the upright one, except annotations that were made in the other (`turned_upright`, `turned_raw`).
@@ -27,14 +28,14 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
 from uniresxx.errors import InputError, MissingPhotoError
+from uniresxx.imaging.formats import formats_for, what_it_is
 
-FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP")
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")  # of files in these formats
 # our choice: what cameras, scanners and annotation tools write; each further codec of libtiff is one more to trust
 TIFF_CODECS = ("raw", "tiff_lzw", "tiff_adobe_deflate", "tiff_deflate", "packbits", "jpeg", "group4")
 MAX_PIXELS = 50_000_000
 MAX_BYTES = 256 * 2**20
 MAX_SCANS = 64  # our choice: encoders write 10 to 20; every scan of a few bytes costs a walk over all pixels
+HEAD_BYTES = 1024  # that say what a file is
 FIRST_CHUNK_END = 33  # of a PNG: 8 bytes of signature, 25 of header
 _JPEG_ALONE = frozenset(range(0xD0, 0xD9)) | {0x01}  # markers without a length
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]", re.DOTALL)  # within a scan: not a byte of the picture
@@ -86,7 +87,7 @@ def check_photo_file(place: Path) -> None:
         if not place.exists():
             raise MissingPhotoError(f"{place}: no such photo")
         if place.is_dir():
-            raise InputError(f"{place}: is a folder, not a photo; name the files in it")
+            raise InputError(f"{place}: is a folder, not a photo; name one with photos in it, or a photo")
         if not place.is_file():
             raise InputError(f"{place}: is not a regular file")
         if place.stat().st_size > MAX_BYTES:
@@ -120,7 +121,7 @@ def rgb_of(picture: Image.Image, name: str = "the picture") -> np.ndarray:
 
     Raises InputError, which calls it `name`: over 50 megapixels, or damaged (Pillow decodes late).
     """
-    with _decoding(name, FORMATS):
+    with _decoding(name):
         _check_pixels(picture, name)
         return _to_rgb(picture, name)
 
@@ -144,8 +145,10 @@ def photo_header(path: str | os.PathLike[str]) -> PhotoHeader:
     Raises InputError as `read_photo` does.
     """
     check_photo_file(Path(path))
-    with _decoding(str(path), FORMATS), Image.open(path, formats=FORMATS) as image:
-        return _header_of(image, str(path))
+    with _decoding(str(path)), open(path, "rb") as stream:
+        head = stream.read(HEAD_BYTES)
+        with _recognised(stream, head, _formats(head, str(path)), str(path)) as image:
+            return _header_of(image, str(path))
 
 
 def encoded_header(data: bytes, name: str = "the photo") -> PhotoHeader:
@@ -219,16 +222,40 @@ def encoded_size(data: bytes) -> tuple[int, int] | None:
 
 
 @contextmanager
-def _opened(data: bytes, name: str, formats: tuple[str, ...] = FORMATS) -> Iterator[Image.Image]:
-    """A picture whose header is read and within bounds; what the block raises is an InputError about `name`."""
+def _opened(data: bytes, name: str, formats: tuple[str, ...] | None = None) -> Iterator[Image.Image]:
+    """A picture whose header is read and within bounds; what the block raises is an InputError about `name`.
+
+    `formats`: those that are opened; None: of photos.
+    """
     if not data:
         raise InputError(f"{name}: the file is empty (0 bytes)")
-    with _decoding(name, formats), Image.open(io.BytesIO(data), formats=formats) as image:
+    head = data[:HEAD_BYTES]
+    opened = formats or _formats(head, name)
+    with _decoding(name), _recognised(io.BytesIO(data), head, opened, name) as image:
         _check_pixels(image, name)
         jpeg = image.format in ("JPEG", "MPO")
         if jpeg and data.count(b"\xff\xda") > MAX_SCANS and _scans(data) > MAX_SCANS:
             raise InputError(f"{name}: a JPEG of more than {MAX_SCANS} scans; save it anew")
         yield image
+
+
+def _formats(head: bytes, name: str) -> tuple[str, ...]:
+    """The formats in which a photo with these first bytes is opened; InputError where a plug-in is missing."""
+    try:
+        return formats_for(head)
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from None
+
+
+def _recognised(stream: IO[bytes], head: bytes, formats: tuple[str, ...], name: str) -> Image.Image:
+    """The opened picture; InputError, which says what the file is, where it has none of the formats."""
+    try:
+        return Image.open(stream, formats=formats)
+    except UnidentifiedImageError:
+        kind = what_it_is(head)
+        found = f"is {kind}, not a picture" if kind else "not a picture"
+        damaged = "" if kind else ", or its header is damaged"
+        raise InputError(f"{name}: {found} in {', '.join(formats)}{damaged}") from None
 
 
 class _NoWarnings:
@@ -260,7 +287,7 @@ _NO_WARNINGS = _NoWarnings()
 
 
 @contextmanager
-def _decoding(name: str, formats: tuple[str, ...]) -> Iterator[None]:
+def _decoding(name: str) -> Iterator[None]:
     """Whatever Pillow raises is an InputError about `name`; its warnings (odd EXIF, say) are not shown."""
     cap = f"{name}: its pixels are over the cap of {MAX_PIXELS // 10**6} megapixels"
     try:
@@ -270,8 +297,6 @@ def _decoding(name: str, formats: tuple[str, ...]) -> Iterator[None]:
         raise
     except Image.DecompressionBombError:  # Pillow's own cap is higher and comes first
         raise InputError(cap) from None
-    except UnidentifiedImageError:
-        raise InputError(f"{name}: not a picture in {', '.join(formats)}, or its header is damaged") from None
     except (*_DAMAGED, zlib.error) as error:
         reason = (" ".join(str(error).split()) or type(error).__name__)[:120]
         raise InputError(f"{name}: the photo is damaged ({reason}); replace it") from None

@@ -9,14 +9,15 @@ import numpy as np
 from PIL import Image
 
 from uniresxx.errors import InputError
-from uniresxx.imaging.decode import MAX_PIXELS, read_photo, rgb_of
+from uniresxx.imaging.decode import MAX_BYTES, MAX_PIXELS, decode_photo, read_photo, rgb_of
+from uniresxx.text import clean_text, is_blank
 from uniresxx.types import Question
 
 MAX_CHARACTERS = 500  # of one expression (our choice: the longest of the public benchmarks has under 250)
 MAX_ANSWER_CHARACTERS = 2000  # of one answer in a history (our choice: far more than 48 tokens spell)
 SMALLEST_SIDE = 2  # pixels; a photo one pixel wide shows nothing that words could point at
 
-Photo = str | os.PathLike[str] | Image.Image | np.ndarray
+Photo = str | os.PathLike[str] | Image.Image | np.ndarray | bytes
 
 
 def photo_pixels(photo: Photo) -> np.ndarray:
@@ -32,7 +33,7 @@ def photo_pixels(photo: Photo) -> np.ndarray:
 
 
 def checked(text: str | Question) -> str | Question:
-    """The text without blanks around it; InputError where it is empty, too long or not a text."""
+    """The text as `clean_text` gives it; InputError where it is empty, too long or not a text."""
     if isinstance(text, Question):
         return Question(_checked_words(text.text), tuple(_checked_turn(turn) for turn in text.history))
     return _checked_words(text)
@@ -53,15 +54,15 @@ def _checked_turn(turn: tuple[str, str]) -> tuple[str, str]:
 
 
 def _plain(text: str, name: str) -> str:
-    """Lone surrogates (bytes of the command line that are not UTF-8) would fail deep inside a tokenizer."""
+    """Text without half characters (bytes of the command line that are not UTF-8), which no tokenizer takes."""
     if not isinstance(text, str):
         raise InputError(f"{name} must be text, not {type(text).__name__}")
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _checked_words(text: str) -> str:
-    words = _plain(text, "an expression").strip()
-    if not any(letter.isprintable() and not letter.isspace() for letter in words):
+    words = clean_text(_plain(text, "an expression"))
+    if is_blank(words):
         raise InputError("empty expression: say what to segment, such as 'the left wheel of the red car'")
     if len(words) > MAX_CHARACTERS:
         raise InputError(
@@ -76,9 +77,15 @@ def _pixels_of(photo: Photo) -> tuple[np.ndarray, str]:
         return rgb_of(photo), "the picture"
     if isinstance(photo, np.ndarray):
         return _pixels_of_array(photo), "the array"
+    if isinstance(photo, bytes | bytearray | memoryview):
+        if len(photo) > MAX_BYTES:
+            raise InputError(f"the picture is over the cap of {MAX_BYTES} bytes for a photo")
+        return decode_photo(bytes(photo), "the picture"), "the picture"
     if isinstance(photo, str | os.PathLike):
         return read_photo(photo), os.fspath(photo)
-    raise InputError(f"a photo is a path, a PIL picture or a uint8 array, not {type(photo).__name__}")
+    raise InputError(
+        f"a photo is a path, a PIL picture, the bytes of a file or a uint8 array, not {type(photo).__name__}"
+    )
 
 
 def _pixels_of_array(photo: np.ndarray) -> np.ndarray:
