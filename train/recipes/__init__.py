@@ -9,6 +9,9 @@ from train.recipes.film_unet_scenes import film_unet_scenes
 from train.recipes.mini_real import mini_real
 from train.recipes.scenes_hour import scenes_hour
 from train.recipes.tiny_scenes import tiny_scenes
+from train.recipes.unires_tiny_scenes import unires_tiny_scenes
+from train.recipes.unires_vit_b import unires_vit_b, unires_vit_b_finetuned, unires_vit_b_zero_shot
+from train.recipes.unires_vit_l import unires_vit_l, unires_vit_l_finetuned, unires_vit_l_zero_shot
 from train.recipes.uniresxx_7b import uniresxx_7b, uniresxx_7b_align, uniresxx_7b_ground
 from train.recipes.uniresxx_7b_24gb import (
     uniresxx_7b_24gb,
@@ -32,6 +35,13 @@ KNOWN: dict[str, Callable[[], Recipe]] = {
     "mini_real": mini_real,
     "scenes_hour": scenes_hour,
     "tiny_scenes": tiny_scenes,
+    "unires_tiny_scenes": unires_tiny_scenes,
+    "unires_vit_b": unires_vit_b,
+    "unires_vit_b_finetuned": unires_vit_b_finetuned,
+    "unires_vit_b_zero_shot": unires_vit_b_zero_shot,
+    "unires_vit_l": unires_vit_l,
+    "unires_vit_l_finetuned": unires_vit_l_finetuned,
+    "unires_vit_l_zero_shot": unires_vit_l_zero_shot,
     "uniresxx_13b": uniresxx_13b,
     "uniresxx_13b_24gb": uniresxx_13b_24gb,
     "uniresxx_13b_24gb_align": uniresxx_13b_24gb_align,

@@ -63,6 +63,7 @@ def joint(name: str, mllm: MLLMConfig, tuning: TuningConfig) -> Recipe:
             batch_images=16,
             accumulate=5,
             expressions_per_image=8,
+            compose_dialogues=True,
             workers=4,
         ),
         optim=OptimConfig(steps=5000, lr=2e-4, warmup_steps=150),
@@ -106,7 +107,9 @@ def align(name: str, stage_c: Recipe) -> Recipe:
         stage_c,
         name=name,
         model=replace(stage_c.model, boxes="truth", loss=stage_c.model.loss.text_only(), tuning=tuning),
-        data=replace(stage_c.data, mixture="captions", batch_images=16, accumulate=16),
+        data=replace(
+            stage_c.data, mixture="captions", compose_dialogues=False, batch_images=16, accumulate=16
+        ),
         optim=replace(stage_c.optim, lr=1e-3),
         eval=EvalConfig(),
     )

@@ -21,14 +21,17 @@ from uniresxx.errors import InputError
 from uniresxx.model.answering import prediction_of
 from uniresxx.model.collate import PackedCollator
 from uniresxx.model.criterion import mask_counts, mask_terms, weighted
+from uniresxx.model.forced import forced
 from uniresxx.model.from_folder import load_vocabulary, load_with
 from uniresxx.model.heads.base import HeadOutput
 from uniresxx.model.losses import Counts, LossTerms
+from uniresxx.model.photo_batches import join_tensors, split_tensors
 from uniresxx.model.placement import Placement, autocast_of, sent
 from uniresxx.model.processing import PixelNorm, View, photo_masks, pixels, view_photo
 from uniresxx.model.templates import asked_branches
+from uniresxx.prediction import Prediction
 from uniresxx.segmenters.film_unet.config import GROUPS, FilmUNetConfig
-from uniresxx.types import EVALUATION_TEMPLATE, Batch, DecisionRule, Decoding, Prediction, Question
+from uniresxx.types import EVALUATION_TEMPLATE, Batch, DecisionRule, Decoding, OnText, Question
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,6 +226,11 @@ class FilmUNet(nn.Module):
         """The project's."""
         return EVALUATION_TEMPLATE
 
+    @property
+    def finds_instances(self) -> bool:
+        """Never: one mask for all that is meant."""
+        return False
+
     @torch.no_grad()
     def encode_images(self, photos: Sequence[np.ndarray]) -> EncodedPhotos:
         """Encode photos once."""
@@ -231,11 +239,25 @@ class FilmUNet(nn.Module):
         with autocast_of(self):
             return EncodedPhotos(views, self.encoder(self.normalise(inputs)))
 
+    def join_images(self, encoded: Sequence[EncodedPhotos]) -> EncodedPhotos:
+        """Photos encoded apart, as if they had been encoded together."""
+        views = [view for photos in encoded for view in photos.views]
+        return EncodedPhotos(views, join_tensors([photos.maps for photos in encoded]))
+
+    def split_images(self, encoded: EncodedPhotos) -> list[EncodedPhotos]:
+        """Each encoded photo alone."""
+        parts = split_tensors(encoded.maps, len(encoded.views))
+        return [EncodedPhotos([view], maps) for view, maps in zip(encoded.views, parts, strict=True)]
+
     @torch.no_grad()
     def answer(
-        self, encoded: EncodedPhotos, texts: Sequence[Sequence[str | Question]], decoding: Decoding
+        self,
+        encoded: EncodedPhotos,
+        texts: Sequence[Sequence[str | Question]],
+        decoding: Decoding,
+        on_text: OnText | None = None,
     ) -> list[Prediction]:
-        """Answer all texts of all photos together; flat, photo by photo."""
+        """Answer all texts of all photos together; flat, photo by photo. It has no words to report."""
         image_of_row, branches = asked_branches(
             texts, decoding, self.vocabulary, self.config.inputs.mllm.chat
         )
@@ -249,10 +271,11 @@ class FilmUNet(nn.Module):
             output = self.decoder(encoded.maps, text_ED, torch.tensor(image_of_row, device=device))
         masks = photo_masks(output.masks_Ehw, image_of_row, encoded.views)
         presence, score = output.presence_E.sigmoid().tolist(), output.quality_E.sigmoid().tolist()
-        return [
+        predictions = [
             prediction_of(f"{SEG if p > 0.5 else REJ}.", [mask], [p > 0.5], [s], [1 - p])
             for mask, p, s in zip(masks, presence, score, strict=True)
         ]
+        return forced(predictions) if decoding.mode == "forced" else predictions
 
 
 def load_film_unet(folder: Path, placement: Placement) -> FilmUNet:

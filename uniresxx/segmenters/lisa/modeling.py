@@ -11,7 +11,7 @@ image, S keys, D LLM width, C decoder width, V vocabulary, h w SAM's grid, Y X l
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ from transformers import (
     SamModel,
 )
 
-from mllm.generation import Branches, by_image, chunks
+from mllm.generation import Branches, OnTokens, by_image, chunks, counted_from, in_words, report
 from mllm.language import cache_argument, in_compute_dtype, newest_states
 from mllm.prefix import (
     PrefixCache,
@@ -37,41 +37,33 @@ from mllm.prefix import (
     prefix_branch,
     prefix_positions,
 )
+from uniresxx.conversation.context import fitted, with_dropped
 from uniresxx.errors import InputError
 from uniresxx.imaging.geometry import Letterbox
 from uniresxx.model.answering import prediction_of
+from uniresxx.model.forced import forced
 from uniresxx.model.losses import Counts, LossTerms
 from uniresxx.model.placement import autocast_of
 from uniresxx.model.tuning import apply_tuning
+from uniresxx.prediction import Prediction
+from uniresxx.segmenters.lisa.answer import Answer
 from uniresxx.segmenters.lisa.collate import LisaCollator
 from uniresxx.segmenters.lisa.config import PARTS, LisaConfig
-from uniresxx.segmenters.lisa.photos import clip_pixels, photo_mask, sam_pixels
+from uniresxx.segmenters.lisa.photos import (
+    EncodedPhotos,
+    clip_pixels,
+    join_photos,
+    photo_mask,
+    sam_pixels,
+    split_photos,
+)
 from uniresxx.segmenters.lisa.prompts import WORDINGS, LisaVocabulary
 from uniresxx.segmenters.lisa.sam import decoded_masks, early_layers, image_embedding
 from uniresxx.segmenters.lisa.training import LisaBatch, LisaOutput, counts_of, loss_terms, with_zeros
-from uniresxx.types import DecisionRule, Decoding, Prediction, Question
+from uniresxx.text import asked_questions
+from uniresxx.types import DecisionRule, Decoding, OnText, Texts
 
 DECODED_AT_ONCE = 32  # expressions in SAM's decoder; no answer depends on it
-
-
-@dataclass(frozen=True, slots=True)
-class EncodedPhotos:
-    """Photos encoded once: the LLM's prefix and SAM's image embeddings."""
-
-    letterboxes: list[Letterbox]
-    prefix: PrefixCache
-    image_BChw: Tensor
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """A generated answer, with the states that predict its decisions."""
-
-    ids: list[int]
-    decisions: list[int]  # tokens among the ids
-    states_KD: Tensor
-    p_seg_K: Tensor  # P([SEG] | [SEG] or [REJ]); 1 where the peer has no [REJ]
-    truncated: bool
 
 
 class Lisa(nn.Module):
@@ -149,6 +141,11 @@ class Lisa(nn.Module):
         """The question of the peer's own evaluation."""
         return WORDINGS[self.config.peer].question
 
+    @property
+    def finds_instances(self) -> bool:
+        """Never: one mask for all that is meant."""
+        return False
+
     @torch.no_grad()
     def encode_images(self, photos: Sequence[np.ndarray]) -> EncodedPhotos:
         """Encode photos once: the LLM's prefix up to <im_end>, and SAM's image embeddings."""
@@ -163,6 +160,9 @@ class Lisa(nn.Module):
                 for photo, box in zip(photos, boxes, strict=True)
             ]
         return EncodedPhotos(boxes, prefix, torch.cat(image))
+
+    join_images = staticmethod(join_photos)
+    split_images = staticmethod(split_photos)
 
     def prefix(self, pixels_B3HW: Tensor) -> Tensor:
         """Embeddings (B, L, D) of the text before the image, the image, and <im_end>."""
@@ -188,7 +188,7 @@ class Lisa(nn.Module):
 
     @torch.no_grad()
     def answer(
-        self, encoded: EncodedPhotos, texts: Sequence[Sequence[str | Question]], decoding: Decoding
+        self, encoded: EncodedPhotos, texts: Texts, decoding: Decoding, on_text: OnText | None = None
     ) -> list[Prediction]:
         """Generate the answers of all texts of all photos together; flat, photo by photo.
 
@@ -197,28 +197,30 @@ class Lisa(nn.Module):
         """
         if decoding.rule not in (None, "token"):
             raise InputError(f"rule {decoding.rule!r}: {self.config.peer} has no presence head, use 'token'")
-        asked = [
-            (image, text if isinstance(text, Question) else Question(text))
-            for image, row in enumerate(texts)
-            for text in row
-        ]
         vocabulary, conversation = self.vocabulary, self.config.conversation
+        room = self.llm.config.max_position_embeddings - encoded.prefix.length - decoding.max_new_tokens
+        texts, dropped = fitted(texts, room, lambda q: len(vocabulary.branch(q, decoding, conversation)))
+        asked = asked_questions(texts)
         branches = [vocabulary.branch(question, decoding, conversation) for _, question in asked]
         image_of_row = [image for image, _ in asked]
         tokens = max(map(len, branches), default=0) + decoding.max_new_tokens
         predictions: list[Prediction] = []
         for rows in chunks(encoded.prefix, image_of_row, tokens, decoding.cache_bytes):
             with autocast_of(self):
-                answers = self.generate(
-                    encoded.prefix, branches[rows], image_of_row[rows], decoding.max_new_tokens
-                )
-                forced = [
+                part = branches[rows], image_of_row[rows]
+                if decoding.mode == "forced":  # nothing is generated
+                    answers = [Answer([], [], torch.empty(0), torch.empty(0), False) for _ in part[0]]
+                else:
+                    tell = counted_from(rows.start, in_words(on_text, vocabulary.decode))
+                    answers = self.generate(encoded.prefix, *part, decoding.max_new_tokens, tell)
+                given = [
                     branch + vocabulary.forced_answer(question.text)
                     for branch, (_, question) in zip(branches[rows], asked[rows], strict=True)
                 ]
-                answers = self._with_forced(answers, encoded.prefix, forced, image_of_row[rows])
+                answers = self._with_forced(answers, encoded.prefix, given, image_of_row[rows])
                 predictions += self._predictions(answers, encoded, image_of_row[rows])
-        return predictions
+        predictions = with_dropped(predictions, dropped)
+        return forced(predictions) if decoding.mode == "forced" else predictions
 
     def states(
         self, prefix: PrefixCache, branches: Sequence[Sequence[int]], image_of_row: Sequence[int]
@@ -251,6 +253,7 @@ class Lisa(nn.Module):
         branches: Sequence[Sequence[int]],
         image_of_row: Sequence[int],
         max_new: int,
+        on_tokens: OnTokens | None = None,
     ) -> list[Answer]:
         """Greedy answers up to </s>; branches of an image share its prefix and do not see one another."""
         asked, cache, branch_BS, states_BATD = self._begun(prefix, branches, image_of_row, max_new - 1)
@@ -264,6 +267,8 @@ class Lisa(nn.Module):
             token_BA = torch.where(done_BA, self.vocabulary.eos, logits_BAV.argmax(dim=-1))
             done_BA = done_BA | (token_BA == self.vocabulary.eos)
             tokens.append(token_BA)
+            if on_tokens is not None:
+                report(tokens, asked, [self.vocabulary.eos], on_tokens)
             kept.append(state_BAD)
             p_seg.append(self._p_seg(logits_BAV))
             if bool(done_BA.all()) or step == max_new - 1:

@@ -6,6 +6,7 @@ Shapes: B images, y x pixels of a photo, H W CLIP's frame, S SAM's frame, Y X lo
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,35 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from mllm.prefix import PrefixCache
 from uniresxx.imaging.geometry import Letterbox
+from uniresxx.model.photo_batches import join_prefixes, join_tensors, split_prefix, split_tensors
 from uniresxx.model.processing import PixelNorm, pixels
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedPhotos:
+    """Photos encoded once: the LLM's prefix and SAM's image embeddings."""
+
+    letterboxes: list[Letterbox]
+    prefix: PrefixCache
+    image_BChw: Tensor
+
+
+def join_photos(encoded: Sequence[EncodedPhotos]) -> EncodedPhotos:
+    """Photos encoded apart, as if they had been encoded together."""
+    return EncodedPhotos(
+        [box for photos in encoded for box in photos.letterboxes],
+        join_prefixes([photos.prefix for photos in encoded]),
+        join_tensors([photos.image_BChw for photos in encoded]),
+    )
+
+
+def split_photos(encoded: EncodedPhotos) -> list[EncodedPhotos]:
+    """Each encoded photo alone."""
+    images = split_tensors(encoded.image_BChw, len(encoded.letterboxes))
+    parts = zip(encoded.letterboxes, split_prefix(encoded.prefix), images, strict=True)
+    return [EncodedPhotos([box], prefix, image) for box, prefix, image in parts]
 
 
 def clip_pixels(photos: Sequence[np.ndarray], settings: Mapping[str, Any]) -> Tensor:

@@ -17,10 +17,9 @@ from tokenizers import Tokenizer
 from mllm.tokens import REJ, SEG
 from uniresxx.errors import InputError
 from uniresxx.segmenters.lisa.config import Conversation, Peer
-from uniresxx.types import Decoding, Question
+from uniresxx.types import AS_TYPED, Decoding, Question
 
 BOS, EOS, IMAGE_START, IMAGE_END = "<s>", "</s>", "<im_start>", "<im_end>"
-EXPRESSION = "{expression}"  # the template that sends a text as it was typed
 _MARK = re.compile(rf"({re.escape(SEG)}|{re.escape(REJ)})")
 
 
@@ -180,7 +179,7 @@ class LisaVocabulary:
 
     def worded(self, text: str, decoding: Decoding) -> str:
         """The text inside the template; as a benchmark's expression it is put as the peer puts it."""
-        if decoding.template == EXPRESSION:
+        if decoding.template == AS_TYPED:
             return text
         return decoding.template.format(expression=self._expression(text))
 

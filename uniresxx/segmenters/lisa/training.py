@@ -59,7 +59,7 @@ def loss_terms(output: LisaOutput, batch: LisaBatch, side: int, config: LisaLoss
     A [REJ] adds the loss of logits that are zero everywhere: a constant, as in GSVA.
     """
     text = F.cross_entropy(output.logits_YV.float(), output.labels_Y, reduction="sum")
-    bce, dice, _ = photo_sums(output.low_Ehw.float(), batch.masks_photo, side, config.dice_smooth)
+    bce, dice = photo_sums(output.low_Ehw.float(), batch.masks_photo, side, config.dice_smooth)
     weights = {"text": config.text, "mask": config.mask, "dice": config.dice}
     return LossTerms({"text": text, "mask": bce, "dice": dice}, weights)
 

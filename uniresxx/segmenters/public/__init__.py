@@ -1,0 +1,1 @@
+"""Public models of transformers as Segmenters, one file per family; docs/public_models.md names the weights."""
