@@ -11,6 +11,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from eval import more, talk
+from uniresxx.data.beside import beside_of
 from uniresxx.data.catalog import benchmark_name, find_store, open_benchmark
 from uniresxx.data.polygons import with_polygons
 from uniresxx.errors import InputError
@@ -44,7 +46,7 @@ def score(
     name = benchmark_name(benchmark, data)
     protocol_of(protocol).check(name)
     if not predictions.exists():
-        raise InputError(f"{predictions} is not a file: give a predictions.jsonl or a folder of PNGs")
+        raise InputError(f"{predictions} is not a file: give a predictions file or a folder of PNGs")
     metrics = out / "metrics.json"
     if metrics.exists():
         read_metrics(metrics)  # refuse another file of this name before the work, not after it
@@ -57,6 +59,7 @@ def score(
         rejection=rejection,
         allow_partial=allow_partial,
         padded_world_size=padded_world_size,
+        beside=beside_of(records, name, data),
     )
     entry |= origin(predictions, out, data, limit, benchmark)
     write_metrics(metrics, [entry])
@@ -163,12 +166,19 @@ def _interval_rows(entry: Mapping[str, Any]) -> list[list[str]]:
 def notes(entry: Mapping[str, Any]) -> list[str]:
     """Lines that belong under the tables of one benchmark."""
     lines = [f"protocol {entry['protocol']}, {_rejected_by(entry)}, no answer {entry['no_answer']}"]
+    lines.append(decoded_by(entry))
     if cut_off := entry.get("truncated"):  # entries of earlier versions have no such count
         lines.append(f"truncated: {cut_off} answers had not ended when the limit of their tokens was reached")
     if entry.get("partial"):
         lines.append("PARTIAL: {scored} of {expressions} expressions scored".format(**entry["partial"]))
+    if without := entry.get("unanswered"):
+        lines.append(
+            f"unanswered: {without['expressions']} expressions of {without['photos']} photographs that could not be "
+            f"read, first {without['first'][0]}"
+        )
     if entry.get("problems"):
         lines.append(f"left out: {entry['problems']}")
+    lines += [f"assumed: {text}" for text in entry.get("assumed") or ()]
     if entry.get("padded_world_size"):
         again = entry.get("padded_expressions")
         none = " (this protocol pads nothing here)" if again == 0 else ""
@@ -190,18 +200,29 @@ def notes(entry: Mapping[str, Any]) -> list[str]:
         each = entry.get("proposal_seconds_per_image")
         cost = "" if each is None else f"; {1000 * each:.1f} ms per picture"
         lines.append(f"proposal recall at box IoU 0.5: {recall}{cost}")
-    follow = (entry.get("dialogues") or {}).get("follow_up")
-    if follow:
-        lines.append(
-            f"two-turn follow-ups: mIoU {number(follow['mIoU'])} (N {follow['n_target']}), "
-            f"N-acc {number(follow['N-acc'])} (N {follow['n_none']}), T-acc {number(follow['T-acc'])}"
-        )
     trained = [item["data"] for item in entry.get("training_data") or () if unguarded(item)]
     if trained:
         lines.append(f"published_data: trained without the leak guard on {', '.join(trained)}")
     if entry["benchmark"].startswith("scenes"):
         lines.append(SCENES_NOTE)
     return lines
+
+
+def decoded_by(entry: Mapping[str, Any]) -> str:
+    """How the answers were generated, in words: mode, template, thresholds."""
+    decoding = entry.get("decoding")
+    if not decoding:
+        return "decoding: not known, as for every file that `eval run` did not write"
+    mode = "forced, [SEG] was given and nothing was rejected" if mode_of(entry) == "forced" else "generate"
+    limits = decoding.get("thresholds") or {}
+    thresholds = ", ".join(f"{name} {value:g}" for name, value in limits.items() if value is not None)
+    return f'decoding {mode}; template "{entry.get("template")}"; thresholds: {thresholds or "not known"}'
+
+
+def mode_of(entry: Mapping[str, Any]) -> str:
+    """Generate, forced, or a dash where it is not known."""
+    decoding = entry.get("decoding")
+    return "–" if not decoding else str(decoding.get("mode", "generate"))
 
 
 def unguarded(item: Mapping[str, Any]) -> bool:
@@ -233,6 +254,10 @@ def print_entry(entry: Mapping[str, Any], console: Console | None = None) -> Non
     print_table(console, ["asked for", "N", *TERMINAL_KEYS], [overall, *_interval_rows(entry), *asked_for])
     if rows := _part_rows(entry, {"by_size": "", "by_length": "words "}):
         print_table(console, ["size, length", "N", *TERMINAL_KEYS], rows)
+    if rows := more.more_rows(entry):
+        print_table(console, more.HEADER, rows)
+    if rows := talk.talk_rows(entry):
+        print_table(console, talk.HEADER, rows)
     for line in notes(entry):
         console.print(line, style="dim", highlight=False, markup=False)
 

@@ -144,7 +144,7 @@ def _run_columns(run: Run, names: Sequence[str], table: MaskTable) -> dict[str, 
         "iou": column(lambda c: round(c.iou, 4)),
         "score": column(lambda c: _rounded(c.prediction.score)),
         "absent": column(lambda c: _rounded(c.prediction.p_absent)),
-        "mask": column(lambda c: table.index(None if c.rejected else c.prediction.mask)),
+        "mask": column(lambda c: table.index(None if c.rejected else c.prediction.rle)),
     }
 
 

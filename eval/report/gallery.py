@@ -16,12 +16,16 @@ from PIL import Image
 from eval.report.runs import Case, Group, Run
 from uniresxx.data.store.photos import photo_of
 from uniresxx.imaging import masks
+from uniresxx.imaging.insets import FRAME, draw_inset, zoomed
+from uniresxx.imaging.lettering import PAPER, Colour
+from uniresxx.imaging.marking import DARK, PALETTE, VEIL, VEIL_SHARE, Lines, grown, outline, scaled_photo
+from uniresxx.imaging.panel import Mark, insets_of
+from uniresxx.imaging.shapes import Shape, shape_of
 from uniresxx.types import RLE, Expression, Granularity, ImageRecord
 
 LONGEST = 480  # pixels of a shown photo's longest side
 SMALL = 160  # pixels; photos up to here are embedded unchanged and shown with sharp pixels
-TRUTH, ANSWER = (0, 214, 150), (255, 150, 20)  # distinct for colour-blind readers (after Okabe and Ito, 2008)
-VEIL = (20, 26, 38)  # over what a mask leaves out
+TRUTH, ANSWER = PALETTE[3], PALETTE[0]  # also in templates/browser.js
 MAX_DIFFERING = 6  # cases on which the runs differ the most
 CASES = ("best", "median", "worst", "false reject", "false accept", "correct reject")
 
@@ -90,7 +94,7 @@ def gallery(group: Group, photos: Photos) -> list[Row]:
         for case in cases:
             shown = [(run.label, given[case.name]) for run, given in zip(runs, answers, strict=True)
                      if case.name in given]  # fmt: skip
-            figures.append(_figure(shown, photos.name(group.title, case.record)))
+            figures.append(figure_of(shown, photos.name(group.title, case.record)))
         narrow = all(is_small(case.record) for case in cases) and all(len(f.panels) == 3 for f in figures)
         return Row(granularity, name, figures, narrow)
 
@@ -164,13 +168,14 @@ def _most_differing(runs: Sequence[Run], answers: Sequence[Mapping[str, Case]]) 
     return list(found.values())
 
 
-def _figure(shown: Sequence[tuple[str, Case]], photo: str) -> Figure:
+def figure_of(shown: Sequence[tuple[str, Case]], photo: str) -> Figure:
     """One expression with the answer of each run (its label, its case)."""
     first, single = shown[0][1], len(shown) == 1
-    panels = [Panel("picture"), _panel("truth", first.expression.rle, TRUTH, "no target")]
+    panels = [Panel("picture"), _panel("truth", first.record, first.expression.rle, TRUTH, "no target")]
     for label, case in shown:
-        mask, note = (None, "rejected") if case.rejected else (case.prediction.mask, "empty mask")
-        panels.append(_panel("answer", mask, ANSWER, note, "" if single else f"{label}: {_numbers(case)}"))
+        mask, note = (None, "rejected") if case.rejected else (case.prediction.rle, "empty mask")
+        caption = "" if single else f"{label}: {_numbers(case)}"
+        panels.append(_panel("answer", first.record, mask, ANSWER, note, caption))
     level = first.expression.level
     parts = ([_numbers(first)] if single else []) + ([] if level is None else [f"level {level}"])
     columns = 2 if len(panels) > 3 and not is_small(first.record) else min(4, len(panels))
@@ -187,10 +192,14 @@ def _numbers(case: Case) -> str:
     return " · ".join(parts)
 
 
-def _panel(label: str, mask: RLE | None, colour: tuple[int, int, int], note: str, caption: str = "") -> Panel:
-    if mask is None or not masks.area(mask):
+def _panel(
+    label: str, record: ImageRecord, mask: RLE | None, colour: Colour, note: str, caption: str = ""
+) -> Panel:
+    shape = None if mask is None else shape_of(masks.decode(mask))
+    if shape is None:
         return Panel(label, note=note, caption=caption)
-    return Panel(label, layer=mask_uri(masks.decode(mask), colour), caption=caption)
+    photo = photo_of(record) if shape.window is not None else None
+    return Panel(label, layer=mask_uri(shape, colour, photo), caption=caption)
 
 
 # ----------------------------------------------------------------------------------------------- pictures
@@ -227,24 +236,35 @@ def shown_size(height: int, width: int) -> tuple[int, int]:
     return reduced_size(height * factor, width * factor, LONGEST)
 
 
-def mask_uri(mask: np.ndarray, colour: tuple[int, int, int]) -> str:
-    """Data URI of a mask (bool (y, x)) as a layer: clear inside, a bright edge, a dark veil outside."""
-    height, width = shown_size(*mask.shape)
-    resample = Image.Resampling.BOX if height < mask.shape[0] else Image.Resampling.NEAREST
-    grey = Image.fromarray(mask.astype(np.uint8) * 255).resize((width, height), resample)
-    inside = np.asarray(grey) > 0  # any covered pixel: small parts stay visible when reduced
-    edge = inside & ~_eroded(inside, max(2, max(height, width) // 120))
-    layer = Image.fromarray(inside.astype(np.uint8) + edge)
-    layer.putpalette([*VEIL, *colour, *colour])
-    return _uri(layer, "PNG", optimize=True, transparency=bytes((165, 0, 255)))
+def mask_uri(shape: Shape, colour: Colour, photo: np.ndarray | None = None) -> str:
+    """Data URI of a mask as a layer: clear inside, a double outline around, a dark veil over the rest.
+
+    With its photo, uint8 (y, x, 3), a small mask is also shown zoomed.
+    """
+    size = shown_size(*(shape.size if photo is None else photo.shape[:2]))
+    inside = shape.at(size)
+    bright, dark = outline(inside, Lines.at(size))
+    clear = 3
+    layer = Image.fromarray(np.select([inside, bright, dark], [clear, 1, 2], 0).astype(np.uint8))
+    layer.putpalette([*VEIL, *colour, *DARK, *PAPER])
+    opaque = bytes((round(255 * VEIL_SHARE), 255, 255, 0))
+    if photo is None:
+        return _uri(layer, "PNG", optimize=True, transparency=opaque)
+    layer.info["transparency"] = opaque
+    return _uri(_with_zoom(layer.convert("RGBA"), shape, colour, photo, inside), "PNG", optimize=True)
 
 
-def _eroded(mask: np.ndarray, steps: int) -> np.ndarray:
-    """Pixels whose neighbours up to `steps` away (four directions) are in the mask; outside counts as inside."""
-    for _ in range(steps):
-        p = np.pad(mask, 1, constant_values=True)
-        mask = mask & p[:-2, 1:-1] & p[2:, 1:-1] & p[1:-1, :-2] & p[1:-1, 2:]
-    return mask
+def _with_zoom(
+    layer: Image.Image, shape: Shape, colour: Colour, photo: np.ndarray, inside: np.ndarray
+) -> Image.Image:
+    """The layer with the surroundings of a small mask enlarged in a corner, where there is room."""
+    size = inside.shape
+    canvas = scaled_photo(photo, size, sharp=False)
+    for inset in insets_of([Mark(shape, colour)], photo.shape[:2], size, canvas, inside).values():
+        lines = Lines.at(size)
+        content = zoomed(photo, inset.window, inset.place.width - 2 * FRAME, colour, lines)
+        draw_inset(layer, inset, content, grown(inside, lines.reach))
+    return layer
 
 
 def _uri(picture: Image.Image, form: str, **options: object) -> str:

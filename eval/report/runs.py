@@ -7,14 +7,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from eval.score import load_records, with_truth
+from eval.score import load_records, mode_of, with_truth
 from uniresxx.data.catalog import find_store
 from uniresxx.errors import InputError
 from uniresxx.evaluation.metrics_file import read_metrics
-from uniresxx.scoring.predictions import Problems, sizes_of, stream_predictions
+from uniresxx.prediction import Prediction
+from uniresxx.scoring.predictions import sizes_of, stream_predictions
+from uniresxx.scoring.problems import Problems
 from uniresxx.scoring.protocols import Protocol, protocol_of
 from uniresxx.scoring.rejection import Rejection
-from uniresxx.types import Expression, ImageRecord, Prediction
+from uniresxx.types import Expression, ImageRecord
 
 OUTCOMES = ("answered", "false reject", "false accept", "correct reject")
 
@@ -81,6 +83,11 @@ class Group:
         return list(found.values())
 
 
+def home_of(folder: Path) -> Path | None:
+    """Where the metrics.json of a run or evaluation folder lies; None where it holds none."""
+    return next((f for f in (folder, folder / "eval") if (f / "metrics.json").is_file()), None)
+
+
 def read_runs(folders: Sequence[Path], data: Path | None) -> list[Run]:
     """Every entry of every folder's metrics.json.
 
@@ -93,7 +100,7 @@ def read_runs(folders: Sequence[Path], data: Path | None) -> list[Run]:
     """
     found = []
     for folder in folders:
-        home = next((f for f in (folder, folder / "eval") if (f / "metrics.json").is_file()), None)
+        home = home_of(folder)
         if home is None:
             raise InputError(
                 f"{folder} holds no metrics.json: run `python -m eval run … --out {folder}` first"
@@ -124,6 +131,7 @@ def _traits(entry: Mapping[str, Any]) -> tuple[str, ...]:
     rule, threshold = (rejection or {}).get("rule"), (rejection or {}).get("threshold")
     return (
         str(entry["protocol"]),
+        mode_of(entry),
         f"rejected by {rule or 'flag'}" + ("" if threshold is None else f" above {threshold:.4g}"),
         f"padded to {padded}" if padded else "",
         f"first {limit} pictures" if limit else "",
@@ -158,7 +166,7 @@ def _cases(home: Path, entry: Mapping[str, Any], data: Path | None) -> list[Case
     if not path.exists():
         raise InputError(f"{path} does not exist any more")
     root = data or (Path(entry["data"]) if entry.get("data") else None)
-    records = load_records(_store_of(entry, data) or benchmark, root, entry.get("limit"))
+    records = load_records(store_of(entry, data) or benchmark, root, entry.get("limit"))
     rejection, sizes, problems = Rejection(**(entry.get("rejection") or {})), sizes_of(records), Problems()
     answers = dict(stream_predictions(path, sizes, problems, rejection.apply))
     if not entry.get("partial") and not entry.get("problems"):  # else some answers were missing when scored
@@ -168,7 +176,7 @@ def _cases(home: Path, entry: Mapping[str, Any], data: Path | None) -> list[Case
     return judge_all(with_truth(records, entry["protocol"], root), answers, protocol_of(entry["protocol"]))
 
 
-def _store_of(entry: Mapping[str, Any], data: Path | None) -> str | None:
+def store_of(entry: Mapping[str, Any], data: Path | None) -> str | None:
     """The store that was scored; None where there was none, or where it is gone and `data` replaces it."""
     store = entry.get("store")
     if store is None or find_store(store, None) is not None:

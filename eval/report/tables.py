@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from eval import more, talk
 from eval.report.curves import BINS, Histogram, RejectionCurve, Reliability
 from eval.report.runs import Run
-from eval.score import number
+from eval.score import mode_of, number
 from uniresxx.scoring.metrics import SCORE_KEYS
 from uniresxx.scoring.tally import parts_scored
 
@@ -27,9 +28,20 @@ INTERVAL_KEYS = ("gIoU", "cIoU", "mIoU", "Pr@0.5", "N-acc", "T-acc")
 THRESHOLDS = tuple(k / 10 for k in range(1, 10))
 BIN_NAMES = tuple(f"{k / BINS:.1f}–{(k + 1) / BINS:.1f}" for k in range(BINS))
 SUMMARY_COLUMNS = (
-    *("run", "benchmark", "split", "protocol", "rejected_by", "expressions", "checkpoint", "template"),
+    *(
+        "run",
+        "benchmark",
+        "split",
+        "protocol",
+        "decoding",
+        "rejected_by",
+        "expressions",
+        "checkpoint",
+        "template",
+    ),
     *SCORE_KEYS,
     *(f"mIoU {granularity}" for granularity in WITH_TARGET),
+    *("xIoU", "cgF1", "pmF1", "IL_MCC", "AP"),
     *("twin_score", "no_answer", "seconds_per_image", "commit", "uniresxx", "python", "numpy", "torch"),
 )
 
@@ -57,6 +69,7 @@ def facts(run: Run) -> dict[str, str]:
         "expressions": f"{entry['n_expressions']:,}",
         "checkpoint": str(entry.get("checkpoint") or "not known"),
         "protocol": str(entry["protocol"]),
+        "decoding": mode_of(entry),
         "rejected by": rule,
         "prompt template": str(entry.get("template") or "not known"),
     }
@@ -76,16 +89,22 @@ def rejected_by(entry: Mapping[str, Any]) -> str | None:
 
 def headline_table(runs: Sequence[Run]) -> Table:
     """One line per run."""
-    header = ("run", "benchmark", "protocol", "N", "part", "object", "multi", "N-acc", "T-acc", "gIoU",
+    header = ("run", "benchmark", "protocol", "decoding", "N", "part", "object", "multi", "N-acc", "T-acc", "gIoU",
               "cIoU", "twin")  # fmt: skip
     rows = []
     for run in runs:
         overall, by_granularity = run.entry["overall"], run.entry["by_granularity"]
         values = [by_granularity[g]["mIoU"] for g in WITH_TARGET]
         values += [overall[key] for key in ("N-acc", "T-acc", "gIoU", "cIoU")] + [run.entry["twin_score"]]
-        names = [run.label, run.title, run.entry["protocol"], f"{run.entry['n_expressions']:,}"]
+        names = [
+            run.label,
+            run.title,
+            run.entry["protocol"],
+            mode_of(run.entry),
+            f"{run.entry['n_expressions']:,}",
+        ]
         rows.append(names + [number(value) for value in values])
-    return Table(header, rows, 3)
+    return Table(header, rows, 4)
 
 
 def score_table(entry: Mapping[str, Any]) -> Table:
@@ -98,6 +117,18 @@ def score_table(entry: Mapping[str, Any]) -> Table:
             if size != 0:
                 rows.append(_score_row(prefix + name, size, scores))
     return Table(("subset", "N", *SCORE_KEYS), rows)
+
+
+def talk_table(entry: Mapping[str, Any]) -> Table | None:
+    """Scores of conversations; None where the entry has none."""
+    rows = talk.talk_rows(entry)
+    return Table(talk.HEADER, rows) if rows else None
+
+
+def more_table(entry: Mapping[str, Any]) -> Table | None:
+    """The numbers beside the scores; None where the entry has none."""
+    rows = more.more_rows(entry)
+    return Table(more.HEADER, rows) if rows else None
 
 
 def _score_row(name: str, size: int | None, scores: Mapping[str, float | None]) -> list[str]:
@@ -168,7 +199,13 @@ def summary_csv(runs: Sequence[Run]) -> str:
     for run in runs:
         entry = run.entry
         mious = {f"mIoU {g}": entry["by_granularity"].get(g, {}).get("mIoU") for g in WITH_TARGET}
-        own = {"run": run.label, "rejected_by": rejected_by(entry), "expressions": entry["n_expressions"]}
-        row = {**(entry.get("versions") or {}), **entry, **entry["overall"], **mious, **own}
+        own = {
+            "run": run.label,
+            "decoding": mode_of(entry),
+            "rejected_by": rejected_by(entry),
+            "expressions": entry["n_expressions"],
+        }
+        beside = {**(entry.get("instances") or {}), "xIoU": (entry.get("xIoU") or {}).get("xIoU")}
+        row = {**(entry.get("versions") or {}), **entry, **entry["overall"], **mious, **beside, **own}
         writer.writerow({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()})
     return stream.getvalue()

@@ -1,7 +1,7 @@
 """`python -m eval report`: the scores and answers of one or more folders as a page, as Markdown and as CSV.
 
-FIRST/report/index.html holds everything and loads nothing; report.md has the tables of the page; summary.csv has
-one row per run, benchmark and protocol. `templates/` holds the markup, the style and the script.
+index.html holds everything and loads nothing; report.md has the tables of the page; summary.csv has one row
+per run, benchmark and protocol. `templates/` holds the markup, the style and the script.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from eval.report import charts, curves, tables
 from eval.report.browser import PHOTO_BYTES, browser_data
 from eval.report.gallery import Photos, choose_cases, gallery, is_small
-from eval.report.published import published_tables
+from eval.report.published import not_compared, published_tables
 from eval.report.runs import Group, Run, group_runs, read_runs
 from eval.score import SCENES_NOTE, notes, overview_rows
 from uniresxx.errors import InputError
@@ -31,22 +31,23 @@ MARKS = {
 }
 
 
-def report(folders: Sequence[Path], data: Path | None = None) -> Path:
-    """Write FIRST/report/{index.html, report.md, summary.csv} about all folders.
+def report(folders: Sequence[Path], data: Path | None = None, out: Path | None = None) -> Path:
+    """Write {index.html, report.md, summary.csv} about all folders.
 
     Args:
-        folders: run or evaluation folders; the report goes into the first.
+        folders: run or evaluation folders.
         data: root of the data, where it is not where it was scored.
+        out: where the three files go; None: FIRST/report.
 
     Returns:
         Path of index.html.
 
     Raises:
-        InputError: a folder holds no scores, or FIRST/report holds a file that no report wrote.
+        InputError: a folder holds no scores, or `out` holds a file that no report wrote.
     """
     folders = list(dict.fromkeys(folders))
-    out = folders[0] / "report"
-    check_replaceable(out)
+    out = out or folders[0] / "report"
+    check_replaceable(out, "report", MARKS)
     groups = group_runs(read_runs(folders, data))
     contents = {
         "summary.csv": tables.summary_csv([run for group in groups for run in group.runs]),
@@ -59,14 +60,27 @@ def report(folders: Sequence[Path], data: Path | None = None) -> Path:
     return out / "index.html"
 
 
-def check_replaceable(out: Path) -> None:
-    """Refuse to replace what no report wrote."""
+def check_replaceable(out: Path, command: str, marks: Mapping[str, bytes]) -> None:
+    """Refuse to replace what `python -m eval COMMAND` did not write.
+
+    Args:
+        out: folder of its files.
+        command: what is going to write there.
+        marks: bytes that each of its files holds, by name.
+
+    Raises:
+        InputError: `out` is a file, or holds a file of that name without its mark.
+    """
     if out.exists() and not out.is_dir():
-        raise InputError(f"{out} is a file and the report needs a folder of this name: move it away")
-    for name, mark in MARKS.items():
+        raise InputError(
+            f"{out} is a file and the {command} needs a folder of this name: move it away or give another --out"
+        )
+    for name, mark in marks.items():
         path = out / name
         if path.is_dir() or (path.exists() and mark not in path.read_bytes()):
-            raise InputError(f"{path} was not written by `python -m eval report`: move it away")
+            raise InputError(
+                f"{path} was not written by `python -m eval {command}`: move it away or give another --out"
+            )
 
 
 def page(groups: Sequence[Group], with_curve: Sequence[Path] = ()) -> str:
@@ -124,6 +138,7 @@ def template(name: str) -> Template:
         notes=notes,
         overview=lambda entry: tables.Table(*overview_rows(entry)),
         published_tables=published_tables,
+        not_compared=not_compared,
         rejection=rejection,
         reliability=reliability,
         scenes_note=SCENES_NOTE,

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from uniresxx.conversation.history import relevant_turns
 from uniresxx.errors import InputError
-from uniresxx.evaluation.files import DIALOGUES, LOCK
+from uniresxx.evaluation.files import DIALOGUES, LOCK, batches_of
+from uniresxx.evaluation.ranks import ALONE, Processes
 from uniresxx.evaluation.regions import encode_records
-from uniresxx.evaluation.run import Progress, chunks, write_answer
+from uniresxx.evaluation.run import Progress
+from uniresxx.evaluation.shares import answer_in_shares
+from uniresxx.evaluation.talk_scores import TalkScores
 from uniresxx.files import lock_file
-from uniresxx.scoring.metrics import Counts, Outcome
-from uniresxx.scoring.predictions import JsonlWriter, from_json, to_json, whole_lines
-from uniresxx.scoring.protocols import STRICT
+from uniresxx.prediction import Prediction
+from uniresxx.scoring.predictions import from_json, to_json, whole_lines
+from uniresxx.segmenters.asking import answer_phrases
 from uniresxx.segmenters.base import Segmenter
-from uniresxx.types import Decoding, Dialogue, Expression, ImageRecord, Phrase, Prediction, Question, Segment
-
-CHAT_TEMPLATE = "{expression}"  # questions of a conversation are whole sentences already
+from uniresxx.types import AS_TYPED, Decoding, Dialogue, ImageRecord, Question
 
 
 def evaluate_dialogues(
@@ -29,44 +32,41 @@ def evaluate_dialogues(
     *,
     batch_images: int = 8,
     progress: Progress | None = None,
+    ranks: Processes = ALONE,
 ) -> dict[str, Any] | None:
     """Ask and score the conversations of `records`; call `evaluate` on `out` first.
 
-    A turn gets the turns before it with the answers that the model generated, never the true ones. Answers are
-    appended to `out`/dialogues.jsonl and scored from there; the same call continues an interrupted one.
+    A turn gets the earlier turns that its words point back to, with the answers that the model generated, never the
+    true ones. Answers are appended to `out`/dialogues.jsonl and scored from there; the same call continues an
+    interrupted one. Several processes share the batches, as in `evaluate`.
 
     Returns:
-        Scores of first turns and follow-ups for metrics.json, None where the records hold no conversation.
+        Scores for metrics.json (`TalkScores`), None where the records hold no conversation.
     """
-    total = sum(len(record.dialogues) for record in records)
-    if not total:
+    if not any(record.dialogues for record in records):
         return None
-    chat = replace(decoding, template=CHAT_TEMPLATE)
+    chat = replace(decoding, template=AS_TYPED)
     path = out / DIALOGUES
-    with lock_file(out / LOCK, f"evaluate into {out}"), JsonlWriter(path) as lines:
-        done = {line.get("dialogue_id") for line in lines.kept}
-        waiting = [r for r in records if any(d.dialogue_id not in done for d in r.dialogues)]
-        for batch in chunks(waiting, batch_images):
-            for record, dialogue, answers in _converse(segmenter, batch, chat):
-                if dialogue.dialogue_id in done:
-                    continue
-                done.add(dialogue.dialogue_id)
-                turns = [to_json(t.question, a) for t, a in zip(dialogue.turns, answers, strict=True)]
-                line = {"dialogue_id": dialogue.dialogue_id, "image_id": record.image_id, "turns": turns}
-                write_answer(lines, dialogue.dialogue_id, line)
-            if progress:
-                progress(len(done), total)
-    return {"decoding": chat.describe(chat.rule or segmenter.decision_rule), **score_dialogues(path, records)}
+
+    def answer(batch: Sequence[int]) -> Iterator[dict[str, Any]]:
+        for record, dialogue, answers in _converse(segmenter, [records[k] for k in batch], chat):
+            turns = [to_json(t.question, a) for t, a in zip(dialogue.turns, answers, strict=True)]
+            yield {"dialogue_id": dialogue.dialogue_id, "image_id": record.image_id, "turns": turns}
+
+    with ExitStack() as stack:
+        ranks.on_rank0(lambda: stack.enter_context(lock_file(out / LOCK, f"evaluate into {out}")))
+        answer_in_shares(
+            path, "dialogue_id", [[d.dialogue_id for d in record.dialogues] for record in records],
+            batch_images, batches_of(out) == batch_images, ranks, answer, progress,
+        )  # fmt: skip
+        scores = ranks.on_rank0(lambda: score_dialogues(path, records))
+    return {"decoding": chat.describe(chat.rule or segmenter.decision_rule), **scores}
 
 
 def score_dialogues(path: Path, records: Sequence[ImageRecord]) -> dict[str, Any]:
-    """Scores of the conversations in a dialogues.jsonl: first turns, and apart from them all later turns.
-
-    The k-th phrase of the truth is compared with the k-th segment of the answer; a missing segment counts as
-    rejected.
-    """
+    """Scores of the conversations in a dialogues.jsonl."""
     turns_of = {line["dialogue_id"]: line["turns"] for line in whole_lines(path)[0]}
-    first, later = Counts(), Counts()
+    scores = TalkScores()
     dialogues = [(record, dialogue) for record in records for dialogue in record.dialogues]
     for record, dialogue in dialogues:
         lines = turns_of.get(dialogue.dialogue_id)
@@ -74,14 +74,8 @@ def score_dialogues(path: Path, records: Sequence[ImageRecord]) -> dict[str, Any
             raise InputError(
                 f"{path}: dialogue {dialogue.dialogue_id!r} is missing: run the evaluation again"
             )
-        for k, (turn, line) in enumerate(zip(dialogue.turns, lines, strict=True)):
-            for outcome in judge_phrases(turn.phrases, from_json(line, (record.height, record.width))):
-                (later if k else first).add(outcome)
-    return {
-        "n_dialogues": len(dialogues),
-        "first_turn": {**first.scores(), **first.sizes()},
-        "follow_up": {**later.scores(), **later.sizes()},
-    }
+        scores.add(dialogue, [from_json(line, (record.height, record.width)) for line in lines])
+    return {"n_dialogues": len(dialogues), **scores.entry()}
 
 
 def _converse(
@@ -97,25 +91,12 @@ def _converse(
         asked = [key for key in replies if k < len(records[key[0]].dialogues[key[1]].turns)]
         for b, d in asked:
             turns = records[b].dialogues[d].turns
-            before = tuple((t.question, a.text or "") for t, a in zip(turns, replies[b, d], strict=False))
-            texts[b].append(Question(turns[k].question, before))
-        answers = segmenter.answer(encoded, texts, decoding)
+            said = [(t.question, a.text or "") for t, a in zip(turns, replies[b, d], strict=False)]
+            texts[b].append(Question(turns[k].question, relevant_turns(said, turns[k].question)))
+        answers = answer_phrases(segmenter, encoded, texts, decoding)
         if len(answers) != len(asked):
             raise RuntimeError(f"{len(asked)} questions asked, {len(answers)} predictions returned")
         for key, answer in zip(asked, answers, strict=True):
             replies[key].append(answer)
     for (b, d), answers_of_dialogue in replies.items():
         yield records[b], records[b].dialogues[d], answers_of_dialogue
-
-
-def judge_phrases(truth: Sequence[Phrase], answer: Prediction) -> list[Outcome]:
-    """Judge the phrases of one turn in order, each as an expression under `strict`."""
-    segments = answer.segments
-    if not segments:
-        segments = (Segment("", None if answer.rejected else answer.mask, answer.score),)
-    outcomes = []
-    for k, phrase in enumerate(truth):
-        mask = segments[k].mask if k < len(segments) else None
-        asked = Expression("", phrase.text, phrase.granularity, phrase.rle)
-        outcomes.append(STRICT.judge(asked, Prediction(rejected=mask is None, mask=mask, text=answer.text)))
-    return outcomes

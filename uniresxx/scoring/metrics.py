@@ -23,6 +23,7 @@ TWIN_THRESHOLD = 0.5
 TWIN_MEMBERS = frozenset((Granularity.PART, Granularity.OBJECT, Granularity.MULTI))
 SIZES = {"small": 32**2, "medium": 96**2, "large": None}  # pixels of the truth below the number (COCO areas)
 LENGTHS = {"1-2": 2, "3-5": 5, "6-10": 10, "11+": None}  # words up to the number
+ABSENT = ("category", "attribute", "part", "relation")  # what of an expression without a target is not there
 ROW = (
     *("n", "n_target", "intersection", "union", "iou_units", "iou_units_target"),
     *(f"above_{x}" for x in THRESHOLDS),
@@ -30,7 +31,7 @@ ROW = (
 )  # the counters behind the scores, as a row of int64
 ANSWER_COUNTS = ("no_answer", "truncated", "empty")  # of answers that are not as they should be
 COUNTERS = (*ROW, *ANSWER_COUNTS)
-_ONE = 1 << 40
+IOU_UNITS = 1 << 40  # units of an IoU of 1
 
 Scores = dict[str, float | None]
 Part = tuple[str, str]  # key of metrics.json and name: ("by_size", "small")
@@ -66,10 +67,11 @@ class Outcome:
     empty: bool = False  # not rejected, and the mask has no pixel
     pixels: int | None = None  # of the truth; None: not counted by size
     words: int | None = None  # of the expression; None: not counted by length
+    absent: str | None = None  # one of ABSENT; None: not known
 
     def row(self) -> list[int]:
         """What it adds to each counter, in the order of COUNTERS."""
-        units, target = round(self.iou * _ONE), int(self.targeted)
+        units, target = round(self.iou * IOU_UNITS), int(self.targeted)
         return [
             *(1, target, self.intersection, self.union, units, target * units),
             *(target * above for above in self.above),
@@ -87,6 +89,8 @@ class Outcome:
             yield "by_size", size_name(self.pixels)
         if self.words is not None:
             yield "by_length", length_name(self.words)
+        if self.absent is not None and not self.targeted:
+            yield "by_absent", self.absent
 
 
 @dataclass(slots=True)
@@ -128,9 +132,9 @@ def _ratios(of: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """(part, whole) of every score, from counters by the names of ROW: numbers or arrays."""
     targets = of["n_target"]
     return {
-        "gIoU": (of["iou_units"], of["n"] * _ONE),
+        "gIoU": (of["iou_units"], of["n"] * IOU_UNITS),
         "cIoU": (of["intersection"], of["union"]),
-        "mIoU": (of["iou_units_target"], targets * _ONE),
+        "mIoU": (of["iou_units_target"], targets * IOU_UNITS),
         **{f"Pr@{x}": (of[f"above_{x}"], targets) for x in THRESHOLDS},
         "N-acc": (of["none_rejected"], of["n"] - targets),
         "T-acc": (of["target_answered"], targets),

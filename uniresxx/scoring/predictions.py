@@ -3,12 +3,15 @@
 predictions.jsonl has one line per expression, each flushed when it is written: `expression_id`, `rejected`, `mask`
 (COCO RLE at the photo's size, or null), `mask_if_forced` (optional), `score`, `p_absent` (numbers or null), `text`
 (or null), `truncated` (only where true), `instances` (`mask` and `score` of each thing that `mask` unites, where the
-model tells them apart). Unknown keys are ignored.
+model tells them apart). Unknown keys are ignored. A line with `unanswered`, a reason, is no answer: the photo could
+not be read. `decoding` is there where it was forced.
+
+`forms` has the other forms of answers that are read, `json_values` the ways in which a file may hold them.
 
 A folder of PNG masks at the photos' sizes serves as well, `<expression_id>.png`: nested as the id is
 (`refcoco/val/17.png`), or with `__` for `/` (`refcoco__val__17.png`). Grey value 0 is background, anything above is
 foreground. A mask without foreground is an empty mask, not a rejection (`--rejected empty_mask` makes it one).
-Other files are ignored.
+Other files are ignored. What has to be assumed about a file is counted in `Problems.assumed`.
 """
 
 from __future__ import annotations
@@ -17,31 +20,21 @@ import json
 import math
 import os
 import reprlib
-from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from io import BufferedWriter
 from pathlib import Path
 from typing import Any
 
 from uniresxx.errors import InputError
-from uniresxx.imaging import decode as images
 from uniresxx.imaging import masks
-from uniresxx.types import RLE, ImageRecord, Instance, Prediction, Segment
+from uniresxx.prediction import Instance, Prediction, Segment
+from uniresxx.scoring.forms import lines_of
+from uniresxx.scoring.json_values import json_values, parse
+from uniresxx.scoring.png_masks import from_png, png_files
+from uniresxx.scoring.problems import Problems
+from uniresxx.types import RLE, ImageRecord
 
-_SHOWN_PROBLEMS = 8
-
-
-def _no_constants(text: str) -> float:
-    raise ValueError(f"{text} is not a JSON number")
-
-
-def _parse(line: bytes) -> Any:
-    """One JSON value; NaN and Infinity, which Python would take, are errors as in JSON itself. ValueError."""
-    try:
-        return json.loads(line, parse_constant=_no_constants)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
+UNANSWERED = "unanswered"  # key of the reason in the line of an expression whose photo could not be read
 
 
 class JsonlWriter:
@@ -67,6 +60,13 @@ class JsonlWriter:
         self._file.write(line.encode())
         self._file.flush()
 
+    def write_all(self, records: Iterable[Mapping[str, Any]]) -> None:
+        """Append objects together, and return once the disk has them. Raises as `write`."""
+        lines = [json.dumps(r, ensure_ascii=False, allow_nan=False, separators=(",", ":")) for r in records]
+        self._file.write("".join(f"{line}\n" for line in lines).encode())
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
     def close(self) -> None:
         """Close the file."""
         self._file.close()
@@ -85,10 +85,22 @@ def whole_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
     """
     kept: list[dict[str, Any]] = []
     end = 0
+    for value, start, length in json_lines(path):
+        kept.append(value)
+        end = start + length
+    return kept, end
+
+
+def json_lines(path: Path) -> Iterator[tuple[dict[str, Any], int, int]]:
+    """(object, its first byte, its length with the line's end) of a JSONL file that `JsonlWriter` writes.
+
+    A last line that was cut off is left out. Raises InputError for damage before it.
+    """
+    start = 0
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             try:
-                value = _parse(line)
+                value = parse(line)
             except ValueError:
                 if file.read(1):
                     raise InputError(
@@ -99,9 +111,8 @@ def whole_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
                 break  # the writer ends every line; this one is written again
             if not isinstance(value, dict):
                 raise InputError(f"{path}:{number}: expected an object per line; use --fresh to start over")
-            kept.append(value)
-            end += len(line)
-    return kept, end
+            yield value, start, len(line)
+            start += len(line)
 
 
 def to_json(expression_id: str, prediction: Prediction) -> dict[str, Any]:
@@ -109,7 +120,7 @@ def to_json(expression_id: str, prediction: Prediction) -> dict[str, Any]:
     line: dict[str, Any] = {
         "expression_id": expression_id,
         "rejected": prediction.rejected,
-        "mask": prediction.mask,
+        "mask": prediction.rle,
         "score": prediction.score,
         "p_absent": prediction.p_absent,
         "text": prediction.text,
@@ -119,10 +130,11 @@ def to_json(expression_id: str, prediction: Prediction) -> dict[str, Any]:
     if prediction.truncated:
         line["truncated"] = True
     if prediction.instances:
-        line["instances"] = [{"mask": i.mask, "score": i.score} for i in prediction.instances]
+        line["instances"] = [{"mask": i.rle, "score": i.score} for i in prediction.instances]
     if prediction.segments:
         line["segments"] = [
-            {"phrase": s.phrase, "mask": s.mask, "score": s.score} for s in prediction.segments
+            {"phrase": s.phrase, "mask": s.rle, "score": s.score} | ({"span": list(s.span)} if s.span else {})
+            for s in prediction.segments
         ]
     return line
 
@@ -141,7 +153,7 @@ def from_json(line: Any, size: tuple[int, int] | None = None) -> Prediction:
         raise InputError(f"`text` must be a string, not {type(text).__name__}")
     return Prediction(
         rejected=rejected,
-        mask=_mask(line.get("mask"), "mask", size),
+        rle=_mask(line.get("mask"), "mask", size),
         text=text,
         score=_number(line.get("score"), "score"),
         p_absent=_number(line.get("p_absent"), "p_absent"),
@@ -170,7 +182,19 @@ def _segment(value: Any, size: tuple[int, int] | None) -> Segment:
     if not isinstance(value, dict) or not isinstance(value.get("phrase"), str):
         raise InputError("`segments` must be a list of {phrase, mask, score}")
     mask = _mask(value.get("mask"), "segments.mask", size)
-    return Segment(value["phrase"], mask, _number(value.get("score"), "segments.score"))
+    return Segment(
+        value["phrase"], mask, _number(value.get("score"), "segments.score"), _span(value.get("span"))
+    )
+
+
+def _span(value: Any) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    if isinstance(value, list) and len(value) == 2 and all(type(place) is int for place in value):
+        return value[0], value[1]
+    raise InputError(
+        f"`segments.span` must be the first and last place in the text, not {reprlib.repr(value)}"
+    )
 
 
 def _mask(value: Any, key: str, size: tuple[int, int] | None) -> RLE | None:
@@ -193,37 +217,6 @@ def _number(value: Any, key: str) -> float | None:
     raise InputError(f"`{key}` must be a finite number or null, not {reprlib.repr(value)}")
 
 
-@dataclass(slots=True)
-class Problems:
-    """What does not fit in a predictions file: how many problems of each kind, the first few in words."""
-
-    kinds: Counter[str] = field(default_factory=Counter)
-    first: list[str] = field(default_factory=list)
-    entries: int = 0
-
-    def add(self, kind: str, text: str, count: int = 1) -> None:
-        """Note one problem that stands for `count` expressions or lines."""
-        self.kinds[kind] += count
-        self.entries += 1
-        if len(self.first) < _SHOWN_PROBLEMS:
-            self.first.append(text)
-
-    def add_missing(self, missing: Collection[str], total: int) -> None:
-        """Note the expressions without an answer, if any."""
-        if missing:
-            first = next(iter(missing))
-            text = f"{len(missing)} of {total} expressions missing, first {first[:100]!r}"
-            self.add("missing", text, len(missing))
-
-    def __bool__(self) -> bool:
-        return self.entries > 0
-
-    def __str__(self) -> str:
-        more = f"; and {self.entries - len(self.first)} more" if self.entries > len(self.first) else ""
-        counts = ", ".join(f"{count} {kind}" for kind, count in self.kinds.items())
-        return f"{'; '.join(self.first)}{more} (in all: {counts})"
-
-
 def sizes_of(records: Iterable[ImageRecord]) -> dict[str, tuple[int, int]]:
     """The photo's (height, width) by expression id."""
     return {e.expression_id: (record.height, record.width) for record in records for e in record.expressions}
@@ -238,80 +231,40 @@ def stream_predictions(
     """Yield (expression id, answer) for every valid line or PNG, in the file's order.
 
     Args:
-        path: a predictions.jsonl or a folder of PNGs; each line is parsed and checked once and not kept.
+        path: a predictions.jsonl, another form of answers (`forms`), or a folder of PNGs; each answer is parsed and
+            checked once and not kept.
         sizes: the photo's (height, width) by expression id (`sizes_of`).
         problems: notes what is left out: unreadable or truncated lines, unknown and repeated ids, masks that do not
-            fit their photo, numbers that are none, what `prepare` refuses.
+            fit their photo, numbers that are none, what `prepare` refuses; and what is assumed.
         prepare: changes each answer, or refuses it with InputError.
 
     Raises:
         InputError: nothing can be read at all.
     """
     seen: set[str] = set()
-    for place, name, content in _png_files(path, sizes) if path.is_dir() else _lines(path, problems):
+    found: Iterable[tuple[str, str, Path | Mapping[str, Any]]]
+    found = (
+        png_files(path, sizes) if path.is_dir() else lines_of(json_values(path, problems), sizes, problems)
+    )
+    for place, name, content in found:
+        reason = None if isinstance(content, Path) else content.get(UNANSWERED)
         if name not in sizes:
             problems.add("unknown ids", f"{place}: unknown expression_id {name[:100]!r}")
         elif name in seen:
             problems.add("duplicate ids", f"{place}: duplicate expression_id {name!r}")
+        elif isinstance(reason, str):
+            seen.add(name)
+            problems.unanswered[name] = reason
         else:
             try:
-                read = _from_png if isinstance(content, Path) else from_json
-                answer = prepare(read(content, sizes[name]))
+                size = sizes[name]
+                answer = prepare(
+                    from_png(content, size, problems)
+                    if isinstance(content, Path)
+                    else from_json(content, size)
+                )
             except InputError as error:
                 problems.add("wrong values", f"{place}: {error}")
             else:
                 seen.add(name)
                 yield name, answer
-
-
-def _lines(path: Path, problems: Problems) -> Iterator[tuple[str, str, Any]]:
-    """(place, expression id, object) per line of a predictions.jsonl; what has no id is a problem."""
-    try:
-        file = path.open("rb")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); give a predictions.jsonl") from None
-    with file:
-        for number, raw in enumerate(file, start=1):
-            if not raw.strip():
-                continue
-            place = f"line {number}"
-            try:
-                line = _parse(raw)
-            except ValueError as error:
-                why = "" if isinstance(error, json.JSONDecodeError | UnicodeDecodeError) else f" ({error})"
-                cut = "" if raw.endswith(b"\n") else " (truncated last line)"
-                problems.add("not JSON", f"{place}: not JSON{why or cut}")
-                continue
-            name = line.get("expression_id") if isinstance(line, dict) else None
-            if isinstance(name, str):
-                yield place, name, line
-            else:
-                problems.add("without id", f"{place}: `expression_id` is missing")
-
-
-def _png_files(folder: Path, sizes: Mapping[str, tuple[int, int]]) -> Iterator[tuple[str, str, Path]]:
-    """(place, expression id, file) per PNG of a folder; InputError where it holds none."""
-    found = False
-    for root, folders, files in os.walk(folder):
-        folders.sort()
-        for file in sorted(files):
-            if file.startswith(".") or not file.lower().endswith(".png"):
-                continue
-            found = True
-            path = Path(root, file)
-            place = path.relative_to(folder).as_posix()
-            name = place[: -len(".png")]
-            yield place, name if name in sizes else name.replace("__", "/"), path
-    if not found:
-        raise InputError(
-            f"{folder} holds no PNG: give a predictions.jsonl, or a folder of <expression_id>.png"
-        )
-
-
-def _from_png(path: Path, size: tuple[int, int]) -> Prediction:
-    mask = images.read_mask(path)
-    if mask.shape != size:
-        raise InputError(
-            f"mask is {mask.shape[0]} x {mask.shape[1]} (height x width), the photo is {size[0]} x {size[1]}"
-        )
-    return Prediction(rejected=False, mask=masks.encode(mask), text=None)

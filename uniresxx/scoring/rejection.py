@@ -16,9 +16,11 @@ import numpy as np
 
 from uniresxx.errors import InputError
 from uniresxx.imaging import masks
-from uniresxx.scoring.predictions import Problems, sizes_of, stream_predictions
+from uniresxx.prediction import Prediction
+from uniresxx.scoring.predictions import sizes_of, stream_predictions
+from uniresxx.scoring.problems import Problems
 from uniresxx.scoring.protocols import has_target
-from uniresxx.types import ImageRecord, Prediction
+from uniresxx.types import ImageRecord
 
 Rule = Literal["flag", "no_seg", "empty_mask", "p_absent"]
 RULES: tuple[Rule, ...] = get_args(Rule)
@@ -55,8 +57,8 @@ class Rejection:
             return prediction
         if rejected:
             return replace(prediction, rejected=True)
-        mask = prediction.mask if prediction.mask is not None else prediction.mask_if_forced
-        return replace(prediction, rejected=False, mask=mask)
+        mask = prediction.rle if prediction.rle is not None else prediction.mask_if_forced
+        return replace(prediction, rejected=False, rle=mask)
 
     def _decide(self, prediction: Prediction) -> bool:
         if self.rule == "no_seg":
@@ -64,7 +66,7 @@ class Rejection:
                 raise InputError("rule no_seg needs `text`, which is null or missing")
             return "[SEG]" not in prediction.text
         if self.rule == "empty_mask":
-            return prediction.mask is None or masks.area(prediction.mask) == 0
+            return prediction.rle is None or masks.area(prediction.rle) == 0
         if self.rule == "p_absent":
             return _p_absent(prediction) > (self.threshold or 0.0)
         return prediction.rejected

@@ -14,12 +14,25 @@ from typing import Any
 import numpy as np
 
 from uniresxx.imaging import masks
+from uniresxx.prediction import Prediction
+from uniresxx.scoring.beside import NOTHING, Beside, PartOf
 from uniresxx.scoring.intervals import bootstrap
-from uniresxx.scoring.metrics import ANSWER_COUNTS, LENGTHS, ROW, SIZES, Counts, Outcome, Scores, Tally
+from uniresxx.scoring.metrics import (
+    ABSENT,
+    ANSWER_COUNTS,
+    LENGTHS,
+    ROW,
+    SIZES,
+    Counts,
+    Outcome,
+    Scores,
+    Tally,
+)
+from uniresxx.scoring.more import MORE_KEYS, More
 from uniresxx.scoring.protocols import Protocol
 from uniresxx.scoring.rejection import FLAG, Rejection
 from uniresxx.scoring.trivial import ALWAYS_REJECT, TRIVIAL_NAMES, all_objects, never_reject
-from uniresxx.types import Expression, Granularity, ImageRecord, Prediction
+from uniresxx.types import Expression, Granularity, ImageRecord
 
 MODEL = "model"
 
@@ -36,6 +49,7 @@ class Scored:
     tallies: dict[str, Tally] = field(
         default_factory=lambda: {name: Tally() for name in (MODEL, *TRIVIAL_NAMES)}
     )
+    more: More | None = None  # where the protocol has these numbers
 
 
 @dataclass(slots=True)
@@ -44,7 +58,8 @@ class _Image:
 
     number: int
     record: ImageRecord
-    waiting: dict[str, Expression]
+    waiting: dict[str, tuple[int, Expression]]  # number within the image
+    parts: Mapping[str, PartOf]
     answered: list[Expression] = field(default_factory=list)
     outcomes: dict[str, list[Outcome]] = field(
         default_factory=lambda: {name: [] for name in (MODEL, *TRIVIAL_NAMES)}
@@ -56,19 +71,23 @@ def tally_answers(
     records: Sequence[ImageRecord],
     protocol: Protocol,
     padded_world_size: int | None = None,
+    beside: Beside = NOTHING,
 ) -> Scored:
     """Judge every answer the protocol counts, beside the trivial answers to the same expressions.
 
     Args:
         answers: (expression id, answer), each id at most once, in any order; ids that do not count are skipped.
         padded_world_size: expressions that a sampler padded to so many processes repeats count again.
+        beside: what is known of the expressions besides their truth.
     """
     again = Counter(protocol.padded(records, padded_world_size)) if padded_world_size else Counter()
     home = {e.expression_id: k for k, record in enumerate(records) for e in protocol.counted(record)}
+    more = More(beside) if protocol.has_more else None
     scored = Scored(
         images_IGK=np.zeros((len(records), len(Granularity), len(ROW)), dtype=np.int64),
         twins_I2=np.zeros((len(records), 2), dtype=np.int64),
         expressions=len(home),
+        more=more,
     )
     open_images: dict[int, _Image] = {}
     for name, prediction in answers:
@@ -76,11 +95,16 @@ def tally_answers(
         if number is None:
             continue
         if number not in open_images:
-            waiting = {e.expression_id: _with_checked_truth(e) for e in protocol.counted(records[number])}
-            open_images[number] = _Image(number, records[number], waiting)
+            record = records[number]
+            counted = enumerate(protocol.counted(record))
+            waiting = {e.expression_id: (place, _with_checked_truth(e)) for place, e in counted}
+            parts = beside.parts(record) if more else {}
+            open_images[number] = _Image(number, record, waiting, parts)
         image = open_images[number]
-        expression = image.waiting.pop(name)
+        place, expression = image.waiting.pop(name)
         image.answered.append(expression)
+        if more is not None:
+            more.add((number, place), expression, prediction, image.parts.get(name))
         scored.repeated += again[name]
         for answer, given in ((MODEL, prediction), ("never_reject", never_reject(prediction))):
             image.outcomes[answer] += [_judge(protocol, expression, given)] * (1 + again[name])
@@ -106,7 +130,7 @@ def _judge(protocol: Protocol, expression: Expression, given: Prediction) -> Out
 
 def _close(image: _Image, scored: Scored, protocol: Protocol, again: Mapping[str, int]) -> None:
     """Add an image's outcomes to the sums, with the trivial answers to the same expressions."""
-    everything = Prediction(rejected=False, mask=all_objects(image.record), text=None)
+    everything = Prediction(rejected=False, rle=all_objects(image.record), text=None)
     for answer, given in {"all_objects": everything, "always_reject": ALWAYS_REJECT}.items():
         for expression in image.answered:
             outcome = protocol.judge(expression, given)
@@ -132,6 +156,8 @@ def entry_of(
     granularities = {"by_granularity": [g.value for g in Granularity]}
     levels = sorted(key for kind, key in model.counts if kind == "by_level")
     parts = {**granularities, "by_level": levels, "by_size": [*SIZES], "by_length": [*LENGTHS]}
+    if "N-acc" not in protocol.undefined and any(kind == "by_absent" for kind, _ in model.counts):
+        parts["by_absent"] = [*ABSENT]
     counts = {kind: {key: model.part(kind, key) for key in keys} for kind, keys in parts.items()}
     partial = {"scored": scored.expressions - len(scored.missing), "expressions": scored.expressions}
     return {
@@ -147,7 +173,9 @@ def entry_of(
         "partial": partial if scored.missing else None,
         "padded_world_size": padded_world_size,
         "padded_expressions": scored.repeated,
+        "by_absent": None,  # where it is not known
         **_scores(model, parts, protocol),
+        **(scored.more.entry() if scored.more else dict.fromkeys(MORE_KEYS)),
         "twin_groups": model.twins,
         **{name: model.overall[name] for name in ANSWER_COUNTS},
         "intervals": bootstrap(scored.images_IGK, scored.twins_I2, protocol.undefined),

@@ -5,14 +5,15 @@ from __future__ import annotations
 import numpy as np
 
 from uniresxx.imaging import masks
-from uniresxx.types import RLE, Granularity, ImageRecord, Prediction
+from uniresxx.prediction import Prediction
+from uniresxx.types import RLE, Granularity, ImageRecord
 
 TRIVIAL_NAMES = {
     "all_objects": "every object of the picture at once, whatever is asked; never rejects",
     "never_reject": "the model's own masks, but [REJ] is never accepted",
     "always_reject": "says that nothing is there, whatever is asked",
 }
-ALWAYS_REJECT = Prediction(rejected=True, mask=None, text=None)
+ALWAYS_REJECT = Prediction(rejected=True, rle=None, text=None)
 
 
 def all_objects(record: ImageRecord) -> RLE:
@@ -31,5 +32,5 @@ def all_objects(record: ImageRecord) -> RLE:
 
 def never_reject(given: Prediction) -> Prediction:
     """The given answer; where it rejects, the forced mask instead (else the mask it carries, else empty)."""
-    mask = (given.mask_if_forced or given.mask) if given.rejected else given.mask
-    return Prediction(rejected=False, mask=mask, text=None)
+    mask = (given.mask_if_forced or given.rle) if given.rejected else given.rle
+    return Prediction(rejected=False, rle=mask, text=None)

@@ -3,7 +3,7 @@
    text enters the page as text nodes only. */
 (() => {
   const ROW = 44, SPARE = 8;
-  const TRUTH = [0, 214, 150], ANSWER = [255, 150, 20], VEIL = [20, 26, 38, 165];
+  const TRUTH = [40, 200, 110], ANSWER = [255, 168, 0], VEIL = [20, 26, 38, 153], DARK = [8, 10, 16, 255];
 
   /* Run lengths of a COCO code: six bits a character, signed; from the fourth on relative to the last but one. */
   function runLengths(code) {
@@ -37,7 +37,7 @@
     return node;
   }
 
-  /* A photo, and over it a mask unless `code` is null: clear inside, a bright edge, a dark veil outside. */
+  /* A photo, and over it a mask unless `code` is null: clear inside, a double outline around, a dark veil over the rest. */
   function picture([height, width, uri], code, colour, label) {
     const scale = Math.max(1, Math.floor(256 / Math.max(height, width)));
     const size = { width: width * scale, height: height * scale };
@@ -64,14 +64,19 @@
     const pen = sheet.getContext("2d");
     const pixels = pen.createImageData(sheet.width, sheet.height);
     const mask = decode(code, height, width);
-    const inside = (x, y) => x < 0 || y < 0 || x >= sheet.width || y >= sheet.height ||
+    const inside = (x, y) => x >= 0 && y >= 0 && x < sheet.width && y < sheet.height &&
       mask[Math.floor(x / scale) * height + Math.floor(y / scale)];
+    const near = (x, y, reach) => {
+      for (let down = -reach; down <= reach; down++)
+        for (let across = -reach; across <= reach; across++)
+          if (inside(x + across, y + down)) return true;
+      return false;
+    };
     for (let y = 0; y < sheet.height; y++) {
       for (let x = 0; x < sheet.width; x++) {
-        const at = 4 * (y * sheet.width + x);
-        if (!inside(x, y)) pixels.data.set(VEIL, at);
-        else if (!(inside(x - 2, y) && inside(x + 2, y) && inside(x, y - 2) && inside(x, y + 2)))
-          pixels.data.set([...colour, 255], at);
+        if (inside(x, y)) continue;
+        const found = near(x, y, 2) ? [...colour, 255] : near(x, y, 3) ? DARK : VEIL;
+        pixels.data.set(found, 4 * (y * sheet.width + x));
       }
     }
     pen.putImageData(pixels, 0, 0);

@@ -11,12 +11,22 @@ from typing import NamedTuple
 
 from uniresxx.errors import InputError
 from uniresxx.imaging import masks
+from uniresxx.prediction import Prediction
 from uniresxx.scoring.metrics import THRESHOLDS, Outcome, Tally
-from uniresxx.types import RLE, Expression, ImageRecord, Prediction
+from uniresxx.types import RLE, Expression, ImageRecord
 
 _ANSWER_MARKS = ("[SEG]", "[REJ]")
 PRECISION_KEYS = tuple(f"Pr@{x}" for x in THRESHOLDS)
 NOT_ABOVE = (False,) * len(THRESHOLDS)
+# what scenes changed in an expression that has a target (`source["slot"]`) -> one of metrics.ABSENT; the anchor is
+# the other thing of a relation, "… left of the red house"
+_ABSENT_OF = {
+    "kind": "category",
+    "colour": "attribute",
+    "part": "part",
+    "relation": "relation",
+    "anchor": "relation",
+}
 
 
 def every_expression(record: ImageRecord) -> Sequence[Expression]:
@@ -41,6 +51,7 @@ class Protocol:
         padded: (records of a benchmark, number of processes) -> ids of the expressions that a padded sampler
             counts again, each as often as it does.
         draws_truth: `judge` draws the truth from `Expression.polygons` where they are given.
+        has_more: entries also have the numbers of `uniresxx.scoring.more`, which read an answer as `strict` does.
         origin: repository:path and commit of the code it repeats; empty for our own.
 
     Example:
@@ -61,6 +72,7 @@ class Protocol:
     undefined: tuple[str, ...] = ()
     padded: Callable[[Sequence[ImageRecord], int], Sequence[str]] = no_padding
     draws_truth: bool = False
+    has_more: bool = False
     origin: str = ""
 
     def check(self, benchmark: str) -> None:
@@ -87,6 +99,11 @@ class Areas(NamedTuple):
     def union(self) -> int:
         """Pixels of either."""
         return self.predicted + self.true - self.common
+
+    @property
+    def iou(self) -> float:
+        """Pixels of both over those of either; 0 where there is none."""
+        return self.common / self.union if self.union else 0.0
 
 
 def areas(truth: RLE | None, mask: RLE | None) -> Areas:
@@ -122,7 +139,8 @@ def outcome(
         twin=expression.twin,
         no_answer=is_no_answer(prediction),
         truncated=prediction.truncated,
-        empty=not prediction.rejected and (prediction.mask is None or masks.area(prediction.mask) == 0),
+        empty=not prediction.rejected and (prediction.rle is None or masks.area(prediction.rle) == 0),
+        absent=_ABSENT_OF.get(str(expression.source.get("slot"))),
     )
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from uniresxx.prediction import Prediction
 from uniresxx.scoring.metrics import Outcome
 from uniresxx.scoring.protocols.base import Protocol, areas, outcome, padding_of
-from uniresxx.types import Expression, ImageRecord, Prediction
+from uniresxx.types import Expression, ImageRecord
 
 EPS = 1e-6  # added to the union of every IoU
 # torch.arange(0.5, 1.0, 0.1) in float32, against which IoU is compared in float64: an IoU of exactly 0.7 or
@@ -24,7 +25,7 @@ def judge(expression: Expression, prediction: Prediction) -> Outcome:
     foreground, also where polygons overlap. P is `mask`, null an empty one; CRIS knows no rejection, so the
     flag is not asked (our choice).
     """
-    found = areas(expression.rle, prediction.mask)
+    found = areas(expression.rle, prediction.rle)
     iou = found.common / (found.union + EPS)
     return outcome(expression, prediction, found, iou, above=tuple(iou > x for x in THRESHOLDS_32))
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from uniresxx.prediction import Prediction
 from uniresxx.scoring.metrics import Outcome
 from uniresxx.scoring.protocols.base import PRECISION_KEYS, Protocol, areas, outcome, pad_by_image
-from uniresxx.types import Expression, Prediction
+from uniresxx.types import Expression
 
 EPS = 1e-8  # added to the union of every IoU
 
@@ -20,7 +21,7 @@ def judge(expression: Expression, prediction: Prediction) -> Outcome:
     divides by n + 1e-5 and U + 1e-10, below 1e-6 of the value from n = 11 on.
     """
     forced = prediction.mask_if_forced
-    found = areas(expression.rle, forced if forced is not None else prediction.mask)
+    found = areas(expression.rle, forced if forced is not None else prediction.rle)
     if found.true:
         iou, union = found.common / (found.union + EPS), found.union
     else:

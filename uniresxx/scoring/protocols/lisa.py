@@ -5,9 +5,10 @@ from __future__ import annotations
 from functools import partial
 
 from uniresxx.imaging import masks
+from uniresxx.prediction import Prediction
 from uniresxx.scoring.metrics import Outcome
 from uniresxx.scoring.protocols.base import PRECISION_KEYS, Areas, Protocol, areas, outcome, pad_by_image
-from uniresxx.types import Expression, Prediction
+from uniresxx.types import Expression
 
 EPS = 1e-5  # added to the union of every IoU
 # mIoU stays: M2SA prints what LISA calls gIoU as mIoU on RefCOCOm, where every expression has a target.
@@ -27,11 +28,11 @@ def judge(expression: Expression, prediction: Prediction, *, summed: bool) -> Ou
     pixel wrap round to 1 there, 255 are ignored.) LISA sums IoU in float32 and divides by n + 1e-5 and
     U + 1e-10, below 1e-6 of the value from n = 11 on.
     """
-    found = areas(expression.rle, prediction.mask)
+    found = areas(expression.rle, prediction.rle)
     targeted = found.true > 0
     twice = expression.source.get("overlap") if summed else None
     if twice is not None:  # a subset of the truth
-        common = masks.intersection_area(prediction.mask, twice) if prediction.mask is not None else 0
+        common = masks.intersection_area(prediction.rle, twice) if prediction.rle is not None else 0
         found = Areas(found.predicted, found.true - masks.area(twice), found.common - common)
     iou = found.common / (found.union + EPS) if found.union else 1.0
     return outcome(expression, prediction, found, iou, targeted=targeted)

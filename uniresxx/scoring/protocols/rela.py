@@ -9,9 +9,10 @@ import numpy as np
 from PIL import Image
 
 from uniresxx.imaging import masks
+from uniresxx.prediction import Prediction
 from uniresxx.scoring.metrics import THRESHOLDS, Outcome
 from uniresxx.scoring.protocols.base import Protocol, areas, has_target, outcome
-from uniresxx.types import RLE, Expression, Prediction
+from uniresxx.types import RLE, Expression
 
 SQUASHED = 480  # pixels of both sides, whatever the shape of the photo
 _COUNTED_FROM = 0.7  # Pr@X exists for X = 0.7, 0.8, 0.9 only
@@ -31,7 +32,7 @@ def judge(expression: Expression, prediction: Prediction, *, squash: bool = Fals
     `ResizeTransform.apply_segmentation` does. Whether there is a target is decided at the photo's size, because a
     small truth may have no pixel left.
     """
-    truth, mask = expression.rle, prediction.mask
+    truth, mask = expression.rle, prediction.rle
     if squash:
         truth, mask = squashed_truth(expression), squashed(mask)
     targeted, rejected, found = has_target(expression), prediction.rejected, areas(truth, mask)
@@ -50,7 +51,7 @@ def judge_empty_is_none(expression: Expression, prediction: Prediction) -> Outco
     The rule of the survey arXiv 2508.00265 and of the gRefCOCO paper's text (arXiv 2306.00968); no code of it
     is public, so counting is ReLA's. Our choice: the flag `rejected` is not asked at all.
     """
-    rejected = prediction.mask is None or masks.area(prediction.mask) == 0
+    rejected = prediction.rle is None or masks.area(prediction.rle) == 0
     return judge(expression, replace(prediction, rejected=rejected))
 
 

@@ -1,0 +1,1 @@
+"""Segmentation from words as tasks of other people's harnesses; `lmms_tasks/` is lmms-eval's folder."""
