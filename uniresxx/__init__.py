@@ -12,10 +12,13 @@ if TYPE_CHECKING:
     from uniresxx.errors import InputError
     from uniresxx.hub.classes import UniRESPlusPlus, UniRESPlusPlusProcessor
     from uniresxx.model.config import UniRESPlusPlusConfig
+    from uniresxx.prediction import Prediction
     from uniresxx.predictor import Predictor
     from uniresxx.segmenters.base import Segmenter
     from uniresxx.segmenters.load import load_segmenter
-    from uniresxx.types import Decoding, Expression, Granularity, ImageRecord, Prediction, Question
+    from uniresxx.types import Decoding, Expression, Granularity, ImageRecord, Question
+
+del annotations  # the feature imported above; the name is that of a package of this library
 
 __version__ = "0.1.0"
 __all__ = [
@@ -42,8 +45,10 @@ def _home_of(name: str) -> str | None:
     match name:
         case "Segmenter":
             return "uniresxx.segmenters.base"
-        case "Decoding" | "Question" | "Expression" | "Granularity" | "ImageRecord" | "Prediction":
+        case "Decoding" | "Question" | "Expression" | "Granularity" | "ImageRecord":
             return "uniresxx.types"
+        case "Prediction":
+            return "uniresxx.prediction"
         case "InputError":
             return "uniresxx.errors"
         case "Predictor":

@@ -22,6 +22,7 @@ from typing import Any
 from uniresxx.checkpoints.publish import Content, publish, sha256_of, write_file
 from uniresxx.checkpoints.saveable import Saveable
 from uniresxx.checkpoints.shards import (
+    OPTIMIZER,
     Files,
     OneProcess,
     Processes,
@@ -278,8 +279,10 @@ def _steps(run: Path) -> list[Path]:
     return sorted(found, key=_step_of)
 
 
-def damage(folder: Path) -> str | None:
+def damage(folder: Path, *, to_answer: bool = False) -> str | None:
     """What is wrong with a checkpoint folder, in words; None where every byte is as it was written.
+
+    `to_answer`: only of the files that a model needs to answer; those of the optimizer are not opened.
 
     Raises InputError for a checkpoint of a newer format: it is not damaged, this version cannot read it.
     """
@@ -298,6 +301,8 @@ def damage(folder: Path) -> str | None:
     if match and int(match[1]) != manifest["step"]:
         return f"its manifest is of step {manifest['step']}"
     for name, entry in manifest["files"].items():
+        if to_answer and name.startswith(OPTIMIZER):
+            continue
         path = folder / name
         if not path.is_file():
             return f"{name} is missing"
@@ -308,10 +313,13 @@ def damage(folder: Path) -> str | None:
     return None
 
 
-def newest_verified(run: Path, log: Log) -> Path | None:
-    """The newest undamaged checkpoint of a run (None: there is none); `log` gets a line for each damaged one."""
+def newest_verified(run: Path, log: Log, *, to_answer: bool = False) -> Path | None:
+    """The newest undamaged checkpoint of a run (None: there is none); `log` gets a line for each damaged one.
+
+    `to_answer` as in `damage`.
+    """
     for folder in reversed(_steps(run)):
-        reason = damage(folder)
+        reason = damage(folder, to_answer=to_answer)
         if reason is None:
             return folder
         log(f"checkpoint {folder} is damaged ({reason}): trying the previous one")

@@ -25,7 +25,9 @@ COMMANDS = (
     ("data", "inspect data sets and scenes, prepare and verify stores"),
     ("convert", "published weights in pickles as safetensors; released LISA, GSVA, M2SA as models to use"),
     ("export", "write a run's best model as a plain folder"),
+    ("serve", "answer over HTTP"),
     ("doctor", "check this machine and installation"),
+    ("completion", "print a script with which bash or zsh completes these commands"),
 )
 
 

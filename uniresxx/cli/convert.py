@@ -26,34 +26,35 @@ from uniresxx.segmenters.lisa.config import Conversation, Peer
 PEERS: tuple[Peer, ...] = get_args(Peer)
 
 
-def _parser() -> OneLineParser:
-    parser = parser_for("uniresxx convert", __doc__)
-    parser.add_argument(
+def parser() -> OneLineParser:
+    """The parser of the command."""
+    made = parser_for("uniresxx convert", __doc__)
+    made.add_argument(
         "words",
         nargs="+",
         metavar="[lisa|gsva|m2sa] FILE_OR_DIR OUT",
         help="what to convert, and the folder for the result",
     )
-    parser.add_argument(
+    made.add_argument(
         "--clip", metavar="DIR", help="lisa, gsva, m2sa: folder of the CLIP that was used, or hub:OWNER/NAME"
     )
-    parser.add_argument(
+    made.add_argument(
         "--llava",
         metavar="DIR",
         help="gsva: folder of the LLaVA with config.json and the tokenizer",
     )
-    parser.add_argument(
+    made.add_argument(
         "--conversation",
         choices=get_args(Conversation),
         help="lisa, gsva, m2sa: frame of the questions (default: llava_v1, as in their chat and evaluation)",
     )
-    parser.add_argument("--lora-alpha", type=float, metavar="N", help="gsva: of the adapters (default: 16)")
-    return parser
+    made.add_argument("--lora-alpha", type=float, metavar="N", help="gsva: of the adapters (default: 16)")
+    return made
 
 
 def main(argv: Sequence[str]) -> int:
     """Do the job; returns the exit code."""
-    options = _parser().parse_args(argv)
+    options = parser().parse_args(argv)
     words: list[str] = options.words
     peer = next((name for name in PEERS if len(words) == 3 and words[0] == name), None)
     if len(words) != 2 and peer is None:

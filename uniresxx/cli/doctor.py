@@ -1,4 +1,11 @@
-"""`uniresxx doctor`: does this machine have what the project needs? Exit 1 where it does not."""
+"""`uniresxx doctor [--json]`
+
+Says whether this machine has what the project needs: Python, packages, memory, disk, which device `--device auto`
+takes, which attention it computes with, whether a model comes with the installation, and what is missing for which
+command. A `note` is no problem: it names what a command would need in addition.
+
+Exit codes: 0 nothing is wrong; 1 something is, see the lines that begin with `problem`.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +17,22 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
+from importlib.util import find_spec
 from typing import Literal
 
-from uniresxx.cli import OneLineParser
+from uniresxx.cli import OneLineParser, parser_for
+from uniresxx.errors import InputError
+
+# extras of our metadata -> the command, or the option of one, that needs them
+USED_BY = {
+    "train": "train and eval",
+    "engine": "train by DeepSpeed",
+    "serve": "serve",
+    "quant": "--quantization",
+    "onnx": "export to ONNX",
+    "cris": "LMDB of CRIS",
+    "completion": "completion",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +75,56 @@ def check_packages() -> list[Finding]:
     return [Finding("uniresxx", "ok", metadata.version("uniresxx")), *map(check_requirement, core)]
 
 
+def check_extras() -> list[Finding]:
+    """What is missing for which command: the requirements of each extra that are not met."""
+    from packaging.requirements import Requirement
+
+    if version_of("uniresxx") is None:
+        return []
+    missing: dict[str, list[str]] = {extra: [] for extra in USED_BY}
+    for line in metadata.requires("uniresxx") or []:
+        wanted = Requirement(line)
+        plain = f"{wanted.name}{wanted.specifier}"
+        if wanted.marker is not None and "extra ==" in line and check_requirement(plain).state == "problem":
+            for extra in USED_BY:
+                missing[extra] += [wanted.name] if wanted.marker.evaluate({"extra": extra}) else []
+    return [_extra(extra, names) for extra, names in missing.items()]
+
+
+def _extra(extra: str, missing: list[str]) -> Finding:
+    what = USED_BY[extra]
+    if missing:
+        detail = f"needs {', '.join(missing)}: run `pip install 'uniresxx[{extra}]'`"
+        return Finding(what, "note", detail)
+    return Finding(what, "ok", "has what it needs")
+
+
+def check_photos() -> list[Finding]:
+    """Kinds of pictures that depend on how Pillow was installed."""
+    from PIL import features
+
+    from uniresxx.imaging.formats import HEIF_PLUGIN
+
+    heic = find_spec(HEIF_PLUGIN) is not None
+    return [
+        Finding("HEIC photos", "ok", "read") if heic
+        else Finding("HEIC photos", "note", "not read: run `pip install pillow-heif`"),
+        Finding("AVIF photos", "ok", "read") if features.check("avif")
+        else Finding("AVIF photos", "note", "not read: this Pillow was built without AVIF"),
+    ]  # fmt: skip
+
+
+def check_model() -> list[Finding]:
+    """The model that answers where --checkpoint is left out."""
+    from uniresxx.checkpoints.resolve import model_name, shipped
+
+    try:
+        shipped()
+    except InputError as error:
+        return [Finding("model", "note", str(error))]
+    return [Finding("model", "ok", model_name(None))]
+
+
 def check_torchvision() -> list[Finding]:
     """A torchvision of another build than torch breaks transformers' image classes at import."""
     torch, vision = version_of("torch"), version_of("torchvision")
@@ -87,11 +157,12 @@ def check_devices() -> list[Finding]:
         rows.append(Finding("mps", "ok", f"Apple GPU, {memory}; float32, bfloat16 from macOS 14 on"))
     if len(rows) > 1:
         rows.append(Finding("device", "ok", f"--device auto takes {device_of('auto')}"))
-        attention = "flash_attention_2" if version_of("flash-attn") else "sdpa"
-        rows.append(Finding("attention", "ok", attention))
     else:
         detail = "no GPU seen: --device auto takes cpu; float32, bfloat16 (slow on most CPUs)"
         rows.append(Finding("device", "note", detail))
+    flash = torch.cuda.is_available() and version_of("flash-attn") is not None
+    can = "sdpa, eager, flex_attention" + (", flash_attention_2" if flash else "")
+    rows.append(Finding("attention", "ok", f"as in the checkpoint, or --attention {can}"))
     return rows
 
 
@@ -109,15 +180,24 @@ def check_machine() -> list[Finding]:
     return rows
 
 
+def parser() -> OneLineParser:
+    """The parser of the command."""
+    made = parser_for("uniresxx doctor", __doc__)
+    made.add_argument("--json", action="store_true", help="one JSON list instead of lines")
+    return made
+
+
 def main(argv: Sequence[str]) -> int:
     """Print the report; 0 where nothing is wrong, else 1."""
-    parser = OneLineParser(prog="uniresxx doctor", description=__doc__)
-    parser.add_argument("--json", action="store_true", help="one JSON list instead of lines")
-    options = parser.parse_args(argv)
-    findings = [*check_machine(), *check_packages(), *check_torchvision(), *check_devices()]
+    options = parser().parse_args(argv)
+    findings = [
+        *check_machine(), *check_packages(), *check_torchvision(), *check_devices(), *check_model(), *check_extras(),
+        *check_photos(),
+    ]  # fmt: skip
     if options.json:
         print(json.dumps([asdict(finding) for finding in findings], indent=2))
     else:
+        wide = max(len(finding.topic) for finding in findings)
         for finding in findings:
-            print(f"{finding.state:<8} {finding.topic:<14} {finding.detail}")
+            print(f"{finding.state:<8} {finding.topic:<{wide}} {finding.detail}")
     return 1 if any(finding.state == "problem" for finding in findings) else 0

@@ -21,11 +21,12 @@ from uniresxx.cli import OneLineParser, parser_for
 from uniresxx.errors import InputError
 
 
-def _parser() -> OneLineParser:
-    parser = parser_for("uniresxx export", __doc__)
-    parser.add_argument("run", metavar="RUN", help="run folder, checkpoint, or hub:OWNER/NAME")
-    parser.add_argument("out", type=Path, metavar="OUT", help="folder for the plain model")
-    form = parser.add_mutually_exclusive_group()
+def parser() -> OneLineParser:
+    """The parser of the command."""
+    made = parser_for("uniresxx export", __doc__)
+    made.add_argument("run", metavar="RUN", help="run folder, checkpoint, or hub:OWNER/NAME")
+    made.add_argument("out", type=Path, metavar="OUT", help="folder for the plain model")
+    form = made.add_mutually_exclusive_group()
     form.add_argument(
         "--merge", action="store_true", help="add adapters and token rows into the weights they adapt"
     )
@@ -40,20 +41,20 @@ def _parser() -> OneLineParser:
         choices=("torch", "onnx"),
         help="write the mask head alone, as programs that need no uniresxx",
     )
-    parser.add_argument(
+    made.add_argument(
         "--dtype",
         default="auto",
         help="with --merge: auto (default: each weight keeps its own), float32, bfloat16",
     )
-    parser.add_argument(
+    made.add_argument(
         "--max-shard-size", metavar="SIZE", help="cut weights into files of at most 500MB, 5GB, …"
     )
-    return parser
+    return made
 
 
 def main(argv: Sequence[str]) -> int:
     """Do the job; returns the exit code."""
-    options = _parser().parse_args(argv)
+    options = parser().parse_args(argv)
     if options.max_shard_size and (options.adapter or options.mask_head):
         raise InputError("--max-shard-size is for whole weights, not for --adapter or --mask-head")
     if options.dtype != "auto" and not options.merge:

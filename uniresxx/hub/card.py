@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from uniresxx.checkpoints.folders import BEST, CARD, CHECKPOINTS, RECIPE, STATE, checkpoint_identity
-from uniresxx.checkpoints.tensors import read_json
+from uniresxx.checkpoints.tensors import CONFIG, read_json
 from uniresxx.data.catalog import SCENES
 from uniresxx.data.guard import lines_of_report
 from uniresxx.model.config import UniRESPlusPlusConfig
@@ -53,6 +53,14 @@ def card_of(config: UniRESPlusPlusConfig, source: Path | None) -> str:
         f"## Licence\n\n{_licence(config, data)}",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def saw_only_scenes(folder: Path) -> bool:
+    """Whether the model of a checkpoint was trained from random weights on the project's drawn scenes alone."""
+    data = [item for item in _json(folder, RECIPE).get("training_data", []) if isinstance(item, dict)]
+    weights = read_json(folder / CONFIG).get("weights")
+    named = isinstance(weights, dict) and any(weights.values())
+    return bool(data) and not named and all(_is_drawn(item) for item in data)
 
 
 def _json(folder: Path | None, name: str) -> dict[str, Any]:

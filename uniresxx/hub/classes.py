@@ -34,7 +34,8 @@ from uniresxx.model.from_folder import load_vocabulary
 from uniresxx.model.modeling import UniRESPlusPlusModel
 from uniresxx.model.placement import placement_of
 from uniresxx.model.processing import tensors_of, view_photo
-from uniresxx.types import Batch, DecisionRule, Decoding, Prediction, Question
+from uniresxx.prediction import Prediction
+from uniresxx.types import Batch, DecisionRule, Decoding, OnText, Question
 
 Text = str | Question
 SHARD_SIZE = "5GB"
@@ -124,11 +125,23 @@ class UniRESPlusPlus(PreTrainedModel):
         """Encode photos (uint8 (y, x, 3) RGB) once, for any number of calls of `answer`."""
         return self.model.encode_images(photos)
 
+    def join_images(self, encoded: Sequence[EncodedPhotos]) -> EncodedPhotos:
+        """Photos encoded apart, as if they had been encoded together."""
+        return self.model.join_images(encoded)
+
+    def split_images(self, encoded: EncodedPhotos) -> list[EncodedPhotos]:
+        """Each encoded photo alone."""
+        return self.model.split_images(encoded)
+
     def answer(
-        self, encoded: EncodedPhotos, texts: Sequence[Sequence[Text]], decoding: Decoding
+        self,
+        encoded: EncodedPhotos,
+        texts: Sequence[Sequence[Text]],
+        decoding: Decoding,
+        on_text: OnText | None = None,
     ) -> list[Prediction]:
         """Answer the texts of each photo; flat, photo by photo."""
-        return self.model.answer(encoded, texts, decoding)
+        return self.model.answer(encoded, texts, decoding, on_text)
 
     def predict(self, inputs: Mapping[str, Any]) -> list[Prediction]:
         """Answer what `UniRESPlusPlusProcessor` prepared; flat, photo by photo."""

@@ -7,6 +7,7 @@ commands:
   prepare own --photos DIR …           the same of your own photos and annotations
   verify STORE                         check every photo and mask of a store
   propose STORE                        region proposals beside the records, and their recall
+  export-scenes SPLIT --out DIR        drawn scenes as PNG files, with their sentences as JSON
 
 NAME is a data set below --data DIR, the root of the native layouts (DIR/refcoco, DIR/grefcoco, DIR/refcocom,
 DIR/images/train2014), or LAYOUT:FOLDER below it (refer:, cris:, jsonl:); scenes are drawn and need none. STORE is
@@ -27,7 +28,7 @@ from shutil import get_terminal_size
 from uniresxx.cli import OneLineParser, PageFormatter, did_you_mean, wrapped
 from uniresxx.errors import InputError
 
-COMMANDS = ("inspect", "dump", "prepare", "verify", "propose")
+COMMANDS = ("inspect", "dump", "prepare", "verify", "propose", "export-scenes")
 DEFAULT_SHARD_MB, MAX_SHARD_MB = 1000, 1_000_000
 
 
@@ -39,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
     if not argv or argv[0] not in COMMANDS:
         wrong = f"unknown command {argv[0]!r}{did_you_mean(argv[0], COMMANDS)}" if argv else "no command"
         raise InputError(f"{wrong}; known: {', '.join(COMMANDS)}; see `uniresxx data --help`")
-    return import_module(f"uniresxx.cli.data.{argv[0]}").main(argv[1:])
+    return import_module(f"uniresxx.cli.data.{argv[0].replace('-', '_')}").main(argv[1:])
 
 
 def parser_of(command: str, description: str) -> OneLineParser:

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from uniresxx.cli import OneLineParser
 from uniresxx.cli.data import add_data_folder, add_photo_folder, parser_of
 from uniresxx.data.catalog import stream_benchmark
 from uniresxx.data.store.folder import store_named
@@ -17,13 +18,18 @@ DUMP = """print one JSON line per expression: expression_id, image, granularity,
 Exit codes: 0 done; 2 wrong input."""
 
 
+def parser() -> OneLineParser:
+    """The parser of the command."""
+    made = parser_of("dump", DUMP)
+    made.add_argument("name", metavar="NAME/SPLIT|STORE[/SPLIT]")
+    add_data_folder(made)
+    add_photo_folder(made)
+    return made
+
+
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Command line to (name, data, images)."""
-    parser = parser_of("dump", DUMP)
-    parser.add_argument("name", metavar="NAME/SPLIT|STORE[/SPLIT]")
-    add_data_folder(parser)
-    add_photo_folder(parser)
-    return parser.parse_args(argv)
+    return parser().parse_args(argv)
 
 
 def main(argv: Sequence[str]) -> int:

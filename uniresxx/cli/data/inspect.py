@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from uniresxx.cli import OneLineParser
 from uniresxx.cli.data import add_data_folder, add_photo_folder, parser_of
 from uniresxx.cli.data.counts import beside, summary
 from uniresxx.data.catalog import SCENES, load_benchmark, splits_of, stream_benchmark
@@ -25,14 +26,19 @@ every granularity with their masks.
 Exit codes: 0 done; 1 the sheet could not be written; 2 wrong input."""
 
 
+def parser() -> OneLineParser:
+    """The parser of the command."""
+    made = parser_of("inspect", INSPECT)
+    made.add_argument("name", metavar="NAME[/SPLIT]|STORE[/SPLIT]")
+    add_data_folder(made)
+    add_photo_folder(made)
+    made.add_argument("--sheet", type=Path, default=None, metavar="PNG", help="write a contact sheet there")
+    return made
+
+
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Command line to (name, data, images, sheet)."""
-    parser = parser_of("inspect", INSPECT)
-    parser.add_argument("name", metavar="NAME[/SPLIT]|STORE[/SPLIT]")
-    add_data_folder(parser)
-    add_photo_folder(parser)
-    parser.add_argument("--sheet", type=Path, default=None, metavar="PNG", help="write a contact sheet there")
-    words = parser.parse_args(argv)
+    words = parser().parse_args(argv)
     if words.sheet is not None:
         check_sheet_path(words.sheet)
     return words

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from uniresxx.cli import OneLineParser
 from uniresxx.cli.data import add_data_folder, add_store_options, parser_of, prepare_own, shard_bytes
 from uniresxx.cli.data.progress import show_progress
 from uniresxx.data.catalog import SCENES, splits_of, stream_benchmark
@@ -39,14 +40,19 @@ Exit codes: 0 done; 1 the disk failed; 2 wrong input; 75 stopped."""
 STOPPED = 75
 
 
+def parser() -> OneLineParser:
+    """The parser of the command."""
+    made = parser_of("prepare", PREPARE)
+    made.add_argument("name", metavar="NAME[/SPLIT]")
+    add_data_folder(made)
+    made.add_argument("--guard", choices=MODES, default="on", help="the leak guard (default: on)")
+    add_store_options(made)
+    return made
+
+
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Command line to (name, data, out, guard, pack_images, shard_mb, fresh)."""
-    parser = parser_of("prepare", PREPARE)
-    parser.add_argument("name", metavar="NAME[/SPLIT]")
-    add_data_folder(parser)
-    parser.add_argument("--guard", choices=MODES, default="on", help="the leak guard (default: on)")
-    add_store_options(parser)
-    words = parser.parse_args(argv)
+    words = parser().parse_args(argv)
     shard_bytes(words)
     return words
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from uniresxx.cli import OneLineParser
 from uniresxx.cli.data import add_store_options, parser_of, shard_bytes
 from uniresxx.data.guard import OWN_DATA
 from uniresxx.data.own.given import look
@@ -33,29 +34,34 @@ What cannot be used is counted by reason and listed, and the rest is kept.
 Exit codes: 0 done; 1 the disk failed; 2 wrong input; 75 stopped."""
 
 
-def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Command line to (photos, annotations, sentences, name, licence, frame, strict) and the store's options."""
-    parser = parser_of("prepare own", PREPARE_OWN)
-    parser.add_argument(
+def parser() -> OneLineParser:
+    """The parser of the command."""
+    made = parser_of("prepare own", PREPARE_OWN)
+    made.add_argument(
         "--photos", type=Path, required=True, metavar="DIR", help="the photos lie there or below"
     )
     for option, what in (
         ("--annotations", "annotation files"),
         ("--sentences", "sentences, or splits of photos"),
     ):
-        parser.add_argument(
+        made.add_argument(
             option, type=Path, nargs="+", action="extend", default=[], metavar="FILE", help=what
         )
-    parser.add_argument("--name", required=True, help="what reports, cards and stores call the data")
-    parser.add_argument("--licence", required=True, metavar="TEXT", help="of photos and annotations")
-    parser.add_argument(
+    made.add_argument("--name", required=True, help="what reports, cards and stores call the data")
+    made.add_argument("--licence", required=True, metavar="TEXT", help="of photos and annotations")
+    made.add_argument(
         "--frame",
         choices=("raw", "upright"),
         help="in which annotations of photos with an EXIF orientation were made (default: as their sizes tell)",
     )
-    parser.add_argument("--strict", action="store_true", help="stop where anything would be left out")
-    add_store_options(parser)
-    words = parser.parse_args(argv)
+    made.add_argument("--strict", action="store_true", help="stop where anything would be left out")
+    add_store_options(made)
+    return made
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Command line to (photos, annotations, sentences, name, licence, frame, strict) and the store's options."""
+    words = parser().parse_args(argv)
     shard_bytes(words)
     if not re.fullmatch(r"[^\W_][\w .+-]{0,99}", words.name):
         raise InputError(

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from uniresxx.cli import OneLineParser
 from uniresxx.cli.data import add_photo_folder, parser_of
 from uniresxx.cli.data.progress import show_progress
 from uniresxx.data.store.read import Store
@@ -18,14 +19,19 @@ store's object and part expressions at IoU 0.5. `learned` needs a run, `owlv2` t
 Exit codes: 0 done; 1 the disk failed; 2 wrong input."""
 
 
+def parser() -> OneLineParser:
+    """The parser of the command."""
+    made = parser_of("propose", PROPOSE)
+    made.add_argument("store", type=Path, metavar="STORE")
+    made.add_argument("--proposer", choices=("learned", "owlv2", "classical", "grid"), default="classical")
+    made.add_argument("--checkpoint", default=None, metavar="NAMED", help="for learned and owlv2")
+    add_photo_folder(made)
+    return made
+
+
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Command line to (store, proposer, checkpoint, images)."""
-    parser = parser_of("propose", PROPOSE)
-    parser.add_argument("store", type=Path, metavar="STORE")
-    parser.add_argument("--proposer", choices=("learned", "owlv2", "classical", "grid"), default="classical")
-    parser.add_argument("--checkpoint", default=None, metavar="NAMED", help="for learned and owlv2")
-    add_photo_folder(parser)
-    return parser.parse_args(argv)
+    return parser().parse_args(argv)
 
 
 def main(argv: Sequence[str]) -> int:

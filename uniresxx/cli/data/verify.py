@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from uniresxx.cli import OneLineParser
 from uniresxx.cli.data import add_photo_folder, parser_of
 from uniresxx.cli.data.progress import show_progress
 from uniresxx.data.store.read import Store
@@ -20,12 +21,17 @@ Photos with an EXIF orientation are counted, with the frame that width and heigh
 Exit codes: 0 all well; 1 something is wrong; 2 no store."""
 
 
+def parser() -> OneLineParser:
+    """The parser of the command."""
+    made = parser_of("verify", VERIFY)
+    made.add_argument("store", type=Path, metavar="STORE")
+    add_photo_folder(made)
+    return made
+
+
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Command line to (store, images)."""
-    parser = parser_of("verify", VERIFY)
-    parser.add_argument("store", type=Path, metavar="STORE")
-    add_photo_folder(parser)
-    return parser.parse_args(argv)
+    return parser().parse_args(argv)
 
 
 def main(argv: Sequence[str]) -> int:
