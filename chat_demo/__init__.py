@@ -1,1 +1,1 @@
-"""Talk with a model about a picture: `python -m chat_demo --checkpoint DIR --terminal`."""
+"""Talk with a model about a picture, on a page or in the terminal: `python -m chat_demo [--terminal]`."""
