@@ -1,0 +1,1 @@
+"""Models that take the roles of the data engine."""
