@@ -14,7 +14,17 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from train.command_line import Command, PlanCommand, parse, parse_finetune, parse_plan, without_rank
+from train.command_line import (
+    CalibrateCommand,
+    Command,
+    Finetuning,
+    PlanCommand,
+    parse,
+    parse_calibrate,
+    parse_finetune,
+    parse_plan,
+    without_rank,
+)
 from train.recipe import Recipe
 from train.recipes import KNOWN
 from uniresxx.errors import InputError
@@ -41,6 +51,17 @@ def show_plan(command: PlanCommand) -> int:
     return 0
 
 
+def _calibrate(command: CalibrateCommand) -> int:
+    """Retrain the presence head; one process does it."""
+    if os.environ.get("RANK", "0") != "0":
+        return 0
+    from train.calibrate import calibrate
+
+    signal.signal(signal.SIGTERM, _interrupt)
+    calibrate(command)
+    return 0
+
+
 def _train(command: Command, argv: list[str], ranks: Ranks) -> int:
     """Open what the recipe names, and train. Raises what `main` turns into exit codes."""
     from train.loop import train
@@ -53,6 +74,18 @@ def _train(command: Command, argv: list[str], ranks: Ranks) -> int:
     job = replace(job, extra={**job.extra, "versions": versions()})
     again = shlex.join(["python", "-m", "train", *(a for a in argv if a != "--fresh")])
     return train(command.recipe, job, command.out, command.fresh, again, ranks)
+
+
+def _report_refusal(command: Finetuning) -> None:
+    """Say what finetuning did to the refusal of its start. The run is saved already, so nothing ends it here."""
+    from train.refusal import report
+
+    try:
+        report(command.recipe, command.out, command.data, command.refusal_pictures)
+    except (InputError, RuntimeError, MemoryError) as error:
+        if not isinstance(error, InputError) and not _is_out_of_memory(error):
+            raise
+        print(f"refusal is not measured: {_first_line(error)}", file=sys.stderr)
 
 
 def _open(recipe: Recipe, data: Path | None, newest: Path | None) -> Job:
@@ -74,6 +107,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if argv[:1] == ["plan"]:
             return show_plan(parse_plan(argv[1:], KNOWN))
+        if argv[:1] == ["calibrate-presence"]:
+            return _calibrate(parse_calibrate(argv[1:]))
         command = parse_finetune(argv[1:]) if argv[:1] == ["finetune"] else parse(argv, KNOWN)
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # no warnings about choices of the engine
         from train.engines.choose import join_ranks  # loads torch: only after the command line is checked
@@ -81,7 +116,10 @@ def main(argv: list[str] | None = None) -> int:
         signal.signal(signal.SIGTERM, _interrupt)
         recipe = command.recipe
         ranks = join_ranks(recipe.engine)
-        return _train(command, argv, ranks)
+        done = _train(command, argv, ranks)
+        if done == 0 and isinstance(command, Finetuning) and command.refusal_pictures:
+            ranks.on_rank0(lambda: _report_refusal(command))
+        return done
     except InputError as error:
         if ranks or os.environ.get("RANK", "0") == "0":  # every rank reads the same command line
             _print_error(error)

@@ -8,6 +8,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -31,8 +32,12 @@ from uniresxx.data.scenes.warmup import COLOUR_TEMPLATES, SIDE_TEMPLATES
 from uniresxx.data.store.photos import photo_of
 from uniresxx.errors import InputError
 from uniresxx.evaluation.regions import encode_records
+from uniresxx.imaging.legend import Line, draw_lines
+from uniresxx.imaging.lettering import PAPER
+from uniresxx.imaging.marking import PALETTE
 from uniresxx.imaging.masks import decode
-from uniresxx.imaging.overlay import Layer, draw_overlay
+from uniresxx.imaging.panel import tile
+from uniresxx.imaging.sheets import in_columns, stacked
 from uniresxx.model.build import build_for_training, check_sources, open_vocabulary
 from uniresxx.model.config import UniRESPlusPlusConfig
 from uniresxx.model.templates import TRAINING_TEMPLATES
@@ -41,11 +46,14 @@ from uniresxx.segmenters.film_unet.config import FilmUNetConfig
 from uniresxx.segmenters.film_unet.modeling import FilmUNet
 from uniresxx.segmenters.lisa.build import build_lisa_for_training, open_lisa_vocabulary
 from uniresxx.segmenters.lisa.config import LisaConfig
-from uniresxx.types import Decoding, ImageRecord
+from uniresxx.segmenters.unires.build import build_unires_for_training, open_unires_vocabulary
+from uniresxx.segmenters.unires.config import UniresConfig
+from uniresxx.types import Decoding, Expression, ImageRecord
 
 CORPUS_LINES = 4_000
 CORPUS_TEXTS = 200_000  # of one data set, for the vocabulary
-SHOWN = 3  # pictures in an overlay
+SHOWN, SHOWN_TEXTS = 3, 4  # pictures in an overlay, expressions of each
+TILE = (262, 262)  # height, width of a picture in it
 
 
 class Builder(NamedTuple):
@@ -72,6 +80,10 @@ BUILDERS: dict[type, Builder] = {
     LisaConfig: Builder(
         lambda config, *_: open_lisa_vocabulary(config),
         lambda config, vocabulary, *_: build_lisa_for_training(config, vocabulary),
+    ),
+    UniresConfig: Builder(
+        lambda config, texts, newest: open_unires_vocabulary(config, texts),
+        lambda config, vocabulary, *_: build_unires_for_training(config, vocabulary),
     ),
 }
 
@@ -123,6 +135,7 @@ def open_job(recipe: Recipe, data: Path | None, newest: Path | None = None) -> J
     batches = Batches(
         found.source, model.collator, recipe.seed,
         d.batch_images, d.accumulate, d.expressions_per_image, d.dialogue_share, d.flip,
+        d.compose_dialogues,
     )  # fmt: skip
     extra = {
         "templates": {
@@ -200,7 +213,7 @@ def _open_data(recipe: Recipe, data: Path | None, all_boxes: bool) -> _Data:
     parts = mixture_named(d.mixture) if d.mixture else d.parts
     if not parts and d.source in SCENES:
         shown = [scene_record(d.source, "val", index) for index in range(SHOWN)]
-        source = SceneSource(d.source, seed, d.first_preset, d.first_images, d.warmup_images)
+        source = SceneSource(d.source, seed, d.first_preset, d.first_images, d.warmup_images, d.pair_images)
         texts = [*text_corpus(d.source, CORPUS_LINES), *COLOUR_TEMPLATES, *SIDE_TEMPLATES]
         about = [{"data": f"{d.source}/train", "share": 1.0, "guard": {"mode": "drawn"}}]
         drawn = _digest([scene_record(d.source, d.split, index, seed) for index in range(SHOWN)])
@@ -251,29 +264,27 @@ def _readable(mixture: Mixture) -> list[ImageRecord]:
 
 
 def overlay(model: Segmenter, records: Sequence[ImageRecord], step: int) -> Image.Image:
-    """Truth above, the model's answers below, for a few expressions of each picture."""
-    columns = []
+    """For a few expressions of each picture, a row per picture: the truth, and the model's answer beside it."""
+    cards: list[Image.Image] = []
     for record in records:
         photo = photo_of(record)
-        chosen = record.expressions[:: max(1, len(record.expressions) // 4)][:4]
+        chosen = record.expressions[:: max(1, len(record.expressions) // SHOWN_TEXTS)][:SHOWN_TEXTS]
         decoding = Decoding(template=model.question_template)
         answers = model.answer(encode_records(model, [record]), [[e.text for e in chosen]], decoding)
-        truth = [Layer(e.text, None if e.rle is None else decode(e.rle)) for e in chosen]
-        found = [
-            Layer(e.text, None if a.mask is None else decode(a.mask))
-            for e, a in zip(chosen, answers, strict=True)
-        ]
-        columns.append(
-            _stack([draw_overlay(photo, truth, "truth"), draw_overlay(photo, found, f"step {step}")], 0)
-        )
-    return _stack(columns, 1)
+        cards += [_card(photo, e, a.mask) for e, a in zip(chosen, answers, strict=True)]
+        cards += [Image.new("RGB", cards[-1].size, PAPER)] * (SHOWN_TEXTS - len(chosen))
+    sheet = in_columns(cards, SHOWN_TEXTS, gap=16, margin=16)
+    title = Line(f"step {step}: each expression with the truth on the left, the answer on the right")
+    return stacked([draw_lines([title], sheet.width, 24), sheet])
 
 
-def _stack(pictures: Sequence[Image.Image], axis: int) -> Image.Image:
-    """Pictures below (axis 0) or beside (axis 1) one another on white."""
-    along = [p.height if axis == 0 else p.width for p in pictures]
-    across = max(p.width if axis == 0 else p.height for p in pictures)
-    canvas = Image.new("RGB", (across, sum(along)) if axis == 0 else (sum(along), across), "white")
-    for start, picture in zip((sum(along[:i]) for i in range(len(along))), pictures, strict=True):
-        canvas.paste(picture, (0, start) if axis == 0 else (start, 0))
-    return canvas
+def _card(photo: np.ndarray, expression: Expression, answer: np.ndarray | None) -> Image.Image:
+    """Truth and answer beside one another, the words below, with the IoU where there is a target."""
+    truth = None if expression.rle is None else decode(expression.rle)
+    pair = in_columns([tile(photo, truth, PALETTE[3], TILE), tile(photo, answer, PALETTE[0], TILE)], 2, gap=4)
+    if truth is None:
+        tail = "not there"
+    else:
+        found = np.zeros_like(truth) if answer is None else answer
+        tail = f"IoU {np.count_nonzero(truth & found) / np.count_nonzero(truth | found):.2f}"
+    return stacked([pair, draw_lines([Line(expression.text, tail)], pair.width, 16)])

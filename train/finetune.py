@@ -10,6 +10,8 @@ from uniresxx.errors import InputError
 from uniresxx.model.config import MODEL_TYPE, UniRESPlusPlusConfig, WeightsConfig
 from uniresxx.segmenters.lisa.config import MODEL_TYPE as LISA
 from uniresxx.segmenters.lisa.config import PUBLISHED_TUNING, LisaConfig
+from uniresxx.segmenters.unires.config import MODEL_TYPE as UNIRES
+from uniresxx.segmenters.unires.config import UniresConfig
 
 
 def finetune() -> Recipe:
@@ -61,6 +63,13 @@ def lisa_recipe_for(config: LisaConfig, start: str) -> Recipe:
     )
 
 
+def unires_recipe_for(config: UniresConfig, start: str) -> Recipe:
+    """The recipe of `finetune` for a UniRES that starts from the checkpoint `start`: it has no conversations."""
+    recipe = recipe_for(UniRESPlusPlusConfig(), "")
+    model = replace(config, pretrained=True, clip=None, start=start)
+    return replace(recipe, model=model, data=replace(recipe.data, dialogue_share=0.0))
+
+
 def recipe_of(checkpoint: str, out: Path | None = None) -> Recipe:
     """The recipe for a run folder (its best, else newest checkpoint), a `from_pretrained` folder or a hub id.
 
@@ -89,6 +98,8 @@ def recipe_of(checkpoint: str, out: Path | None = None) -> Recipe:
         )
     if kind == LISA:
         return lisa_recipe_for(LisaConfig.from_dict(values), str(folder.resolve()))
+    if kind == UNIRES:
+        return unires_recipe_for(UniresConfig.from_dict(values), str(folder.resolve()))
     config = UniRESPlusPlusConfig.from_dict(values)
     if not config.loss.teaches_masks:
         raise InputError(

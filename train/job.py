@@ -13,6 +13,7 @@ from train.step import Batches
 from train.throughput import Cost
 from train.validation import ValidationResult
 from uniresxx.data.mixture.data_log import DataLog
+from uniresxx.evaluation.ranks import Processes
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,10 @@ class Job:
         fingerprint: identifies the data by content; a run continues only on the same data.
         extra: saved in recipe.json and not compared (prompt templates, …).
         data_log: counts the samples, and the bad ones among them.
-        validate: (step, folder) -> ValidationResult; writes into the folder. Every rank calls it, in eval mode, at
-            every `eval.every`-th step and the last, and gets the same result. After a step that is not finite it
-            waits for the next one that is. A checkpoint is saved then, and the best one is kept and marked.
+        validate: (step, folder, ranks) -> ValidationResult; writes into the folder. Every rank calls it, in eval
+            mode, at every `eval.every`-th step and the last, and gets the same result; they share the batches. After
+            a step that is not finite it waits for the next one that is. A checkpoint is saved then, and the best one
+            is kept and marked.
         cost: tokens and FLOPs of a micro-batch, for the log.
         messages: lines about the data, printed before the first step.
         newest: the newest undamaged checkpoint of the run folder, where it was looked up already.
@@ -46,7 +48,7 @@ class Job:
     fingerprint: str = ""
     extra: Mapping[str, Any] = field(default_factory=dict)
     data_log: DataLog | None = None
-    validate: Callable[[int, Path], ValidationResult] | None = None
+    validate: Callable[[int, Path, Processes], ValidationResult] | None = None
     cost: Callable[[Any], Cost] | None = None
     messages: tuple[str, ...] = ()
     model_config: Any = None

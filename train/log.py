@@ -25,6 +25,7 @@ FIXED = (
     "drawn", "text_tokens_per_s", "visual_tokens_per_s", "mfu", "data_wait", "memory_gb", "eval",
 )  # fmt: skip
 _RATE_WINDOW = 20  # steps
+_BAR = 24  # columns of the progress bar
 _CURVE_POINTS = 2000
 
 
@@ -169,6 +170,15 @@ def rates(record: Mapping[str, Any]) -> str:
     return ", ".join([*parts, f"data {record['data_wait']:.0%}", f"{record['memory_gb']:.1f} GB"])
 
 
+def fitting(parts: Sequence[str], width: int) -> str:
+    """The parts that fit into a line of a terminal, in order of importance; the first one always."""
+    line = parts[0]
+    for part in parts[1:]:
+        if part and len(line) + 2 + len(part) <= width:
+            line += f", {part}"
+    return line
+
+
 class Display:
     """A progress bar on a terminal; elsewhere a plain line every few seconds."""
 
@@ -179,7 +189,7 @@ class Display:
         self.times: deque[tuple[float, int]] = deque([(time.monotonic(), 0)], maxlen=_RATE_WINDOW + 1)
         self.expressions, self.printed = 0, -math.inf
         text = TextColumn("{task.fields[line]}", markup=False)
-        columns = (MofNCompleteColumn(), BarColumn(bar_width=24), text)
+        columns = (MofNCompleteColumn(), BarColumn(bar_width=_BAR), text)
         self.bar = Progress(*columns, console=self.console, disable=not self.console.is_terminal)
         self.task = self.bar.add_task("", total=steps, completed=done, line="starting")
 
@@ -206,8 +216,12 @@ class Display:
     def show(self, record: Mapping[str, Any]) -> None:
         """Show the newest log line."""
         terms = " ".join(f"{k} {v:.3f}" for k, v in record.items() if k not in FIXED and v is not None)
-        line = f"loss {record['loss']:.3f} ({terms}) lr {record['lr']:.2g} {rates(record)}, {self._left(record)} left"
+        loss, lr, left = f"loss {record['loss']:.3f}", f"lr {record['lr']:.2g}", f"{self._left(record)} left"
+        line = f"{loss} ({terms}) {lr} {rates(record)}, {left}"
         if self.console.is_terminal:
+            speed, *more = rates(record).split(", ")
+            beside = self.console.width - len(f"{self.steps}/{self.steps} ") - _BAR - 2
+            line = fitting((loss, left, speed, lr, terms, *more), beside)
             self.bar.update(self.task, completed=record["step"], line=line)
         elif time.monotonic() - self.printed >= self.every or record["step"] == self.steps:
             self.printed = time.monotonic()

@@ -14,12 +14,12 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from PIL import Image
 
 from train.distributed import FAILED, OtherRankError, Ranks
 from train.engines.base import Engine
@@ -40,6 +40,7 @@ from train.run_folder import (
     check_owner,
     previous_run,
     restore,
+    write_picture,
 )
 from train.step import StepResult, TrainingError, do_step, prefetch
 from train.throughput import ThroughputMeter
@@ -49,7 +50,8 @@ from uniresxx.checkpoints.saveable import Snapshot
 from uniresxx.checkpoints.shards import copied
 from uniresxx.checkpoints.tensors import load_weights
 from uniresxx.data.mixture.data_log import DataError, StepData
-from uniresxx.files import lock_file, png_bytes, write_atomic
+from uniresxx.evaluation.ranks import ALONE, Processes
+from uniresxx.files import lock_file
 
 DONE, STOPPED = 0, 75  # exit codes
 GIVE_UP_AFTER = 10  # steps in a row whose loss or gradient is not finite
@@ -277,7 +279,7 @@ class _Run:
             return
         picture = self.engine.in_eval_mode(lambda: overlay(state.step))
         path = self.out / OVERLAYS / f"step_{state.step:08d}.png"
-        self.ranks.on_rank0(lambda: _write_picture(path, picture))
+        self.ranks.on_rank0(lambda: write_picture(path, picture))
         if first:
             self.display.log(f"first picture: {path}")
         self.has_overlay = True
@@ -292,19 +294,21 @@ class _Run:
             return False
         self.validation_due = False
         folder, overlay = self.out / EVAL / f"step_{state.step:08d}", self.job.overlay
+        # in stage 3 every rank has to run the same modules, and one keeps the files
+        alone = self.recipe.engine.zero_stage == 3
+        sharing: Processes = ALONE if alone else self.ranks
         with ExitStack() as stack:
-            if not self.ranks.is_main:  # ZeRO-3 needs the answers of all ranks, and one keeps the files
+            if alone and not self.ranks.is_main:
                 folder = Path(stack.enter_context(TemporaryDirectory()))
-            found = self.ranks.on_all_ranks(
-                lambda: self.engine.in_eval_mode(lambda: validate(state.step, folder))
-            )
+            measure = partial(validate, state.step, folder, sharing)
+            found = self.ranks.on_all_ranks(lambda: self.engine.in_eval_mode(measure))
             picture = None if overlay is None else self.engine.in_eval_mode(lambda: overlay(state.step))
         value = self.ranks.on_rank0(lambda: found.value)
         best = value is not None and (state.best is None or value > state.best["value"])
         if best:
             state.best = {"step": state.step, "metric": found.metric, "value": value}
         if picture is not None:
-            self.ranks.on_rank0(lambda: _write_picture(folder / "overlay.png", picture))
+            self.ranks.on_rank0(lambda: write_picture(folder / "overlay.png", picture))
         self._write({"step": state.step, "eval": found.scores}, "eval")
         shown = "not defined" if value is None else f"{value:.2f}"
         self.display.log(f"step {state.step}: {found.metric} {shown}{', the best so far' if best else ''}")
@@ -341,8 +345,3 @@ class _Run:
             write()
         self.ranks.on_rank0(lambda: draw_curve(self.out / LOG, self.out / CURVE))
         self.saved_step = state.step
-
-
-def _write_picture(path: Path, picture: Image.Image) -> None:
-    path.parent.mkdir(exist_ok=True)
-    write_atomic(path, png_bytes(picture))

@@ -25,11 +25,11 @@ from mllm.tokens import Vocabulary
 from uniresxx.model.config import UniRESPlusPlusConfig
 from uniresxx.model.modeling import UniRESPlusPlusModel
 from uniresxx.model.tuning import cast_frozen, quantize_frozen
-from uniresxx.types import Batch
+from uniresxx.types import Batch, TrainingBatch
 
 LABELS = 5  # of an expression: the answer `[SEG].` with its end
 TRUTH_BOXES = 8  # of a level, for the learned box head
-_PHOTO = 480, 640  # where the loss is taken at the photo's size: COCO's usual one
+PHOTO = 480, 640  # where the loss is taken at the photo's size: COCO's usual one
 _CANDIDATES = 16  # boxes in NMS: its loop costs time here and no memory
 
 
@@ -137,24 +137,31 @@ def estimate_activations(config: UniRESPlusPlusConfig, sizes: Sizes, mixed: bool
         boxes="grid" if config.boxes == "owlv2" else config.boxes,
         box_head=replace(config.box_head, candidates=_CANDIDATES),
     )
-    fake = FakeTensorMode(allow_non_fake_inputs=True)
     model = model_without_memory(config)
-    with fake:
-        model.to_empty(device="cpu")
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.grad = torch.empty_like(parameter)
-    batch = _batch(config, sizes, fake)
-    found = measure_activations(
-        model, batch, torch.autocast("cpu", torch.bfloat16) if mixed else nullcontext()
-    )
+    found = fake_activations(model, partial(_batch, config, sizes), mixed)
     if not quantized:
         return found
     largest = max(matrix.weight.numel() for matrix in base_matrices(model.mllm.llm).values())
     return replace(found, peak=found.peak + largest * (2 if mixed else 4))
 
 
-def measure_activations(model: Any, batch: Batch, precision: AbstractContextManager[Any]) -> ActivationMemory:
+def fake_activations(
+    model: nn.Module, batch_of: Callable[[FakeTensorMode], TrainingBatch], mixed: bool
+) -> ActivationMemory:
+    """`measure_activations` on sizes alone, of a model on the meta device; `mixed`: under autocast to bf16."""
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    with fake:
+        model.to_empty(device="cpu")
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.grad = torch.empty_like(parameter)
+    precision = torch.autocast("cpu", torch.bfloat16) if mixed else nullcontext()
+    return measure_activations(model, batch_of(fake), precision)
+
+
+def measure_activations(
+    model: Any, batch: TrainingBatch, precision: AbstractContextManager[Any]
+) -> ActivationMemory:
     """Count the memory of one micro-batch, forward and backward; on real tensors this is a measurement."""
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     counter = _MemoryCounter([*model.parameters(), *model.buffers(), *gradients])
@@ -185,7 +192,7 @@ def _batch(config: UniRESPlusPlusConfig, sizes: Sizes, fake: FakeTensorMode) -> 
         low, high = pixels(m.low_size, m.low_size), pixels(S, S)
         own = None if config.mask_size is None else pixels(config.mask_size, config.mask_size)
         masks = torch.empty(B * K, S, S, dtype=torch.bool)
-        photos = [torch.empty(K, *_PHOTO, dtype=torch.bool) for _ in range(B)]
+        photos = [torch.empty(K, *PHOTO, dtype=torch.bool) for _ in range(B)]
         dense = torch.empty(B, S, S, 3, dtype=torch.uint8) if any(config.dense_classes) else None
     position_T = torch.arange(T) % t
     box = torch.tensor([0.0, 0.0, S / 2, S / 2])

@@ -6,9 +6,9 @@ activations come from `train.memory_estimate`. All figures are bytes unless a na
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -22,10 +22,12 @@ from train.memory_estimate import (
     model_without_memory,
     parameter_bytes,
 )
+from train.memory_unires import estimate_unires, unires_without_memory
 from train.recipe import Recipe, share_of
 from uniresxx.data.catalog import SCENES
 from uniresxx.errors import InputError
 from uniresxx.model.config import UniRESPlusPlusConfig
+from uniresxx.segmenters.unires.config import UniresConfig
 
 FP32 = 4
 CONTEXT = 800_000_000  # CUDA context, cuBLAS and cuDNN workspaces: our choice, not measured
@@ -34,8 +36,24 @@ FRAGMENTED = 0.05  # of activations, lost to the allocator: our choice, not meas
 TOKENS, SCENE_TOKENS = 32, 14  # of an expression with its question: LLaVA's words (25 to 30); drawn scenes
 CAPTION_TOKENS = 48  # of a caption with its question: our choice
 CAPTION_LABELS = 16  # of the caption alone: our choice
-PHRASES = 1.6  # expressions of a conversation in the scenes, counted
+PHRASES = 1.9  # expressions of a conversation in the scenes, counted
 GB = 1e9
+
+
+class Estimator(NamedTuple):
+    """How the memory of one kind of model is predicted; both functions get its config."""
+
+    model: Callable[[Any], nn.Module]  # without memory
+    activations: Callable[
+        [Any, Sizes, bool], ActivationMemory
+    ]  # of a micro-batch; True: under autocast to bf16
+
+
+# What `recipe.model` may be.
+ESTIMATORS: dict[type, Estimator] = {
+    UniRESPlusPlusConfig: Estimator(model_without_memory, estimate_activations),
+    UniresConfig: Estimator(unires_without_memory, estimate_unires),
+}
 
 
 @dataclass(frozen=True)
@@ -125,7 +143,7 @@ def plan(
     """Predict the memory of a recipe.
 
     Args:
-        recipe: of a UniRES++ model.
+        recipe: of a UniRES++ or UniRES model.
         gpus: processes of the job, one per GPU.
         tokens: of one expression with its question and answer; None: `sizes_of` decides.
         activations: of an earlier plan with as many images per process, which saves estimating them again.
@@ -134,12 +152,15 @@ def plan(
         InputError: sizes do not fit together, the batch does not divide, or the model has no plan.
     """
     config = recipe.model
-    if not isinstance(config, UniRESPlusPlusConfig):
-        raise InputError(f"{recipe.name}: plan works for UniRES++ only, not for {type(config).__name__}")
+    estimator = ESTIMATORS.get(type(config))
+    if estimator is None:
+        raise InputError(
+            f"{recipe.name}: plan works for UniRES++ and UniRES, not for {type(config).__name__}"
+        )
     sizes = sizes_of(recipe, gpus, tokens)
     try:
-        model = Model.of(model_without_memory(config))
-        found = activations or estimate_activations(config, sizes, recipe.engine.precision != "fp32")
+        model = Model.of(estimator.model(config))
+        found = activations or estimator.activations(config, sizes, recipe.engine.precision != "fp32")
     except ValueError as error:
         raise InputError(str(error)) from error
     states = states_of(model, recipe, gpus)
@@ -153,7 +174,7 @@ def plan(
         zero_stage=recipe.engine.zero_stage,
         offload=recipe.engine.offload,
         precision=recipe.engine.precision,
-        quantization=config.tuning.quantization,
+        quantization=config.tuning.quantization if isinstance(config, UniRESPlusPlusConfig) else "none",
         images_per_gpu=sizes.images,
         accumulate=recipe.data.accumulate,
         expressions_per_image=recipe.data.expressions_per_image,
@@ -175,7 +196,7 @@ def plan(
 
 
 def sizes_of(recipe: Recipe, gpus: int, tokens: int | None = None) -> Sizes:
-    """A process's micro-batch. Scenes have conversations beside expressions, at `data.dialogue_share`.
+    """A process's micro-batch. Conversations come beside expressions, at `data.dialogue_share`, where there are any.
 
     Where no term of the loss needs masks, captions are asked instead of expressions.
     """
@@ -183,7 +204,8 @@ def sizes_of(recipe: Recipe, gpus: int, tokens: int | None = None) -> Sizes:
     if not recipe.model.loss.teaches_masks:
         return Sizes(share_of(d, gpus), d.expressions_per_image, tokens or CAPTION_TOKENS, CAPTION_LABELS)
     drawn = d.source in SCENES and not (d.mixture or d.parts)
-    dialogues = d.expressions_per_image * d.dialogue_share / (1 - d.dialogue_share) if drawn else 0.0
+    talks = drawn or d.compose_dialogues
+    dialogues = d.expressions_per_image * d.dialogue_share / (1 - d.dialogue_share) if talks else 0.0
     decisions = round(d.expressions_per_image + PHRASES * dialogues)
     return Sizes(share_of(d, gpus), decisions, tokens or (SCENE_TOKENS if drawn else TOKENS))
 

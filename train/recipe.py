@@ -11,6 +11,7 @@ import tyro
 
 from uniresxx.data.catalog import SCENES
 from uniresxx.data.mixture.parts import MixturePart, mixture_named
+from uniresxx.data.scenes.pairs import PAIR_STAGES
 from uniresxx.errors import InputError
 from uniresxx.scoring.metrics import SCORE_KEYS
 from uniresxx.types import Granularity
@@ -27,9 +28,13 @@ class DataConfig:
     expressions_per_image: int = 8
     workers: int = 0  # processes that prepare batches ahead; 0: prepared in the training process
     dialogue_share: float = 0.2  # share of an image's branches that are conversations, if it has enough
+    compose_dialogues: bool = False  # compose conversations of the expressions of images that bring none
     first_preset: str | None = None  # curriculum of the scenes: the preset of the first pictures
     first_images: int = 0  # how many of them
     warmup_images: int = 0  # curriculum of the scenes: first images that also ask for colours and sides alone
+    # curriculum of the scenes: images from which on both of two like things are asked for: by side; in every second
+    # picture by size; in every third a part of both
+    pair_images: tuple[int, ...] = ()
     mixture: str = ""  # instead of `source`: NAME of a mixture, or NAME=WEIGHT,NAME[part]=WEIGHT,…
     parts: tyro.conf.Fixed[tuple[MixturePart, ...]] = ()  # a mixture that the recipe defines
     guard: Literal["on", "strict", "published_data"] = "on"  # against training on photos of the benchmarks
@@ -215,10 +220,15 @@ def _check_data(d: DataConfig) -> None:
         raise InputError(f"--data.split {d.split}: the other splits of scenes are for evaluation; use train")
     if drawn and (d.flip or d.images):
         raise InputError("--data.flip, --data.images: only for photographs, not for scenes; leave them out")
-    if not drawn and (d.first_preset or d.first_images or d.warmup_images):
-        raise InputError(
-            "--data.first_preset, --data.first_images, --data.warmup_images: only for scenes, not for "
-            f"{d.mixture or d.source}; leave them out"
-        )
+    curriculum = {"first_preset": " None", "first_images": " 0", "warmup_images": " 0", "pair_images": ""}
+    given = [name for name in curriculum if getattr(d, name)]
+    if not drawn and given:
+        away = " ".join(f"--data.{name}{curriculum[name]}" for name in given)
+        raise InputError(f"the curriculum of the scenes does not fit {d.mixture or d.source}: add {away}")
     if bool(d.first_preset) != bool(d.first_images):
         raise InputError("--data.first_preset, --data.first_images: give both or neither")
+    if len(d.pair_images) > PAIR_STAGES or list(d.pair_images) != sorted(d.pair_images):
+        raise InputError(
+            f"--data.pair_images {' '.join(map(str, d.pair_images))}: at most {PAIR_STAGES} numbers, each at least "
+            "the one before"
+        )

@@ -1,7 +1,7 @@
 """The folder of a run: what is continued, what is compared, what is removed when a run starts over.
 
-OUT holds recipe.json, log.jsonl, curve.png, overlays/, eval/, checkpoints/, and data.json and quarantine.jsonl of the
-training data.
+OUT holds recipe.json, log.jsonl, curve.png, overlays/, eval/, checkpoints/, data.json and quarantine.jsonl of the
+training data, and refusal/ of a finetuned model.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from train.engines.base import Engine
 from train.log import print_line, trim_log
 from train.recipe_changes import differences, recipe_differences
@@ -23,16 +25,21 @@ from uniresxx.checkpoints.shards import OPTIMIZER
 from uniresxx.checkpoints.tensors import read_tensors
 from uniresxx.data.mixture.data_log import DATA, QUARANTINE
 from uniresxx.errors import InputError
-from uniresxx.files import write_atomic
+from uniresxx.files import png_bytes, write_atomic
 
 LOG, CURVE, OVERLAYS, EVAL, LOCK = "log.jsonl", "curve.png", "overlays", "eval", ".lock"
+REFUSAL, RESULT = (
+    "eval/refusal",
+    "refusal.json",
+)  # the answers, and N-acc and T-acc before and after finetuning
 FILES = (LOG, CURVE, QUARANTINE, DATA, checkpoint.RECIPE)
 _CHECKPOINT_FILES = (
     checkpoint.CONFIG, checkpoint.WEIGHTS, checkpoint.TOKENIZER, f"{OPTIMIZER}.safetensors", checkpoint.STATE,
     checkpoint.RECIPE, checkpoint.MANIFEST,
 )  # fmt: skip
 _EVAL_FILES = (
-    "overlay.png", "metrics.json", "evaluation.json", "predictions.jsonl", "images.jsonl", "dialogues.jsonl", LOCK,
+    "overlay.png", "metrics.json", "evaluation.json", "predictions.jsonl", "images.jsonl", "dialogues.jsonl",
+    "chats.jsonl", LOCK,
 )  # fmt: skip
 _STEP = re.compile(r"step_\d{8,}(\.png)?")
 _WORDS_SHOWN, _LONGEST = 4, 100  # entries of a vocabulary's diff, characters of each
@@ -149,12 +156,19 @@ def start_over(out: Path) -> None:
     for folder in _steps(out / checkpoint.CHECKPOINTS):
         shards = [path.name for path in folder.glob("*-*-of-*.safetensors")]
         _remove(folder, {*_CHECKPOINT_FILES, checkpoint.INDEX, *shards})
-    for folder in _steps(out / EVAL):
-        _remove(folder, _EVAL_FILES)
+    for folder in (*_steps(out / EVAL), out / REFUSAL):
+        parts = [path.name for path in folder.rglob("*.part-*.jsonl")]  # of ranks that did not end
+        _remove(folder, {*_EVAL_FILES, RESULT, *parts})
     for path in (*_steps(out / OVERLAYS), *(out / TENSORBOARD).glob("events.out.tfevents.*")):
         path.unlink()
     for name in (f"{checkpoint.CHECKPOINTS}/{checkpoint.BEST}", *FILES):
         (out / name).unlink(missing_ok=True)
+
+
+def write_picture(path: Path, picture: Image.Image) -> None:
+    """Write a PNG whole or not at all; its folder is made."""
+    path.parent.mkdir(exist_ok=True)
+    write_atomic(path, png_bytes(picture))
 
 
 def _steps(folder: Path) -> list[Path]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -12,6 +13,7 @@ from train.recipe import EvalConfig
 from uniresxx.data.catalog import benchmark_name, open_benchmark
 from uniresxx.errors import InputError
 from uniresxx.evaluation.metrics_file import score_file, write_metrics
+from uniresxx.evaluation.ranks import ALONE, Processes
 from uniresxx.evaluation.regions import RECALL_IOU
 from uniresxx.evaluation.run import evaluate
 from uniresxx.segmenters.base import Segmenter
@@ -33,8 +35,8 @@ class ValidationResult:
 
 def open_validation(
     config: EvalConfig, model: Segmenter, data: Path | None
-) -> Callable[[int, Path], ValidationResult] | None:
-    """A function (step, folder) -> ValidationResult; None where the recipe has no validation during training.
+) -> Callable[[int, Path, Processes], ValidationResult] | None:
+    """A function (step, folder, ranks) -> ValidationResult; None where the recipe has no validation during training.
 
     Raises InputError for benchmarks that cannot be read, and for splits that must not choose a checkpoint.
     """
@@ -50,25 +52,32 @@ def open_validation(
                 "split; use python -m eval run for it, or --eval.every None"
             )
         named[name] = open_benchmark(benchmark, data)[: config.limit]
-    return lambda step, folder: validate(config, model, named, step, folder)
+    return lambda step, folder, ranks: validate(config, model, named, step, folder, ranks)
 
 
 def validate(
-    config: EvalConfig, model: Segmenter, named: dict[str, Sequence[ImageRecord]], step: int, folder: Path
+    config: EvalConfig,
+    model: Segmenter,
+    named: dict[str, Sequence[ImageRecord]],
+    step: int,
+    folder: Path,
+    ranks: Processes = ALONE,
 ) -> ValidationResult:
     """Answer and score every benchmark into `folder`/NAME/SPLIT, all scores into `folder`/metrics.json.
 
-    The value is the mean of the metric over the benchmarks that define it.
+    The processes share the batches and all get the result; a photo that cannot be read fails on all of them. The
+    value is the mean of the metric over the benchmarks that define it.
     """
     entries = []
     for name, records in named.items():
         path = evaluate(
             model, records, name, Decoding(template=model.question_template), folder / name,
             checkpoint=f"step {step}", batch_images=config.batch_images, fresh=True, notes={"limit": config.limit},
+            ranks=ranks,
         )  # fmt: skip
-        entry = score_file(path, records, name)
+        entry = ranks.on_rank0(partial(score_file, path, records, name))
         entries.append(entry | {"limit": config.limit, "predictions": f"{name}/predictions.jsonl"})
-    write_metrics(folder / METRICS, entries)
+    ranks.on_rank0(lambda: write_metrics(folder / METRICS, entries))
     values = [value for entry in entries if (value := value_of(entry, config.metric)) is not None]
     return ValidationResult(
         config.metric,
