@@ -49,7 +49,7 @@ from uniresxx.data.store.photos import photo_of
 from uniresxx.imaging.geometry import Letterbox
 from uniresxx.model.collate import collate, make_sample
 from uniresxx.model.config import MaskResolution, PyramidHeadConfig, UniRESPlusPlusConfig
-from uniresxx.model.losses import photo_logits
+from uniresxx.model.losses import resized
 from uniresxx.model.modeling import UniRESPlusPlusModel
 from uniresxx.model.regions.classical import random_boxes
 from uniresxx.types import Batch
@@ -254,7 +254,8 @@ def photo_loss(masks_Ehw: Tensor, case: Case) -> tuple[Tensor, Tensor]:
         own = case.batch.image_of_expr_E == image
         truth = case.truth_Eyx[own].float()
         inner = box.inner_height, box.inner_width
-        logits = photo_logits(masks_Ehw[own], (side, side), inner, truth.shape[-2:])
+        square = resized(masks_Ehw[own], (side, side))  # all of it, as SAM's `postprocess_masks`
+        logits = resized(square[:, : inner[0], : inner[1]], truth.shape[-2:])
         bce = bce + F.binary_cross_entropy_with_logits(logits, truth, reduction="none").mean((1, 2)).sum()
         p = logits.sigmoid()
         shared, total = (p * truth).sum((1, 2)), p.sum((1, 2)) + truth.sum((1, 2))

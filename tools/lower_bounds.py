@@ -44,7 +44,7 @@ def test(folder: Path, skipped: Sequence[str], words: Sequence[str]) -> int:
     install = [*pip, "install", "--progress-bar=off", f"--constraint={constraints}", "-e", f"{ROOT}[dev]"]
     subprocess.run(install, check=True)
     subprocess.run([*pip, "list"], check=True)
-    tests = [str(python), "-m", "pytest", "-q", "-m", "not system and not slow", *words]
+    tests = [str(python), "-m", "pytest", "-q", "-m", "not system and not slow and not interop", *words]
     return subprocess.run(tests, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False).returncode
 
 

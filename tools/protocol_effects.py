@@ -22,11 +22,12 @@ from uniresxx.data.catalog import load_benchmark
 from uniresxx.data.polygons import with_polygons
 from uniresxx.data.readers.instances import Instances, overlap_source
 from uniresxx.imaging import masks
+from uniresxx.prediction import Prediction
 from uniresxx.scoring.metrics import Scores, Tally
 from uniresxx.scoring.protocols import PROTOCOLS, STRICT, Protocol
 from uniresxx.scoring.protocols.base import areas
 from uniresxx.scoring.protocols.rela import SQUASHED, squashed
-from uniresxx.types import RLE, Expression, Granularity, ImageRecord, Prediction
+from uniresxx.types import RLE, Expression, Granularity, ImageRecord
 
 SEED = 4
 WORLD_SIZE = 8
