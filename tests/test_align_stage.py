@@ -218,7 +218,8 @@ def test_two_processes_train_on_captions_alone(tmp_path: Path, stage: int, optio
         photo(tmp_path / "data/region_captions" / row["image"])
     (tmp_path / "data/region_captions/train.jsonl").write_text("\n".join(map(json.dumps, rows)))
     words = (
-        "tiny_scenes --data.source region_captions --data.warmup_images 0 --data.batch_images 4 --optim.steps 2 "
+        "tiny_scenes --data.source region_captions --data.warmup_images 0 "
+        "--data.batch_images 4 --optim.steps 2 "
         f"--engine.zero_stage {stage} --engine.device cpu --data {tmp_path}/data --out {tmp_path}/run {options}"
     ).split()
     launch = [

@@ -55,7 +55,7 @@ BAD_PHOTOS = {
     "truncated.jpg": truncated,
     "one_pixel.png": lambda path: Image.new("RGB", (1, 1)).save(path),
     "bomb.png": bomb,
-    "picture.gif.png": lambda path: Image.new("RGB", (9, 9)).save(path, format="GIF"),
+    "icon.png": lambda path: Image.new("RGB", (16, 16)).save(path, format="ICO"),
     "folder.png": lambda path: path.mkdir(),
     "animation.webp": lambda path: path.write_bytes(b"RIFF\x10\0\0\0WEBPVP8 "),
 }
@@ -66,17 +66,21 @@ def run(argv):
 
 
 @pytest.fixture
-def stub(monkeypatch):
-    """The command line with a model that needs no weights."""
+def stub(monkeypatch, tmp_path_factory):
+    """The command line with a model that needs no weights; returns a folder that has the files of one."""
+    folder = tmp_path_factory.mktemp("ck")
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(b"weights")
     loader = classmethod(lambda cls, path, decoding=None, **options: cls(ColourSegmenter(), decoding))
     monkeypatch.setattr(Predictor, "from_pretrained", loader)
+    return str(folder)
 
 
 @pytest.mark.parametrize("name", BAD_PHOTOS)
 def test_a_bad_photo_is_one_line_and_the_good_one_is_done(tmp_path, capsys, stub, name):
     BAD_PHOTOS[name](tmp_path / name)
     good, out = good_photo(tmp_path / "good.png"), tmp_path / "out"
-    assert run([str(tmp_path / name), str(good), "red", "--checkpoint", "c", "--out", str(out)]) == 2
+    assert run([str(tmp_path / name), str(good), "red", "--checkpoint", stub, "--out", str(out)]) == 2
     printed = capsys.readouterr().err
     assert printed.count("\n") == 1 and name in printed and len(printed) < 400
     assert sorted(path.name for path in out.iterdir()) == [
@@ -89,7 +93,7 @@ def test_a_bad_photo_is_one_line_and_the_good_one_is_done(tmp_path, capsys, stub
 @pytest.mark.parametrize("text", ["", "  ", "\t\n", "\u200b"])
 def test_empty_expression(tmp_path, capsys, stub, text):
     good = good_photo(tmp_path / "good.png")
-    assert run([str(good), "red", text, "--checkpoint", "c", "--out", str(tmp_path / "out")]) == 2
+    assert run([str(good), "red", text, "--checkpoint", stub, "--out", str(tmp_path / "out")]) == 2
     printed = capsys.readouterr().err
     assert printed.count("\n") == 1 and "empty expression" in printed
 

@@ -1,36 +1,25 @@
-"""The chat: pure session first, then the terminal with a stub model, then real processes."""
+"""The chat: pure session first, then whole conversations with a stub model."""
 
 from __future__ import annotations
 
 import io
-import os
-import pty
-import select
-import signal
-import subprocess
-import sys
 from dataclasses import FrozenInstanceError
-from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
 from chat_demo import session as state
 from chat_demo.terminal import next_free, talk
 from uniresxx.errors import InputError
 from uniresxx.imaging import masks
+from uniresxx.prediction import Prediction, Segment
 from uniresxx.predictor import Predictor
 from uniresxx.testing import ColourSegmenter
-from uniresxx.types import Prediction, Segment
 
-ROOT = Path(__file__).resolve().parents[1]
-PATIENCE = 600  # seconds for a process on a machine that is busy with other work
 MASK = masks.encode(np.eye(4, dtype=bool))
-THERE = Prediction(rejected=False, mask=MASK, text="[SEG].", score=0.5)
-ABSENT = Prediction(rejected=True, mask=None, text="[REJ].")
+THERE = Prediction(rejected=False, rle=MASK, text="[SEG].", score=0.5)
+ABSENT = Prediction(rejected=True, rle=None, text="[REJ].")
 
 
 def card(path):
@@ -50,48 +39,6 @@ def conversation(tmp_path, *lines, image=None):
 # the session
 
 
-@pytest.mark.parametrize(
-    ("typed", "phrase"),
-    [
-        ("the red car", "the red car"),
-        ("Please segment the red car.", "the red car"),
-        ("Where is the blue cat?", "the blue cat"),
-        ("show me  all wheels", "all wheels"),
-        ("And its roof?", "its roof"),
-        ("segmented worm", "segmented worm"),
-        ("finder", "finder"),
-        ("segment", "segment"),
-        ("?", "that"),
-    ],
-)
-def test_phrase_of_a_question(typed, phrase):
-    assert state.phrase_of(typed) == phrase
-
-
-@pytest.mark.parametrize(
-    ("phrase", "sentence"),
-    [
-        ("blue cat", "There is no blue cat in this picture."),
-        ("the blue cat", "There is no blue cat in this picture."),
-        ("all the wheels of the bus", "There are no wheels of the bus in this picture."),
-        ("the glass on the tables", "There is no glass on the tables in this picture."),
-        ("a bus", "There is no bus in this picture."),
-        ("both vases", "There are no vases in this picture."),
-        ("both vases and the mirror", "Not in this picture: both vases and the mirror."),
-        ("its roof", "There is no roof in this picture."),
-        ("the", "There is no the in this picture."),
-    ],
-)
-def test_absent_things_get_a_sentence(phrase, sentence):
-    assert state.absent_sentence(phrase) == sentence
-
-
-@given(st.text(max_size=80))
-def test_every_text_has_a_phrase_and_a_sentence(text):
-    assert state.phrase_of(text)
-    assert "in this picture" in state.words_for(text, ABSENT)
-
-
 def test_transitions_make_new_sessions():
     empty = state.Session()
     photo = np.zeros((4, 4, 3), dtype=np.uint8)
@@ -107,37 +54,15 @@ def test_transitions_make_new_sessions():
         asked.turns = ()
 
 
-def test_history_holds_the_generated_text_and_is_bounded():
+def test_only_questions_that_point_back_carry_turns():
     session = state.Session()
-    for number in range(state.TURNS_REMEMBERED + 3):
-        session = state.with_answer(session, f"q{number}", ABSENT)
-    question = state.question_for(session, "now?")
-    assert len(session.turns) == state.TURNS_REMEMBERED + 3
-    assert question.text == "now?" and len(question.history) == state.TURNS_REMEMBERED
-    assert question.history[0] == ("q3", "[REJ].") and question.history[-1] == ("q10", "[REJ].")
-
-
-def test_answers_phrase_by_phrase():
-    parts = (Segment("wheel", MASK, None), Segment("", None, 0.4))
-    found = Prediction(rejected=False, mask=MASK, text="wheel: [SEG], the blue cat: [REJ].", segments=parts)
-    assert state.words_for("the blue cat", found).splitlines() == [
-        "wheel: mask 1 (4 pixels).",
-        "There is no blue cat in this picture.",
-    ]
-    assert state.segments_of("the blue cat", found)[1] == Segment("the blue cat", None, None)
-
-
-def test_plain_words_are_passed_on():
-    found = Prediction(rejected=True, mask=None, text=" Two cars. ")
-    assert state.words_for("what is this?", found) == "Two cars."
-    assert state.segments_of("what is this?", found) == ()
-    nothing = Prediction(rejected=True, mask=None, text=" . ")
-    assert state.words_for("the cat", nothing) == "There is no cat in this picture."
-
-
-def test_rejected_by_presence_is_absent_even_where_the_text_points():
-    found = Prediction(rejected=True, mask=None, text="[SEG].", p_absent=0.9)
-    assert state.words_for("the cat", found) == "There is no cat in this picture."
+    for text, found in (("the red car", THERE), ("the blue cat", ABSENT), ("a tree", THERE)):
+        session = state.with_answer(session, text, found)
+    assert state.question_for(session, "the house").history == ()
+    assert state.question_for(session, "And its leaf?").history == (("a tree", "[SEG]."),)
+    session = state.with_answer(session, "And its leaf?", THERE)
+    asked = [question for question, _ in state.question_for(session, "the edge of it").history]
+    assert asked == ["a tree", "And its leaf?"]
 
 
 # the terminal
@@ -146,7 +71,7 @@ def test_rejected_by_presence_is_absent_even_where_the_text_points():
 def test_several_turns_encode_the_photo_once(tmp_path):
     photo = card(tmp_path / "card.png")
     code, printed, segmenter = conversation(
-        tmp_path, "the red block", "where is it?", "the blue cat", "what is this?", image=photo
+        tmp_path, "the red block", "where is it?", "the blue cat", "what do you see?", image=photo
     )
     assert code == 0 and segmenter.encoded == 1
     assert "the red block: mask 1 (50 pixels, score 0.88)." in printed
@@ -155,7 +80,7 @@ def test_several_turns_encode_the_photo_once(tmp_path):
     assert "A test card." in printed and printed.endswith("Bye.\n")
     texts, histories, templates = zip(*segmenter.asked, strict=True)
     assert texts[1] == "where is it?" and histories[1] == (("the red block", "[SEG]."),)
-    assert [len(history) for history in histories] == [0, 1, 2, 3] and set(templates) == {"{expression}"}
+    assert [len(history) for history in histories] == [0, 1, 0, 0] and set(templates) == {"{expression}"}
 
 
 def test_mistakes_are_one_line_and_the_chat_goes_on(tmp_path):
@@ -225,84 +150,6 @@ def test_special_tokens_are_text(tmp_path):
 def test_control_characters_of_a_model_do_not_reach_the_terminal(tmp_path):
     out = io.StringIO()
     predictor = Predictor(ColourSegmenter())
-    predictor.segmenter.answer = lambda *args: [Prediction(rejected=True, mask=None, text="a\x1b[2Jb\x07")]
+    predictor.segmenter.answer = lambda *args: [Prediction(rejected=True, rle=None, text="a\x1b[2Jb\x07")]
     talk(predictor, card(tmp_path / "card.png"), tmp_path, io.StringIO("x\x1b[31m\n"), out)
     assert not {"\x1b", "\x07"} & set(out.getvalue())
-
-
-# processes
-
-STUBBED = """
-import sys
-from chat_demo import terminal
-from uniresxx.predictor import Predictor
-from uniresxx.testing import ColourSegmenter
-Predictor.from_pretrained = classmethod(lambda cls, path, decoding=None, **options: cls(ColourSegmenter(), decoding))
-from pathlib import Path
-sys.exit(terminal.run("none", sys.argv[1], Path(".")))
-"""
-
-
-def start(arguments, **kwargs):
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    return subprocess.Popen([sys.executable, *arguments], env=environment, **kwargs)
-
-
-def test_without_terminal_one_line_and_exit_2():
-    process = start(["-m", "chat_demo", "--checkpoint", "x"], stderr=subprocess.PIPE, cwd=ROOT)
-    _, printed = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 2 and printed.decode().count("\n") == 1 and b"--terminal" in printed
-
-
-def test_piped_bytes_that_are_no_text(tmp_path):
-    arguments = ["-c", STUBBED, card(tmp_path / "card.png")]
-    process = start(
-        arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path
-    )
-    printed, wrong = process.communicate(b"red \xff\xfe\n:save\n", timeout=PATIENCE)
-    assert (process.returncode, wrong) == (0, b"")
-    assert b"50 pixels" in printed and (tmp_path / "chat_001.png").exists()
-
-
-@pytest.mark.parametrize("key", [b"\x03", b"\x04"], ids=["Ctrl-C", "Ctrl-D"])
-def test_keys_leave_cleanly_on_a_real_terminal(tmp_path, key):
-    person, program = pty.openpty()
-    arguments = ["-c", STUBBED, card(tmp_path / "card.png")]
-    process = start(
-        arguments, stdin=program, stdout=program, stderr=program, cwd=tmp_path, start_new_session=True,
-        preexec_fn=take_terminal,
-    )  # fmt: skip
-    os.close(program)
-    printed = read_until(person, b"> ")
-    os.write(person, b"red\n")
-    printed += read_until(person, b"> ")
-    for _ in range(10):  # a key pressed while the prompt is still being drawn can be lost, as for a person
-        os.write(person, key)
-        printed += read_until(person, b"Bye.\r\n", silence=20.0)  # a second Ctrl-C would break the farewell
-        if printed.endswith(b"Bye.\r\n"):
-            break
-    assert process.wait(timeout=PATIENCE) == 0
-    os.close(person)
-    assert b"50 pixels" in printed and b"Bye." in printed and b"Traceback" not in printed
-
-
-def take_terminal():
-    import fcntl
-    import termios
-
-    fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # so that Ctrl-C becomes a signal
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a test runner in the background hands down "ignored"
-
-
-def read_until(person, mark, silence=120.0):
-    """What the program printed, up to a mark, its end, or that many seconds of silence."""
-    printed = b""
-    while not printed.endswith(mark) and select.select([person], [], [], silence)[0]:
-        try:
-            block = os.read(person, 4096)
-        except OSError:  # Linux: the other side is closed
-            break
-        if not block:
-            break
-        printed += block
-    return printed

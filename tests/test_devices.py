@@ -177,7 +177,7 @@ def test_every_tensor_moves_to_the_device(
         assert {p.device for p in (*model.parameters(), *model.buffers())} == {GPU}
         found = answered(model)
     assert [a.text for a in found] == [a.text for a in expected]
-    assert [a.mask for a in found] == [a.mask for a in expected]
+    assert [a.rle for a in found] == [a.rle for a in expected]
 
 
 # ---- choosing

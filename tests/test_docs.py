@@ -34,7 +34,7 @@ LAUNCHER_OPTIONS = {
     },
     "deepspeed": {"--num_gpus", "--num_nodes", "--hostfile", "--master_addr", "--master_port"},
 }
-OTHER_PROGRAMS = ("bash", "source", "git", "cd")
+OTHER_PROGRAMS = ("bash", "source", "git", "cd", "curl", "docker", "{", "printf", "base64")
 SUBMITTED = {"sbatch": 1, "kubectl": 3}  # where the file stands; tests/test_launch.py reads it
 
 
@@ -107,14 +107,20 @@ def test_a_command_is_accepted(words: tuple[str, ...], monkeypatch: pytest.Monke
 )
 def test_a_data_command_parses_with_its_values(words: tuple[str, ...]) -> None:
     """By the very parsers of the command; the data set and the split are real, or a store's folder."""
-    from uniresxx.cli.data import dump, inspect, prepare, prepare_own, propose, verify
+    from uniresxx.cli.data import dump, export_scenes, inspect, prepare, prepare_own, propose, verify
     from uniresxx.data.catalog import known_benchmarks
 
     action, *rest = words[2:]
-    parsers = {"prepare": prepare, "verify": verify, "inspect": inspect, "dump": dump, "propose": propose}
+    parsers = {
+        "prepare": prepare, "verify": verify, "inspect": inspect, "dump": dump, "propose": propose,
+        "export-scenes": export_scenes,
+    }  # fmt: skip
     if rest[0] == prepare_own.NAME:
         own = prepare_own.parse(rest[1:])
         assert own.name and own.licence and own.out.parts[0] == "stores"
+        return
+    if action == "export-scenes":
+        assert export_scenes.parse(rest).out.parts[0] in ("runs", "pictures")
         return
     found = parsers[action].parse(rest)
     name = "" if action in ("verify", "propose") else found.name

@@ -326,7 +326,7 @@ def test_a_background_save_that_fails_ends_the_run(tmp_path, monkeypatch):
 
 
 def measured(values):
-    return lambda step, folder: ValidationResult("mIoU", values[step])
+    return lambda step, folder, ranks: ValidationResult("mIoU", values[step])
 
 
 def measuring(recipe, every=3):
@@ -350,7 +350,7 @@ def test_the_best_is_kept_marked_and_survives_a_restart(tmp_path):
 def test_validation_changes_nothing(tmp_path):
     recipe = recipe_of()
     train(recipe, job_of(recipe), tmp_path / "plain")
-    job = job_of(recipe, validate=lambda step, folder: ValidationResult("mIoU", float(torch.rand(1))))
+    job = job_of(recipe, validate=lambda step, folder, ranks: ValidationResult("mIoU", float(torch.rand(1))))
     train(measuring(recipe), job, tmp_path / "measured")
     same(tmp_path / "plain", tmp_path / "measured")
 

@@ -12,10 +12,11 @@ import pytest
 from eval.report.curves import rejection_curve, reliability
 from eval.report.runs import Case, judge_all
 from uniresxx.imaging import masks
+from uniresxx.prediction import Prediction
 from uniresxx.scoring.metrics import SCORE_KEYS, Tally
 from uniresxx.scoring.predictions import from_json
 from uniresxx.scoring.protocols import STRICT
-from uniresxx.types import Expression, Granularity, ImageRecord, Prediction
+from uniresxx.types import Expression, Granularity, ImageRecord
 
 PAGE = (Path(__file__).resolve().parents[1] / "docs" / "eval.md").read_text(encoding="utf-8")
 H, W = 3, 8
@@ -23,7 +24,7 @@ H, W = 3, 8
 
 def drawings() -> dict[str, tuple[str, list[str], str]]:
     """Per letter: the heading, the rows of its grid, the line under it."""
-    block = re.search(r"```text\n(.*?)```", PAGE, re.S)
+    block = re.search(r"```text\n(A .*?)```", PAGE, re.S)
     assert block is not None
     found = {}
     for part in block[1].strip().split("\n\n"):

@@ -21,6 +21,7 @@ import pytest
 from PIL import Image
 
 import eval.__main__ as program
+import eval.compare as compare_module
 import eval.run as run_module
 import eval.score as score_module
 from uniresxx.checkpoints.folders import checkpoint_identity
@@ -28,11 +29,13 @@ from uniresxx.data.store.photos import photo_of
 from uniresxx.data.store.write import Preparation, write_store
 from uniresxx.errors import InputError
 from uniresxx.evaluation.ahead import THREADS, ahead
-from uniresxx.evaluation.dialogues import evaluate_dialogues, judge_phrases
+from uniresxx.evaluation.dialogues import evaluate_dialogues
 from uniresxx.evaluation.metrics_file import read_metrics, score_file, write_metrics
 from uniresxx.evaluation.regions import box_recall
 from uniresxx.evaluation.run import evaluate
+from uniresxx.evaluation.talk_scores import judge_phrases
 from uniresxx.imaging import masks
+from uniresxx.prediction import Prediction
 from uniresxx.scoring.metrics import SCORE_KEYS
 from uniresxx.segmenters import load
 from uniresxx.segmenters.base import Segmenter
@@ -45,9 +48,7 @@ from uniresxx.types import (
     Granularity,
     ImageRecord,
     Phrase,
-    Prediction,
     Question,
-    Segment,
     Turn,
 )
 
@@ -106,6 +107,7 @@ class Stub:
 
     decision_rule = "token"
     question_template = EVALUATION_TEMPLATE
+    finds_instances = False
 
     def __init__(self, answer, stop_after=None):
         self.reply, self.stop_after = answer, stop_after
@@ -116,7 +118,13 @@ class Stub:
         assert all(p.dtype == np.uint8 and p.shape == (H, W, 3) for p in photos)
         return [int(photo[0, 0, 0]) for photo in photos]
 
-    def answer(self, encoded, texts, decoding):
+    def join_images(self, encoded):
+        return [number for numbers in encoded for number in numbers]
+
+    def split_images(self, encoded):
+        return [[number] for number in encoded]
+
+    def answer(self, encoded, texts, decoding, on_text=None):
         assert len(encoded) == len(texts)
         self.answers += 1
         if self.stop_after is not None and self.answers > self.stop_after:
@@ -303,8 +311,8 @@ def test_interrupted_evaluation_continues_to_the_same_file(tmp_path):
         progress=lambda *c: seen.append(c),
     )
     assert path.read_bytes() == whole.read_bytes()
-    assert len(stub.asked) == 13 and stub.asked[0][1] == "none 1"
-    assert seen[0] == (7, 20) and seen[-1] == (20, 20)
+    assert len(stub.asked) == 20, "a batch that was cut off is asked again as a whole"
+    assert seen[0] == (0, 20) and seen[-1] == (20, 20)
     again = Stub(perfect)
     evaluate(again, RECORDS, "made/val", Decoding(), tmp_path / "b")
     assert again.encodings == 0
@@ -350,7 +358,7 @@ def test_predictions_of_unknown_origin_are_not_continued(tmp_path):
         evaluate(Stub(perfect), RECORDS, "made/val", Decoding(), tmp_path)
 
 
-@pytest.mark.parametrize("name", ["predictions.jsonl", "images.jsonl", "dialogues.jsonl"])
+@pytest.mark.parametrize("name", ["predictions.jsonl", "images.jsonl", "dialogues.jsonl", "chats.jsonl"])
 @pytest.mark.parametrize("fresh", [False, True])
 def test_files_of_another_origin_stay_as_they_are(tmp_path, name, fresh):
     """Without evaluation.json nobody knows that they are ours: they are neither continued, cut nor removed."""
@@ -383,7 +391,7 @@ def test_a_second_evaluation_into_the_folder_is_refused_while_the_first_runs(tmp
     """The second one asks for --fresh, which would remove what the first one has answered so far."""
 
     class Meanwhile(Stub):
-        def answer(self, encoded, texts, decoding):
+        def answer(self, encoded, texts, decoding, on_text=None):
             for work in (
                 lambda: evaluate(Stub(perfect), RECORDS, "made/val", Decoding(), tmp_path, fresh=True),
                 lambda: evaluate_dialogues(Stub(talk), TALKING, Decoding(), tmp_path),
@@ -428,7 +436,7 @@ def test_scores_of_answers_that_are_gone_are_replaced(tmp_path):
 
 def test_a_model_that_answers_too_few_is_a_failure_not_a_shift(tmp_path):
     class Forgetful(Stub):
-        def answer(self, encoded, texts, decoding):
+        def answer(self, encoded, texts, decoding, on_text=None):
             return super().answer(encoded, texts, decoding)[:-1]
 
     with pytest.raises(RuntimeError, match="20 texts asked, 19 predictions"):
@@ -644,8 +652,9 @@ def talk(number, question):
     if not question.history:
         return Prediction(False, TALKING[number].expressions[1].rle, f"own words {number}: [SEG].")
     assert question.history == ((f"object {number}", f"own words {number}: [SEG]."),)
-    part = Segment("part", TALKING[number].expressions[0].rle, 0.9)
-    return Prediction(False, part.mask, "a: [SEG], b: [REJ].", segments=(part, Segment("cow", None, None)))
+    if "cow" in question.text:
+        return Prediction(True, None, "[REJ].")
+    return Prediction(False, TALKING[number].expressions[0].rle, "[SEG].", 0.9)
 
 
 def test_follow_ups_see_the_generated_first_answer(tmp_path):
@@ -707,13 +716,18 @@ def cli(tmp_path, monkeypatch, capsys):
         return TALKING[:limit] if name.endswith("talk") else RECORDS[:limit]
 
     def reply(number, text):
-        return talk(number, text) if isinstance(text, Question) else perfect(number, text)
+        if not isinstance(text, Question):
+            return perfect(number, text)
+        asked = text.text.removeprefix("Segment ").removesuffix(".")
+        in_chat = asked != text.text and (number, asked) in TRUTH
+        return perfect(number, asked) if in_chat else talk(number, text)
 
     monkeypatch.setattr(run_module, "load_records", load)
     monkeypatch.setattr(score_module, "load_records", load)
+    monkeypatch.setattr(compare_module, "load_records", load)
     monkeypatch.setattr("uniresxx.checkpoints.resolve.resolve", lambda name, log: Path(name))
-    monkeypatch.setattr(run_module, "checkpoint_identity", lambda path: path.name)
-    monkeypatch.setattr("uniresxx.segmenters.load.load_segmenter", lambda path, **options: stubs[path.name])
+    monkeypatch.setattr("uniresxx.checkpoints.resolve.checkpoint_identity", lambda path: path.name)
+    monkeypatch.setattr("uniresxx.segmenters.load.load_folder", lambda path, placement: stubs[path.name])
     stubs["talker"] = Stub(reply)
 
     def call(*words):
@@ -727,7 +741,16 @@ def cli(tmp_path, monkeypatch, capsys):
 def test_run_writes_predictions_and_metrics_and_prints_tables(cli, tmp_path):
     out = tmp_path / "out"
     code, said = cli(
-        "run", "--checkpoint", "talker", "--benchmark", "made/val", "made/talk", "--out", out, "--limit", 3
+        "run",
+        "--checkpoint",
+        "talker",
+        "--benchmark",
+        "made/val",
+        "made/talk",
+        "--out",
+        out,
+        "--limit",
+        3,
     )
     assert code == 0
     assert [f"{e['benchmark']}/{e['split']}" for e in read_metrics(out / "metrics.json")] == [
@@ -737,13 +760,14 @@ def test_run_writes_predictions_and_metrics_and_prints_tables(cli, tmp_path):
     assert len((out / "made/val/predictions.jsonl").read_text().splitlines()) == 12
     entry = read_metrics(out / "metrics.json")[1]
     assert entry["dialogues"]["follow_up"]["mIoU"] == 100 and entry["checkpoint"] == "talker"
+    assert entry["chats"]["chat"] == entry["chats"]["fresh"] == {"n": 9, "right": 100}
     for word in (
         "all objects",
         "never reject",
         "always reject",
         "N behind it",
         "N-acc",
-        "two-turn follow-ups",
+        "follow-ups that point",
     ):
         assert word in said.out
 
@@ -822,16 +846,19 @@ def test_a_run_that_died_before_its_scores_were_written_continues(cli, tmp_path,
     assert read_metrics(tmp_path / "o/metrics.json")[0]["overall"]["gIoU"] == 100
 
 
-def test_under_a_launcher_process_0_does_all_the_work(cli, tmp_path, monkeypatch):
-    words = ("--local_rank=0", "run", "--checkpoint", "c", "--benchmark", "made/val", "--out", tmp_path / "o")
+def test_under_a_launcher_process_0_alone_scores(cli, tmp_path, monkeypatch):
+    path, _ = scored(cli, tmp_path)
+    words = ("--local_rank=0", "score", path, "--benchmark", "made/val", "--out", tmp_path / "two")
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
     code, said = cli(*words)
-    assert code == 0 and said.err == "process 1 of 2: nothing to do, process 0 evaluates alone\n"
-    assert not (tmp_path / "o").exists()
+    assert code == 0 and said.err == "process 1 of 2: nothing to do, process 0 works alone\n"
+    assert not (tmp_path / "two").exists()
     monkeypatch.setenv("RANK", "0")
-    assert cli(*words)[0] == 0
-    assert len((tmp_path / "o/made/val/predictions.jsonl").read_text().splitlines()) == 20
+    assert cli(*words)[0] == 0 and (tmp_path / "two/metrics.json").exists()
+    monkeypatch.setenv("RANK", "2")
+    code, said = cli(*words)
+    assert code == 2 and "RANK=2 and WORLD_SIZE=2" in said.err
 
 
 def test_another_checkpoint_in_the_same_folder_is_refused_even_for_another_benchmark(cli, tmp_path):
@@ -1010,8 +1037,8 @@ def test_full_disk_is_exit_1(cli, tmp_path, monkeypatch):
 
 def test_a_missing_photo_names_the_path_and_the_option(tmp_path, monkeypatch):
     monkeypatch.setattr("uniresxx.checkpoints.resolve.resolve", lambda name, log: Path(name))
-    monkeypatch.setattr(run_module, "checkpoint_identity", lambda path: path.name)
-    monkeypatch.setattr("uniresxx.segmenters.load.load_segmenter", lambda path, **options: Stub(perfect))
+    monkeypatch.setattr("uniresxx.checkpoints.resolve.checkpoint_identity", lambda path: path.name)
+    monkeypatch.setattr("uniresxx.segmenters.load.load_folder", lambda path, placement: Stub(perfect))
     photos = tmp_path / "photos"
     photos.mkdir()
     records = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -185,17 +186,23 @@ def test_a_batch_equals_one_image_at_a_time(vocabulary: Vocabulary) -> None:
         assert (getattr(together, name) - one_by_one).abs().max() <= 1e-5
 
 
-def train_toy(vocabulary: Vocabulary, steps: int) -> tuple[FilmUNet, list[float]]:
-    """The toy model on the toy pictures, with the loss of every step."""
-    model, batch = make(vocabulary), batch_of(RECORDS, vocabulary)
-    optimizer, losses = torch.optim.AdamW(model.parameters(), 3e-3), []
+def losses_of_training(model: Any, batch: Any, steps: int, lr: float) -> list[float]:
+    """Train a model on one batch; the loss of every step."""
+    optimizer, losses = torch.optim.AdamW(model.train().parameters(), lr), []
     for _ in range(steps):
         loss = model.loss(model(batch), batch).total(model.counts(batch))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(float(loss.detach()))
-    return model.eval(), losses
+    model.eval()
+    return losses
+
+
+def train_toy(vocabulary: Vocabulary, steps: int) -> tuple[FilmUNet, list[float]]:
+    """The toy model on the toy pictures, with the loss of every step."""
+    model = make(vocabulary)
+    return model, losses_of_training(model, batch_of(RECORDS, vocabulary), steps, 3e-3)
 
 
 def test_it_learns_and_a_saved_model_answers_the_same(vocabulary: Vocabulary, tmp_path: Path) -> None:
@@ -213,9 +220,9 @@ def test_it_learns_and_a_saved_model_answers_the_same(vocabulary: Vocabulary, tm
     assert {a.text for a in answers} == {"[SEG].", "[REJ]."}
     asked_of = [record for record, row in zip(RECORDS, texts, strict=True) for _ in row]
     for answer, record in zip(answers, asked_of, strict=True):
-        mask = answer.mask_if_forced if answer.rejected else answer.mask
+        mask = answer.mask_if_forced if answer.rejected else answer.rle
         assert mask is not None and mask["size"] == [record.height, record.width]
-        assert answer.rejected == (answer.text == "[REJ].") == (answer.mask is None)
+        assert answer.rejected == (answer.text == "[REJ].") == (answer.rle is None)
         assert answer.p_absent is not None and answer.rejected == (answer.p_absent >= 0.5)
     truth = [e.rle is None for r in RECORDS[:2] for e in r.expressions]
     assert sum(a.rejected == t for a, t in zip(answers, truth, strict=False)) >= 8  # of 10 memorised
@@ -244,7 +251,7 @@ def test_an_answer_without_a_pixel_is_not_there(
     photo = RECORDS[0].pixels
     assert photo is not None
     answer = model.answer(model.encode_images([photo]), [["the red square"]], Decoding())[0]
-    assert answer.rejected and answer.mask is None
+    assert answer.rejected and answer.rle is None
 
 
 @pytest.mark.parametrize("stats", ["half", "clip"])

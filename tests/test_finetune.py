@@ -61,7 +61,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def words(place: Path, *more: str) -> list[str]:
     start, store = str(place / "model"), str(place / "stores" / "mine")
-    return ["--from", start, "--data", store, "--out", str(place / "run"), *more]
+    return ["--from", start, "--data", store, "--out", str(place / "run"), "--refusal_pictures", "0", *more]
 
 
 def test_the_loss_falls_and_the_run_continues(
@@ -159,7 +159,16 @@ def test_a_run_continues_where_its_start_is_gone(
         "--log.overlay_every",
         "99",
     ]
-    options += ["--optim.decay", "constant", "--engine.device", "cpu", "--engine.threads", "1"]
+    options += [
+        "--refusal_pictures",
+        "0",
+        "--optim.decay",
+        "constant",
+        "--engine.device",
+        "cpu",
+        "--engine.threads",
+        "1",
+    ]
 
     def tune(out: str, steps: int, *more: str) -> int:
         words = ["--from", str(start), "--out", str(tmp_path / out), "--optim.steps", str(steps)]

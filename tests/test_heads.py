@@ -256,7 +256,7 @@ def test_the_whole_model_trains_and_answers_with_a_sam_head(kind: str, words: Vo
     alone = model.answer(model.encode_images(photos[1:]), texts[1:], Decoding(max_new_tokens=3))[0]
     assert together[2].text == alone.text
     assert together[2].p_absent == pytest.approx(alone.p_absent, abs=1e-4)
-    a, b = (p.mask or p.mask_if_forced for p in (together[2], alone))
+    a, b = (p.rle or p.mask_if_forced for p in (together[2], alone))
     assert a is not None and b is not None and tuple(a["size"]) == (20, 32)
     both = masks.area(masks.union([a, b], (20, 32))) - masks.intersection_area(a, b)
     assert both <= 2

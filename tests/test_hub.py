@@ -44,8 +44,9 @@ from uniresxx.model.build import load_model
 from uniresxx.model.config import UniRESPlusPlusConfig, WeightsConfig
 from uniresxx.model.modeling import UniRESPlusPlusModel
 from uniresxx.model.templates import TRAINING_TEMPLATES
+from uniresxx.prediction import Prediction
 from uniresxx.segmenters import load
-from uniresxx.types import Decoding, Prediction
+from uniresxx.types import Decoding
 
 ROOT = Path(__file__).resolve().parents[1]
 ASK, SHORT = ["the red square", "both squares", "wheel"], Decoding(max_new_tokens=4)
@@ -157,7 +158,7 @@ def test_a_round_trip_through_a_folder_and_through_auto(
     found = auto.predict(two)
     assert len(found) == 4
     for one, other in zip(found, expected, strict=False):  # another batch: the last bits may differ
-        assert (one.text, one.mask, one.mask_if_forced) == (other.text, other.mask, other.mask_if_forced)
+        assert (one.text, one.rle, one.mask_if_forced) == (other.text, other.rle, other.mask_if_forced)
         assert one.p_absent == pytest.approx(other.p_absent, abs=1e-4)
     assert all(torch.equal(before[n], p) for n, p in model.state_dict().items())
 
@@ -478,7 +479,7 @@ def test_export_merges_saves_apart_and_unmerges(adapted: UniRESPlusPlusModel, tm
     expected = answers(adapted)
     for other in (merged_model, again):
         for a, b in zip(answers(other), expected, strict=True):
-            assert (a.text, a.rejected, a.mask) == (b.text, b.rejected, b.mask)
+            assert (a.text, a.rejected, a.rle) == (b.text, b.rejected, b.rle)
             assert a.p_absent == pytest.approx(b.p_absent, abs=1e-4)
     assert "adapters: none" in (Path(merged) / "README.md").read_text()
     assert f"adapters: rank {LORA.lora_rank}" in (Path(back) / "README.md").read_text()

@@ -120,7 +120,7 @@ def test_only_the_first_frame_of_an_animation():
     assert np.array_equal(decode_photo(data, "x"), two_halves())
 
 
-@pytest.mark.parametrize("name", ["missing", "folder", "empty", "text", "gif", "fifo", "cut.jpg", "cut.png"])
+@pytest.mark.parametrize("name", ["missing", "folder", "empty", "text", "ico", "fifo", "cut.jpg", "cut.png"])
 def test_what_is_no_photo_is_one_line_with_the_name(tmp_path, name):
     path = tmp_path / f"my {name}"
     image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (80, 90, 3), dtype=np.uint8))
@@ -131,7 +131,7 @@ def test_what_is_no_photo_is_one_line_with_the_name(tmp_path, name):
     elif name != "missing":
         full = {"cut.jpg": lambda: saved(image, "JPEG"), "cut.png": lambda: saved(image, "PNG")}
         content = {"empty": b"", "text": b"hello " * 20}
-        if name == "gif":
+        if name == "ico":
             content[name] = saved(image, name.upper())
         path.write_bytes(content[name] if name in content else full[name]()[:-2000])
     with pytest.raises(InputError) as caught:
@@ -139,15 +139,29 @@ def test_what_is_no_photo_is_one_line_with_the_name(tmp_path, name):
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
+def resized(form, mark, place, size, **options):
+    """A picture of 8 x 8 pixels that says another size: `size` is written `place` bytes after its `mark`."""
+    data = saved(Image.new("RGB", (8, 8)), form, **options)
+    place += data.index(mark)
+    return data[:place] + size + data[place + len(size) :]
+
+
 @pytest.mark.parametrize(
     "data",
     [
         png_header(50_000, 50_000) + BODY,
         png_header(7072, 7072) + BODY,
-        b"\xff\xd8\xff\xc0\x00\x11\x08" + struct.pack(">HH", 65500, 65500) + b"\x03" + b"\0" * 40,
-        b"RIFF\0\0\0\0WEBPVP8X" + b"\x0a\0\0\0" + b"\0\0\0\0" + b"\xff\x3f\0" * 2 + b"\0" * 20,
-        b"RIFF\0\0\0\0WEBPVP8L" + b"\x0a\0\0\0\x2f" + b"\xff\xff\xff\x0f" + b"\0" * 20,
-        b"RIFF\0\0\0\0WEBPVP8 " + b"\x0a\0\0\0" + b"\0\0\0\x9d\x01\x2a" + b"\xff\x3f\xff\x3f" + b"\0" * 20,
+        resized("JPEG", b"\xff\xc0", 5, struct.pack(">HH", 65500, 65500)),
+        resized("WEBP", b"\x9d\x01\x2a", 3, b"\xff\x3f\xff\x3f"),
+        resized("WEBP", b"\x2f", 1, b"\xff\xff\xff\x0f", lossless=True),
+        resized(
+            "WEBP",
+            b"VP8X",
+            12,
+            b"\xff\x3f\0" * 2,
+            save_all=True,
+            append_images=[Image.new("RGB", (8, 8), "red")],
+        ),
     ],
 )
 def test_size_is_capped_from_the_header(data):

@@ -30,8 +30,9 @@ from uniresxx.model.heads.instances import InstanceOutput
 from uniresxx.model.matching import matched_queries
 from uniresxx.model.modeling import UniRESPlusPlusModel
 from uniresxx.model.templates import TRAINING_TEMPLATES
+from uniresxx.prediction import Instance, Prediction
 from uniresxx.scoring.predictions import from_json, to_json
-from uniresxx.types import RLE, Decoding, Granularity, ImageRecord, Instance, Prediction
+from uniresxx.types import RLE, Decoding, Granularity, ImageRecord
 
 Q = 3
 
@@ -184,14 +185,14 @@ def test_two_instances_are_told_apart_after_a_little_training(words: Vocabulary)
         assert nothing.rejected and nothing.instances == () and len(red.instances) == 1
         assert len(both.instances) == 2
         truth = record.expressions[1].instances
-        assert truth is not None and both.mask is not None
-        ious = [[iou(found.mask, one) for one in truth] for found in both.instances]
+        assert truth is not None and both.rle is not None
+        ious = [[iou(found.rle, one) for one in truth] for found in both.instances]
         assert min(max(row) for row in ious) > 0.6 and np.argmax(ious[0]) != np.argmax(ious[1])
         assert all(found.score is not None and 0 < found.score <= 1 for found in both.instances)
     for answer in answers:  # the mask of the benchmarks is the union of the instances
         if answer.instances:
-            united = masks.union([found.mask for found in answer.instances], (32, 32))
-            assert united == answer.mask
+            united = masks.union([found.rle for found in answer.instances], (32, 32))
+            assert united == answer.rle
 
 
 def test_instances_are_written_and_read_back() -> None:

@@ -65,8 +65,9 @@ def peak_of(root: Path, rows: int) -> int:
 
 
 def test_memory_does_not_grow_with_the_number_of_lines(tmp_path):
-    small, large = peak_of(tmp_path / "a", 8_000), peak_of(tmp_path / "b", 20_000)
-    assert large < 1.1 * small
+    # fewer lines do not fill the buffers: 8,000 take 13.1 MB, 20,000 14.5 and 40,000 14.7
+    small, large = peak_of(tmp_path / "a", 20_000), peak_of(tmp_path / "b", 40_000)
+    assert large < 1.05 * small
 
 
 @pytest.mark.slow

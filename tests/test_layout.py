@@ -20,9 +20,10 @@ FOLDERS = ("mllm", "uniresxx", *PROGRAMS)
 
 # heavy dependency -> the only files (or folders, with a slash) that may import it, lazily or not
 OWNERS = {
-    "gradio": ("chat_demo/web.py",),
-    "fastapi": ("uniresxx/serve.py",),
-    "uvicorn": ("uniresxx/serve.py",),
+    "gradio": ("chat_demo/web/",),
+    "fastapi": ("uniresxx/serve/",),
+    "uvicorn": ("uniresxx/serve/",),
+    "prometheus_client": ("uniresxx/serve/",),
     "ray": ("data_engine/executors/ray.py", "data_engine/ray.py"),
     "deepspeed": ("train/engines/zero.py",),
     "accelerate": ("uniresxx/model/spread.py",),
@@ -35,8 +36,15 @@ OWNERS = {
     "tensorboard": (),  # torch's writer, train/trackers.py
     "trackio": (),  # train/trackers.py imports the one that is asked for, by name
     "wandb": (),
-    "yaml": ("uniresxx/data/own/yolo.py",),
+    "yaml": ("uniresxx/data/own/yolo.py", "uniresxx/annotations/yolo.py"),
     "lmdb": ("uniresxx/data/readers/cris.py",),
+    "lmms_eval": ("uniresxx/suites/lmms_eval.py",),
+    "vlmeval": (
+        "uniresxx/suites/vlmevalkit.py",
+        "eval/suites/vlmevalkit.py",
+        "eval/suites/vlmevalkit_dataset.py",
+    ),
+    "pandas": ("eval/suites/vlmevalkit_dataset.py",),
     "torchvision": (),
     "flash_attn": (),
 }
@@ -49,12 +57,14 @@ WITHOUT_TORCH = (
     "uniresxx.errors",
     "uniresxx.cli",
     "uniresxx.cli.doctor",
+    "uniresxx.cli.serve",
     "uniresxx.imaging.masks",
     "uniresxx.imaging.geometry",
     "uniresxx.imaging.decode",
     "uniresxx.scoring.metrics",
     "uniresxx.scoring.protocols",
     "uniresxx.imaging.overlay",
+    "uniresxx.annotations",
     "uniresxx.data.catalog",
     "uniresxx.data.scenes",
     "eval.report.write",

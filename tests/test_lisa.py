@@ -164,6 +164,18 @@ def test_clips_pixels_equal_transformers(size, model):
     torch.testing.assert_close(clip_pixels([photo], model.config.photo), expected, atol=1e-5, rtol=0)
 
 
+def test_photos_encoded_apart_are_answered_as_together(peer, model):
+    photo = recorded(peer)[1]["photo"].numpy()
+    photos, texts = [photo, photo[:, ::-1].copy()], [["the cat", "the dog"], ["the dog"]]
+    together = model.encode_images(photos)
+    wanted = model.answer(together, texts, Decoding(max_new_tokens=4))
+    apart = [model.encode_images([one]) for one in photos]
+    for parts in (apart, model.split_images(together)):
+        found = model.answer(model.join_images(parts), texts, Decoding(max_new_tokens=4))
+        assert [(p.text, p.rejected) for p in found] == [(p.text, p.rejected) for p in wanted]
+        assert [p.rle for p in found] == [p.rle for p in wanted]
+
+
 def test_a_preprocessor_of_another_clip_is_refused(tmp_path, tokenizer_model, capsys):
     words = release("lisa", tmp_path, tokenizer_model)
     path = tmp_path / "lisa_clip" / "preprocessor_config.json"
@@ -248,10 +260,13 @@ def test_generated_answer_and_masks_equal_lisas_chat(root):
     _, run = recorded("lisa")
     encoded = model.encode_images([run["photo"].numpy()])
     text = "What is the red car in this image? Please output segmentation mask."
-    (found,) = model.answer(encoded, [[text]], Decoding(template="{expression}", max_new_tokens=12))
+    heard = []
+    decoding = Decoding(template="{expression}", max_new_tokens=12)
+    (found,) = model.answer(encoded, [[text]], decoding, lambda number, words: heard.append((number, words)))
+    assert heard[-1] == (0, found.text) and len(heard) > 1 and found.text.startswith(heard[0][1])
     assert found.text == model.vocabulary.decode(run["generated"].tolist()) and "[SEG]" in found.text
     assert found.truncated and not found.rejected and found.p_absent is None
-    np.testing.assert_array_equal(masks.decode(found.mask), (run["generated_masks"] > 0).any(dim=0).numpy())
+    np.testing.assert_array_equal(masks.decode(found.rle), (run["generated_masks"] > 0).any(dim=0).numpy())
 
 
 def test_gsva_decides_as_recorded(root):
@@ -283,7 +298,7 @@ def test_answers_do_not_depend_on_what_is_asked_beside_them(model):
     ]
     assert [a.text for a in together] == [a.text for a in alone]
     for a, b in zip(together, alone, strict=True):
-        assert (a.mask, a.mask_if_forced) == (b.mask, b.mask_if_forced)
+        assert (a.rle, a.mask_if_forced) == (b.rle, b.mask_if_forced)
         assert a.score == pytest.approx(b.score, abs=1e-5)
     assert model.answer(model.encode_images(photos), [[], []], decoding) == []
 
@@ -304,7 +319,7 @@ def test_without_a_decision_the_given_answer_makes_the_mask(model, encoded):
     ]
     answers = zip(texts, model.answer(encoded, [texts], decoding), strict=True)
     text, found = next((text, found) for text, found in answers if "[" not in found.text)
-    assert found.rejected and found.mask is None
+    assert found.rejected and found.rle is None
     branch = model.vocabulary.branch(Question(text), decoding, "llava_v1") + model.vocabulary.forced_answer(
         text
     )

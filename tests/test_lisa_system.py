@@ -25,6 +25,7 @@ def test_a_released_model_goes_the_whole_way(peer, tmp_path, tokenizer_model):
     program(
         "train", "finetune", "--from", tmp_path / f"{peer}_ours", "--data", REAL, "--data.source", "mini_real",
         "--out", run, "--optim.steps", 6, "--optim.lr", "1e-2", "--data.batch_images", 2, "--engine.device", "cpu",
+        "--refusal_pictures", 2,
     )  # fmt: skip
     program("uniresxx", "export", run, exported)
     for benchmark, protocol in BENCHMARKS.items():

@@ -278,6 +278,8 @@ def finetune(start, out, *more, steps=12):
         2,
         "--engine.device",
         "cpu",
+        "--refusal_pictures",
+        0,
     ]
     return train_main(["finetune", *map(str, [*words, *more])])
 

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 
 from uniresxx.errors import InputError
 from uniresxx.imaging import masks
+from uniresxx.prediction import Prediction
 from uniresxx.scoring.metrics import SCORE_KEYS, Counts, Tally
 from uniresxx.scoring.protocols import STRICT, protocol_of
 from uniresxx.scoring.tally import entry_of, tally_answers
-from uniresxx.types import Expression, Granularity, ImageRecord, Prediction
+from uniresxx.types import Expression, Granularity, ImageRecord
 
 H, W = 6, 7
 

@@ -16,8 +16,8 @@ import pytest
 from uniresxx.data.catalog import load_benchmark
 from uniresxx.evaluation.metrics_file import score_file
 from uniresxx.imaging import masks
+from uniresxx.prediction import Prediction
 from uniresxx.scoring.predictions import to_json
-from uniresxx.types import Prediction
 
 ROOT = Path(__file__).resolve().parents[1].parent / "shared" / "mini_real"
 pytestmark = pytest.mark.skipif(

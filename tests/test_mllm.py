@@ -467,23 +467,29 @@ def always(*script: int) -> Callable[[torch.Tensor], torch.Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("phrases", "script", "expected", "truncated"),
+    ("most", "script", "expected", "truncated"),
     [
-        (1, "S . w w", "S .", False),  # the full stop after the one decision
+        (1, "S . w w", "S .", False),
         (1, "R . E", "R .", False),
-        (1, "R R R R R R", "R", False),  # nothing but decisions: the first one answers
+        (1, "R R R R R R", "R .", False),  # nothing but decisions: the first one answers
+        (1, "R w R w R w", "R .", False),  # as are those with words between them
         (1, "w . S .", "w . S .", False),  # a full stop before the decision ends nothing
-        (1, "w : S , w : R . w", "w : S , w : R .", False),  # phrases that the text names by itself
+        (1, "S , w : R .", "S .", False),  # more than was asked for
+        (1, "w : S , w : R . w", "w : S .", False),
+        (1, "S E", "S", False),
+        (2, "w : S , w : R . w", "w : S , w : R .", False),
         (2, "S . R . w", "S . R .", False),
-        (None, "S . w E", "S . w", False),  # a conversation runs to the end token
-        (None, "R R R R R R", "R R R R R R", True),
+        (3, "S . R E w", "S . R", False),  # fewer
+        (1, "w . w E", "w . w", False),  # plain words run to the end token
         (1, "w w w w w w", "w w w w w w", True),
         (1, "E", "", False),
+        (None, "S . w E", "S . w", False),  # without a limit, to the end token
+        (None, "R R R R R R", "R R R R R R", True),
     ],
 )
 @pytest.mark.parametrize("kind", ["predict", "own"])
 def test_an_answer_ends_when_what_was_asked_is_answered(
-    vocabulary: Vocabulary, kind: str, phrases: int | None, script: str, expected: str, truncated: bool
+    vocabulary: Vocabulary, kind: str, most: int | None, script: str, expected: str, truncated: bool
 ) -> None:
     model = make(vocabulary, prompt_state=kind)
     names = {"S": vocabulary.seg, "R": vocabulary.rej, "E": vocabulary.end}
@@ -495,7 +501,8 @@ def test_an_answer_ends_when_what_was_asked_is_answered(
     model.logits = always(*ids(script))  # type: ignore[method-assign]
     limit = 6 if truncated else 10
     prefix = model.prefill(encode_images(model))
-    for answer in model.generate(prefix, asked(vocabulary, 3), [0, 1, 1], limit, phrases=phrases):
+    limits = None if most is None else [most] * 3
+    for answer in model.generate(prefix, asked(vocabulary, 3), [0, 1, 1], limit, most_decisions=limits):
         assert answer.ids == ids(expected) and answer.truncated is truncated
         assert len(answer.prompts_KD) == max(1, len(answer.decisions))
 
@@ -511,7 +518,7 @@ def test_branches_end_each_for_itself(vocabulary: Vocabulary) -> None:
 
     model.logits = logits  # type: ignore[method-assign]
     prefix = model.prefill(encode_images(model, images=1))
-    first, second = model.generate(prefix, asked(vocabulary, 2), [0, 0], 4, phrases=1)
+    first, second = model.generate(prefix, asked(vocabulary, 2), [0, 0], 4, most_decisions=[1, 1])
     assert (first.ids, first.truncated) == ([vocabulary.seg, stop], False)
     assert (second.ids, second.truncated) == (scripts[1], True)
 

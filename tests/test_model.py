@@ -206,7 +206,7 @@ def test_answers_do_not_depend_on_the_batch(model: UniRESPlusPlusModel) -> None:
         assert one.text == other.text
         assert one.rejected == other.rejected
         assert one.p_absent == pytest.approx(other.p_absent, abs=1e-4)
-        a, b = (p.mask or p.mask_if_forced for p in (one, other))
+        a, b = (p.rle or p.mask_if_forced for p in (one, other))
         assert a is not None and b is not None and tuple(a["size"]) == size
         assert masks.area(masks.union([a, b], size)) - masks.intersection_area(a, b) <= 2
 
@@ -246,7 +246,7 @@ def test_answers_come_in_parts_without_a_change(
     monkeypatch.setattr("uniresxx.model.answering.ANSWERS_AT_ONCE", 2)
     parts = model.answer(encoded, texts, Decoding(max_new_tokens=4, cache_bytes=1))
     for a, b in zip(whole, parts, strict=True):
-        assert (a.text, a.mask, a.mask_if_forced) == (b.text, b.mask, b.mask_if_forced)
+        assert (a.text, a.rle, a.mask_if_forced) == (b.text, b.rle, b.mask_if_forced)
         assert a.p_absent == pytest.approx(b.p_absent, abs=1e-4) and a.score == pytest.approx(
             b.score, abs=1e-4
         )
@@ -264,18 +264,15 @@ def always_seg(vocabulary: Vocabulary, then: str) -> Callable[[torch.Tensor], to
     return logits
 
 
-@pytest.mark.parametrize(
-    ("template", "text", "truncated"),
-    [("Segment {expression}.", "[SEG].", False), ("{expression}", "[SEG].....", True)],
-)
-def test_only_a_question_for_one_phrase_ends_at_the_full_stop(
-    vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch, template: str, text: str, truncated: bool
+@pytest.mark.parametrize("template", ["Segment {expression}.", "{expression}"])
+def test_a_question_for_one_phrase_ends_at_the_full_stop(
+    vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch, template: str
 ) -> None:
     model = new_model(vocabulary)
     monkeypatch.setattr(model.mllm, "logits", always_seg(vocabulary, "."))
     decoding = Decoding(template=template, max_new_tokens=6)
     answer = model.answer(model.encode_images([picture(0).pixels]), [["the red square"]], decoding)[0]
-    assert (answer.text, answer.truncated) == (text, truncated)
+    assert (answer.text, answer.truncated) == ("[SEG].", False)
 
 
 @pytest.mark.parametrize("rule", ["token", "token_and_presence"])
@@ -292,8 +289,8 @@ def test_an_answer_without_a_pixel_is_not_there(
         monkeypatch.setattr(model.head, "forward", certain(model.head.forward))
         answer = model.answer(encoded, [["the red square"]], Decoding(rule=rule))[0]
         assert answer.text == "[SEG]." and answer.p_absent < 0.5
-        assert answer.rejected is rejected and (answer.mask is None) is rejected
-        assert [part.mask is None for part in answer.segments] == [rejected]
+        assert answer.rejected is rejected and (answer.rle is None) is rejected
+        assert [part.rle is None for part in answer.segments] == [rejected]
         assert (answer.mask_if_forced is not None) is rejected
 
 
@@ -310,8 +307,8 @@ def certain(forward: Callable[..., HeadOutput]) -> Callable[..., HeadOutput]:
 def test_of_several_masks_those_without_a_pixel_are_left_out() -> None:
     some, none = np.eye(4, dtype=bool), np.zeros((4, 4), dtype=bool)
     answer = prediction_of("a: [SEG], b: [SEG].", [some, none], [True, True], [0.3, 0.9], [0.1, 0.1])
-    assert answer.mask == masks.encode(some) and not answer.rejected and answer.score == 0.3
-    assert [part.mask for part in answer.segments] == [masks.encode(some), None]
+    assert answer.rle == masks.encode(some) and not answer.rejected and answer.score == 0.3
+    assert [part.rle for part in answer.segments] == [masks.encode(some), None]
 
 
 def test_marks_typed_by_a_user_change_no_count(model: UniRESPlusPlusModel) -> None:
@@ -330,7 +327,7 @@ def test_a_photo_of_one_pixel_and_one_without_boxes_get_answers(model: UniRESPlu
         prediction = model.answer(
             model.encode_images([photo]), [["the red square"]], Decoding(max_new_tokens=2)
         )[0]
-        rle = prediction.mask or prediction.mask_if_forced
+        rle = prediction.rle or prediction.mask_if_forced
         assert rle is not None and tuple(rle["size"]) == photo.shape[:2]
 
 
@@ -550,3 +547,34 @@ def test_unlabelled_pixels_do_not_count(model: UniRESPlusPlusModel, vocabulary: 
         output = model(one)
         full, masked = (float(model.loss(output, batch).sums["dense"]) for batch in (one, two))
     assert np.isfinite(masked) and 0 < masked < full
+
+
+def test_words_are_told_as_they_are_generated(model: UniRESPlusPlusModel) -> None:
+    told: list[tuple[int, str]] = []
+    photos = [picture(0).pixels, picture(1).pixels]
+    texts = [["the red square", "it"], ["a blue thing"]]
+    decoding = Decoding(template="{expression}", max_new_tokens=4, cache_bytes=1)
+    found = model.answer(
+        model.encode_images(photos), texts, decoding, lambda i, words: told.append((i, words))
+    )
+    assert {number for number, _ in told} == {0, 1, 2}
+    for number, prediction in enumerate(found):
+        words = [words for other, words in told if other == number]
+        assert words[-1] == prediction.text and len(words) <= 4
+        assert all(later.startswith(before) for before, later in itertools.pairwise(words))
+
+
+def test_the_oldest_turns_go_where_the_context_is_full(
+    model: UniRESPlusPlusModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded = model.encode_images([picture(0).pixels])
+    turns = tuple((f"the square {number}", "[SEG].") for number in range(40))
+    short = Question("and blue?", turns[-3:])
+    decoding = Decoding(template="{expression}", max_new_tokens=3)
+    _, ((*ids,),) = asked_branches([[short]], decoding, model.vocabulary, model.config.mllm.chat)
+    limit = encoded.prefix.length + len(ids) + decoding.max_new_tokens
+    llm = model.config.mllm.llm | {"max_position_embeddings": limit}
+    monkeypatch.setattr(model.mllm, "config", replace(model.config.mllm, llm=llm))
+    long, fits = model.answer(encoded, [[Question("and blue?", turns), short]], decoding)
+    assert (long.dropped_turns, fits.dropped_turns) == (37, 0)
+    assert replace(long, dropped_turns=0).text == fits.text and long.p_absent == pytest.approx(fits.p_absent)

@@ -393,7 +393,7 @@ def test_psalm_reports_what_it_leaves_out(tmp_path):
     ]
     (record,) = read_psalm(psalm_list(tmp_path, records, "grefcoco"), "val", "grefcoco")
     assert record.image_id == "7" and len(record.source["left_out"]) == 3
-    assert [(e.expression_id, e.text) for e in record.expressions] == [("psalm_grefcoco/val/2_0", "a  dog")]
+    assert [(e.expression_id, e.text) for e in record.expressions] == [("psalm_grefcoco/val/2_0", "a dog")]
 
 
 def without(record, name):

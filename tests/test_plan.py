@@ -142,7 +142,8 @@ def test_more_expressions_and_images_need_more() -> None:
 
 def test_a_stage_without_masks_is_planned_with_captions_and_needs_less() -> None:
     stages = [KNOWN["uniresxx_7b_align"](), KNOWN["uniresxx_7b"]()]
-    align, joint = (sizes_of(replace(stage, data=stages[1].data), 8) for stage in stages)
+    data = replace(stages[1].data, compose_dialogues=False)
+    align, joint = (sizes_of(replace(stage, data=data), 8) for stage in stages)
     assert (align.images, align.expressions) == (joint.images, joint.expressions)
     assert align.tokens > joint.tokens and align.labels > joint.labels
     assert sizes_of(stages[0], 8, tokens=20).tokens == 20
@@ -256,7 +257,7 @@ def test_the_command_prints_a_table_or_one_json_object(capsys: pytest.CaptureFix
         (("tiny_scenes", "--gpus", "5"), "does not divide over 5"),
         (("tiny_scenes", "--gpus", "0"), "--gpus 0"),
         (("tiny_scenes", "--tokens", "1"), "--tokens 1"),
-        (("film_unet_scenes",), "plan works for UniRES++ only"),
+        (("film_unet_scenes",), "plan works for UniRES++ and UniRES, not for FilmUNetConfig"),
         (("tiny_scenes", "--model.mllm.high_size", "63"), "multiple"),
     ],
 )
@@ -279,7 +280,11 @@ def test_a_full_recipe_keeps_its_global_batch(name: str) -> None:
     align = name.endswith("align")
     assert found.data.expressions_per_image == 8 and found.eval.benchmarks == (() if align else BENCHMARKS)
     assert found.data.mixture == ("captions" if align else "ground" if name.endswith("ground") else "joint")
-    assert sizes_of(found, gpus).expressions == 8
+    talks = round(
+        1.9 * 8 * found.data.dialogue_share / (1 - found.data.dialogue_share)
+    )  # phrases of conversations
+    assert sizes_of(found, gpus).expressions == (8 if align else 8 + talks)
+    assert found.data.compose_dialogues is not align
 
 
 @pytest.mark.slow

@@ -12,15 +12,16 @@ from hypothesis import strategies as st
 
 from uniresxx.errors import InputError
 from uniresxx.imaging import masks
+from uniresxx.prediction import Prediction, Segment
 from uniresxx.scoring.predictions import (
     JsonlWriter,
-    Problems,
     from_json,
     sizes_of,
     stream_predictions,
     to_json,
 )
-from uniresxx.types import Expression, Granularity, ImageRecord, Prediction, Segment
+from uniresxx.scoring.problems import Problems
+from uniresxx.types import Expression, Granularity, ImageRecord
 
 H, W = 5, 8
 FULL = masks.encode(np.ones((H, W), bool))
@@ -48,7 +49,7 @@ segments = st.builds(Segment, st.text(max_size=5), st.sampled_from([None, HALF])
     st.builds(
         Prediction,
         rejected=st.booleans(),
-        mask=st.sampled_from([FULL, HALF]),
+        rle=st.sampled_from([FULL, HALF]),
         text=st.none() | st.text(max_size=20),
         score=numbers,
         p_absent=numbers,
@@ -196,5 +197,9 @@ def test_any_bytes_are_listed_and_nothing_is_raised(tmp_path_factory, data):
     path = tmp_path_factory.getbasetemp() / "bytes.jsonl"
     path.write_bytes(data)
     problems = Problems()
-    assert list(stream_predictions(path, sizes_of([record()]), problems)) == []
+    try:
+        assert list(stream_predictions(path, sizes_of([record()]), problems)) == []
+    except InputError as error:  # the first bytes of another form, or of gzip
+        assert re.search(r" is (a|text) |gzip file is damaged", str(error))
+        return
     assert bool(problems) == bool(data.replace(b"\n", b"").strip())

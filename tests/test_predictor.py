@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from io import BytesIO
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from uniresxx.data.scenes.looks import looks_drawn
+from uniresxx.data.scenes.record import scene_record
 from uniresxx.errors import InputError
+from uniresxx.imaging.decode import read_photo
 from uniresxx.imaging.inputs import MAX_ANSWER_CHARACTERS, MAX_CHARACTERS
 from uniresxx.imaging.overlay import draw_overlay
-from uniresxx.predictor import EXPRESSIONS_AT_ONCE, Predictor, layers_of, mask_of
+from uniresxx.prediction import Instance, Prediction
+from uniresxx.predictor import EXPRESSIONS_AT_ONCE, PHOTOS_AT_ONCE, Predictor, layers_of
 from uniresxx.segmenters.base import Segmenter
 from uniresxx.testing import ColourSegmenter
-from uniresxx.types import Decoding, Prediction, Question
+from uniresxx.types import Decoding, Question
+
+PHOTOS = Path(__file__).parent / "data" / "photos" / "images"
 
 
 def card(height=40, width=60):
@@ -36,9 +46,9 @@ def test_stub_keeps_the_protocol():
 
 def test_masks_are_at_the_photo_size():
     found = ready().segment(["the red block", "the blue cat"])
-    mask = mask_of(found[0])
+    mask = found[0].mask
     assert mask.shape == (40, 60) and mask.sum() == 50 and mask[5:10, 10:20].all()
-    assert found[1].rejected and mask_of(found[1]) is None
+    assert found[1].rejected and found[1].mask is None
 
 
 def test_many_questions_encode_the_photo_once():
@@ -53,7 +63,7 @@ def test_path_picture_and_array_agree(tmp_path):
     Image.fromarray(card()).save(tmp_path / "card.png")
     answers = []
     for photo in (tmp_path / "card.png", str(tmp_path / "card.png"), Image.fromarray(card()), card()):
-        answers.append(ready(photo).segment("red")[0].mask)
+        answers.append(ready(photo).segment("red")[0].rle)
     assert all(answer == answers[0] for answer in answers)
 
 
@@ -225,4 +235,142 @@ def test_layers_list_the_phrases_of_a_long_answer():
 
 def test_rejected_wins_over_a_mask():
     found = ready().segment("red")[0]
-    assert mask_of(Prediction(rejected=True, mask=found.mask, text="")) is None
+    assert Prediction(rejected=True, rle=found.rle, text="").mask is None
+
+
+def png_of(photo):
+    stream = BytesIO()
+    Image.fromarray(photo).save(stream, format="PNG")
+    return stream.getvalue()
+
+
+def test_the_bytes_of_a_file_are_a_photo():
+    assert (ready(png_of(card())).photo == card()).all()
+    for data, says in ((b"", "empty"), (b"GIF89a", "not a picture"), (png_of(card())[:60], "damaged")):
+        with pytest.raises(InputError, match=says):
+            Predictor(ColourSegmenter()).set_image(data)
+
+
+def test_a_prediction_knows_what_was_asked_of_which_photo():
+    predictor = ready()
+    found = predictor.segment(["the\nred block", Question("it", (("red", "[SEG]."),))])
+    assert [one.asked for one in found] == ["the red block", "it"]
+    assert all(one.photo is predictor.photo for one in found)
+
+
+def test_many_photos_are_answered_in_order_a_few_together(tmp_path):
+    photos = []
+    for number in range(2 * PHOTOS_AT_ONCE + 1):
+        photo = np.full((20, 30 + number, 3), 90, dtype=np.uint8)
+        photo[: number + 1, :2] = (255, 0, 0)
+        photos.append(photo)
+    Image.fromarray(photos[1]).save(tmp_path / "one.png")
+    given = [(tmp_path / "one.png" if k == 1 else photo, ["red", "green"]) for k, photo in enumerate(photos)]
+    predictor = ready()
+    found = list(predictor.segment_many(given))
+    assert [row[0].mask.sum() for row in found] == [2 * (k + 1) for k in range(len(photos))]
+    assert all(len(row) == 2 and row[1].rejected for row in found)
+    assert predictor.segmenter.encoded == 1 + 3
+    assert found[1][0].photo == tmp_path / "one.png" and found[1][0].plot()
+    assert (predictor.photo == card()).all()  # the current photo stays
+
+
+def test_many_photos_take_one_text_and_stop_at_a_wrong_one():
+    predictor = Predictor(ColourSegmenter())
+    assert list(predictor.segment_many([])) == []
+    assert [len(row) for row in predictor.segment_many([(card(), "red"), (card(), [])])] == [1, 0]
+    with pytest.raises(InputError, match="empty expression"):
+        list(predictor.segment_many([(card(), " ")]))
+    with pytest.raises(InputError, match=r"missing\.png"):
+        list(predictor.segment_many([(card(), "red"), ("missing.png", "red")]))
+
+
+def test_a_bad_photo_among_many_is_named_and_has_no_predictions():
+    bad = []
+    rows = [(card(), "red"), ("missing.png", ["red", "green"]), (card(), ["red", "green"])]
+    found = list(Predictor(ColourSegmenter()).segment_many(rows, on_bad_photo=lambda *told: bad.append(told)))
+    assert [len(row) for row in found] == [1, 0, 2] and [photo for photo, _ in bad] == ["missing.png"]
+
+
+def test_instances_need_a_model_that_tells_them_apart():
+    predictor = ready()
+    with pytest.raises(InputError, match="does not tell instances apart"):
+        predictor.segment("red", instances=True)
+    with pytest.raises(InputError, match="does not tell instances apart"):
+        next(predictor.segment_many([(card(), "red")], instances=True))
+
+
+class Twins(ColourSegmenter):
+    """Gives its mask as an instance, too."""
+
+    finds_instances = True
+
+    def answer(self, encoded, texts, decoding, on_text=None):
+        return [
+            replace(p, instances=(Instance(p.rle, 0.5),)) for p in super().answer(encoded, texts, decoding)
+        ]
+
+
+def test_instances_are_given_where_they_are_wanted():
+    predictor = Predictor(Twins())
+    predictor.set_image(card())
+    assert predictor.segment("red")[0].instances == ()
+    (instance,) = predictor.segment("red", instances=True)[0].instances
+    assert instance.box == (10, 5, 20, 10)
+
+
+def test_a_chat_sends_the_turns_that_a_message_points_back_to():
+    predictor = ready()
+    first = predictor.chat("Where is the red block?")
+    assert "mask 1 (50 pixels" in first.words and len(first.segments) == 1
+    assert predictor.chat("and what is it?").prediction.text == "A test card."
+    assert predictor.chat("the blue cat").segments[0].mask is None
+    histories = [history for _, history, _ in predictor.segmenter.asked]
+    assert histories == [(), (("Where is the red block?", "[SEG]."),), ()]
+    assert {template for *_, template in predictor.segmenter.asked} == {"{expression}"}
+    predictor.reset_chat()
+    predictor.chat("and what is it?")
+    assert predictor.segmenter.asked[-1][1] == ()
+
+
+def test_another_photo_begins_another_conversation():
+    predictor = ready()
+    predictor.chat("the red block")
+    predictor.set_image(card())
+    predictor.chat("its left side")
+    assert predictor.segmenter.asked[-1][1] == ()
+    with pytest.raises(InputError, match="set_image"):
+        Predictor(ColourSegmenter()).chat("red")
+
+
+def test_two_phrases_give_two_segments():
+    answer = ready().chat("the red block, the blue cat")
+    assert [(part.phrase, part.mask is None) for part in answer.segments] == [
+        ("the red block", False),
+        ("the blue cat", True),
+    ]
+    assert answer.prediction.photo is not None and answer.prediction.asked == "the red block, the blue cat"
+
+
+def test_a_model_of_drawn_scenes_says_once_that_it_sees_a_photograph(caplog):
+    photo = next(PHOTOS.rglob("*.jpg"))
+    predictor = Predictor(ColourSegmenter(), saw_only_scenes=True)
+    predictor.set_image(scene_record("scenes_easy", "train", 0).pixels)
+    assert not caplog.records
+    predictor.set_image(photo)
+    list(predictor.segment_many([(photo, "red")]))
+    assert len(caplog.records) == 1 and "drawn scenes only" in caplog.text
+    Predictor(ColourSegmenter()).set_image(photo)  # a model that is not known to have seen scenes only
+    assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize("preset", ["scenes_easy", "scenes"])
+def test_scenes_look_drawn_and_photographs_do_not(preset):
+    for number in range(6):
+        pixels = scene_record(preset, "train", number).pixels
+        large = np.asarray(Image.fromarray(pixels).resize((300, 300), Image.Resampling.BICUBIC))
+        assert looks_drawn(pixels) and looks_drawn(pixels.repeat(3, axis=0).repeat(3, axis=1))
+        assert looks_drawn(large)
+    for path in PHOTOS.rglob("*.jpg"):
+        assert not looks_drawn(read_photo(path))
+    assert not looks_drawn(np.zeros((2, 2, 3), dtype=np.uint8))

@@ -24,11 +24,12 @@ from uniresxx.data.readers.instances import overlap_source
 from uniresxx.errors import InputError
 from uniresxx.evaluation.metrics_file import score_file
 from uniresxx.imaging import masks
+from uniresxx.prediction import Prediction
 from uniresxx.scoring.metrics import SCORE_KEYS, Tally
 from uniresxx.scoring.protocols import PROTOCOLS, STRICT, protocol_of
 from uniresxx.scoring.protocols.rela import squashed_truth
 from uniresxx.scoring.rejection import Rejection
-from uniresxx.types import Expression, Granularity, ImageRecord, Prediction
+from uniresxx.types import Expression, Granularity, ImageRecord
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = Path(__file__).parent / "data" / "protocols"

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from uniresxx.errors import InputError
 from uniresxx.evaluation.metrics_file import score_file
 from uniresxx.imaging import masks
+from uniresxx.prediction import Prediction
 from uniresxx.scoring.predictions import to_json
 from uniresxx.scoring.rejection import FLAG, Rejection, best_threshold, tune
-from uniresxx.types import Expression, Granularity, ImageRecord, Prediction
+from uniresxx.types import Expression, Granularity, ImageRecord
 
 FULL = masks.encode(np.ones((4, 5), bool))
 HALF = masks.encode(np.tri(4, 5, dtype=bool))
@@ -44,7 +45,7 @@ def answer(rejected, mask, text="", p=None, forced=None):
 )
 def test_each_rule(rule, given_, rejected, mask):
     found = rule.apply(given_)
-    assert (found.rejected, found.mask, found.mask_if_forced) == (rejected, mask, given_.mask_if_forced)
+    assert (found.rejected, found.rle, found.mask_if_forced) == (rejected, mask, given_.mask_if_forced)
 
 
 def test_what_a_rule_lacks_is_said():

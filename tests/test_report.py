@@ -19,21 +19,25 @@ from PIL import Image
 
 from eval.report import browser
 from eval.report.gallery import TRUTH, choose_cases, mask_uri, photo_uri, shown_size
-from eval.report.published import Kind, published_tables, read_published, split_and_setting
+from eval.report.published import Kind, not_compared, published_tables, read_published, split_and_setting
 from eval.report.runs import Run, group_runs, judge_all, read_runs
 from eval.report.write import MARKS, report, template
 from eval.score import load_records, origin, score
 from uniresxx.data.catalog import load_benchmark
+from uniresxx.data.published_counts import published_of
 from uniresxx.data.store.write import Preparation, write_store
 from uniresxx.errors import InputError
 from uniresxx.evaluation.metrics_file import score_file, write_metrics
 from uniresxx.evaluation.run import evaluate
 from uniresxx.files import write_json
 from uniresxx.imaging import masks
-from uniresxx.scoring.predictions import JsonlWriter, Problems, sizes_of, stream_predictions, to_json
+from uniresxx.imaging.shapes import shape_of
+from uniresxx.prediction import Prediction
+from uniresxx.scoring.predictions import JsonlWriter, sizes_of, stream_predictions, to_json
+from uniresxx.scoring.problems import Problems
 from uniresxx.scoring.protocols import STRICT
 from uniresxx.scoring.rejection import Rejection
-from uniresxx.types import EVALUATION_TEMPLATE, Decoding, Expression, Granularity, ImageRecord, Prediction
+from uniresxx.types import EVALUATION_TEMPLATE, Decoding, Expression, Granularity, ImageRecord
 
 MINI_REAL = Path(__file__).resolve().parents[1].parent / "shared" / "mini_real"
 H, W = 20, 30
@@ -106,7 +110,7 @@ class Varied:
     def encode_images(self, photos):
         return len(photos)
 
-    def answer(self, encoded, texts, decoding):
+    def answer(self, encoded, texts, decoding, on_text=None):
         answers = []
         for _ in (text for given in texts for text in given):
             self.count += 1
@@ -225,7 +229,7 @@ def test_cases_are_judged_as_the_entry_says(folder):
     entry = entry_of(folder)
     for rule, threshold, keep in (
         ("p_absent", 0.45, lambda p: p.p_absent > 0.45),
-        ("empty_mask", None, lambda p: p.mask is None or not masks.area(p.mask)),
+        ("empty_mask", None, lambda p: p.rle is None or not masks.area(p.rle)),
         ("flag", None, lambda p: p.rejected),
         ("no_seg", None, lambda p: "[SEG]" not in p.text),
     ):
@@ -241,7 +245,7 @@ def test_a_folder_of_masks_is_shown_like_a_file(folder, tmp_path):
     for name, prediction in given.items():
         path = pngs / f"{name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        mask = np.zeros((H, W), bool) if prediction.mask is None else masks.decode(prediction.mask)
+        mask = np.zeros((H, W), bool) if prediction.rle is None else masks.decode(prediction.rle)
         Image.fromarray(mask.astype(np.uint8) * 255).save(path)
     score(pngs, "scenes_easy/val", other, rejection=Rejection("empty_mask"))
     run = run_of(other)
@@ -276,7 +280,7 @@ def test_runs_of_several_folders_are_compared(folder, tmp_path):
 
 
 def test_several_benchmarks_have_a_section_each_and_links_to_it(folder):
-    whole = {"benchmark": "refcoco", "predictions": None, "n_images": 1500}
+    whole = {"benchmark": "refcoco", "predictions": None, "n_images": 1500, "n_expressions": 10_834}
     write_metrics(folder / "metrics.json", [entry_of(folder) | whole])
     page, markdown = texts_of(folder)
     for k, title in enumerate(("scenes_easy/val", "refcoco/val")):
@@ -384,14 +388,21 @@ def test_mask_layers_cover_the_mask(size):
     rng = np.random.default_rng(0)
     mask = np.zeros(size, bool)
     mask[rng.integers(size[0]), rng.integers(size[1])] = True  # one pixel must stay visible
-    layer = np.asarray(decoded(mask_uri(mask, TRUTH)).convert("RGBA"))
+    shape = shape_of(mask)
+    layer = np.asarray(decoded(mask_uri(shape, TRUTH)).convert("RGBA"))
     assert layer.shape[:2] == shown_size(*size) and max(layer.shape) <= 480
-    inside = (layer[..., :3] == TRUTH).all(axis=2)
-    assert (layer[~inside][:, 3] > 100).all(), "outside lies under a veil"
+    clear = layer[..., 3] == 0
     y, x = np.argwhere(mask)[0]
     at_y, at_x = int((y + 0.5) * layer.shape[0] / size[0]), int((x + 0.5) * layer.shape[1] / size[1])
-    assert inside[at_y, at_x]
-    assert inside.sum() <= max(1, np.ceil(inside.size / mask.size)) * 4
+    assert clear[max(0, at_y - 1) : at_y + 2, max(0, at_x - 1) : at_x + 2].any()
+    assert clear.sum() == max(1, clear.size // mask.size)
+    assert (layer[~clear][:, 3] > 100).all(), "outside lies under a veil"
+    assert mask.size == 1 or (layer[..., :3] == TRUTH).all(axis=2).any()
+    photo = rng.integers(0, 255, (*size, 3), dtype=np.uint8)
+    with_zoom = np.asarray(decoded(mask_uri(shape, TRUTH, photo)).convert("RGBA"))
+    assert np.array_equal(with_zoom[clear], layer[clear])
+    zoomed = min(layer.shape[:2]) > 100 and mask.size > 1
+    assert np.array_equal(with_zoom, layer) != zoomed, "a small part is shown zoomed"
 
 
 def test_small_pictures_are_embedded_exactly_and_large_ones_are_reduced():
@@ -402,7 +413,7 @@ def test_small_pictures_are_embedded_exactly_and_large_ones_are_reduced():
 
 def test_published_numbers_are_complete_and_as_recorded():
     rows = read_published()
-    assert (len(rows), sum(len(row.values) for row in rows)) == (114, 302)
+    assert (len(rows), sum(len(row.values) for row in rows)) == (145, 392)
     assert len({(r.benchmark, r.setting, r.method, r.metric) for r in rows}) == len(rows)
     for row in rows:
         assert row.values and all(0 < value < 100 for value in row.values.values())
@@ -411,11 +422,18 @@ def test_published_numbers_are_complete_and_as_recorded():
     found = {(r.benchmark, r.setting, r.method, r.metric): r.values for r in rows}
     assert found["grefcoco", "all", "UniRES++", "gIoU"] == {"val": 74.4, "testA": 76.0, "testB": 69.8}
     assert found["refcocom", "part", "UniRES", "mIoU"] == {"val": 19.6, "testA": 16.4, "testB": 25.2}
-    assert found["grefcoco", "all", "STAMP-7B", "cIoU"] == {"val": 73.6}
+    assert found["grefcoco", "all", "STAMP-7B", "cIoU"] == {"val": 73.6, "testA": 77.2, "testB": 71.6}
+    assert found["refcocom", "part", "SAM3", "mIoU"] == {"val": 12.3, "testA": 9.0, "testB": 20.7}
+    vasa = "VASA (Qwen3-VL-32B-Thinking + SAM3)"
+    assert found["refcocom", "object and part", vasa, "mIoU"] == {"val": 51.1, "testA": 47.4, "testB": 54.1}
     assert found["refcocog_umd", "all", "DeRIS-L", "mIoU"] == {"val": 80.01, "test": 81.32}
-    assert sum(row.secondary for row in rows) == 23
-    assert split_and_setting("testA_part_only") == ("testA", "part")
-    assert split_and_setting("val") == ("val", None)
+    assert sum(row.secondary for row in rows) == 24
+    assert [row.method for row in rows if not row.split_stated] == ["UniRES++ (split inferred)"]
+    assert all(row.split_stated == ("inferred" not in row.method) for row in rows)
+    names = ("testA_part_only", "val_object_part", "val_part", "val")
+    assert [split_and_setting(name) for name in names] == [
+        ("testA", "part"), ("val", "object and part"), ("val", "part"), ("val", "all")
+    ]  # fmt: skip
 
 
 def test_kinds_of_systems_never_share_a_table():
@@ -425,34 +443,74 @@ def test_kinds_of_systems_never_share_a_table():
         assert (row.kind is Kind.TEACHER_FORCED) == (row.decoding == "teacher-forced"), row
         kinds.setdefault(row.method, set()).add(row.kind)
     assert all(len(found) == 1 for found in kinds.values()), "a method is of one kind"
-    tables = published_tables([fake_run("refcocom", "val_part_only", mIoU=12.3)])
+    tables = published_tables([fake_run("refcocom", "val_part_only", mIoU=1.2)])
     assert [kind for kind, _ in tables] == list(Kind)
     for kind, table in tables:
         assert table.header == ("method", "setting", "metric", "decoding", "protocol", "source", "value")
         expected = {
             row.method
             for row in rows
-            if (row.benchmark, row.setting, row.kind) == ("refcocom", "part", kind) and "val" in row.values
+            if (row.benchmark, row.setting, row.kind) == ("refcocom", "part", kind)
+            and "val" in row.values
+            and row.split_stated
         }
         own = {"fake (this report)"} if kind is Kind.TRAINED else set()
         assert {row[0] for row in table.rows} == expected | own and expected
-        assert any("12.3" in row for row in table.rows) == bool(own)
+        assert any("1.2" in row for row in table.rows) == bool(own)
     for benchmark in ("scenes", "mini_real"):
         assert published_tables([fake_run(benchmark, "val")]) == []
 
 
 @pytest.mark.parametrize(
-    ("changes", "shown"),
-    [({}, True), ({"n_images": 1500}, True), ({"n_images": 1480}, True), ({"n_images": 6}, False),
-     ({"n_images": 12, "limit": 12}, True)],
+    ("changes", "reason"),
+    [({}, None), ({"n_images": 1480, "n_expressions": 10_700}, None),
+     ({"n_images": 6}, "6 pictures, the benchmark has 1,500"),
+     ({"n_images": 12, "limit": 12}, "12 pictures, the benchmark has 1,500"),
+     ({"n_expressions": 3_811}, "3,811 expressions, the benchmark has 10,834"),
+     ({"n_expressions": 3_811, "protocol": "cris-validate"}, None),
+     ({"partial": {"scored": 10_800, "expressions": 10_834}}, None),
+     ({"benchmark": "grefcoco", "n_expressions": 9, "partial": {"scored": 9, "expressions": 20}},
+      "9 answers, the benchmark has 20"),
+     # gRefCOCO's number of expressions is quoted, not confirmed
+     ({"benchmark": "grefcoco", "n_expressions": 15_000}, None),
+     ({"n_images": None, "n_expressions": None}, "how many pictures were scored is not known")],
 )  # fmt: skip
-def test_published_numbers_are_not_shown_beside_other_data_of_that_name(changes, shown):
+def test_published_numbers_stand_only_beside_the_same_pictures_and_expressions(changes, reason):
     run = fake_run("refcoco", "val", cIoU=50.0)
-    assert bool(published_tables([replace(run, entry={**run.entry, **changes})])) == shown
+    run = replace(run, entry={**run.entry, **changes})
+    assert bool(published_tables([run])) == (reason is None)
+    assert not_compared([run]) == ([] if reason is None else [("fake", reason)])
+
+
+def test_only_the_runs_of_the_whole_benchmark_stand_beside_published_numbers():
+    whole = fake_run("refcoco", "val", cIoU=50.0)
+    part = replace(whole, label="part", entry={**whole.entry, "n_images": 100, "limit": 100})
+    for runs in ([part, whole], [whole, part]):
+        rows = [row for _, table in published_tables(runs) for row in table.rows]
+        assert sum("this report" in row[0] for row in rows) == 2  # cIoU and mIoU
+        assert not any(row[0].startswith("part") for row in rows)
+        assert [label for label, _ in not_compared(runs)] == ["part"]
+    assert not_compared([fake_run("scenes", "val")]) == []
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "split", "shown", "hidden"),
+    [("refcocom", "val_part_only", "VASA (Qwen3-VL-32B-Thinking + SAM3)", "UniRES++ (split inferred)"),
+     ("gseval", "val", "EVF-SAM + GSTrain-10M", "GSVA-13B (GroundingSuite's run)"),
+     ("gseval", "val_part", "GSVA-13B (GroundingSuite's run)", "EVF-SAM + GSTrain-10M"),
+     ("reasonseg", "test", "X2SAM", "UniRES++"), ("refcoco_m", "val", "Moondream Segmentation", "EVF-SAM")],
+)  # fmt: skip
+def test_published_numbers_are_those_of_the_split_and_setting(benchmark, split, shown, hidden):
+    names = {row[0] for _, table in published_tables([fake_run(benchmark, split)]) for row in table.rows}
+    assert shown in names and hidden not in names
 
 
 def fake_run(benchmark, split, **overall):
+    """A run that scored the whole of a benchmark, by its published counts."""
+    known = published_of(benchmark, split)
     entry = {"benchmark": benchmark, "split": split, "protocol": "strict", "overall": overall}
+    if known is not None:
+        entry |= {"n_images": known.images, "n_expressions": known.sentences}
     return Run("fake", Path("fake"), entry, (), None)
 
 
@@ -477,7 +535,7 @@ def test_the_data_of_the_browser_is_what_was_scored(folder):
         assert data["images"][data["image"][k]][:2] == [H, W]
         for index, rle in (
             (data["truth"][k], case.expression.rle),
-            (column["mask"][k], None if case.rejected else case.prediction.mask),
+            (column["mask"][k], None if case.rejected else case.prediction.rle),
         ):
             if rle is None or not masks.area(rle):
                 assert index == -1
@@ -610,11 +668,15 @@ def test_each_threshold_and_limit_is_a_set_of_answers(folder):
 
 def test_part_of_a_benchmark_is_marked_beside_published_numbers(folder):
     entry = entry_of(folder)
-    entry |= {"benchmark": "refcoco", "limit": 12, "partial": {"scored": 1200, "expressions": 1300}}
-    write_json(folder / "metrics.json", [entry])
+    entry |= {"benchmark": "refcoco", "n_images": 1500, "n_expressions": 10_800}
+    write_json(folder / "metrics.json", [entry | {"partial": {"scored": 10_800, "expressions": 10_834}}])
     for text in texts_of(folder):
         assert "trained, single pass" in text
-        assert "run (this report, only 1,200 of 1,300 expressions, the first 12 pictures)" in text
+        assert "run (this report, only 10,800 of 10,834 expressions)" in text
+    write_json(folder / "metrics.json", [entry | {"limit": 12, "n_images": 12}])
+    for text in texts_of(folder):
+        assert "trained, single pass" not in text
+        assert "run is not beside published numbers: 12 pictures, the benchmark has 1,500" in text
 
 
 @pytest.mark.skipif(not MINI_REAL.is_dir(), reason="the shared photographs are not on this machine")
@@ -639,7 +701,7 @@ class Halves(Varied):
     def encode_images(self, photos):
         return [photo.shape[:2] for photo in photos]
 
-    def answer(self, encoded, texts, decoding):
+    def answer(self, encoded, texts, decoding, on_text=None):
         answers = []
         for (height, width), given in zip(encoded, texts, strict=True):
             for k, _ in enumerate(given):

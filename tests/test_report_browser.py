@@ -18,8 +18,9 @@ from eval.report.write import report
 from eval.score import origin
 from uniresxx.evaluation.metrics_file import score_file, write_metrics
 from uniresxx.imaging import masks
+from uniresxx.prediction import Prediction
 from uniresxx.scoring.predictions import JsonlWriter, to_json
-from uniresxx.types import Expression, Granularity, ImageRecord, Prediction
+from uniresxx.types import Expression, Granularity, ImageRecord
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = [
@@ -177,8 +178,8 @@ def scored(out: Path, records: list[ImageRecord], moved: int = 0) -> Path:
         for n, record in enumerate(records):
             for k, expression in enumerate(record.expressions):
                 given = answer(n, k)
-                if not n and given.mask:
-                    given = replace(given, mask=masks.encode(box(k + moved, 8)))
+                if not n and given.rle:
+                    given = replace(given, rle=masks.encode(box(k + moved, 8)))
                 lines.write(to_json(expression.expression_id, given))
     entry = score_file(path, records, "refcoco/val") | origin(path, out, None, None)
     write_metrics(out / "metrics.json", [entry])

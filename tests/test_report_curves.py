@@ -14,7 +14,8 @@ from eval.report.charts import HEIGHT, Chart, Line, bar_chart, line_chart
 from eval.report.curves import BINS, decisions, iou_histograms, rejection_curve, reliability
 from eval.report.runs import Case
 from eval.report.write import template
-from uniresxx.types import Expression, Granularity, ImageRecord, Prediction
+from uniresxx.prediction import Prediction
+from uniresxx.types import Expression, Granularity, ImageRecord
 
 RECORD = ImageRecord("im", 1, 1, ())
 TENTHS = st.integers(0, 10).map(lambda k: k / 10)

@@ -16,12 +16,14 @@ from PIL import Image
 from uniresxx.errors import InputError
 from uniresxx.evaluation.metrics_file import score_file, write_metrics
 from uniresxx.imaging import masks
+from uniresxx.prediction import Prediction
 from uniresxx.scoring.metrics import LENGTHS, SIZES, length_name, size_name
-from uniresxx.scoring.predictions import Problems, sizes_of, stream_predictions, to_json
+from uniresxx.scoring.predictions import sizes_of, stream_predictions, to_json
+from uniresxx.scoring.problems import Problems
 from uniresxx.scoring.protocols import STRICT
 from uniresxx.scoring.rejection import Rejection
 from uniresxx.scoring.tally import entry_of, tally_answers
-from uniresxx.types import Expression, Granularity, ImageRecord, Prediction
+from uniresxx.types import Expression, Granularity, ImageRecord
 
 ROOT = Path(__file__).resolve().parents[1]
 STATUS = Path("/proc/self/status")
@@ -259,7 +261,7 @@ def test_many_problems_stay_one_short_line(tmp_path):
 
 
 def dense_of(prediction):
-    return np.zeros((H, W), bool) if prediction.mask is None else masks.decode(prediction.mask)
+    return np.zeros((H, W), bool) if prediction.rle is None else masks.decode(prediction.rle)
 
 
 def write_pngs(folder, found, flat=False, value=255):

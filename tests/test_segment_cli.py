@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from uniresxx.cli import main as uniresxx_main
-from uniresxx.cli.segment import Job, name_for, parse
+from uniresxx.cli.segment import parser
+from uniresxx.cli.segment.answers import Answers
+from uniresxx.cli.segment.job import Asked, job_of
 from uniresxx.errors import InputError
 from uniresxx.files import safe_name, write_atomic
 from uniresxx.imaging import masks
@@ -34,6 +36,18 @@ def stub(monkeypatch):
     return segmenter
 
 
+@pytest.fixture(scope="session", autouse=True)
+def checkpoint(tmp_path_factory):
+    """A folder that has the files of a model."""
+    folder = tmp_path_factory.mktemp("ck")
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(b"weights")
+    CHECKPOINT.append(str(folder))
+
+
+CHECKPOINT: list[str] = []
+
+
 def photo_at(path, colour=(255, 0, 0), suffix_format=None):
     picture = np.full((40, 60, 3), 90, dtype=np.uint8)
     picture[5:10, 10:20] = colour
@@ -43,7 +57,12 @@ def photo_at(path, colour=(255, 0, 0), suffix_format=None):
 
 
 def segment(tmp_path, *words):
-    return run([*words, "--checkpoint", "ck", "--out", str(tmp_path / "out")])
+    return run([*words, "--checkpoint", CHECKPOINT[0], "--out", str(tmp_path / "out")])
+
+
+def asked(words):
+    """Photos and texts of a command line."""
+    return {one.photo: one.texts for one in job_of(parser().parse_intermixed_args(words)).asked}
 
 
 def test_one_photo_two_expressions(tmp_path, capsys):
@@ -71,15 +90,13 @@ def test_one_photo_two_expressions(tmp_path, capsys):
 def test_expression_options_may_stand_anywhere(tmp_path):
     photo = photo_at(tmp_path / "card.png")
     words = ["--out", "o", photo, "red", "--checkpoint", "c", "and blue", "-e", "a.png", "--expression=-x"]
-    job = parse(words)
-    assert job.photos == (photo,) and job.expressions == ("red", "and blue", "a.png", "-x")
+    assert asked(words) == {photo: ("red", "and blue", "a.png", "-x")}
 
 
 def test_photos_are_the_leading_files_and_image_names(tmp_path):
     plain = photo_at(tmp_path / "no_suffix", suffix_format="PNG")
-    job = parse([plain, "gone.JPEG", "x.webp", "the dog", "--checkpoint", "c", "--out", "o"])
-    assert job.photos == (plain, "gone.JPEG", "x.webp")
-    assert job.expressions == ("the dog",)
+    words = [plain, "gone.JPEG", "x.webp", "y.HEIC", "the dog"]
+    assert asked(words) == dict.fromkeys(words[:4], ("the dog",))
 
 
 def test_a_very_long_word_is_an_expression_not_a_crash(tmp_path, capsys):
@@ -144,14 +161,29 @@ def results(out):
     return records
 
 
-def test_other_expressions_for_a_photo_keep_the_earlier_results(tmp_path):
-    photo, out = photo_at(tmp_path / "card.png"), tmp_path / "out"
-    calls = [["red", "the red one", "blue"], ["the red block"], ["blue"]]
-    for words in (*calls, *calls):  # the second time they replace their own results
+def texts_of(record):
+    return [entry["text"] for entry in record["expressions"]]
+
+
+def test_more_expressions_for_a_photo_are_added_to_its_entry(tmp_path, stub):
+    photo = photo_at(tmp_path / "card.png")
+    for words in (["red", "blue"], ["the red one"], ["blue", "red", "green"]):
         assert segment(tmp_path, photo, *words) == 0
-    found = results(out)
-    asked = {name: [entry["text"] for entry in record["expressions"]] for name, record in found.items()}
-    assert asked == {"card": calls[0], "card_2": calls[1], "card_3": calls[2]}
+        found = results(tmp_path / "out")
+    assert list(found) == ["card"] and texts_of(found["card"]) == ["red", "blue", "the red one", "green"]
+    assert [text for text, *_ in stub.asked] == ["red", "blue", "the red one", "green"]  # none twice
+
+
+def test_answers_about_a_former_photo_are_kept_apart(tmp_path):
+    photo = photo_at(tmp_path / "card.png")
+    assert segment(tmp_path, photo, "red", "blue") == 0
+    photo_at(tmp_path / "card.png", (0, 0, 255))
+    assert segment(tmp_path, photo, "blue") == 0  # of the new picture
+    found = results(tmp_path / "out")
+    assert [texts_of(found[name]) for name in ("card", "card_2")] == [["red", "blue"], ["blue"]]
+    assert [found[name]["expressions"][-1]["rejected"] for name in ("card", "card_2")] == [True, False]
+    assert segment(tmp_path, photo, "blue", "red") == 0  # all that the first entry holds: it is replaced
+    assert set(results(tmp_path / "out")) == {"card", "card_2"}
 
 
 def test_a_mask_that_no_json_of_ours_names_stays(tmp_path):
@@ -175,7 +207,7 @@ def test_photos_of_one_name_in_two_calls_keep_their_results(tmp_path, monkeypatc
     for folder, colour in (("1", (255, 0, 0)), ("2", (0, 255, 0))):
         photo_at(tmp_path / folder / "x.png", colour)
         monkeypatch.chdir(tmp_path / folder)  # the same words, another photo
-        assert run(["x.png", "red", "--checkpoint", "ck", "--out", "../out"]) == 0
+        assert run(["x.png", "red", "--checkpoint", CHECKPOINT[0], "--out", "../out"]) == 0
     found = results(tmp_path / "out")
     assert {name: record["expressions"][0]["rejected"] for name, record in found.items()} == {
         "x": False,
@@ -183,14 +215,14 @@ def test_photos_of_one_name_in_two_calls_keep_their_results(tmp_path, monkeypatc
     }
     segment(tmp_path, str(tmp_path / "1" / "x.png"), "blue")
     found = results(tmp_path / "out")
-    assert [found[name]["expressions"][0]["text"] for name in ("x", "x_2", "x_3")] == ["red", "red", "blue"]
+    assert [texts_of(found[name]) for name in ("x", "x_2")] == [["red", "blue"], ["red"]]
 
 
-def test_a_photo_given_twice_has_two_results(tmp_path):
+def test_a_photo_given_twice_has_one_entry(tmp_path, monkeypatch, stub):
     photo = photo_at(tmp_path / "x.png")
-    for _ in range(2):
-        assert segment(tmp_path, photo, photo, "red") == 0
-        assert set(results(tmp_path / "out")) == {"x", "x_2"}
+    monkeypatch.chdir(tmp_path)
+    assert segment(tmp_path, photo, "x.png", "./x.png", "red", "red ", "blue") == 0
+    assert texts_of(results(tmp_path / "out")["x"]) == ["red", "blue"] and stub.encoded == 1
 
 
 @pytest.mark.parametrize("name", ["a.json", "a.overlay.png", "a.mask_01_red.png"])
@@ -216,21 +248,23 @@ def test_a_json_cannot_name_files_outside_of_its_results(tmp_path):
     for name in ("../b.mask_01_x.png", "notes.txt", "b.mask_01_x.png", str(kept[0])):
         record["expressions"][0]["mask_png"] = name
         (out / "a.json").write_text(json.dumps(record))
+        photo_at(tmp_path / "a.png", (255, 0, len(name)))
         assert segment(tmp_path, photo, "red") == 0
     assert all(path.read_bytes() == b"mine" for path in kept)
 
 
 @pytest.mark.parametrize(
     "word",
-    ["photos", "missing.heic", "b.BMP", "scan.tif", "sub/b", "./the dog", "my photos/a b.raw", "../x.gif", "c.jpg"],
+    ["photos", "missing.heic", "b.BMP", "scan.tif", "sub/b", "./the dog", "my photos/a b.raw", "../x.gif", "c.jpg",
+     "notes", "m.json"],
 )  # fmt: skip
 @pytest.mark.parametrize("after", [(), ("the fish",)])
 def test_what_looks_like_a_path_is_refused_not_asked(tmp_path, monkeypatch, capsys, word, after):
     photo_at(tmp_path / "a.png")
-    (tmp_path / "photos").mkdir()
+    photo_at(tmp_path / "photos" / "b.png")
+    (tmp_path / "notes").write_text("")
     monkeypatch.chdir(tmp_path)
-    words = ["the dog", word] if word == "c.jpg" else [word]  # the first ones are photos
-    assert segment(tmp_path, "a.png", *words, *after) == 2
+    assert segment(tmp_path, "a.png", "the dog", word, *after) == 2
     printed = capsys.readouterr().err
     assert word in printed and "put -e before it" in printed and printed.count("\n") == 1
     assert not (tmp_path / "out").exists()
@@ -238,17 +272,17 @@ def test_what_looks_like_a_path_is_refused_not_asked(tmp_path, monkeypatch, caps
 
 @pytest.mark.parametrize("text", ["the black and/or white dog", "item no. 3 of 1/2", "mr. smith"])
 def test_words_with_a_slash_or_a_dot_are_asked(tmp_path, text):
-    assert parse([photo_at(tmp_path / "a.png"), text, "--checkpoint", "c", "--out", "o"]).expressions == (
-        text,
-    )
+    photo = photo_at(tmp_path / "a.png")
+    assert asked([photo, text]) == {photo: (text,)}
 
 
 @given(st.lists(st.text(min_size=1, max_size=300), max_size=6))
 def test_names_are_safe_and_different(stems):
-    job = Job(tuple(f"{stem.replace(chr(0), '')}.png" for stem in stems), ("red",), "ck", Path("out"))
-    names: list[str] = []
-    for photo in job.photos:
-        names.append(name_for(job, photo, {name.lower() for name in names}))
+    answers, names = Answers(Path("out"), {}), []
+    for number, stem in enumerate(stems):
+        photo = Asked(f"{number}/{stem.replace(chr(0), '')}.png", ("red",))
+        names.append(answers.place_for(photo, "").name)
+        answers.taken.add(names[-1].lower())
     assert len({name.lower() for name in names}) == len(stems)
     for name in names:
         assert name and len(name) < 80 and name.isascii() and not set(name) & set("/\\.: \n")
@@ -283,13 +317,13 @@ def test_wrong_command_lines(tmp_path, capsys, words, says):
     assert not (tmp_path / "out").exists()
 
 
-def test_missing_options_and_out_in_the_way(tmp_path, capsys):
+def test_no_model_and_out_in_the_way(tmp_path, capsys):
     photo = photo_at(tmp_path / "a.png")
-    assert run([photo, "red", "--out", "o"]) == 2
-    assert run([photo, "red", "--checkpoint", "c", "--out", photo]) == 2
-    assert run([photo, "red", "--checkpoint", "c", "--out", f"{photo}/deeper"]) == 2
+    assert run([photo, "red", "--checkpoint", str(tmp_path / "none")]) == 2
+    assert run([photo, "red", "--checkpoint", CHECKPOINT[0], "--out", photo]) == 2
+    assert run([photo, "red", "--checkpoint", CHECKPOINT[0], "--out", f"{photo}/deeper"]) == 2
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 3 and "--checkpoint" in lines[0] and "in the way" in lines[1]
+    assert len(lines) == 3 and "does not exist" in lines[0] and "in the way" in lines[1]
 
 
 def test_help_is_not_an_error(capsys):
@@ -300,9 +334,102 @@ def test_help_is_not_an_error(capsys):
 
 
 def test_the_main_command_reaches_it(tmp_path):
-    words = [photo_at(tmp_path / "a.png"), "red", "--checkpoint", "c", "--out", str(tmp_path / "out")]
+    words = [
+        photo_at(tmp_path / "a.png"),
+        "red",
+        "--checkpoint",
+        CHECKPOINT[0],
+        "--out",
+        str(tmp_path / "out"),
+    ]
     assert uniresxx_main(["segment", *words]) == 0
     assert (tmp_path / "out" / "a.json").exists()
+
+
+class Killed(BaseException):
+    """The process ends."""
+
+
+def named_in(out):
+    """Every picture that a JSON of the folder names."""
+    found = set()
+    for path in out.glob("*.json"):
+        record = json.loads(path.read_text())
+        found |= {record["overlay"], *record.get("removing", [])}
+        found |= {entry["mask_png"] for entry in record["expressions"]}
+    return found
+
+
+@pytest.mark.parametrize("step", range(9))
+def test_killed_anywhere_leaves_no_mask_that_no_json_names(tmp_path, monkeypatch, stub, step):
+    photo, out = photo_at(tmp_path / "a.png"), tmp_path / "out"
+    segment(tmp_path, photo, "red", "green")
+    photo_at(tmp_path / "a.png", (0, 255, 0))  # the red mask must go, a green one comes
+    steps = iter(range(9))
+
+    def counted(function):
+        def call(*words, **options):
+            if next(steps) == step:
+                raise Killed
+            return function(*words, **options)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        patch.setattr("uniresxx.cli.segment.answers.write_atomic", counted(write_atomic))
+        patch.setattr(Path, "unlink", counted(Path.unlink))
+        with suppress(Killed):
+            segment(tmp_path, photo, "red", "green")
+    assert {path.name for path in out.glob("*.png")} <= named_in(out)
+    stub.asked.clear()
+    assert segment(tmp_path, photo, "red", "green") == 0
+    assert set(results(out)) == {"a"} and results(out)["a"]["complete"]
+    assert {path.name for path in out.iterdir()} == {"a.json", "a.overlay.png", "a.mask_02_green.png"}
+    assert not stub.asked or step == 0  # the answers were in the JSON
+
+
+def test_the_same_command_continues_after_a_stop(tmp_path, monkeypatch, capsys, stub):
+    photos = [photo_at(tmp_path / f"{name}.png") for name in "abcd"]
+    answer, calls = ColourSegmenter.answer, []
+
+    def stopping(self, *words):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return answer(self, *words)
+
+    monkeypatch.setattr(ColourSegmenter, "answer", stopping)
+    assert segment(tmp_path, *photos, "red") == 75
+    assert capsys.readouterr().err == (
+        "uniresxx segment: stopped after 2 of 4 photos; the same command continues\n"
+    )
+    assert segment(tmp_path, *photos, "red") == 0 and len(calls) == 5
+    said = capsys.readouterr().out
+    assert "4 photos: 2 answered, 2 done before; 4 masks, 0 not there -> " in said and "a.png" not in said
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
+    monkeypatch.setattr(Predictor, "from_pretrained", None)  # nothing to ask: the model is not loaded
+    assert segment(tmp_path, *photos, "red") == 0
+    assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()} == before
+    (tmp_path / "out" / "b.mask_01_red.png").unlink()
+    assert segment(tmp_path, *photos, "red") == 0  # a picture was lost: it is drawn from the JSON
+    assert (tmp_path / "out" / "b.mask_01_red.png").exists()
+
+
+def test_other_weights_or_another_threshold_answer_again(tmp_path, stub):
+    photo = photo_at(tmp_path / "a.png")
+    segment(tmp_path, photo, "red", "blue")
+    assert segment(tmp_path, photo, "red", "blue", "--threshold", "0.9") == 0
+    (record,) = results(tmp_path / "out").values()
+    red, blue = record["expressions"]
+    assert (red["rejected"], red["mask"], red["score"]) == (False, None, 0.875)
+    assert red["left_out"] == "score 0.88 is below the threshold of 0.9" and blue["rejected"]
+    assert segment(tmp_path, photo, "red", "blue", "--threshold", "0.5") == 0
+    assert results(tmp_path / "out")["a"]["expressions"][0]["mask_png"] == "a.mask_01_red.png"
+    Path(CHECKPOINT[0], "model.safetensors").write_bytes(b"other weights")
+    asked_before = len(stub.asked)
+    assert segment(tmp_path, photo, "red", "blue", "--threshold", "0.5") == 0
+    assert len(stub.asked) == asked_before + 2
+    assert run([photo, "red", "--threshold", "2"]) == 2
 
 
 @contextmanager
@@ -321,15 +448,12 @@ def test_full_disk_is_one_line_exit_1_and_keeps_what_was_there(tmp_path, capsys)
     assert segment(tmp_path, photo, "red") == 0
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     capsys.readouterr()
+    photo_at(tmp_path / "a.png", (255, 1, 0))
     with files_no_longer_than(10):
         code = segment(tmp_path, photo, "red")
     assert code == 1
     printed = capsys.readouterr()
-    assert (
-        printed.err.count("\n") == 1
-        and "File too large" in printed.err
-        and "a.mask_01_red.png" in printed.err
-    )
+    assert printed.err.count("\n") == 1 and "File too large" in printed.err and "a.json" in printed.err
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
 
 

@@ -596,7 +596,7 @@ def test_a_validation_that_is_due_waits_for_a_finite_step(tmp_path):
     recipe = replace(recipe_of(steps=40, save_every=100), eval=EvalConfig(("any/val",), every=3))
     measured = []
 
-    def validate(step, folder):
+    def validate(step, folder, ranks):
         measured.append(step)
         return ValidationResult("mIoU", float(step))
 
