@@ -4,19 +4,22 @@
 PYTHON ?= python3
 VENV ?= .venv
 RUN ?= runs/demo
+OUT ?= runs/reproduce
 
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 BENCHMARKS := $(patsubst benchmarks/%.py,benchmarks.%,$(wildcard benchmarks/[a-z]*.py))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-system lower-bounds lint bench clean
+.PHONY: help setup demo reproduce test test-system test-interop lower-bounds lint bench clean
 
 help:
 	@echo "make setup        virtual environment in $(VENV) with everything for development"
 	@echo "make demo         train the tiny model on drawn scenes, evaluate it, write a report ($(RUN))"
+	@echo "make reproduce    every benchmark of DATA=… by CHECKPOINT=…, beside published numbers (OUT=$(OUT), GPUS=N)"
 	@echo "make test         fast tests"
 	@echo "make test-system  tests with real processes, minutes each"
+	@echo "make test-interop exports opened by the packages they are written for, installed on the way"
 	@echo "make lower-bounds fast tests with the lowest versions that pyproject.toml allows"
 	@echo "make lint         ruff, mypy, import-linter, tools/check_rules.py"
 	@echo "make bench        every benchmark in benchmarks/"
@@ -40,13 +43,22 @@ demo: setup
 	@echo "Scores: $(RUN)/metrics.json    Report: $(RUN)/report/index.html"
 	@echo "Next, on a picture of your own (this model has seen drawn scenes only):"
 	@echo "  $(VENV)/bin/uniresxx segment PHOTO \"the red house\" --checkpoint $(RUN) --out runs/segment"
-	@echo "  $(PY) -m chat_demo --checkpoint $(RUN) --terminal"
+	@echo "  $(PY) -m chat_demo --checkpoint $(RUN)"
+
+reproduce: setup
+	@test -n "$(DATA)" -a -n "$(CHECKPOINT)" || \
+		{ echo "name both: make reproduce DATA=FOLDER CHECKPOINT=RUN [OUT=FOLDER] [GPUS=N]" >&2; exit 2; }
+	$(if $(GPUS),$(VENV)/bin/torchrun --nproc_per_node $(GPUS),$(PY)) -m eval reproduce \
+		--checkpoint "$(CHECKPOINT)" --data "$(DATA)" --out "$(OUT)"
 
 test: setup
-	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 -m "not system and not slow"
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 -m "not system and not slow and not interop"
 
 test-system: setup
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q -m system
+
+test-interop: setup
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -m interop
 
 lower-bounds:
 	$(PYTHON) tools/lower_bounds.py --except torch
