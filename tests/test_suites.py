@@ -353,6 +353,7 @@ class ImageBaseDataset:
     def __init__(self, dataset: str) -> None:
         self.dataset_name, self.img_root = dataset, ""
         self.data = self.load_data(dataset)  # type: ignore[attr-defined]
+        assert "image" not in self.data  # the toolkit takes such a column for pixels in base64
 
 
 @pytest.fixture
@@ -398,6 +399,8 @@ def test_vlmevalkit_gets_our_data_sets_and_our_model(
     entry = score_file(predictions, tasks.records_of("grefcoco/val"), "grefcoco/val")
     assert found["gIoU"] == pytest.approx(entry["overall"]["gIoU"], abs=1e-9)
     assert found["N-acc"] == pytest.approx(entry["overall"]["N-acc"], abs=1e-9)
+    assert toolkit.classes[0].report_primary_metric(found) == {"gIoU": found["gIoU"]}
+    assert toolkit.classes[0].report_primary_metric(None) == {}
 
 
 PLAYED = """

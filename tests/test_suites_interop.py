@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,15 @@ def scored_by_us(predictions: Path, task: str, out: Path) -> dict:
     return json.loads((out / "metrics.json").read_text())[0]
 
 
+def same_scores(found: Mapping[str, float], entry: Mapping) -> None:
+    """The harness's scores are those of an entry of metrics.json; `mIoU_part` is the mIoU of parts."""
+    assert len(found) >= 6
+    for key, value in found.items():
+        name, _, part = key.partition("_")
+        ours = entry["by_granularity"][part][name] if part else entry["overall"][name]
+        assert value == pytest.approx(ours, abs=1e-9), (entry["benchmark"], key)
+
+
 def test_lmms_eval_scores_as_eval_score(lmms_eval: Path, tmp_path: Path) -> None:
     """The tiny model by its entry point over three tasks; then our program scores the harness's log of samples."""
     out = tmp_path / "out"
@@ -93,22 +103,17 @@ def test_lmms_eval_scores_as_eval_score(lmms_eval: Path, tmp_path: Path) -> None
             for key, value in results[task].items()
             if isinstance(value, float) and "_stderr" not in key
         }
-        assert len(found) >= 6
-        for key in found:
-            name, _, part = key.partition("_")
-            ours = entry["by_granularity"][part][name] if part else entry["overall"][name]
-            assert found[key] == pytest.approx(ours, abs=1e-9), (task, key)
+        same_scores(found, entry)
 
 
 def test_vlmevalkit_scores_as_eval_score(tmp_path: Path) -> None:
-    """The toolkit's own program over one task; then our program scores the predictions it left."""
+    """The toolkit's own program over three tasks; then our program scores the predictions it left."""
     clone, python = (os.environ.get(f"UNIRESXX_VLMEVALKIT{end}") for end in ("", "_PYTHON"))
     if not clone or not python:
         pytest.skip(
             "UNIRESXX_VLMEVALKIT and UNIRESXX_VLMEVALKIT_PYTHON name no clone and no Python of VLMEvalKit"
         )
-    task = "grefcoco_res_val"
-    words = ["--data", task, "--device", "cpu", "--work-dir", tmp_path / "out"]
+    words = ["--data", *TASKS, "--device", "cpu", "--work-dir", tmp_path / "out"]
     environment = os.environ | {
         DATA: str(MINI_REAL),
         "PYTHONPATH": str(ROOT),
@@ -119,8 +124,7 @@ def test_vlmevalkit_scores_as_eval_score(tmp_path: Path) -> None:
         cwd=tmp_path, env=environment, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    path = next((tmp_path / "out").rglob(f"*{task}.predictions.jsonl"))
-    entry = scored_by_us(path, task, tmp_path / "ours")
-    printed = json.loads(next((tmp_path / "out").rglob(f"*{task}.scores.json")).read_text())
-    for key in ("gIoU", "cIoU", "N-acc", "T-acc"):
-        assert printed[key] == pytest.approx(entry["overall"][key], abs=1e-9)
+    for task in TASKS:
+        path = next((tmp_path / "out").rglob(f"*_{task}.predictions.jsonl"))
+        found = json.loads(next((tmp_path / "out").rglob(f"*_{task}.scores.json")).read_text())
+        same_scores(found, scored_by_us(path, task, tmp_path / task))
