@@ -60,8 +60,9 @@ def parser() -> OneLineParser:
     page.add_argument("--port", type=int, default=7860, help="default: 7860; 0: any free one")
     page.add_argument(
         "--review", type=Path, metavar="PATH",
-        help="answers to accept or correct, the least sure first: a predictions.jsonl of `eval run`, a folder "
-        "with sentences.json as `uniresxx data export-scenes` writes it, or a CSV with photo and sentence",
+        help="answers to accept or correct, the least sure first: a predictions.jsonl of `eval run`, a prepared "
+        "store (of several splits STORE/SPLIT), a folder with sentences.json as `uniresxx data export-scenes` "
+        "writes it, or a CSV with photo and sentence",
     )  # fmt: skip
     page.add_argument(
         "--data",

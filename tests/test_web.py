@@ -219,6 +219,39 @@ def test_a_click_adds_or_takes_away_the_region_of_one_colour():
         clicked(card(), nothing, float("nan"), 3, True)
 
 
+def test_a_click_takes_the_region_that_a_model_finds_there():
+    nothing, found = np.zeros((40, 60), dtype=bool), np.zeros((40, 60), dtype=bool)
+    found[5:25, 10:30] = True
+    asked = []
+
+    def region_at(x: float, y: float) -> np.ndarray:
+        asked.append((x, y))
+        return found
+
+    assert np.array_equal(clicked(card(), nothing, 12, 7, True, region_at), found)
+    assert np.array_equal(clicked(card(), ~nothing, 12, 7, False, region_at), ~found)
+    assert asked == [(12, 7), (12, 7)] and found.sum() == 400
+
+
+def test_a_models_clicks_need_no_question_before():
+    places = []
+
+    class Clickable(ColourSegmenter):
+        def region_at(self, encoded, x: float, y: float) -> np.ndarray:
+            places.append((x, y, len(encoded)))
+            return np.ones((40, 60), dtype=bool)
+
+    photo = photo_of(png(card()), "card.png")
+    model, other = Model(Clickable(), "clickable", True), Model(ColourSegmenter(), "colours", True)
+    try:
+        assert model.region_at(photo, 3.0, 4.0).all() and model.region_at(photo, 5.0, 6.0).all()
+        assert other.region_at(photo, 3.0, 4.0) is None
+    finally:
+        model.close()
+        other.close()
+    assert places == [(3.0, 4.0, 1), (5.0, 6.0, 1)]
+
+
 def test_a_click_on_a_speck_adds_a_small_disc():
     photo = np.full((200, 200, 3), 90, dtype=np.uint8)
     photo[99:101, 99:101] = (255, 0, 0)

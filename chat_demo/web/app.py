@@ -32,20 +32,23 @@ FORGET = (3600, 6 * 3600)  # seconds: how often uploads are looked through, and 
 AT_ONCE = 16  # visitors whose events are worked on at the same time
 
 
-def build(models: Sequence[Model], out: Path, queue: Sequence[Item] = ()) -> gr.Blocks:
+def build(
+    models: Sequence[Model], out: Path, queue: Sequence[Item] = (), base: Path | None = None
+) -> gr.Blocks:
     """The page over loaded models.
 
     Args:
         models: the first one is chosen.
         out: folder of conversations and corrections.
         queue: answers to review.
+        base: the prepared store that they are about, if they are about one.
 
     Raises:
         InputError: the corrections there are damaged.
     """
     kept = Kept(out / "conversations")
     chat = Chat(models, kept, examples())
-    reviewing = Reviewing(models, kept, Corrections(out / "corrections"), queue)
+    reviewing = Reviewing(models, kept, Corrections(out / "corrections", base), queue)
     with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=FORGET) as page:
         gr.HTML(
             "<header class='ux-head'><h1>uniresxx</h1>"
@@ -97,14 +100,19 @@ def theme() -> gr.themes.Base:
 
 
 def serve(
-    models: Sequence[Model], out: Path, host: str, port: int, queue: Sequence[Item] = ()
+    models: Sequence[Model],
+    out: Path,
+    host: str,
+    port: int,
+    queue: Sequence[Item] = (),
+    base: Path | None = None,
 ) -> tuple[gr.Blocks, str]:
     """Listen; returns once the page is there. InputError where the address cannot be used.
 
     Returns:
         The page, to be closed, and its address.
     """
-    page = build(models, out, queue)
+    page = build(models, out, queue, base)
     page.queue(default_concurrency_limit=AT_ONCE, api_open=False)
     try:
         _, address, _ = page.launch(

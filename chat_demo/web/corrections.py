@@ -6,7 +6,6 @@ stay, so every version can be read again. The pictures lie beside it, named by t
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
@@ -18,23 +17,21 @@ from time import gmtime, strftime
 from typing import Any
 from zipfile import ZIP_DEFLATED, ZipFile
 
+from chat_demo.web.corrected_store import alone, version_of
 from chat_demo.web.models import Photo
 from uniresxx import __version__
 from uniresxx.annotations import AnnotatedImage, AnnotatedMask, Provenance, write
 from uniresxx.annotations.records import Author
-from uniresxx.data.guard import OWN_DATA
-from uniresxx.data.store.preparation import Preparation
+from uniresxx.data.store.read import Store
 from uniresxx.data.store.write import write_store
 from uniresxx.errors import InputError
 from uniresxx.files import write_atomic
-from uniresxx.imaging import masks
 from uniresxx.scoring.predictions import JsonlWriter
 from uniresxx.serve.photos import STARTS
-from uniresxx.types import RLE, Expression, Granularity, ImageRecord
+from uniresxx.types import RLE, Granularity
 
 LINES, PICTURES, STORE = "corrections.jsonl", "pictures", "store"
 SUFFIX = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp"}
-NAME, SPLIT = "corrections", "train"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +51,14 @@ class Decision:
 class Corrections:
     """The corrections in one folder, which is made with the first of them. Safe for several threads."""
 
-    def __init__(self, folder: Path) -> None:
-        """Read what is there. InputError: the file is damaged."""
-        self.folder, self._lock = folder, Lock()
+    def __init__(self, folder: Path, base: Path | None = None) -> None:
+        """Read what is there. InputError: the file is damaged.
+
+        Args:
+            folder: of the corrections.
+            base: the prepared store that they are about; None: the store of the corrections holds them alone.
+        """
+        self.folder, self.base, self._lock = folder, base, Lock()
         path = folder / LINES
         self._lines: list[Mapping[str, Any]] = []
         if path.exists():
@@ -106,29 +108,22 @@ class Corrections:
             self._lines.append(line)
             return self.version
 
-    def records(self) -> list[ImageRecord]:
-        """The latest decisions as records, one for each picture."""
-        found: dict[str, list[Mapping[str, Any]]] = {}
-        for line in self.latest().values():
-            found.setdefault(line["picture"], []).append(line)
-        return [self._record(picture, lines) for picture, lines in found.items()]
-
     def write_store(self) -> Path:
-        """Make the store that `train finetune --data` reads, or make it anew. InputError: nothing to learn from."""
+        """Make the store that `train finetune --data` reads, or make it anew; a version of `base` where there is one.
+
+        InputError: nothing to learn from, or `base` cannot be read.
+        """
         with self._lock:
-            records = self.records()
-            if not any(item.rle for record in records for item in record.expressions):
+            lines = list(self.latest().values())
+            if not any(line["mask"] or self.base is not None for line in lines):
                 raise InputError("no mask is accepted or corrected yet: a store needs at least one")
-            authors = [line["author"] for line in self.latest().values()]
+            authors = [line["author"] for line in lines]
             about = {"version": self.version, **{name: authors.count(name) for name in ("model", "human")}}
-            work = Preparation(
-                NAME,
-                {SPLIT: lambda: (records, {})},
-                image_root=self.folder / PICTURES,
-                inputs={"version": str(self.version)},
-                about={"guard": {"mode": OWN_DATA}, "licence": "own", "corrections": about},
-            )
-            return write_store(self.folder / STORE, work, fresh=True).path
+            pictures = self.folder / PICTURES
+            if self.base is None:
+                return write_store(self.folder / STORE, alone(pictures, lines, about), fresh=True).path
+            work = version_of(Store.open(self.base), pictures, lines, about)
+            return write_store(self.folder / f"{STORE}_v{self.version}", work, fresh=True).path
 
     def exported(self, form: str) -> bytes:
         """The latest decisions in a format of `uniresxx.annotations`, as a ZIP file. InputError: none yet."""
@@ -151,26 +146,6 @@ class Corrections:
             for path in write(form, images, Path(place), provenance=Provenance(models, "", __version__)):
                 folder.write(path, path.relative_to(place))
         return stream.getvalue()
-
-    def _record(self, picture: str, lines: list[Mapping[str, Any]]) -> ImageRecord:
-        stem = re.sub(r"\W", "_", picture.partition(".")[0])
-        size = (lines[0]["height"], lines[0]["width"])
-        expressions = []
-        for number, line in enumerate(lines):
-            rle = None if line["mask"] is None else masks.validate(line["mask"], size)
-            source = {name: line[name] for name in ("key", "author", "model", "asked", "version")}
-            expressions.append(
-                Expression(
-                    f"{NAME}/{SPLIT}/{stem}_{number}",
-                    line["text"],
-                    Granularity(line["granularity"]),
-                    rle,
-                    area=0 if rle is None else masks.area(rle),
-                    source=source,
-                )
-            )
-        path = str((self.folder / PICTURES / picture).absolute())
-        return ImageRecord(picture, *size, tuple(expressions), path=path, source={"licence": "own"})
 
 
 def _annotated(line: Mapping[str, Any]) -> AnnotatedMask:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -15,18 +15,36 @@ MOST_POINTS = 2000  # of one stroke
 LEAST_SHARE = 1 / 2000  # of the photo: a smaller region under a click is taken as a disc of this area
 
 
-def clicked(photo: np.ndarray, mask: np.ndarray, x: float, y: float, add: bool) -> np.ndarray:
-    """The mask with the region under a click, or without it.
+def clicked(
+    photo: np.ndarray,
+    mask: np.ndarray,
+    x: float,
+    y: float,
+    add: bool,
+    region_at: Callable[[float, float], np.ndarray | None] = lambda *_: None,
+) -> np.ndarray:
+    """The mask with the region under a click, or without it. Where the region is only a speck, it is a small disc.
 
-    The region is the connected one of about one colour that the pixels-only proposer sees (uint8 (y, x, 3) in). Where
-    it is only a speck, it is a small disc around the click.
+    Args:
+        photo: uint8 (y, x, 3).
+        mask: bool (y, x).
+        x: place of the click.
+        y: likewise, downwards.
+        add: False: the region is taken away.
+        region_at: the region as a model finds it, bool (y, x); where it gives None, it is the connected region of
+            about one colour that the pixels-only proposer sees.
+
+    Raises:
+        InputError: the click is not in the photo.
     """
     row, column = _place(photo, x, y)
-    regions = one_coloured(photo)
-    region = regions == regions[row, column]
+    region = region_at(x, y)
+    if region is None:
+        regions = one_coloured(photo)
+        region = regions == regions[row, column]
     least = LEAST_SHARE * region.size
     if np.count_nonzero(region) < least:
-        region |= _disc(region.shape, row, column, math.sqrt(least / math.pi))
+        region = region | _disc(region.shape, row, column, math.sqrt(least / math.pi))
     return mask | region if add else mask & ~region
 
 

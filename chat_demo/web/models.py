@@ -20,7 +20,7 @@ from uniresxx.hub.card import saw_only_scenes
 from uniresxx.imaging.inputs import checked
 from uniresxx.prediction import Prediction
 from uniresxx.predictor import Predictor
-from uniresxx.segmenters.base import Segmenter
+from uniresxx.segmenters.base import FindsAtClick, Segmenter
 from uniresxx.serve.batcher import Ask, Batcher
 from uniresxx.serve.features import FeatureCache
 from uniresxx.serve.metrics import Metrics
@@ -72,7 +72,8 @@ class Model:
         """Start its thread.
 
         Args:
-            segmenter: used by that thread alone, except for its proposals, which need no weights.
+            segmenter: used by that thread alone, except for its proposals, which need no weights, and for what
+                lies at a click, which changes nothing of it.
             name: what the page calls it.
             only_scenes: whether it was trained on drawn scenes alone.
         """
@@ -126,6 +127,17 @@ class Model:
         if known is None or not isinstance(self.segmenter, ProposesRegions):
             return {}
         return self.segmenter.regions(known.features)[0]
+
+    def region_at(self, photo: Photo, x: float, y: float) -> np.ndarray | None:
+        """What lies at a click, bool (y, x); None where the model cannot tell. Encodes a new photo."""
+        if not isinstance(self.segmenter, FindsAtClick):
+            return None
+        if self.cache.get(photo.digest) is None:
+            asked = Ask(photo.digest, photo.pixels, [], CHAT_DECODING)
+            self._batcher.submit(asked)
+            asked.answer.result(timeout=MOST_SECONDS)
+        known = self.cache.get(photo.digest)
+        return None if known is None else self.segmenter.region_at(known.features, x, y)
 
     def close(self) -> None:
         """Answer what waits, then end the thread."""

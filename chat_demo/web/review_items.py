@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from chat_demo.web.models import Model, Photo, photo_of
 from uniresxx.cli.data.export_scenes import SENTENCES
 from uniresxx.cli.segment.tables import read_table
 from uniresxx.conversation.nouns import is_plural
-from uniresxx.data.catalog import open_benchmark
+from uniresxx.data.catalog import find_store, open_benchmark
 from uniresxx.data.store.photos import photo_of as pixels_of_record
 from uniresxx.errors import InputError
 from uniresxx.evaluation.files import read_about
@@ -24,7 +24,7 @@ from uniresxx.files import png_bytes
 from uniresxx.prediction import Prediction
 from uniresxx.scoring.predictions import sizes_of, stream_predictions
 from uniresxx.scoring.problems import Problems
-from uniresxx.types import RLE, Granularity, ImageRecord
+from uniresxx.types import RLE, Expression, Granularity, ImageRecord
 
 MOST_ITEMS = 5000
 _PART = re.compile(r"\b(?:of|on) (?:the|an?|its?|this|that)\b|'s ", re.IGNORECASE)
@@ -69,7 +69,8 @@ def queue_of(source: Path, data: Path | None, model: Model, log: Log) -> list[It
 
     Args:
         source: a predictions.jsonl of `eval run`; a folder with pictures and a sentences.json, as `uniresxx data
-            export-scenes` writes it; or a CSV or JSON lines file with the columns photo and sentence.
+            export-scenes` writes it; a prepared store, with /SPLIT behind it where it has several; or a CSV or JSON
+            lines file with the columns photo and sentence.
         data: root of the native layouts that the predictions are about.
         model: answers sentences that have no answer yet.
         log: hears what takes long.
@@ -79,6 +80,8 @@ def queue_of(source: Path, data: Path | None, model: Model, log: Log) -> list[It
     """
     if source.name.endswith("predictions.jsonl"):
         items = list(_of_predictions(source, data))
+    elif find_store(str(source), data) is not None:
+        items = list(_answered(_of_store(source, data), model, log))
     elif source.is_dir() or source.name == SENTENCES:
         items = list(_answered(_of_sentences(source if source.is_dir() else source.parent), model, log))
     elif source.is_file():
@@ -92,6 +95,15 @@ def queue_of(source: Path, data: Path | None, model: Model, log: Log) -> list[It
             f"--review {source}: {len(items)} sentences, at most {MOST_ITEMS}; give a part of them"
         )
     return sorted(items, key=lambda item: item.certainty)
+
+
+def base_of(source: Path, data: Path | None) -> Path | None:
+    """The prepared store that the queue of `--review` is about; None where it is about none."""
+    name = str(source)
+    if source.name.endswith("predictions.jsonl"):
+        name = _evaluated(source)["benchmark"]
+    found = find_store(name, data)
+    return None if found is None else found[0]
 
 
 def guessed(text: str) -> Granularity:
@@ -112,12 +124,18 @@ def answered_item(item: Item, prediction: Prediction, model: str) -> Item:
     return replace(item, rle=rle, score=prediction.score, p_absent=prediction.p_absent, model=model)
 
 
-def _of_predictions(path: Path, data: Path | None) -> Iterator[Item]:
+def _evaluated(path: Path) -> Mapping[str, Any]:
+    """What the evaluation says of itself that wrote these predictions."""
     about = read_about(path.parent)
     if about is None:
         raise InputError(
             f"{path.parent}: has no evaluation.json that names the data; give a folder of `eval run`"
         )
+    return about
+
+
+def _of_predictions(path: Path, data: Path | None) -> Iterator[Item]:
+    about = _evaluated(path)
     records = open_benchmark(about["benchmark"], data)
     problems = Problems()
     sizes = sizes_of(records)
@@ -125,11 +143,19 @@ def _of_predictions(path: Path, data: Path | None) -> Iterator[Item]:
     for record in records:
         for item in record.expressions:
             if item.expression_id in found:
-                own = Item(
-                    item.expression_id, record, record.image_id, item.text,
-                    meant_by(item.text, item.granularity),
-                )  # fmt: skip
+                own = _item_of(record, item)
                 yield answered_item(own, found[item.expression_id], str(about.get("checkpoint", "")))
+
+
+def _of_store(source: Path, data: Path | None) -> Iterator[Item]:
+    for record in open_benchmark(str(source), data):
+        for item in record.expressions:
+            yield _item_of(record, item)
+
+
+def _item_of(record: ImageRecord, item: Expression) -> Item:
+    meant = meant_by(item.text, item.granularity)
+    return Item(item.expression_id, record, record.image_id, item.text, meant)
 
 
 def _of_sentences(folder: Path) -> Iterator[Item]:

@@ -72,7 +72,7 @@ class ReviewTab:
         work, out = self.reviewing, self.outputs
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         words = [self.review, self.sentence, self.meant]
-        self.picture.point(work.point, [self.review], out, **quiet)
+        self.picture.point(work.point, [self.review, self.model], out, **quiet)
         self.picture.stroke(work.stroke, [self.review], out, **quiet)
         self.picture.command(work.command, words, out, **quiet)
         self.yes.click(work.accept, words, out, **quiet)

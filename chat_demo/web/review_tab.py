@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from time import monotonic_ns
 from typing import Any, NamedTuple
 
@@ -76,14 +77,14 @@ class Reviewing:
         ]  # fmt: skip
         return self._shown(state.opened(items))
 
-    def point(self, review: Review, event: gr.EventData) -> ReviewShown:
-        """A click that adds a region or takes one away."""
+    def point(self, review: Review, model: str, event: gr.EventData) -> ReviewShown:
+        """A click that adds a region or takes one away, as the chosen model finds it where it can."""
         data = parts.sent(event)
 
         def change(photo: Photo, mask: np.ndarray) -> np.ndarray:
-            return clicked(
-                photo.pixels, mask, _number(data, "x"), _number(data, "y"), data.get("add") is True
-            )
+            x, y = _number(data, "x"), _number(data, "y")
+            region_at = partial(self.models[model].region_at, photo)
+            return clicked(photo.pixels, mask, x, y, data.get("add") is True, region_at)
 
         return self._edited(review, change)
 

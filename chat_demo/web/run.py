@@ -10,7 +10,7 @@ from typing import Any
 
 from chat_demo.web.app import serve
 from chat_demo.web.models import load
-from chat_demo.web.review_items import queue_of
+from chat_demo.web.review_items import base_of, queue_of
 from uniresxx.serve.run import LOOPBACK, open_socket
 
 
@@ -39,7 +39,8 @@ def listen(
     models = load(checkpoints, placement, log)
     source, data = review
     queue = [] if source is None else queue_of(source, data, models[0], log)
-    page, address_of_page = serve(models, out, host, port, queue)
+    base = None if source is None else base_of(source, data)
+    page, address_of_page = serve(models, out, host, port, queue, base)
     try:
         print(f"open {address_of_page} (Ctrl-C stops)", flush=True)
         if host not in LOOPBACK:

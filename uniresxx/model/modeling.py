@@ -20,18 +20,28 @@ from mllm.config import Part
 from mllm.modeling import MLLM, Boxes, ImageFeatures
 from mllm.tokens import Vocabulary
 from uniresxx.errors import InputError
+from uniresxx.imaging.geometry import Letterbox
 from uniresxx.model.answering import EncodedPhotos, answer_texts, join_photos, split_photos
 from uniresxx.model.collate import PackedCollator
 from uniresxx.model.config import UniRESPlusPlusConfig
 from uniresxx.model.criterion import ModelOutput, all_counts, instance_counts, loss_terms
 from uniresxx.model.forced import forced
 from uniresxx.model.heads.base import HeadInputs, HeadOutput, MaskHead, RegionBoxes
+from uniresxx.model.heads.clicks import mask_at
 from uniresxx.model.heads.instances import InstanceOutput, InstanceQueries
 from uniresxx.model.heads.pyramid import PyramidHead
 from uniresxx.model.heads.sam import Sam2Head, SamHead
 from uniresxx.model.losses import Counts, LossTerms, photo_extent
 from uniresxx.model.placement import autocast_of, sent, wait_for
-from uniresxx.model.processing import FROM_FEATURES, PixelNorm, View, tensors_of, view_photo, with_boxes
+from uniresxx.model.processing import (
+    FROM_FEATURES,
+    PixelNorm,
+    View,
+    photo_masks,
+    tensors_of,
+    view_photo,
+    with_boxes,
+)
 from uniresxx.model.regions.learned import BoxHead, BoxOutput
 from uniresxx.model.tuning import apply_tuning
 from uniresxx.prediction import Prediction
@@ -197,6 +207,28 @@ class UniRESPlusPlusModel(nn.Module):
     def proposal_seconds(self, encoded: EncodedPhotos) -> float:
         """Time to find the boxes of all photos, without the high tower, which is needed anyway."""
         return encoded.proposal_seconds
+
+    def region_at(self, encoded: EncodedPhotos, x: float, y: float) -> np.ndarray | None:
+        """What lies at a click into the one photo of `encoded`, as SAM finds it; None where the head is no SAM.
+
+        Args:
+            encoded: of `encode_images`.
+            x: place in the photo in pixels, from its left edge.
+            y: likewise, from its upper edge.
+
+        Returns:
+            Bool (y, x) at the size of the photo.
+        """
+        side = self.config.mask_size
+        if side is None:
+            return None
+        assert isinstance(self.head, SamHead | Sam2Head), "the heads with a frame of their own"
+        (view,) = encoded.views
+        place = Letterbox.fit(view.letterbox.height, view.letterbox.width, side)
+        x, y, *_ = place.boxes(np.array([[x, y, x, y]]))[0].tolist()
+        with autocast_of(self):
+            logits_HW = mask_at(self.head, encoded.features, 0, x, y)
+        return photo_masks(logits_HW[None].float(), [0], [view])[0]
 
     @torch.no_grad()
     def answer(

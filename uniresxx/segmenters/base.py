@@ -76,6 +76,21 @@ class Segmenter(Protocol):
         ...
 
 
+@runtime_checkable
+class FindsAtClick(Protocol):
+    """A Segmenter that may know what lies at a click, for corrections by hand."""
+
+    def region_at(self, encoded: Any, x: float, y: float) -> np.ndarray | None:
+        """Bool (y, x) of the one encoded photo; None where this model's head cannot tell.
+
+        Args:
+            encoded: result of `encode_images` for one photo.
+            x: place in the photo in pixels, from its left edge.
+            y: likewise, from its upper edge.
+        """
+        ...
+
+
 class Collator(Protocol):
     """How a model takes its training samples. It holds no weights: data workers get a copy of it."""
 
