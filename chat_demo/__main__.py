@@ -26,10 +26,12 @@ def main(argv: Sequence[str]) -> int:
     for name, given in (("--image", options.image), ("--no-pictures", options.no_pictures)):
         if given:
             raise InputError(f"{name} is for the terminal: add --terminal, or open the picture on the page")
+    if options.against is not None and options.review is None:
+        raise InputError("--against is for two runs: name the first one with --review")
     if not 0 <= options.port < 2**16:
         raise InputError(f"--port must be 0 to 65535, not {options.port}")
     try:
-        from chat_demo.web.run import listen
+        from chat_demo.web.run import Reviewed, listen
     except ModuleNotFoundError as error:
         raise InputError(
             f"{error.name} is not installed: pip install -e '.[demo]', or add --terminal"
@@ -38,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
         options.checkpoint,
         options.out or Path("runs/chat"),
         (options.host, options.port),
-        (options.review, options.data),
+        None if options.review is None else Reviewed(options.review, options.data, options.against),
         words,
     )
 
@@ -69,6 +71,12 @@ def parser() -> OneLineParser:
         type=Path,
         metavar="DIR",
         help="of --review: root of the data that the predictions are about",
+    )
+    page.add_argument(
+        "--against",
+        type=Path,
+        metavar="PATH",
+        help="another run's predictions.jsonl: the queue is what the two runs answer differently",
     )
     terminal = made.add_argument_group("the terminal")
     terminal.add_argument(

@@ -322,6 +322,44 @@ def test_predictions_of_an_evaluation_are_a_queue(tmp_path, model):
     assert np.array_equal(items[0].load().pixels, record.pixels)
 
 
+def test_what_two_runs_answer_differently_is_a_queue(tmp_path, model):
+    """Found by one alone; half of the mask; the same mask; rejected by both."""
+    from uniresxx.data.catalog import open_benchmark
+    from uniresxx.scoring.predictions import JsonlWriter
+
+    record = next(
+        r for r in open_benchmark("scenes_easy/val", None) if sum(bool(e.rle) for e in r.expressions) > 3
+    )
+    items = [item for item in record.expressions if item.rle][:4]
+    half = masks.decode(items[1].rle)
+    half[:, : int(np.flatnonzero(half.any(axis=0)).mean())] = False
+    answers = {
+        "a": [items[0].rle, items[1].rle, items[2].rle, None],
+        "b": [None, masks.encode(half), items[2].rle, None],
+    }
+    paths = []
+    for run, found in answers.items():
+        (tmp_path / run).mkdir()
+        paths.append(tmp_path / run / "predictions.jsonl")
+        with JsonlWriter(paths[-1]) as file:
+            for item, rle in zip(items, found, strict=True):
+                file.write(
+                    {"expression_id": item.expression_id, "rejected": rle is None, "mask": rle, "score": 0.5}
+                )
+        about = {"benchmark": "scenes_easy/val", "benchmark_sha256": "x", "checkpoint": f"runs/{run}"}
+        (tmp_path / run / "evaluation.json").write_text(json.dumps(about))
+    queue = queue_of(paths[0], None, model, print, paths[1])
+    assert [(item.key, item.rle, item.model) for item in queue] == [
+        (items[0].expression_id, items[0].rle, "runs/a"),
+        (items[1].expression_id, items[1].rle, "runs/a"),
+    ]
+    with pytest.raises(InputError, match="none to look at"):
+        queue_of(paths[0], None, model, print, paths[0])
+    (tmp_path / "b" / "evaluation.json").write_text(json.dumps(about | {"benchmark": "scenes_easy/test"}))
+    with pytest.raises(InputError, match=r"about scenes_easy/val, --against .* about scenes_easy/test"):
+        queue_of(paths[0], None, model, print, paths[1])
+
+
 @pytest.mark.parametrize(
     ("text", "kind"),
     [("the red car", "object"), ("wheel of the red car", "part"), ("all cars", "multi"), ("the dogs", "multi"),

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import gradio as gr
 
 from chat_demo.web import parts
+from chat_demo.web.alike import ALIKE, alike, iou_of, mask_of
 from chat_demo.web.kept import Kept
 from chat_demo.web.models import Model, Photo, Reply
 from chat_demo.web.review_items import Item
@@ -16,10 +17,8 @@ from chat_demo.web.talk import Talk, sure_words
 from chat_demo.web.views import picture_value
 from uniresxx.conversation.words import segments_of, words_for
 from uniresxx.errors import InputError
-from uniresxx.scoring.protocols.base import areas
-from uniresxx.types import RLE
+from uniresxx.prediction import Prediction
 
-ALIKE = 0.8  # IoU from which two masks count as the same answer
 MOST_ASKED = 200  # questions of the queue that one press of the button may try
 HINT = "Open a picture in the chat: the two models answer about the same one"
 ONE_MODEL = "One model is loaded. Start the page with --checkpoint A --checkpoint B to compare two."
@@ -67,7 +66,7 @@ class Comparing:
                 item = self.queue[number]
                 photo = item.load()
                 first, second = (self.models[name].answer(photo, item.text) for name in (left, right))
-                if not alike(first, second):
+                if not alike(first.prediction, second.prediction):
                     shown = self._shown(photo, item.text, first, second)
                     return shown._replace(sentence=item.text, place=number + 1)
         except InputError as error:
@@ -90,38 +89,21 @@ class Comparing:
             sure = sure_words(reply.prediction.p_absent)
             facts = " · ".join(part for part in (sure, f"{1000 * reply.seconds:.0f} ms") if part)
             words.append(f"{words_for(sentence, reply.prediction)}\n{facts}")
-        return Compared(views[0], views[1], words[0], words[1], verdict_of(first, second))
+        return Compared(
+            views[0], views[1], words[0], words[1], verdict_of(first.prediction, second.prediction)
+        )
 
 
-def alike(first: Reply, second: Reply) -> bool:
-    """Whether two answers say the same: both reject, or their masks have an IoU of at least ALIKE."""
-    shared = iou_of(first, second)
-    return shared is None or shared >= ALIKE
-
-
-def iou_of(first: Reply, second: Reply) -> float | None:
-    """IoU of two answers' masks, 0 where only one has a mask, None where neither has."""
-    one, two = _mask(first), _mask(second)
-    if one is None or two is None:
-        return None if one is two else 0.0
-    found = areas(one, two)
-    return found.iou if found.union else None
-
-
-def verdict_of(first: Reply, second: Reply) -> str:
+def verdict_of(first: Prediction, second: Prediction) -> str:
     """The difference in words."""
     shared = iou_of(first, second)
     if shared is None:
         return "Both say that it is not there."
-    if (_mask(first) is None) != (_mask(second) is None):
+    if (mask_of(first) is None) != (mask_of(second) is None):
         return "They differ: one finds it, the other says that it is not there."
     return f"Their masks have an IoU of {shared:.2f}" + (
         ": the same answer." if shared >= ALIKE else ": they differ."
     )
-
-
-def _mask(reply: Reply) -> RLE | None:
-    return None if reply.prediction.rejected else reply.prediction.rle
 
 
 def _told(words: str) -> Compared:

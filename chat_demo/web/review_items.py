@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from chat_demo.web.alike import alike, iou_of
 from chat_demo.web.models import Model, Photo, photo_of
 from uniresxx.cli.data.export_scenes import SENTENCES
 from uniresxx.cli.segment.tables import read_table
@@ -64,8 +65,10 @@ class Item:
         return 0.0 if known is None else float(known)
 
 
-def queue_of(source: Path, data: Path | None, model: Model, log: Log) -> list[Item]:
-    """The queue of `--review`, the least certain first.
+def queue_of(
+    source: Path, data: Path | None, model: Model, log: Log, against: Path | None = None
+) -> list[Item]:
+    """The queue of `--review`, the least certain first; of two runs, the questions that they answer differently.
 
     Args:
         source: a predictions.jsonl of `eval run`; a folder with pictures and a sentences.json, as `uniresxx data
@@ -74,10 +77,13 @@ def queue_of(source: Path, data: Path | None, model: Model, log: Log) -> list[It
         data: root of the native layouts that the predictions are about.
         model: answers sentences that have no answer yet.
         log: hears what takes long.
+        against: another run's predictions.jsonl of the same questions; the largest difference comes first.
 
     Raises:
         InputError: nothing there can be reviewed.
     """
+    if against is not None:
+        return _limited(source, list(_of_differences(source, against, data)))
     if source.name.endswith("predictions.jsonl"):
         items = list(_of_predictions(source, data))
     elif find_store(str(source), data) is not None:
@@ -88,13 +94,17 @@ def queue_of(source: Path, data: Path | None, model: Model, log: Log) -> list[It
         items = list(_answered(_of_table(source), model, log))
     else:
         raise InputError(f"--review {source}: no such file or folder")
+    return sorted(_limited(source, items), key=lambda item: item.certainty)
+
+
+def _limited(source: Path, items: list[Item]) -> list[Item]:
     if not items:
-        raise InputError(f"--review {source}: holds no sentence about a picture")
+        raise InputError(f"--review {source}: holds no sentence about a picture, or none to look at")
     if len(items) > MOST_ITEMS:
         raise InputError(
             f"--review {source}: {len(items)} sentences, at most {MOST_ITEMS}; give a part of them"
         )
-    return sorted(items, key=lambda item: item.certainty)
+    return items
 
 
 def base_of(source: Path, data: Path | None) -> Path | None:
@@ -137,14 +147,28 @@ def _evaluated(path: Path) -> Mapping[str, Any]:
 def _of_predictions(path: Path, data: Path | None) -> Iterator[Item]:
     about = _evaluated(path)
     records = open_benchmark(about["benchmark"], data)
-    problems = Problems()
-    sizes = sizes_of(records)
-    found = dict(stream_predictions(path, sizes, problems))
+    found = dict(stream_predictions(path, sizes_of(records), Problems()))
     for record in records:
         for item in record.expressions:
             if item.expression_id in found:
                 own = _item_of(record, item)
                 yield answered_item(own, found[item.expression_id], str(about.get("checkpoint", "")))
+
+
+def _of_differences(path: Path, against: Path, data: Path | None) -> list[Item]:
+    """What the first run answered where the second one answered otherwise, the smallest IoU of both first."""
+    benchmark, other = _evaluated(path)["benchmark"], _evaluated(against)["benchmark"]
+    if benchmark != other:
+        raise InputError(f"--review {path} is about {benchmark}, --against {against} about {other}")
+    sizes = sizes_of(open_benchmark(benchmark, data))
+    first, second = (dict(stream_predictions(one, sizes, Problems())) for one in (path, against))
+    shared = {
+        name: iou_of(one, second[name])
+        for name, one in first.items()
+        if name in second and not alike(one, second[name])
+    }
+    items = [item for item in _of_predictions(path, data) if item.key in shared]
+    return sorted(items, key=lambda item: shared[item.key] or 0.0)
 
 
 def _of_store(source: Path, data: Path | None) -> Iterator[Item]:

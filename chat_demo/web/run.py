@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -14,11 +15,20 @@ from chat_demo.web.review_items import base_of, queue_of
 from uniresxx.serve.run import LOOPBACK, open_socket
 
 
+@dataclass(frozen=True, slots=True)
+class Reviewed:
+    """What `--review`, `--data` and `--against` name."""
+
+    source: Path
+    data: Path | None = None
+    against: Path | None = None
+
+
 def listen(
     checkpoints: Sequence[str],
     out: Path,
     address: tuple[str, int],
-    review: tuple[Path | None, Path | None],
+    review: Reviewed | None,
     placement: Mapping[str, Any],
 ) -> int:
     """Serve the page until Ctrl-C.
@@ -27,7 +37,7 @@ def listen(
         checkpoints: of the models; none: the one that comes with the package.
         out: folder of conversations and corrections.
         address: host, port.
-        review: answers to review, and the root of their data.
+        review: answers to review, if any.
         placement: keyword arguments of `Predictor.from_pretrained`.
 
     Raises:
@@ -37,9 +47,10 @@ def listen(
     with open_socket(host, port) as opened:  # before the model is loaded, which takes longer
         port = opened.getsockname()[1]
     models = load(checkpoints, placement, log)
-    source, data = review
-    queue = [] if source is None else queue_of(source, data, models[0], log)
-    base = None if source is None else base_of(source, data)
+    queue, base = [], None
+    if review is not None:
+        queue = queue_of(review.source, review.data, models[0], log, review.against)
+        base = base_of(review.source, review.data)
     page, address_of_page = serve(models, out, host, port, queue, base)
     try:
         print(f"open {address_of_page} (Ctrl-C stops)", flush=True)
