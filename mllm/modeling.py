@@ -162,7 +162,7 @@ class MLLM(nn.Module):
         )
         return ImageFeatures(prefix, valid, layout, stages, objects, parts, boxes)
 
-    def _embed_text(self, ids_BT: Tensor) -> Tensor:
+    def embed_text(self, ids_BT: Tensor) -> Tensor:
         """Token embeddings; with `blind_to_text`, words are replaced by padding and only turn marks stay."""
         if self.config.blind_to_text:
             v = self.vocabulary
@@ -186,7 +186,7 @@ class MLLM(nn.Module):
             ValueError: the attention backend cannot pack branches.
         """
         check_packed(self.config.attention)
-        hidden = torch.cat((in_compute_dtype(features.prefix_BLD), self._embed_text(ids_BT)), dim=1)
+        hidden = torch.cat((in_compute_dtype(features.prefix_BLD), self.embed_text(ids_BT)), dim=1)
         L = features.layout.length
         flex = self.config.attention == "flex_attention"
         output = self.llm.model(
@@ -212,7 +212,7 @@ class MLLM(nn.Module):
         hidden_BLD, mask = in_compute_dtype(features.prefix_BLD), features.valid_BL
         if attention != "flash_attention_2":  # flash takes the validity alone, and is causal by itself
             mask = branch_mask(prefix_branch(mask), mask.shape[1], hidden_BLD.dtype)
-        with self._attention("sdpa" if attention == "flex_attention" else attention):
+        with self.attention_backend("sdpa" if attention == "flex_attention" else attention):
             self._extend(hidden_BLD, position_BL, cache, mask)
         return PrefixCache(tuple((layer.keys, layer.values) for layer in cache.layers), features.valid_BL)
 
@@ -251,7 +251,7 @@ class MLLM(nn.Module):
         tokens = max((len(branch) for branch in branches), default=0) + max_new
         answers: list[GeneratedAnswer] = []
         # FlexAttention would be compiled anew for every length, and flash cannot hide branches from one another
-        with self._attention("eager" if self.config.attention == "eager" else "sdpa"):
+        with self.attention_backend("eager" if self.config.attention == "eager" else "sdpa"):
             for rows in chunks(prefix, image_of_row, tokens, cache_bytes):
                 part = branches[rows], image_of_row[rows]
                 most = None if most_decisions is None else most_decisions[rows]
@@ -280,7 +280,7 @@ class MLLM(nn.Module):
         cache = prefix.with_room(asked.images, A * (T + last_step))
         branch_BS = torch.cat((prefix_branch(valid_BL), asked.branch_BAT.flatten(1)), dim=1)
         position_BQ = start_B1 + torch.arange(T, device=device).repeat(A)
-        hidden_BQD = self._embed_text(asked.ids_BAT.flatten(1))
+        hidden_BQD = self.embed_text(asked.ids_BAT.flatten(1))
         mask = branch_mask(branch_BS, A * T, hidden_BQD.dtype)
         states_BQD = self._extend(hidden_BQD, position_BQ, cache, mask)
         state_BAD = asked.last_of(states_BQD.unflatten(1, (A, T)))
@@ -293,7 +293,7 @@ class MLLM(nn.Module):
             if bool(answers.done_BA.all()) or step >= last_step:
                 break
             branch_BS = torch.cat((branch_BS, asked.branch_BA), dim=1)
-            hidden_BAD = self._embed_text(token_BA)
+            hidden_BAD = self.embed_text(token_BA)
             mask = branch_mask(branch_BS, A, hidden_BAD.dtype)
             state_BAD = self._extend(hidden_BAD, start_B1 + asked.lengths_BA + step, cache, mask)
         return answers.collect(state_BAD, own)
@@ -303,7 +303,7 @@ class MLLM(nn.Module):
         return newest_states(self.llm.model, hidden_BQD, position_BQ, cache, mask, self.cache_argument)
 
     @contextmanager
-    def _attention(self, name: Attention) -> Iterator[None]:
+    def attention_backend(self, name: Attention) -> Iterator[None]:
         """Use this attention backend for a while."""
         if name == self.config.attention:
             yield

@@ -267,6 +267,12 @@ def test_a_conversation_from_the_upload_to_the_follow_up(visitor):
     panel.wait_for()
     assert "the red house" in panel.inner_text()  # the turn that the follow-up points back to
     assert re.search(r"Regions proposed\s+\d+ objects, \d+ parts", panel.inner_text())
+    visitor.page.locator("#ux-look").click()
+    visitor.page.wait_for_function(
+        "() => document.querySelector('.ux-details').innerText.includes('Attention')"
+    )
+    listened = re.search(r"image (\d+) %, objects (\d+) %, parts (\d+) %, words (\d+) %", panel.inner_text())
+    assert listened is not None and 98 <= sum(map(int, listened.groups())) <= 102
 
 
 def test_a_dropped_picture_is_opened(visitor):

@@ -41,6 +41,7 @@ class ChatTab:
                 self._model()
                 with gr.Accordion("What the model did", open=False, elem_id="ux-panel"):
                     self.details = gr.HTML("", apply_default_css=False)
+                    self.look = gr.Button("What each phrase listened to", size="sm", elem_id="ux-look")
                 self._downloads()
         self._wire()
 
@@ -100,6 +101,7 @@ class ChatTab:
         for event in (self.conversation.open, self.conversation.show):
             event(chat.show, [self.talk], out, **quiet)
         self.opener.upload(chat.open_file, [self.opener, self.model, self.talk], out, **quiet)
+        self.look.click(chat.look, [self.talk], self.details, **quiet)
         self.anew.click(chat.begin_anew, None, out, **quiet).then(
             None, js="() => history.replaceState(null, '', location.pathname)"
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ from chat_demo.web import talk as state
 from chat_demo.web.examples import Example
 from chat_demo.web.kept import Kept
 from chat_demo.web.models import LIMITS, Model, Photo, Reply, photo_of
-from chat_demo.web.talk import Talk, details_of, talk_value
+from chat_demo.web.talk import Talk, attention_rows, details_of, question_of, talk_value
 from chat_demo.web.views import photo_url, picture_value
 from uniresxx.data.scenes.looks import looks_drawn
 from uniresxx.errors import InputError
@@ -119,6 +119,19 @@ class Chat:
         """Another conversation; the earlier one stays at its link."""
         return self._all(Talk())
 
+    def look(self, talk: Talk) -> str:
+        """The side panel with what each [SEG] and [REJ] of the shown turn listened to."""
+        question = question_of(talk)
+        if question is None or talk.picture is None:
+            return details_html(talk)
+        model = self.models.get(talk.picture.notes[talk.shown].model)
+        try:
+            photo = self.kept.photo(talk, talk.current)
+            shares = [] if model is None else model.attention_shares(photo, question)
+        except InputError as error:
+            return f"<p>{escape(str(error))}</p>"
+        return details_html(talk, shares)
+
     def download(self, what: str, talk: Talk) -> tuple[Any, Any]:
         """A file for the visitor, and the conversation with what went wrong."""
         picture, turn = talk.picture, talk.turn
@@ -179,9 +192,9 @@ class Chat:
         return Shown(talk, gr.skip(), talk_value(talk, notice=notice), gr.skip())
 
 
-def details_html(talk: Talk) -> str:
-    """The side panel: a table of what is known of the shown turn."""
-    rows = details_of(talk)
+def details_html(talk: Talk, shares: Sequence[Mapping[str, float]] = ()) -> str:
+    """The side panel: a table of what is known of the shown turn, with its attention where that was asked for."""
+    rows = [*details_of(talk), *attention_rows(talk, shares)]
     if not rows:
         return "<p>Ask something: this panel then shows what the model did for it.</p>"
     cells = "".join(

@@ -20,7 +20,8 @@ from uniresxx.hub.card import saw_only_scenes
 from uniresxx.imaging.inputs import checked
 from uniresxx.prediction import Prediction
 from uniresxx.predictor import Predictor
-from uniresxx.segmenters.base import FindsAtClick, Segmenter
+from uniresxx.segmenters.asking import questions_asked
+from uniresxx.segmenters.base import FindsAtClick, Segmenter, TellsAttention
 from uniresxx.serve.batcher import Ask, Batcher
 from uniresxx.serve.features import FeatureCache
 from uniresxx.serve.metrics import Metrics
@@ -72,8 +73,7 @@ class Model:
         """Start its thread.
 
         Args:
-            segmenter: used by that thread alone, except for its proposals, which need no weights, and for what
-                lies at a click, which changes nothing of it.
+            segmenter: used by that thread alone, except for its proposals, which need no weights.
             name: what the page calls it.
             only_scenes: whether it was trained on drawn scenes alone.
         """
@@ -130,14 +130,35 @@ class Model:
 
     def region_at(self, photo: Photo, x: float, y: float) -> np.ndarray | None:
         """What lies at a click, bool (y, x); None where the model cannot tell. Encodes a new photo."""
-        if not isinstance(self.segmenter, FindsAtClick):
+        segmenter = self.segmenter
+        if not isinstance(segmenter, FindsAtClick):
             return None
-        if self.cache.get(photo.digest) is None:
-            asked = Ask(photo.digest, photo.pixels, [], CHAT_DECODING)
-            self._batcher.submit(asked)
-            asked.answer.result(timeout=MOST_SECONDS)
+        found: np.ndarray | None = self._seen(photo, lambda encoded: segmenter.region_at(encoded, x, y))
+        return found
+
+    def attention_shares(self, photo: Photo, text: str | Question) -> list[dict[str, float]]:
+        """Of each [SEG] and [REJ] of an answer, its attention by stream; empty where the model cannot tell."""
+        segmenter = self.segmenter
+        if not isinstance(segmenter, TellsAttention):
+            return []
+        questions = questions_asked(segmenter, text, CHAT_DECODING)
+
+        def shares(encoded: Any) -> list[dict[str, float]]:
+            return [
+                of_decision
+                for question in questions
+                for of_decision in segmenter.attention_shares(encoded, question, CHAT_DECODING)
+            ]
+
+        found: list[dict[str, float]] = self._seen(photo, shares)
+        return found
+
+    def _seen(self, photo: Photo, look: Callable[[Any], Any]) -> Any:
+        """What `look` makes of the encoded photo, in the model's thread."""
         known = self.cache.get(photo.digest)
-        return None if known is None else self.segmenter.region_at(known.features, x, y)
+        asked = Ask(photo.digest, photo.pixels if known is None else known, [], CHAT_DECODING, look=look)
+        self._batcher.submit(asked)
+        return asked.answer.result(timeout=MOST_SECONDS).seen
 
     def close(self) -> None:
         """Answer what waits, then end the thread."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from typing import Any
@@ -155,6 +155,26 @@ def sure_words(p_absent: float | None) -> str:
     return f"{100 * p_absent:.0f} % sure that it is not there"
 
 
+def question_of(talk: Talk) -> Question | None:
+    """The question of the shown turn, with the earlier turns that the model was given."""
+    picture, turn = talk.picture, talk.turn
+    if picture is None or turn is None:
+        return None
+    before = replace(picture.session, turns=picture.session.turns[: talk.shown])
+    return state.question_for(before, turn.question)
+
+
+def attention_rows(talk: Talk, shares: Sequence[Mapping[str, float]]) -> list[tuple[str, str]]:
+    """What each phrase of the shown turn listened to, for the side panel."""
+    phrases = [] if talk.turn is None else [part.phrase for part in talk.turn.segments]
+    rows = []
+    for number, streams in enumerate(shares):
+        phrase = phrases[number] if number < len(phrases) else ""
+        words = ", ".join(f"{name} {100 * share:.0f} %" for name, share in streams.items())
+        rows.append((f"Attention for {phrase or f'phrase {number + 1}'}", words))
+    return rows
+
+
 def details_of(talk: Talk) -> list[tuple[str, str]]:
     """What the side panel says of the shown turn: names and values."""
     picture, turn = talk.picture, talk.turn
@@ -174,8 +194,7 @@ def details_of(talk: Talk) -> list[tuple[str, str]]:
     if note.p_absent is not None:
         rows.append(("Probability of absence", f"{note.p_absent:.3f}"))
     rows.append(("As generated", note.generated or "(nothing)"))
-    history = state.question_for(
-        replace(picture.session, turns=picture.session.turns[: talk.shown]), turn.question
-    )
-    rows.append(("Earlier turns it was given", "; ".join(q for q, _ in history.history) or "none"))
+    question = question_of(talk)
+    history = () if question is None else question.history
+    rows.append(("Earlier turns it was given", "; ".join(asked for asked, _ in history) or "none"))
     return rows

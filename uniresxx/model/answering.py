@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from mllm.attention_shares import attention_shares as shares_of
 from mllm.generation import GeneratedAnswer, in_words
 from mllm.modeling import MLLM
 from mllm.prefix import PrefixCache
@@ -113,6 +114,23 @@ def answer_texts(
             masks, found = photo_instances(instances, image_of_expr, encoded.views)
         predictions += predictions_of(part, output, masks, mllm.vocabulary, rule, found)
     return with_dropped(predictions, dropped)
+
+
+def attention_shares(
+    mllm: MLLM, encoded: EncodedPhotos, question: str | Question, decoding: Decoding
+) -> list[dict[str, float]]:
+    """`mllm.attention_shares` of the decisions in the answer to a question about one photo, generated again."""
+    texts = [[question]]
+    _, (branch,) = asked_branches(texts, decoding, mllm.vocabulary, mllm.config.chat)
+    (answer,) = mllm.generate(
+        encoded.prefix,
+        [branch],
+        [0],
+        decoding.max_new_tokens,
+        decoding.cache_bytes,
+        phrase_counts(texts, decoding),
+    )
+    return shares_of(mllm, encoded.prefix, branch, answer.ids)
 
 
 def phrase_counts(texts: Sequence[Sequence[str | Question]], decoding: Decoding) -> list[int]:

@@ -20,14 +20,19 @@ from mllm.config import Part
 from mllm.modeling import MLLM, Boxes, ImageFeatures
 from mllm.tokens import Vocabulary
 from uniresxx.errors import InputError
-from uniresxx.imaging.geometry import Letterbox
-from uniresxx.model.answering import EncodedPhotos, answer_texts, join_photos, split_photos
+from uniresxx.model.answering import (
+    EncodedPhotos,
+    answer_texts,
+    attention_shares,
+    join_photos,
+    split_photos,
+)
 from uniresxx.model.collate import PackedCollator
 from uniresxx.model.config import UniRESPlusPlusConfig
 from uniresxx.model.criterion import ModelOutput, all_counts, instance_counts, loss_terms
 from uniresxx.model.forced import forced
 from uniresxx.model.heads.base import HeadInputs, HeadOutput, MaskHead, RegionBoxes
-from uniresxx.model.heads.clicks import mask_at
+from uniresxx.model.heads.clicks import region_at
 from uniresxx.model.heads.instances import InstanceOutput, InstanceQueries
 from uniresxx.model.heads.pyramid import PyramidHead
 from uniresxx.model.heads.sam import Sam2Head, SamHead
@@ -37,7 +42,6 @@ from uniresxx.model.processing import (
     FROM_FEATURES,
     PixelNorm,
     View,
-    photo_masks,
     tensors_of,
     view_photo,
     with_boxes,
@@ -209,26 +213,18 @@ class UniRESPlusPlusModel(nn.Module):
         return encoded.proposal_seconds
 
     def region_at(self, encoded: EncodedPhotos, x: float, y: float) -> np.ndarray | None:
-        """What lies at a click into the one photo of `encoded`, as SAM finds it; None where the head is no SAM.
-
-        Args:
-            encoded: of `encode_images`.
-            x: place in the photo in pixels, from its left edge.
-            y: likewise, from its upper edge.
-
-        Returns:
-            Bool (y, x) at the size of the photo.
-        """
-        side = self.config.mask_size
-        if side is None:
+        """What lies at a click, as in `FindsAtClick`; None where the head is neither SAM nor SAM 2."""
+        if not isinstance(self.head, SamHead | Sam2Head):
             return None
-        assert isinstance(self.head, SamHead | Sam2Head), "the heads with a frame of their own"
-        (view,) = encoded.views
-        place = Letterbox.fit(view.letterbox.height, view.letterbox.width, side)
-        x, y, *_ = place.boxes(np.array([[x, y, x, y]]))[0].tolist()
         with autocast_of(self):
-            logits_HW = mask_at(self.head, encoded.features, 0, x, y)
-        return photo_masks(logits_HW[None].float(), [0], [view])[0]
+            return region_at(self.head, encoded.features, encoded.views[0], x, y)
+
+    def attention_shares(
+        self, encoded: EncodedPhotos, question: str | Question, decoding: Decoding
+    ) -> list[dict[str, float]]:
+        """Where the state of each [SEG] and [REJ] looked, as in `TellsAttention`."""
+        with autocast_of(self):
+            return attention_shares(self.mllm, encoded, question, decoding)
 
     @torch.no_grad()
     def answer(

@@ -68,6 +68,15 @@ def answer_phrases(
     return found
 
 
+def questions_asked(
+    segmenter: Segmenter, question: str | Question, decoding: Decoding
+) -> tuple[Question, ...]:
+    """The questions that the model gets for a text: one for each phrase, where it names several."""
+    ((_, asked),) = asked_questions([[question]])
+    template = segmenter.question_template if decoding.template == AS_TYPED else AS_TYPED
+    return _asked(0, asked, template).questions
+
+
 def _asked(photo: int, question: Question, template: str) -> _Asked:
     phrases = asked_phrases(question.text)
     to_the_first = any(map(points_back, phrases)) and not points_back(phrases[0])  # "the fish and its eye"

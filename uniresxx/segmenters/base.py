@@ -91,6 +91,23 @@ class FindsAtClick(Protocol):
         ...
 
 
+@runtime_checkable
+class TellsAttention(Protocol):
+    """A Segmenter that can tell which tokens its decisions listened to."""
+
+    def attention_shares(
+        self, encoded: Any, question: str | Question, decoding: Decoding
+    ) -> list[dict[str, float]]:
+        """Of each [SEG] and [REJ] of the answer about the one encoded photo: share of attention by stream.
+
+        Args:
+            encoded: result of `encode_images` for one photo.
+            question: what is asked.
+            decoding: how it is answered.
+        """
+        ...
+
+
 class Collator(Protocol):
     """How a model takes its training samples. It holds no weights: data workers get a copy of it."""
 

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from threading import Condition, Thread
 from time import monotonic
+from typing import Any
 
 import numpy as np
 
@@ -35,6 +36,7 @@ class Answered:
     predictions: list[Prediction]
     height: int
     width: int
+    seen: Any = None  # what `Ask.look` returned
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,6 +50,7 @@ class Ask:
     answer: Future[Answered] = field(default_factory=Future)
     # hears the words of the first text's answer so far, in the model's thread
     on_words: Callable[[str], None] | None = None
+    look: Callable[[Any], Any] | None = None  # called with the encoded photo, in the model's thread
 
 
 class Batcher:
@@ -169,7 +172,9 @@ class Batcher:
         for digest, own in by_photo.items():
             photo = photos[digest]
             for ask in own:
-                found[ask] = Answered([next(answers) for _ in ask.texts], photo.height, photo.width)
+                own_answers = [next(answers) for _ in ask.texts]
+                seen = None if ask.look is None else ask.look(photo.features)
+                found[ask] = Answered(own_answers, photo.height, photo.width, seen)
         return [found[ask] for ask in asks]
 
     def _encoded(self, first: dict[bytes, Ask]) -> dict[bytes, EncodedPhoto]:

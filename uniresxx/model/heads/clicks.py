@@ -5,10 +5,13 @@ Shapes: H W grid of the mask logits (a quarter of the mask frame's side).
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from uniresxx.imaging.geometry import Letterbox
 from uniresxx.model.heads.sam import Sam2Head, SamFeatures, SamHead
+from uniresxx.model.processing import View, photo_masks
 
 
 @torch.no_grad()
@@ -39,3 +42,20 @@ def mask_at(head: SamHead | Sam2Head, features: SamFeatures, image: int, x: floa
     )
     best: Tensor = masks[0, 0, iou[0, 0].argmax()]
     return best
+
+
+def region_at(head: SamHead | Sam2Head, features: SamFeatures, view: View, x: float, y: float) -> np.ndarray:
+    """What lies at a click, bool (y, x) at the size of the photo.
+
+    Args:
+        head: with its published weights.
+        features: of the one photo.
+        view: that photo; the mask frame is a letterbox of it.
+        x: place in the photo in pixels, from its left edge.
+        y: likewise, from its upper edge.
+    """
+    assert view.mask_SS3 is not None, "heads of SAM have a frame of their own"
+    box, side = view.letterbox, len(view.mask_SS3)
+    place = Letterbox.fit(box.height, box.width, side).boxes(np.array([[x, y, x, y]]))[0]
+    logits_HW = mask_at(head, features, 0, float(place[0]), float(place[1]))
+    return photo_masks(logits_HW[None].float(), [0], [view])[0]
