@@ -18,6 +18,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from transformers import AutoModelForCausalLM, Cache, PreTrainedModel
 
 from mllm.config import MLLMConfig
+from mllm.packed_attention import backend_of
 from mllm.pretrained_config import build_config
 from mllm.tokens import Vocabulary
 
@@ -41,7 +42,7 @@ def build_language_model(
     """
     config.check_llm()
     own = build_config(config.llm, "mllm.llm", initializer_range=config.init_std, pad_token_id=vocabulary.pad)
-    build = partial(AutoModelForCausalLM.from_config, own, attn_implementation=config.attention)
+    build = partial(AutoModelForCausalLM.from_config, own, attn_implementation=backend_of(config.attention))
     llm: PreTrainedModel = unwritten(build) if skip_init else build()
     if not {name for name, _ in llm.named_parameters(remove_duplicate=False)} >= _LAYOUT:
         raise ValueError(

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask
 from transformers import Cache, DynamicCache
 
 from mllm.config import Attention, MLLMConfig, Part
@@ -28,6 +29,7 @@ from mllm.generation import (
     counted_from,
 )
 from mllm.language import build_language_model, cache_argument, in_compute_dtype, newest_states
+from mllm.packed_attention import backend_of, real_first
 from mllm.prefix import (
     CACHE_BYTES,
     PrefixCache,
@@ -186,19 +188,30 @@ class MLLM(nn.Module):
             ValueError: the attention backend cannot pack branches.
         """
         check_packed(self.config.attention)
-        hidden = torch.cat((in_compute_dtype(features.prefix_BLD), self.embed_text(ids_BT)), dim=1)
-        L = features.layout.length
-        flex = self.config.attention == "flex_attention"
+        prefix_BLD, valid_BL = in_compute_dtype(features.prefix_BLD), features.valid_BL
+        L, others = features.layout.length, {}
+        position_BS = packed_positions(self._prefix_positions(valid_BL), position_BT)
+        if self.config.attention == "sdpa":
+            prefix_BLD, valid_BL, position_BL = real_first(prefix_BLD, valid_BL, position_BS[:, :L])
+            position_BS, others = torch.cat((position_BL, position_BS[:, L:]), dim=1), {"prefix_length": L}
         output = self.llm.model(
-            inputs_embeds=hidden,
-            attention_mask=packed_blocks(features.valid_BL, branch_BT)
-            if flex
-            else packed_mask(features.valid_BL, branch_BT, hidden.dtype),
-            position_ids=packed_positions(self._prefix_positions(features.valid_BL), position_BT),
+            inputs_embeds=torch.cat((prefix_BLD, self.embed_text(ids_BT)), dim=1),
+            attention_mask=self._packed_mask(valid_BL, branch_BT, prefix_BLD.dtype),
+            position_ids=position_BS,
             use_cache=False,
+            **others,
         )
         states: Tensor = output.last_hidden_state[:, L:]
         return states
+
+    def _packed_mask(self, valid_BL: Tensor, branch_BT: Tensor, dtype: torch.dtype) -> Tensor | BlockMask:
+        """The mask of packed rows, as the attention backend takes it; SDPA has that of the text alone."""
+        if self.config.attention == "flex_attention":
+            return packed_blocks(valid_BL, branch_BT)
+        if self.config.attention == "sdpa":
+            branch_BS = torch.cat((prefix_branch(valid_BL), branch_BT), dim=1)
+            return branch_mask(branch_BS, branch_BT.shape[1], dtype)
+        return packed_mask(valid_BL, branch_BT, dtype)
 
     def logits(self, states_D: Tensor) -> Tensor:
         """Vocabulary logits of selected states only."""
@@ -312,4 +325,4 @@ class MLLM(nn.Module):
         try:
             yield
         finally:
-            self.llm.set_attn_implementation(self.config.attention)
+            self.llm.set_attn_implementation(backend_of(self.config.attention))
