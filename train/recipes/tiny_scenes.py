@@ -12,9 +12,9 @@ def tiny_scenes() -> Recipe:
     """python -m train tiny_scenes --out runs/demo
 
     Hardware: 2 CPU cores. Time: at most 9.5 minutes (`optim.max_minutes`; the decay ends in time).
-    Expected on scenes_easy/val: part 70, object 83, multi 87, N-acc 91, T-acc 96 after 1,100 steps (seed 1). The
-    model of the package: 3,000 steps with `loss.contrast` 1 and `data.pair_images` 2400 5400 6600; 81, 93, 92, 97, 97
-    (docs/results.md).
+    Expected on scenes_easy/val: part 74, object 82 to 84, multi 89 to 90, N-acc 94 to 95, T-acc 97 to 98 (three
+    seeds, quiet machine). The model of the package: 3,000 steps with `loss.contrast` 1 and `data.pair_images` 2400
+    5400 6600; 81, 93, 92, 97, 97 (docs/results.md).
     """
     return Recipe(
         name="tiny_scenes",
