@@ -108,9 +108,8 @@ def test_a_layer_of_the_llm_keeps_what_can_be_counted_by_hand() -> None:
     m = config.mllm
     S = 3 + m.low_grid**2 + m.max_objects + m.max_parts + 4 * 12
     norm = 3 * m.llm_width + 1  # input, normed, times weight (which the projections keep); root per row
-    attention = (
-        4 * m.llm_width + m.llm_config.num_attention_heads
-    )  # q, k after rotation, v, result; log-sum per head
+    # q, k after rotation, v, the result of prefix and text apart, and joined; log-sum per head
+    attention = 5 * m.llm_width + m.llm_config.num_attention_heads
     mlp = 4 * m.llm_config.intermediate_size  # gate, its silu, up, their product
     assert added == 4 * S * (2 * norm + attention + mlp)
 
