@@ -16,12 +16,14 @@ pytest.importorskip("prometheus_client", reason="no serve extra: pip install -e 
 from chat_demo.web.corrections import Corrections, Decision
 from chat_demo.web.models import Model, photo_of
 from chat_demo.web.review_items import Item, base_of, queue_of
+from uniresxx.annotations import AnnotatedImage, AnnotatedMask, Provenance, write
 from uniresxx.data.guard import OWN_DATA
 from uniresxx.data.scenes.record import scene_record
 from uniresxx.data.store.photos import photo_of as pixels_of
 from uniresxx.data.store.preparation import Preparation
 from uniresxx.data.store.read import Store
 from uniresxx.data.store.write import write_store
+from uniresxx.errors import InputError
 from uniresxx.files import png_bytes
 from uniresxx.imaging import masks
 from uniresxx.segmenters.load import load_segmenter
@@ -109,6 +111,69 @@ def test_each_save_is_a_version_and_earlier_ones_stay(tmp_path):
     ]
     assert found[0][painted] == a_mask(first) and found[1][painted] is None
     assert one.fingerprint != two.fingerprint != base.fingerprint
+
+
+def change(base: Store) -> Store:
+    """The same place, with one picture less."""
+    loads = {"val": lambda: (scenes("val")[:1], {})}
+    about = {"guard": {"mode": OWN_DATA}}
+    return write_store(base.path, Preparation("scenes_easy", loads, about=about), fresh=True)
+
+
+def test_a_base_that_changed_is_refused_and_earlier_versions_stay(tmp_path):
+    """Changed while the page runs; before it starts again; put back as it was."""
+    base = make_base(tmp_path / "base", ("val",))
+    corrections = Corrections(tmp_path / "corrections", base.path)
+    painted = decide(corrections, next(iter(base)), 0, a_mask(next(iter(base))))
+    one = corrections.write_store()
+    before = digests(one)
+    assert corrections.write_store() == one and digests(one) == before  # nothing new was decided
+    changed = change(base)
+    again = Corrections(tmp_path / "corrections", base.path)
+    for opened in (corrections, again):
+        with pytest.raises(InputError, match=rf"{changed.fingerprint[:12]}.*{base.fingerprint[:12]}.*--out"):
+            opened.write_store()
+    assert digests(one) == before
+    write_store(base.path, Preparation("scenes_easy", {"val": lambda: (scenes("val"), {})}), fresh=True)
+    decide(corrections, next(iter(base)), 0, None)
+    two = Store.open(corrections.write_store())
+    assert two.path.name == "store_v2" and digests(one) == before
+    assert {e.expression_id: e.rle for r in two for e in r.expressions}[painted] is None
+
+
+def test_an_earlier_version_is_never_written_over(tmp_path):
+    """Decisions that name no base, of the chat before one was given, do not let another base in either."""
+    base = make_base(tmp_path / "base", ("val",))
+    decide(
+        Corrections(tmp_path / "corrections"),
+        scene_record("scenes_easy", "val", 9),
+        0,
+        a_mask(base[0]),
+        key="c",
+    )
+    one = Corrections(tmp_path / "corrections", base.path).write_store()
+    before = digests(one)
+    change(base)
+    with pytest.raises(InputError, match=r"store_v1: was prepared from another input \(base: "):
+        Corrections(tmp_path / "corrections", base.path).write_store()
+    assert digests(one) == before
+
+
+def test_a_version_is_exported_as_any_store(tmp_path):
+    base = make_base(tmp_path / "base", ("val",))
+    first = base[0]
+    corrections = Corrections(tmp_path / "corrections", base.path)
+    decide(corrections, first, 0, a_mask(first), text="the painted thing")
+    record = Store.open(corrections.write_store())[0]
+    answers = tuple(
+        AnnotatedMask(item.rle, item.text, item.text, author=item.source.get("author", "model"))
+        for item in record.expressions
+        if item.rle is not None
+    )
+    image = AnnotatedImage("a.png", record.height, record.width, answers)
+    write("coco", [image], tmp_path / "coco", provenance=Provenance("tiny", "", "0"))
+    found = json.loads((tmp_path / "coco" / "instances.json").read_bytes())["annotations"]
+    assert len(found) == len(answers) and found[0]["area"] == masks.area(a_mask(first))
 
 
 def test_a_picture_that_the_base_does_not_have_opens_the_split_train(tmp_path):

@@ -11,6 +11,7 @@ from typing import Any
 from uniresxx.data.guard import OWN_DATA
 from uniresxx.data.store.preparation import Load, Preparation
 from uniresxx.data.store.read import Store
+from uniresxx.errors import InputError
 from uniresxx.imaging import masks
 from uniresxx.types import Expression, Granularity, ImageRecord
 
@@ -28,6 +29,22 @@ def alone(pictures: Path, lines: Sequence[Line], about: Mapping[str, Any]) -> Pr
         inputs={"version": str(about["version"])},
         about={"guard": {"mode": OWN_DATA}, "licence": "own", "corrections": about},
     )
+
+
+def refuse_another_base(base: Store, began: str | None, lines: Sequence[Line]) -> None:
+    """InputError where `base` is not the store that the decisions are about.
+
+    Args:
+        base: as it is now.
+        began: its fingerprint when the page started.
+        lines: the decisions; one that names no base (made without any) is about every base.
+    """
+    for then in (began, *(line.get("base") for line in lines)):
+        if then not in (None, base.fingerprint):
+            raise InputError(
+                f"{base.path}: its fingerprint is {base.fingerprint[:12]}, but corrections were made about "
+                f"{str(then)[:12]}; put that store back, or correct this one with another --out"
+            )
 
 
 def version_of(base: Store, pictures: Path, lines: Sequence[Line], about: Mapping[str, Any]) -> Preparation:

@@ -17,7 +17,7 @@ from time import gmtime, strftime
 from typing import Any
 from zipfile import ZIP_DEFLATED, ZipFile
 
-from chat_demo.web.corrected_store import alone, version_of
+from chat_demo.web.corrected_store import alone, refuse_another_base, version_of
 from chat_demo.web.models import Photo
 from uniresxx import __version__
 from uniresxx.annotations import AnnotatedImage, AnnotatedMask, Provenance, write
@@ -52,13 +52,14 @@ class Corrections:
     """The corrections in one folder, which is made with the first of them. Safe for several threads."""
 
     def __init__(self, folder: Path, base: Path | None = None) -> None:
-        """Read what is there. InputError: the file is damaged.
+        """Read what is there. InputError: the file is damaged, or `base` cannot be read.
 
         Args:
             folder: of the corrections.
             base: the prepared store that they are about; None: the store of the corrections holds them alone.
         """
         self.folder, self.base, self._lock = folder, base, Lock()
+        self.fingerprint = None if base is None else Store.open(base).fingerprint  # what people looked at
         path = folder / LINES
         self._lines: list[Mapping[str, Any]] = []
         if path.exists():
@@ -101,6 +102,7 @@ class Corrections:
                 "asked": decision.asked,
                 "model": decision.model,
                 "score": decision.score,
+                "base": self.fingerprint,
                 "time": strftime("%Y-%m-%dT%H:%M:%SZ", gmtime()),
             }
             with JsonlWriter(self.folder / LINES) as file_of_lines:
@@ -111,7 +113,7 @@ class Corrections:
     def write_store(self) -> Path:
         """Make the store that `train finetune --data` reads, or make it anew; a version of `base` where there is one.
 
-        InputError: nothing to learn from, or `base` cannot be read.
+        InputError: nothing to learn from; `base` cannot be read, or is not what a decision was made about.
         """
         with self._lock:
             lines = list(self.latest().values())
@@ -122,8 +124,10 @@ class Corrections:
             pictures = self.folder / PICTURES
             if self.base is None:
                 return write_store(self.folder / STORE, alone(pictures, lines, about), fresh=True).path
-            work = version_of(Store.open(self.base), pictures, lines, about)
-            return write_store(self.folder / f"{STORE}_v{self.version}", work, fresh=True).path
+            base = Store.open(self.base)
+            refuse_another_base(base, self.fingerprint, lines)
+            work = version_of(base, pictures, lines, about)
+            return write_store(self.folder / f"{STORE}_v{self.version}", work).path
 
     def exported(self, form: str) -> bytes:
         """The latest decisions in a format of `uniresxx.annotations`, as a ZIP file. InputError: none yet."""
