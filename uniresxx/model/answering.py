@@ -79,14 +79,7 @@ def answer_texts(
 ) -> list[Prediction]:
     """Generate the answers of all texts of all photos together; flat, photo by photo."""
 
-    def branches_of(
-        texts: Sequence[Sequence[str | Question]],
-    ) -> tuple[list[int], list[list[int]]]:
-        return asked_branches(texts, decoding, mllm.vocabulary, mllm.config.chat)
-
-    room = mllm.room(encoded.prefix, decoding.max_new_tokens)
-    texts, dropped = fitted(texts, room, lambda question: len(branches_of([[question]])[1][0]))
-    image_of_row, branches = branches_of(texts)
+    texts, dropped, image_of_row, branches = _fitted_branches(mllm, encoded.prefix, texts, decoding)
     if not branches:
         return []
     answers = mllm.generate(
@@ -120,17 +113,31 @@ def attention_shares(
     mllm: MLLM, encoded: EncodedPhotos, question: str | Question, decoding: Decoding
 ) -> list[dict[str, float]]:
     """`mllm.attention_shares` of the decisions in the answer to a question about one photo, generated again."""
-    texts = [[question]]
-    _, (branch,) = asked_branches(texts, decoding, mllm.vocabulary, mllm.config.chat)
+    texts, _, image_of_row, branches = _fitted_branches(mllm, encoded.prefix, [[question]], decoding)
     (answer,) = mllm.generate(
         encoded.prefix,
-        [branch],
-        [0],
+        branches,
+        image_of_row,
         decoding.max_new_tokens,
         decoding.cache_bytes,
         phrase_counts(texts, decoding),
     )
-    return shares_of(mllm, encoded.prefix, branch, answer.ids)
+    return shares_of(mllm, encoded.prefix, branches[0], answer.ids)
+
+
+def _fitted_branches(
+    mllm: MLLM, prefix: PrefixCache, texts: Sequence[Sequence[str | Question]], decoding: Decoding
+) -> tuple[list[list[str | Question]], list[int], list[int], list[list[int]]]:
+    """The texts with the earlier turns that fit, how many each has lost, and their `asked_branches`."""
+
+    def branches_of(
+        texts: Sequence[Sequence[str | Question]],
+    ) -> tuple[list[int], list[list[int]]]:
+        return asked_branches(texts, decoding, mllm.vocabulary, mllm.config.chat)
+
+    room = mllm.room(prefix, decoding.max_new_tokens)
+    kept, dropped = fitted(texts, room, lambda question: len(branches_of([[question]])[1][0]))
+    return kept, dropped, *branches_of(kept)
 
 
 def phrase_counts(texts: Sequence[Sequence[str | Question]], decoding: Decoding) -> list[int]:
