@@ -130,6 +130,9 @@ class Chat:
             shares = [] if model is None else model.attention_shares(photo, question)
         except InputError as error:
             return f"<p>{escape(str(error))}</p>"
+        except Exception:  # whatever a model raises
+            logger.exception("the attention of an answer could not be told")
+            return f"<p>{escape(FAILED)}</p>"
         return details_html(talk, shares)
 
     def download(self, what: str, talk: Talk) -> tuple[Any, Any]:

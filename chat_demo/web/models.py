@@ -137,18 +137,18 @@ class Model:
         return found
 
     def attention_shares(self, photo: Photo, text: str | Question) -> list[dict[str, float]]:
-        """Of each [SEG] and [REJ] of an answer, its attention by stream; empty where the model cannot tell."""
+        """The attention by stream of each [SEG] and [REJ] of an answer; empty where the model cannot tell.
+
+        A text that names several phrases has one entry for each, which is empty where the model answered it in words.
+        """
         segmenter = self.segmenter
         if not isinstance(segmenter, TellsAttention):
             return []
         questions = questions_asked(segmenter, text, CHAT_DECODING)
 
         def shares(encoded: Any) -> list[dict[str, float]]:
-            return [
-                of_decision
-                for question in questions
-                for of_decision in segmenter.attention_shares(encoded, question, CHAT_DECODING)
-            ]
+            found = [segmenter.attention_shares(encoded, question, CHAT_DECODING) for question in questions]
+            return found[0] if len(found) == 1 else [next(iter(decisions), {}) for decisions in found]
 
         found: list[dict[str, float]] = self._seen(photo, shares)
         return found

@@ -169,6 +169,8 @@ def attention_rows(talk: Talk, shares: Sequence[Mapping[str, float]]) -> list[tu
     phrases = [] if talk.turn is None else [part.phrase for part in talk.turn.segments]
     rows = []
     for number, streams in enumerate(shares):
+        if not streams:
+            continue
         phrase = phrases[number] if number < len(phrases) else ""
         words = ", ".join(f"{name} {100 * share:.0f} %" for name, share in streams.items())
         rows.append((f"Attention for {phrase or f'phrase {number + 1}'}", words))
