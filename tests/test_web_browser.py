@@ -271,7 +271,8 @@ def test_a_conversation_from_the_upload_to_the_follow_up(visitor):
     visitor.page.wait_for_function(
         "() => document.querySelector('.ux-details').innerText.includes('Attention')"
     )
-    listened = re.search(r"image (\d+) %, objects (\d+) %, parts (\d+) %, words (\d+) %", panel.inner_text())
+    shares = ", ".join(rf"{name} (\d+) %" for name in ("image", "objects", "parts", "words", "system"))
+    listened = re.search(shares, panel.inner_text())
     assert listened is not None and 98 <= sum(map(int, listened.groups())) <= 102
 
 
