@@ -20,7 +20,7 @@ from torch import distributed as dist
 from torch import nn
 
 from train.__main__ import main
-from train.distributed import OtherRankError, Ranks, is_lost
+from train.distributed import Ranks, is_lost
 from train.engines.base import Engine, device_of
 from train.engines.zero import deepspeed_config
 from train.guards import WINDOW, Background, is_spike, remember
@@ -34,6 +34,7 @@ from uniresxx.checkpoints.resolve import resolve
 from uniresxx.checkpoints.tensors import read_tensors
 from uniresxx.cli import main as uniresxx
 from uniresxx.errors import InputError
+from uniresxx.evaluation.ranks import OtherRankError
 
 ROOT = Path(__file__).resolve().parents[1]
 

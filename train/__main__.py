@@ -164,9 +164,10 @@ def _explain(
     error: OSError | RuntimeError | MemoryError, recipe: Recipe | None
 ) -> tuple[int | None, str | None]:
     """Exit code and message of an expected failure; no code for a bug, no message where rank 0 prints it."""
-    from train.distributed import OtherRankError, is_lost
+    from train.distributed import is_lost
     from train.step import TrainingError
     from uniresxx.checkpoints.folders import DISK_FULL, SaveError
+    from uniresxx.evaluation.ranks import OtherRankError
 
     if isinstance(error, OtherRankError):
         return error.code, None

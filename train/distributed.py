@@ -13,15 +13,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
 from torch import distributed as dist
 
 from uniresxx.errors import InputError
+from uniresxx.evaluation.ranks import WRONG_INPUT, OtherRankError, exit_code_of, result_of_rank0
 
 Value = TypeVar("Value")
-FAILED, WRONG_INPUT, STOPPED = 1, 2, 75
 _CLOSING_SECONDS = 10  # that ranks wait for one another at the end
 # words of gloo, NCCL, torch's store and the system for a process that is gone
 _LOST = (
@@ -29,14 +30,6 @@ _LOST = (
     "connection refused", "connection abort", "closed the connection", "socket closed", "unexpectedly closed",
     "broken pipe", "not connected", "unreachable", "no route to host", "host is down",
 )  # fmt: skip
-
-
-class OtherRankError(RuntimeError):
-    """Rank 0 failed and prints why; this rank ends with the same exit code and prints nothing."""
-
-    def __init__(self, code: int) -> None:
-        super().__init__(f"rank 0 ended with exit code {code}")
-        self.code = code
 
 
 @dataclass(frozen=True)
@@ -92,21 +85,9 @@ class Ranks:
         """
         if self.group is None:
             return function()
-        message: list[Any] = [None, None]
-        failure: BaseException | None = None
-        if self.is_main:
-            try:
-                message[0] = function()
-            except BaseException as error:
-                failure = error
-                message[1] = _exit_code(error)
-        dist.broadcast_object_list(message, src=0, group=self.group)
-        if failure is not None:
-            raise failure
-        if message[1] is not None:
-            raise OtherRankError(message[1])
-        found: Value = message[0]
-        return found
+        return result_of_rank0(
+            function, self.is_main, partial(dist.broadcast_object_list, src=0, group=self.group)
+        )
 
     def on_all_ranks(self, function: Callable[[], Value]) -> Value:
         """Call `function` on every rank; where it fails on one, it fails on all.
@@ -162,17 +143,10 @@ class Ranks:
         os._exit(code)
 
 
-def _exit_code(error: BaseException) -> int:
-    """The exit code of a program that ends with this error."""
-    if isinstance(error, KeyboardInterrupt):
-        return STOPPED
-    return WRONG_INPUT if isinstance(error, InputError) else FAILED
-
-
 def _describe(error: BaseException) -> tuple[int, int | None, str]:
     """An error for other ranks: exit code, the system's error number (of a full disk, …) or None, message."""
     number = error.errno if isinstance(error, OSError) else None
-    return _exit_code(error), number, str(error).removeprefix(f"[Errno {number}] ")
+    return exit_code_of(error), number, str(error).removeprefix(f"[Errno {number}] ")
 
 
 def join(device: torch.device, timeout_minutes: float, always: bool = False) -> Ranks:

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from train.distributed import FAILED, OtherRankError, Ranks
+from train.distributed import Ranks
 from train.engines.base import Engine
 from train.engines.choose import build_engine, join_ranks
 from train.guards import Background, Stop, is_spike, remember
@@ -50,7 +50,7 @@ from uniresxx.checkpoints.saveable import Snapshot
 from uniresxx.checkpoints.shards import copied
 from uniresxx.checkpoints.tensors import load_weights
 from uniresxx.data.mixture.data_log import DataError, StepData
-from uniresxx.evaluation.ranks import ALONE, Processes
+from uniresxx.evaluation.ranks import ALONE, FAILED, OtherRankError, Processes
 from uniresxx.files import lock_file
 
 DONE, STOPPED = 0, 75  # exit codes

@@ -65,21 +65,7 @@ class Ranks:
         if self.group is None:
             return function()
         self._wait()
-        message: list[Any] = [None, None]
-        failure: BaseException | None = None
-        if self.is_main:
-            try:
-                message[0] = function()
-            except BaseException as error:
-                failure = error
-                message[1] = _exit_code(error)
-        self._broadcast(message)
-        if failure is not None:
-            raise failure
-        if message[1] is not None:
-            raise OtherRankError(message[1])
-        found: Value = message[0]
-        return found
+        return result_of_rank0(function, self.is_main, self._broadcast)
 
     def on_all_ranks(self, function: Callable[[], Value]) -> Value:
         """Call `function` on every process. One that fails ends; the others notice it when they next wait for it."""
@@ -141,7 +127,37 @@ def join() -> Ranks:
     return Ranks(rank, world_size, distributed.group.WORLD)
 
 
-def _exit_code(error: BaseException) -> int:
+def result_of_rank0(
+    function: Callable[[], Value], is_main: bool, broadcast: Callable[[list[Any]], None]
+) -> Value:
+    """Call `function` on process 0; every process gets the result.
+
+    Args:
+        function: what process 0 does.
+        is_main: whether this is process 0.
+        broadcast: fills a list with that of process 0.
+
+    Raises:
+        What `function` raised, on process 0; OtherRankError on the others.
+    """
+    message: list[Any] = [None, None]
+    failure: BaseException | None = None
+    if is_main:
+        try:
+            message[0] = function()
+        except BaseException as error:
+            failure = error
+            message[1] = exit_code_of(error)
+    broadcast(message)
+    if failure is not None:
+        raise failure
+    if message[1] is not None:
+        raise OtherRankError(message[1])
+    found: Value = message[0]
+    return found
+
+
+def exit_code_of(error: BaseException) -> int:
     """The exit code of a program that ends with this error."""
     if isinstance(error, KeyboardInterrupt):
         return STOPPED
