@@ -231,6 +231,18 @@ def test_detectors_answer_with_the_asked_words(folders: Path, name: str) -> None
     assert len(scores) == 2 and all(0 <= score <= 1 for score in scores)
 
 
+@pytest.mark.parametrize("name", ["owlv2", "grounding_dino"])
+def test_a_text_longer_than_a_detector_takes_is_asked_by_its_beginning(folders: Path, name: str) -> None:
+    detector, long = (
+        detector_of(named(folders, "zero_shot", name)),
+        " ".join(["the cat beside the dog"] * 100),
+    )
+    [alone] = detector.best_scores(PHOTO, [long])
+    together = detector.best_scores(PHOTO, ["cat", long])
+    assert len(together) == 2 and 0 <= alone <= 1
+    assert together[1] == pytest.approx(alone, abs=1e-5)
+
+
 def test_owlv2_gives_the_boxes_of_its_own_post_processing(folders: Path) -> None:
     source = folders / "owlv2"
     processor = Owlv2Processor.from_pretrained(source)

@@ -27,7 +27,11 @@ class ZeroShotDetector:
         path = folder(model)
         self.processor = AutoProcessor.from_pretrained(path, local_files_only=True)
         self.model = load(AutoModelForZeroShotObjectDetection, model, path)
-        self.is_grounded = "dino" in self.model.config.model_type
+        config = self.model.config
+        self.is_grounded = "dino" in config.model_type
+        self.text_tokens = (
+            config.max_text_len if self.is_grounded else config.text_config.max_position_embeddings
+        )
 
     def detect(self, photo_yx3: np.ndarray, categories: Sequence[str]) -> list[FoundBox]:
         """The boxes of all categories, one category each."""
@@ -64,8 +68,11 @@ class ZeroShotDetector:
 
     @torch.inference_mode()
     def _asked(self, photo_yx3: np.ndarray, texts: Sequence[str]) -> tuple[Any, Any]:
-        """What went into the model and what came out."""
-        inputs = self.processor(images=photo_yx3, text=[list(texts)], return_tensors="pt")
+        """What went into the model and what came out. Of a long text the beginning is asked (OWLv2: 16 tokens)."""
+        inputs = self.processor(
+            images=photo_yx3, text=[list(texts)], truncation=True, max_length=self.text_tokens,
+            return_tensors="pt",
+        )  # fmt: skip
         inputs = inputs.to(self.model.device)
         inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
         return inputs, self.model(**inputs)
