@@ -41,6 +41,7 @@ from uniresxx.types import Granularity
 RIGHT = 0.5  # IoU
 STAGES = ("caption", "combine", "round_trip")  # what is kept after each
 _NOUNS = {noun: kind for kind in KINDS for noun in (kind, plural(kind))}
+_ORDERS = {"left": "left", "right": "right", "small": "small", "big": "large"}
 _PARTS = {noun: part for part in PART_NAMES for noun in (part, plural(part))}
 
 
@@ -59,10 +60,11 @@ def query_of(text: str) -> tuple[Query, Granularity] | None:
         return None if owner is None else (replace(owner[0], part=_PARTS[part[1]]), Granularity.PART)
     number = {"all": 0, "both": 2}.get(words[0], 1)
     words = words[1:] if number != 1 else words
-    colours = tuple(words[:-1])
+    order = _ORDERS.get(words[0]) if number == 1 else None
+    colours = tuple(words[order is not None : -1])
     if words[-1] not in _NOUNS or len(colours) > 1 or not COLOURS.keys() >= set(colours):
         return None
-    query = Query(_NOUNS[words[-1]], colours, number=number)
+    query = Query(_NOUNS[words[-1]], colours, number=number, order=order)
     return query, Granularity.OBJECT if number == 1 else Granularity.MULTI
 
 

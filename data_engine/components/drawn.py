@@ -83,7 +83,7 @@ class DrawnScenes:
 
     def best_scores(self, photo_yx3: np.ndarray, texts: Sequence[str]) -> list[float]:
         """1 where a thing has the kind and the colour of a text, else 0; other words are not understood."""
-        things = [caption.split() for caption in self._named(photo_yx3)]
+        things = [caption.split()[1:] for caption in self._named(photo_yx3)]
         return [float(any(set(words) <= set(text.split()) for words in things)) for text in texts]
 
     def _named(self, photo_yx3: np.ndarray) -> list[str]:
@@ -138,7 +138,7 @@ class DrawnScenes:
         return found
 
     def captions(self, photo_yx3: np.ndarray, regions: Sequence[Region]) -> list[str]:
-        """ "red car", "wheels of the red car"; of the whole picture, all that is in it."""
+        """ "the red car", "wheels of the red car", as the scenes' sentences say it; of the picture, all things."""
         texts = []
         things = _things(_foreground(photo_yx3, HUE_CUT))
         for region in regions:
@@ -152,12 +152,12 @@ class DrawnScenes:
             )
             hue = _hue(photo_yx3, owner_yx)
             colour = min(self.hues, key=lambda name: float(((self.hues[name] - hue) ** 2).sum()))
-            thing = f"{colour} {region.category}"
+            thing = f"the {colour} {region.category}"
             if region.part is None:
                 texts.append(thing)
             else:
                 several = len(_things(_mask_of(region, photo_yx3), 3)) > 1
-                texts.append(f"{plural(region.part) if several else region.part} of the {thing}")
+                texts.append(f"{plural(region.part) if several else region.part} of {thing}")
         return texts
 
     # -- what looks alike ------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Several objects and what is not there: unions of objects, and words in which one slot is changed.
+"""Short words, several objects and what is not there: unions of objects, and words in which one slot is changed.
 
 Nothing here asks a model. Which of several possible wordings is taken depends on the picture's name alone.
 """
@@ -15,8 +15,16 @@ from typing import Any, ClassVar
 
 from data_engine.records import Item, Picture, box_around
 from data_engine.steps.base import Step, Work, digest
+from data_engine.steps.wordings import (
+    content_words,
+    is_doubtful,
+    short_words,
+    with_article,
+    with_unique_words,
+    without_article,
+)
 from data_engine.vocabulary import Vocabulary, load_vocabulary
-from uniresxx.conversation.english import DETERMINERS, stem, words_of
+from uniresxx.conversation.english import stem, words_of
 from uniresxx.data.readers.part_names import plural
 from uniresxx.imaging import masks
 from uniresxx.types import Granularity
@@ -30,10 +38,11 @@ OFF_CENTRE = (
 
 @dataclass(frozen=True, kw_only=True)
 class Combine(Step):
-    """Unique words, groups of objects, and negatives.
+    """Unique words, short words, groups of objects, and negatives.
 
     Args:
         vocabulary: other categories and parts for negatives.
+        wordings: at most so many objects and parts of a picture get short words besides their captions.
         groups: at most so many groups of a picture.
         negatives: at most so many of a picture, and at most a quarter of its other expressions.
         colours: one of these takes the place of another in negatives. Name only those that the pictures have, or
@@ -41,10 +50,11 @@ class Combine(Step):
     """
 
     NAME: ClassVar[str] = "combine"
-    VERSION: ClassVar[int] = 2
+    VERSION: ClassVar[int] = 3
     vocabulary: str = "coco"
+    wordings: int = 4
     groups: int = 3
-    negatives: int = 3
+    negatives: int = 4
     colours: str = COLOURS
 
     def build(self) -> Work:
@@ -58,61 +68,34 @@ class Combine(Step):
 
 
 def combined(options: Combine, vocabulary: Vocabulary, picture: Picture) -> Picture:
-    """The picture with groups and negatives, ambiguous words rejected."""
-    groups = sorted(_groups(picture), key=partial(_rank, picture))[: options.groups]
-    named = [_numbered(item, f"m{number}") for number, item in enumerate(groups)]
-    unique = picture.with_items([*_with_unique_words(picture.items), *named])
-    positives = unique.kept(Granularity.OBJECT, Granularity.PART, Granularity.MULTI)
+    """The picture with short words, groups and negatives, ambiguous words rejected."""
+    groups = _some(_groups(picture), picture, "m", options.groups)
+    picture = picture.with_items(with_unique_words(picture.items))
+    short = _some(short_words(picture), picture, "w", options.wordings)
+    picture = picture.with_items([*picture.items, *short, *groups])
+    positives = picture.kept(Granularity.OBJECT, Granularity.PART, Granularity.MULTI)
     count = min(options.negatives, (len(positives) + 3) // 4)
-    changed = _spread_by_slot(
-        sorted(_negatives(unique, vocabulary, options.colours.split()), key=partial(_rank, picture))
-    )
-    return unique.with_items(
-        [*unique.items, *(_numbered(item, f"n{number}") for number, item in enumerate(changed[:count]))]
-    )
+    negatives = _negatives(picture, vocabulary, options.colours.split())
+    return picture.with_items([*picture.items, *_some(negatives, picture, "n", count)])
 
 
-def _numbered(item: Item, name: str) -> Item:
-    return item.but(item_id=name)
+def _some(items: Iterable[Item], picture: Picture, letter: str, count: int) -> list[Item]:
+    """`count` of the items, numbered: the first of each granularity and slot, then the second of each, and so on.
+
+    So no kind takes all places. Order and choice depend on the picture's name alone.
+    """
+    by_kind: dict[tuple[str | None, Granularity], list[Item]] = {}
+    levels = {item.item_id: item.granularity for item in picture.items}
+    for item in sorted(items, key=partial(_rank, picture)):
+        level = levels[item.negative_of] if item.negative_of else item.granularity
+        by_kind.setdefault((item.slot, level), []).append(item)
+    turns = [(turn, item) for found in by_kind.values() for turn, item in enumerate(found)]
+    chosen = [item for _, item in sorted(turns, key=lambda entry: entry[0])][:count]
+    return [item.but(item_id=f"{letter}{number}") for number, item in enumerate(chosen)]
 
 
 def _rank(picture: Picture, item: Item) -> bytes:
     return hashlib.sha256(f"{picture.name} {item.slot} {item.text}".encode()).digest()
-
-
-# -- words that mean one thing -------------------------------------------------------------------
-
-
-def content_words(text: str) -> frozenset[str]:
-    """The words of a text that tell things apart, in the singular."""
-    words = [word for word in words_of(text) if any(map(str.isalnum, word))]
-    return frozenset(stem(word) for word in words if word not in DETERMINERS)
-
-
-def _with_unique_words(items: Sequence[Item]) -> list[Item]:
-    """The items, those rejected whose words also fit another one of their kind."""
-    worded = [item for item in items if item.text and item.granularity is not Granularity.MULTI]
-    words = {item.item_id: content_words(item.text) for item in worded}
-    ambiguous = {
-        item.item_id
-        for item in worded
-        if any(
-            other.item_id != item.item_id
-            and (other.granularity, other.category, other.part)
-            == (item.granularity, item.category, item.part)
-            and words[item.item_id] <= words[other.item_id]
-            for other in worded
-        )
-    }
-    result = []
-    for item in items:
-        inherits = item.parent in ambiguous and words.get(item.item_id, frozenset()) <= (
-            words.get(item.parent or "", frozenset()) | content_words(f"{item.part} of")
-        )
-        if item.is_kept and (item.item_id in ambiguous or inherits):
-            item = item.but(rejected="combine: words fit several")
-        result.append(item)
-    return result
 
 
 # -- several objects -----------------------------------------------------------------------------
@@ -124,7 +107,7 @@ def _groups(picture: Picture) -> Iterator[Item]:
     "All" is said only where no object of the category was rejected for its mask.
     """
     objects = picture.kept(Granularity.OBJECT)
-    doubtful = {item.category for item in picture.items if _is_doubtful(item)}
+    doubtful = {item.category for item in picture.items if is_doubtful(item)}
     unsaid = [item for item in objects if item.category not in doubtful]
     by_category: dict[str, list[Item]] = {}
     for item in unsaid:
@@ -143,32 +126,21 @@ def _groups(picture: Picture) -> Iterator[Item]:
     yield from _pairs(picture, unsaid)
 
 
-def _is_doubtful(item: Item) -> bool:
-    return (
-        item.granularity is Granularity.OBJECT and not item.is_kept and item.rejected != "segment: duplicate"
-    )
-
-
 def _all_of(noun: str, count: int, picture: Picture) -> str:
     """The words for all of a kind: for two of them sometimes "both"."""
     chance = hashlib.sha256(f"{picture.name} {noun}".encode()).digest()[0]
-    return f"{'both' if count == 2 and chance < 128 else 'all'} {plural(noun)}"
+    return f"{'both' if count == 2 and chance < 128 else 'all'} {plural(without_article(noun))}"
 
 
 def _pairs(picture: Picture, objects: Sequence[Item]) -> Iterator[Item]:
     """One union of two objects of different categories, whose words are unique."""
-    unique = {item.item_id for item in _with_unique_words(picture.items) if item.is_kept}
+    unique = {item.item_id for item in with_unique_words(picture.items) if item.is_kept}
     pairs = [
         _group([one, other], f"{with_article(one.text)} and {with_article(other.text)}")
         for one, other in combinations(objects, 2)
         if one.category != other.category and {one.item_id, other.item_id} <= unique
     ]
     yield from sorted(pairs, key=partial(_rank, picture))[:1]
-
-
-def with_article(text: str) -> str:
-    """The text with "the" before it, unless it begins with a determiner."""
-    return text if text.split()[0].lower() in DETERMINERS else f"the {text}"
 
 
 def _group(members: Sequence[Item], text: str) -> Item:
@@ -182,20 +154,17 @@ def _group(members: Sequence[Item], text: str) -> Item:
 # -- what is not there ---------------------------------------------------------------------------
 
 
-def _spread_by_slot(items: Iterable[Item]) -> list[Item]:
-    """The items in turns of their slots, so that no slot takes all places."""
-    by_slot: dict[str | None, list[Item]] = {}
-    for item in items:
-        by_slot.setdefault(item.slot, []).append(item)
-    turns = [(turn, slot or "", item) for slot, found in by_slot.items() for turn, item in enumerate(found)]
-    return [item for _, _, item in sorted(turns, key=lambda entry: entry[:2])]
-
-
 def _negatives(picture: Picture, vocabulary: Vocabulary, colours: Sequence[str]) -> Iterator[Item]:
-    """Words of a kept item with one slot changed, which mean nothing as far as the records tell."""
+    """Words of a kept item with one slot changed, which mean nothing as far as the records tell.
+
+    Groups count where they are of one category.
+    """
+    categories = {item.category for item in picture.kept(Granularity.OBJECT)}
     seen = {content_words(item.text) for item in picture.items if item.text}
     everything = _everything(picture)
-    for positive in picture.kept(Granularity.OBJECT, Granularity.PART):
+    for positive in picture.kept(Granularity.OBJECT, Granularity.PART, Granularity.MULTI):
+        if positive.category not in categories:
+            continue
         for slot, text, category, part in _changed(picture, positive, vocabulary, colours, everything):
             if content_words(text) not in seen:
                 yield Item(
@@ -246,7 +215,7 @@ def _other_side(picture: Picture, positive: Item) -> Iterator[tuple[str, str, st
     objects = [
         i for i in picture.items if i.granularity is Granularity.OBJECT and i.category == positive.category
     ]
-    if positive.part is not None or len(objects) != 1 or positive.box is None:
+    if positive.part is not None or len({i.box for i in objects}) != 1 or positive.box is None:
         return
     x0, y0, x1, y1 = positive.box
     across, down = (x0 + x1) / 2 / picture.width, (y0 + y1) / 2 / picture.height

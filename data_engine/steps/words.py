@@ -30,7 +30,7 @@ class Caption(Step):
     """
 
     NAME: ClassVar[str] = "caption"
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2
     model: Model
     max_words: int = 24
     whole: bool = True
