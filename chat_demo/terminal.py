@@ -18,6 +18,7 @@ from chat_demo.commands import Command, Kind, path_of, understand
 from chat_demo.pictures import can_show, show_picture, shown_size, small_picture
 from chat_demo.streaming import spoken
 from chat_demo.typing_line import Lines, half_typed
+from uniresxx.cli import first_load
 from uniresxx.errors import InputError
 from uniresxx.files import png_bytes, write_atomic
 from uniresxx.imaging.overlay import Layer, colour_of, draw_overlay, one_line
@@ -177,7 +178,8 @@ def run(
     """Load the model, placed as in `Predictor.from_pretrained`, and talk on the standard streams."""
     if sys.stdin is None:
         raise InputError("standard input is closed: type the questions, or pipe them in")
-    predictor = Predictor.from_pretrained(checkpoint, state.CHAT_DECODING, **placement)
+    with first_load():
+        predictor = Predictor.from_pretrained(checkpoint, state.CHAT_DECODING, **placement)
     if isinstance(sys.stdin, TextIOWrapper):
         sys.stdin.reconfigure(errors="replace")  # piped bytes that are no text must not end the chat
     return talk(predictor, image, folder, sys.stdin, sys.stdout, pictures)

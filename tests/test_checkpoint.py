@@ -18,6 +18,7 @@ from torch import nn
 
 from uniresxx.checkpoints import folders as checkpoint
 from uniresxx.checkpoints import publish
+from uniresxx.checkpoints import tensors as tensor_files
 from uniresxx.checkpoints.publish import MARKER
 from uniresxx.checkpoints.resolve import resolve
 from uniresxx.checkpoints.tensors import load_weights, read_tensors, write_tensors
@@ -347,6 +348,16 @@ def test_weights_load_strictly(tmp_path, change, line):
         load_weights(model, tmp_path)
     assert "\n" not in str(error.value)
     assert torch.equal(before, model.words.weight)
+
+
+@pytest.mark.parametrize("elements", [1, 16, 10**9])
+def test_weights_that_are_read_in_pieces_are_the_same(tmp_path, monkeypatch, elements):
+    model, other = (nn.Sequential(Tiny(), nn.Linear(3, 4), nn.LayerNorm(7)) for _ in range(2))
+    tensors = dict(model.state_dict())
+    write_tensors(tmp_path / "model.safetensors", tensors)
+    monkeypatch.setattr(tensor_files, "PIECE", elements)
+    load_weights(other, tmp_path)
+    assert all(torch.equal(value, tensors[name]) for name, value in other.state_dict().items())
 
 
 @pytest.mark.parametrize("data", [b"", b"\x80\x04pickle", b"\xff" * 64, b"\x08" + b"\0" * 7 + b"{}      "])

@@ -88,3 +88,30 @@ def test_wrapped_text_fills_paragraphs_and_keeps_columns() -> None:
         "  b",
         "The end.",
     ]
+
+
+FIRST_LOAD = """
+import gc, sys
+from uniresxx.cli import first_load
+
+before = gc.get_freeze_count()
+try:
+    with first_load():
+        assert not gc.isenabled()
+        import torch
+        raise OSError
+except OSError:
+    pass
+after = gc.get_freeze_count()
+assert gc.isenabled() and after > before + 100_000, (before, after)
+with first_load():  # torch is there: nothing to wait for
+    assert gc.isenabled()
+assert gc.get_freeze_count() == after
+"""
+
+
+def test_the_garbage_collector_pauses_for_the_first_load_alone() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FIRST_LOAD], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -21,6 +22,7 @@ CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json
 INDEX = "model.safetensors.index.json"  # names the shards, in the layout of transformers
 SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 _ALIGNMENT = 8  # bytes, of the values in a file
+PIECE = 16_000_000  # elements that are read before a file is closed and opened anew
 _SHOWN = 3  # keys named in an error
 
 
@@ -186,17 +188,34 @@ def load_weights(
         at = folder / (WEIGHTS if WEIGHTS in files else INDEX)
         raise InputError(f"{at} does not fit its {CONFIG}: {'; '.join(problems)}")
     made: dict[int, torch.Tensor] = {}  # by the tensor that it replaces: tied ones stay tied
-    for key, path in path_of.items():
-        old = wanted[key]
-        with _opened(path) as file:  # for each tensor anew: what was read stays in memory until it closes
-            value = file.get_tensor(key)
-            if old.is_meta and id(old) not in made:
-                made[id(old)] = _placed(old, value, device(key) if callable(device) else device)
-            elif not old.is_meta:
-                old.detach().copy_(value)
-        if old.is_meta:
-            owner, _, name = key.rpartition(".")
-            setattr(model.get_submodule(owner), name, made[id(old)])
+    for path, keys in _in_pieces(path_of, given):
+        with _opened(path) as file:
+            for key in keys:
+                old, value = wanted[key], file.get_tensor(key)
+                if not old.is_meta:
+                    old.detach().copy_(value)
+                    continue
+                if id(old) not in made:
+                    made[id(old)] = _placed(old, value, device(key) if callable(device) else device)
+                owner, _, name = key.rpartition(".")
+                setattr(model.get_submodule(owner), name, made[id(old)])
+
+
+def _in_pieces(
+    path_of: Mapping[str, Path], shapes: Mapping[str, tuple[int, ...]]
+) -> Iterator[tuple[Path, list[str]]]:
+    """Tensors of one file that are read while it is open: what was read stays in memory until it closes."""
+    for path, keys in groupby(path_of, key=path_of.__getitem__):
+        piece: list[str] = []
+        elements = 0
+        for key in keys:
+            piece.append(key)
+            elements += prod(shapes[key])
+            if elements >= PIECE:
+                yield path, piece
+                piece, elements = [], 0
+        if piece:
+            yield path, piece
 
 
 def _placed(old: torch.Tensor, value: torch.Tensor, device: str | torch.device) -> torch.Tensor:

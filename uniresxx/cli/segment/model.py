@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from uniresxx.checkpoints.resolve import Source, find, model_name
+from uniresxx.cli import first_load
 
 if TYPE_CHECKING:
     from uniresxx.predictor import Predictor
@@ -47,9 +48,10 @@ class Model:
         Raises InputError where the device is not there or an option does not go with it.
         """
         if self.loaded is None:
-            from uniresxx.predictor import Predictor  # loads torch
+            with first_load():
+                from uniresxx.predictor import Predictor
 
-            self.loaded = Predictor.from_pretrained(self.source.name, **self.placement)
+                self.loaded = Predictor.from_pretrained(self.source.name, **self.placement)
         return self.loaded
 
 
