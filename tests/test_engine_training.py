@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tools.engine_training import ARMS, SCORES, interval, lines_of, truth_store
+from tools.engine_training import ARMS, lines_of
+from tools.paired_runs import SCORES, interval, scene_store
 from uniresxx.data.scenes.record import scene_record
 from uniresxx.data.store.read import Store
 
@@ -35,7 +36,7 @@ def test_differences_are_paired_by_seed() -> None:
 
 def test_the_truth_is_that_of_the_scenes_and_second_stages_have_no_dense_labels(tmp_path) -> None:
     for dense in (True, False):
-        [record, _] = Store.open(truth_store(tmp_path / str(dense), [7, 9], dense))
+        [record, _] = Store.open(scene_store(tmp_path / str(dense), [7, 9], dense))
         scene = scene_record("scenes_easy", "train", 7)
         assert record.expressions == scene.expressions and not record.dialogues
         assert np.array_equal(record.pixels, scene.pixels) and (record.dense is not None) is dense

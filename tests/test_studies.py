@@ -1,0 +1,60 @@
+"""The studies: every arm is a training that can be started, and differences are paired by seed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from tools import studies
+from tools.paired_runs import SCORES
+from tools.studies import STUDIES, folder_of, main, table, words_of
+from train.command_line import parse
+from train.recipe import Recipe
+from train.recipes import KNOWN
+from uniresxx.data.mixture.parts import mixture_named
+from uniresxx.errors import InputError
+
+
+def recipe_of(name: str, arm: str, monkeypatch: pytest.MonkeyPatch) -> Recipe:
+    monkeypatch.setattr(studies, "scene_store", lambda path, numbers, dense: path)
+    words = words_of(STUDIES[name].arms[arm], 600, Path("out"))
+    return parse([*words, "--out=run"], KNOWN).recipe
+
+
+@pytest.mark.parametrize(
+    ("name", "arm"), [(name, arm) for name, study in STUDIES.items() for arm in study.arms]
+)
+def test_an_arm_is_a_recipe_that_differs_from_the_first(
+    name: str, arm: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = recipe_of(name, arm, monkeypatch)
+    first = next(iter(STUDIES[name].arms))
+    assert (found == recipe_of(name, first, monkeypatch)) is (arm == first)
+    assert found.optim.steps == round(600 * STUDIES[name].arms[arm].updates)
+    if found.data.mixture:
+        [part] = mixture_named(found.data.mixture)
+        assert f"{part.source}/{part.split}".startswith("out/scenes_")
+
+
+def test_arms_have_folders_of_their_own() -> None:
+    for study in STUDIES.values():
+        folders = {folder_of(Path("out"), arm, seed) for arm in study.arms for seed in (0, 1)}
+        assert len(folders) == 2 * len(study.arms)
+
+
+def test_the_table_has_differences_from_the_first_arm() -> None:
+    def scores(value: float) -> Mapping[str, float]:
+        return dict.fromkeys(SCORES, value)
+
+    found = {seed: {"all": scores(10.0 * seed), "none": scores(10.0 * seed - 4)} for seed in (1, 2, 3)}
+    head, _, first, second = table(found, ["all", "none"])
+    assert head.count("|") == first.count("|") == len(SCORES) + 3
+    assert first == "| all | 3 |" + " 20.0 |" * len(SCORES)
+    assert second == "| none | 3 |" + " -4.0 (-4.0 to -4.0) |" * len(SCORES)
+
+
+def test_unknown_arms_are_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"'no part strem': unknown; did you mean 'no part stream'"):
+        main(["streams", "--out", str(tmp_path), "--arms", "no part strem"])

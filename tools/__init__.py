@@ -1,0 +1,1 @@
+"""Programs for those who keep this repository: checks, records, comparisons of training runs."""

@@ -1,0 +1,211 @@
+"""`python -m tools.studies NAME --out DIR`: what one idea of the method buys, on drawn scenes.
+
+A study has arms: the tiny model (recipe `tiny_scenes`) with one thing changed each, trained from the start with the
+same seeds, pictures and number of updates, in one thread. Each answers scenes_easy/val. Prints the means, and the
+differences from the first arm with 95 % intervals of Student's t over the seeds; `--record` writes each run as a row
+of benchmarks/results/study_NAME.csv. The same command continues; another one may do other seeds or arms with the same
+--out. Exit codes: 0 done; 1 a run failed; 2 wrong input.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from tools.paired_runs import (
+    BENCHMARK,
+    SCORES,
+    Found,
+    difference,
+    means,
+    scene_store,
+    score,
+    train,
+    write_rows,
+)
+from uniresxx.cli import did_you_mean, exit_code
+from uniresxx.errors import InputError
+
+WARMUP = 3  # pictures of the warm-up for each update: a quarter of those of the recipe's 12 a step
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Options of `python -m train tiny_scenes`, and its share of the study's updates.
+
+    `scenes:N` in an option is a store of the first N training scenes.
+    """
+
+    options: tuple[str, ...] = ()
+    updates: float = 1.0
+
+
+@dataclass(frozen=True)
+class Study:
+    """A question, and the arms that answer it; the others are compared with the first."""
+
+    asks: str
+    arms: Mapping[str, Arm]
+
+
+def _off(*switches: str) -> Arm:
+    return Arm(tuple(f"--model.{name}=False" for name in switches))
+
+
+def _of(pictures: int, kinds: str = "", updates: float = 1.0) -> Arm:
+    """The first training scenes alone, without conversations and warm-up; `kinds` as `[part+object]`."""
+    mixture = f"--data.mixture=scenes:{pictures}{kinds}=1"
+    return Arm((mixture, "--data.warmup_images=0", "--data.dialogue_share=0"), updates)
+
+
+STUDIES: Mapping[str, Study] = {
+    "streams": Study(
+        "Do the region streams and their exploitation (MGFE) pay?",
+        {
+            "all": Arm(),
+            "no object stream": _off("mllm.use_objects"),
+            "no part stream": _off("mllm.use_parts"),
+            "no streams": _off("mllm.use_objects", "mllm.use_parts"),
+            "no fine features": _off("mllm.use_high"),
+            "boxes: truth": Arm(("--model.boxes=truth",)),
+            "boxes: shuffled": Arm(("--model.boxes=shuffled",)),
+            "boxes: random": Arm(("--model.boxes=random",)),
+            "no MGFE": _off(
+                "mllm.objects_see_image",
+                "mllm.parts_see_objects",
+                "mllm.parts_see_image",
+                "mllm.image_sees_regions",
+            ),
+            "objects do not see the image": _off("mllm.objects_see_image"),
+            "parts do not see objects": _off("mllm.parts_see_objects"),
+            "parts do not see the image": _off("mllm.parts_see_image"),
+            "the image does not see regions": _off("mllm.image_sees_regions"),
+            "regions not in the mask decoder": _off("head.region_memory"),
+            "regions not painted": _off("head.paint_regions"),
+            "state of [SEG] itself": Arm(("--model.mllm.prompt_state=own",)),
+            "instances": Arm(("--model.instances=4",)),
+        },
+    ),
+    "joint": Study(
+        "Is one model of all granularities better than one for each?",
+        {
+            "joint": _of(4000),
+            "part, a third of the updates": _of(4000, "[part]", 1 / 3),
+            "object, a third of the updates": _of(4000, "[object]", 1 / 3),
+            "multi and none, a third of the updates": _of(4000, "[multi+none]", 1 / 3),
+            "part, all updates": _of(4000, "[part]"),
+            "object, all updates": _of(4000, "[object]"),
+            "multi and none, all updates": _of(4000, "[multi+none]"),
+        },
+    ),
+    "scale": Study(
+        "Do more pictures or more granularities help?",
+        {
+            f"{pictures} pictures, {name}": _of(pictures, kinds)
+            for pictures in (1000, 4000, 16000)
+            for name, kinds in (("both", "[part+object]"), ("object", "[object]"), ("part", "[part]"))
+        },
+    ),
+    "losses": Study(
+        "What do the loss's resolution, more expressions a picture and conversations buy?",
+        {
+            "full": Arm(),
+            "mask loss at the head's grid": Arm(("--model.loss.resolution=low",)),
+            "mask loss at points": Arm(("--model.loss.resolution=points", "--model.loss.points=1024")),
+            "2 expressions a picture": Arm(("--data.expressions_per_image=2",)),
+            "5 expressions a picture": Arm(("--data.expressions_per_image=5",)),
+            "20 expressions a picture": Arm(("--data.expressions_per_image=20",)),
+            "no conversations": Arm(("--data.dialogue_share=0",)),
+        },
+    ),
+}
+
+
+def words_of(arm: Arm, steps: int, out: Path) -> list[str]:
+    """The words behind `python -m train` of an arm; stores that it names are made."""
+    words = ["tiny_scenes", f"--data.warmup_images={WARMUP * steps}"]
+    for option in arm.options:
+        if found := re.search(r"scenes:(\d+)", option):
+            store = scene_store(out / f"scenes_{found[1]}", range(int(found[1])), True)
+            option = option.replace(found[0], str(store))
+        words.append(option)
+    return [*words, f"--optim.steps={round(steps * arm.updates)}"]
+
+
+def folder_of(out: Path, arm: str, seed: int) -> Path:
+    """Where the run of an arm is."""
+    return out / f"seed{seed}" / re.sub(r"\W+", "_", arm)
+
+
+def run(study: Study, out: Path, steps: int, jobs: int, which: Sequence[tuple[int, str]]) -> Found:
+    """Train and score what is asked, `jobs` at a time; seed -> arm -> scores."""
+    words = {arm: words_of(study.arms[arm], steps, out) for _, arm in which}
+
+    def one(seed: int, arm: str) -> Mapping[str, float]:
+        folder = folder_of(out, arm, seed)
+        train(folder, seed, words[arm])
+        scores = score(folder)
+        print(f"{arm}, seed {seed}: " + ", ".join(f"{key} {scores[key]:.1f}" for key in SCORES), flush=True)
+        return scores
+
+    with ThreadPoolExecutor(jobs) as pool:
+        done = list(pool.map(lambda entry: one(*entry), which))
+    found: dict[int, dict[str, Mapping[str, float]]] = {}
+    for (seed, arm), scores in zip(which, done, strict=True):
+        found.setdefault(seed, {})[arm] = scores
+    return found
+
+
+def table(found: Found, arms: Sequence[str]) -> Iterator[str]:
+    """Markdown: the means of the first arm, and of each other one the differences from it with their intervals."""
+    yield "| arm | seeds | " + " | ".join(SCORES) + " |"
+    yield "|---" * (len(SCORES) + 2) + "|"
+    base = arms[0]
+    for arm in arms:
+        seeds = sum(arm in scores for scores in found.values())
+        if arm == base:
+            cells = [f"{value:.1f}" for value in means(found, arm).values()]
+        else:
+            three = [difference(found, arm, base, key) for key in SCORES]
+            cells = [f"{mean:+.1f} ({low:+.1f} to {high:+.1f})" for mean, low, high in three]
+        yield f"| {arm} | {seeds} | " + " | ".join(cells) + " |"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run a study and print its table; the last line is JSON."""
+    parser = argparse.ArgumentParser(prog="python -m tools.studies", description=__doc__)
+    parser.add_argument("name", choices=STUDIES, metavar="NAME", help=", ".join(STUDIES))
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--seeds", type=int, nargs="+", default=(0, 1, 2), metavar="SEED")
+    parser.add_argument("--arms", nargs="+", metavar="ARM", help="these alone, with the first (default: all)")
+    parser.add_argument("--steps", type=int, default=600, metavar="N")
+    parser.add_argument("--jobs", type=int, default=2, metavar="N", help="trainings at a time, a thread each")
+    parser.add_argument("--record", action="store_true", help="write benchmarks/results/study_NAME.csv")
+    options = parser.parse_args(argv)
+    study = STUDIES[options.name]
+    for arm in options.arms or ():
+        if arm not in study.arms:
+            raise InputError(
+                f"--arms {arm!r}: unknown{did_you_mean(arm, study.arms)}; known: {', '.join(study.arms)}"
+            )
+    first = next(iter(study.arms))
+    arms = [arm for arm in study.arms if not options.arms or arm == first or arm in options.arms]
+    which = [(seed, arm) for seed in options.seeds for arm in arms]
+    print(study.asks, flush=True)
+    found = run(study, options.out.resolve(), options.steps, options.jobs, which)
+    print("\n".join(table(found, arms)))
+    if options.record:
+        about = {"study": options.name, "benchmark": BENCHMARK, "steps": options.steps}
+        print(write_rows(f"study_{options.name}", found, about))
+    print(json.dumps({arm: round(means(found, arm)["mIoU"], 1) for arm in arms}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code("studies", lambda: main(sys.argv[1:])))
