@@ -6,17 +6,22 @@ The engine runs one step, a SAM of transformers with random weights, over made p
 compares the engine in one process with a bare loop that reads the same photographs and calls the same model, in CPU
 time, which other programs hardly change; the masks' run lengths and measures are the engine's. `scaling_2` is the
 wall time of one worker process over that of two, without the time in which they start.
+
+`images_per_s_of_steps`: of the recipe `drawn` (classical components, then the round trip by the model of the package),
+one after another in this process. Those of models of full size are in docs/data_engine.md.
 """
 
 from __future__ import annotations
 
+import io
+import json
 import shutil
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
-from contextlib import closing
+from contextlib import closing, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -36,6 +41,8 @@ from data_engine.shards import write_shard
 from data_engine.steps.base import Step
 from data_engine.steps.objects import Segment
 from data_engine.tasks import Done, Task, do
+from uniresxx.data.scenes.presets import preset_of
+from uniresxx.data.scenes.record import build_scene
 from uniresxx.imaging.decode import read_photo
 from uniresxx.types import Granularity
 
@@ -50,11 +57,12 @@ class Sizes:
     width: int
     layers: int
     repeats: int
+    scenes: int  # of the recipe `drawn`
     boxes: int = 4
 
 
-FULL = Sizes(pictures=24, per_shard=3, side=512, width=192, layers=6, repeats=5)
-SMALL = Sizes(pictures=4, per_shard=1, side=64, width=32, layers=1, repeats=1)
+FULL = Sizes(pictures=24, per_shard=3, side=512, width=192, layers=6, repeats=5, scenes=64)
+SMALL = Sizes(pictures=4, per_shard=1, side=64, width=32, layers=1, repeats=1, scenes=4)
 
 
 def make_model(folder: Path, sizes: Sizes) -> Model:
@@ -169,6 +177,21 @@ def bare_seconds(model: Any, root: Path, found: Sequence[Source], boxes: Sequenc
     return time.process_time() - start
 
 
+def step_speeds(root: Path, scenes: int) -> dict[str, float]:
+    """Pictures in a second of each step's own work, on drawn scenes."""
+    from data_engine.__main__ import main as data_engine
+
+    (root / "scenes").mkdir()
+    for number in range(scenes):
+        pixels_yx3 = build_scene(preset_of("scenes_easy"), "val", number, 0).pixels_yx3
+        Image.fromarray(pixels_yx3).save(root / "scenes" / f"{number:03d}.png")
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        code = data_engine(["run", "drawn", "--images", str(root / "scenes"), "--out", str(root / "store")])
+    assert code == 0
+    costs = json.loads((root / "store.engine" / "timings.jsonl").read_text().splitlines()[-1])
+    return {name: round(cost["pictures"] / cost["work_seconds"], 2) for name, cost in costs.items()}
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure; the last line is one JSON object."""
     from data_engine.components.table import box_segmenter_of
@@ -197,6 +220,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 for name, pool in pools.items()
             }
             wall = interleaved(timed, sizes.repeats)
+        speeds = step_speeds(root, sizes.scenes)
         by_workers = {name: median_of(values) for name, values in wall.items()}
     headline = {
         "scaling_2": round(by_workers["1"] / by_workers["2"], 2),
@@ -207,6 +231,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "bare": round(sizes.pictures / cost["bare"], 2),
             **{f"segment, {name} workers": round(sizes.pictures / value, 2) for name, value in by_workers.items()},
         },
+        "images_per_s_of_steps": speeds,
         "pictures": sizes.pictures, "boxes": sizes.boxes, "repeats": sizes.repeats,
     }  # fmt: skip
     finish("engine_overhead", headline, details, args.record)
