@@ -7,7 +7,7 @@ compares the engine in one process with a bare loop that reads the same photogra
 time, which other programs hardly change; the masks' run lengths and measures are the engine's. `scaling_2` is the
 wall time of one worker process over that of two, without the time in which they start.
 
-`images_per_s_of_steps`: of the recipe `drawn` (classical components, then the round trip by the model of the package),
+`images_per_s_of_steps`: of the recipe `drawn` (classical components, then the round trip by the package's model),
 one after another in this process. Those of models of full size are in docs/data_engine.md.
 """
 
