@@ -155,7 +155,12 @@ def run(study: Study, out: Path, steps: int, jobs: int, which: Sequence[tuple[in
         return scores
 
     with ThreadPoolExecutor(jobs) as pool:
-        done = list(pool.map(lambda entry: one(*entry), which))
+        started = [pool.submit(one, *entry) for entry in which]
+        try:
+            done = [future.result() for future in started]
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
     found: dict[int, dict[str, Mapping[str, float]]] = {}
     for (seed, arm), scores in zip(which, done, strict=True):
         found.setdefault(seed, {})[arm] = scores
