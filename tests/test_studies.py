@@ -53,6 +53,8 @@ def test_the_table_has_differences_from_the_first_arm() -> None:
     assert head.count("|") == first.count("|") == len(SCORES) + 3
     assert first == "| all | 3 |" + " 20.0 |" * len(SCORES)
     assert second == "| none | 3 |" + " -4.0 (-4.0 to -4.0) |" * len(SCORES)
+    *_, alone = table({1: found[1]}, ["all", "none"])
+    assert alone == "| none | 1 |" + " -4.0 |" * len(SCORES)
 
 
 def test_unknown_arms_are_named(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 
 from tools.paired_runs import (
@@ -177,9 +178,13 @@ def table(found: Found, arms: Sequence[str]) -> Iterator[str]:
         if arm == base:
             cells = [f"{value:.1f}" for value in means(found, arm).values()]
         else:
-            three = [difference(found, arm, base, key) for key in SCORES]
-            cells = [f"{mean:+.1f} ({low:+.1f} to {high:+.1f})" for mean, low, high in three]
+            cells = [_cell(*difference(found, arm, base, key)) for key in SCORES]
         yield f"| {arm} | {seeds} | " + " | ".join(cells) + " |"
+
+
+def _cell(mean: float, low: float, high: float) -> str:
+    """A difference with its interval; of one seed without."""
+    return f"{mean:+.1f}" + (f" ({low:+.1f} to {high:+.1f})" if isfinite(low) else "")
 
 
 def main(argv: Sequence[str]) -> int:
