@@ -93,7 +93,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("--labelled", type=int, default=1000, metavar="N", help="labelled scenes")
     parser.add_argument("--seeds", type=int, nargs="+", default=(0, 1, 2), metavar="SEED")
-    parser.add_argument("--steps", type=int, nargs=2, default=(400, 500), metavar="N", help="of both stages")
+    parser.add_argument("--steps", type=int, nargs=2, default=(400, 2000), metavar="N", help="of both stages")
     parser.add_argument("--record", action="store_true", help="write benchmarks/results/engine_training.csv")
     words = parser.parse_args(argv)
     out = words.out.resolve()
