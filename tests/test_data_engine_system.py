@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -87,9 +88,14 @@ def content(store: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in store.iterdir() if path.is_file()}
 
 
+@pytest.mark.timeout(900 + 60 * KILLS)
 @pytest.mark.parametrize("executor", EXECUTORS)
 def test_killed_at_random_moments_the_store_is_the_same(given: Path, executor: str) -> None:
     run(given, "undisturbed", "local")
+    start = time.monotonic()
+    run(given, "timed", executor)
+    duration = time.monotonic() - start
+    assert content(given / "timed") == content(given / "undisturbed")
     draw, left = random.Random(0), KILLS
     while left:
         process = subprocess.Popen(
@@ -97,7 +103,7 @@ def test_killed_at_random_moments_the_store_is_the_same(given: Path, executor: s
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         with suppress(subprocess.TimeoutExpired):
-            process.wait(draw.uniform(1, 25))
+            process.wait(draw.uniform(0, duration))
         if process.poll() is not None:  # it was done before: begin again
             assert process.returncode == 0
             assert content(given / "killed") == content(given / "undisturbed")
