@@ -368,6 +368,7 @@ def test_a_crash_at_any_write_continues(tmp_path, small_batches, monkeypatch, af
 
     def fails(path, content):
         if left[0] == 0:
+            path.with_name(".writing-k1ll3d").write_bytes(content[:9])  # what a kill would leave
             raise OSError(28, "No space left on device", str(path))
         left[0] -= 1
         made.append(path.name)

@@ -19,6 +19,7 @@ from uniresxx.files import sync_to_disk
 
 MANIFEST, LOCK = "manifest.json", ".uniresxx.lock"
 PIECES = re.compile(r"\d{4,}-\d{7,}\.chunk")
+_HALF_WRITTEN = re.compile(r"\.writing-\w+")  # what write_atomic leaves when it is killed
 _OURS = re.compile(
     "|".join(
         (
@@ -26,7 +27,7 @@ _OURS = re.compile(
             PIECES.pattern,
             r"photos\.bin",
             r"photos-\d{5,}\.tar",
-            r"\.writing-\w+",  # what write_atomic leaves when it is killed
+            _HALF_WRITTEN.pattern,
         )
     )
 )
@@ -108,6 +109,9 @@ def remove_ours(folder: Path, *, but: str = "") -> None:
 
 def put(partial: Path, out: Path) -> None:
     """The finished folder in its place. An old store there goes last; files of others in it move to the new one."""
+    for path in partial.iterdir():
+        if _HALF_WRITTEN.fullmatch(path.name):
+            path.unlink()
     if not out.exists() or is_empty(out):
         partial.rename(out)
         sync_to_disk(out.parent)
