@@ -22,7 +22,7 @@ from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from uniresxx.cli import OneLineParser, add_placement_options, first_load, parser_for, placement_words
+from uniresxx.cli import OneLineParser, add_placement_options, parser_for, placement_words
 from uniresxx.errors import InputError
 
 if TYPE_CHECKING:
@@ -105,8 +105,7 @@ def main(argv: Sequence[str]) -> int:
     logging.basicConfig(format="%(levelname)s: %(message)s")
     with open_socket(options.host, options.port) as opened:
         placement: Mapping[str, Any] = placement_words(options)
-        with first_load():
-            model = Predictor.from_pretrained(options.checkpoint, **placement).segmenter
+        model = Predictor.from_pretrained(options.checkpoint, **placement).segmenter
         host, port = opened.getsockname()[:2]
         place = f"[{host}]" if ":" in host else host
         print(f"serving {model_name(options.checkpoint)} at http://{place}:{port} (Ctrl-C stops)", flush=True)
