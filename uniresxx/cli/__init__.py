@@ -127,7 +127,7 @@ def placement_words(options: argparse.Namespace) -> dict[str, str | None]:
 def first_load() -> Iterator[None]:
     """Pause the garbage collector while a program imports torch and loads its model for the first time.
 
-    Imports make 700,000 objects that live to the end, and the collector looks through them again and again: a fifth
+    Imports make 700,000 objects that live to the end, and the collector looks through them again and again: a third
     of the start of `segment`. They are frozen at the end, so later collections do not look at them either.
     """
     if "torch" in sys.modules or not gc.isenabled():
