@@ -554,6 +554,16 @@ def test_words_for_all_of_a_kind_may_mean_nothing_too() -> None:
     assert found == {"dogs", "buses"}
 
 
+def test_a_noun_without_a_plural_of_its_own_is_replaced_in_its_number() -> None:
+    vocabulary = Vocabulary({"fish": {}, "dog": {}, "sheep": {}}, {"words": "x"})
+    fish = [thing(f"o{number}", "fish", f"fish {number}", number) for number in range(40)]
+    made = combined(Combine(groups=9, negatives=99), vocabulary, picture(*fish))
+    groups = {item.text for item in made.items if item.slot and item.text.startswith("all ")}
+    assert groups == {"all dogs", "all sheep"}
+    singular = {item.text.split()[0] for item in made.items if item.slot and item.text[-1].isdigit()}
+    assert singular == {"dog", "sheep"}
+
+
 def test_negatives_have_colours_of_the_recipe_alone() -> None:
     found = [
         i.text

@@ -50,7 +50,7 @@ class Combine(Step):
     """
 
     NAME: ClassVar[str] = "combine"
-    VERSION: ClassVar[int] = 3
+    VERSION: ClassVar[int] = 4
     vocabulary: str = "coco"
     wordings: int = 4
     groups: int = 3
@@ -186,6 +186,7 @@ def _changed(
 ) -> Iterator[tuple[str, str, str, str | None]]:
     """(slot, text, category, part) of each way to change one slot."""
     text, category, part = positive.text, positive.category, positive.part
+    several = positive.granularity is Granularity.MULTI
     if part is not None:
         for other in vocabulary.parts_of(category):
             absent = everything.isdisjoint(_stems(other))
@@ -194,7 +195,7 @@ def _changed(
     for other in vocabulary.categories:
         has_part = part is None or part in vocabulary.parts_of(other)
         absent = other != category and everything.isdisjoint(_stems(other))
-        if absent and has_part and (changed := _swapped(text, category, other)) is not None:
+        if absent and has_part and (changed := _swapped(text, category, other, several)) is not None:
             yield "category", changed, other, part
     for colour in colours:
         if re.search(rf"\b{colour}\b", text):
@@ -232,9 +233,13 @@ def _stems(name: str) -> frozenset[str]:
     return frozenset(map(stem, words_of(name)))
 
 
-def _swapped(text: str, old: str, new: str) -> str | None:
-    """The text with one noun in place of another, in its number; None where the old one is not in it once."""
-    for before, after in ((old, new), (plural(old), plural(new))):
+def _swapped(text: str, old: str, new: str, several: bool = False) -> str | None:
+    """The text with one noun in place of another, in its number; None where the old one is not in it once.
+
+    `several`: a noun that is the same in both numbers, as fish, is meant as a plural.
+    """
+    numbers = ((old, new), (plural(old), plural(new)))
+    for before, after in reversed(numbers) if several else numbers:
         pattern = rf"\b{re.escape(before)}\b"
         if len(re.findall(pattern, text)) == 1:
             return re.sub(pattern, after, text)
