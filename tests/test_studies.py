@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 from tools import studies
 from tools.paired_runs import SCORES
-from tools.studies import STUDIES, folder_of, main, table, words_of
+from tools.studies import STUDIES, finished, folder_of, main, table, words_of
 from train.command_line import parse
 from train.recipe import Recipe
 from train.recipes import KNOWN
@@ -55,6 +56,20 @@ def test_the_table_has_differences_from_the_first_arm() -> None:
     assert second == "| none | 3 |" + " -4.0 (-4.0 to -4.0) |" * len(SCORES)
     *_, alone = table({1: found[1]}, ["all", "none"])
     assert alone == "| none | 1 |" + " -4.0 |" * len(SCORES)
+
+
+def test_what_other_commands_have_finished_counts(tmp_path: Path) -> None:
+    study = STUDIES["streams"]
+    levels = {name: {"mIoU": 50.0} for name in ("part", "object", "multi")}
+    entry = {"by_granularity": levels, "overall": {"mIoU": 50.0, "N-acc": 20.0, "T-acc": 90.0}}
+    for seed, arm in ((0, "all"), (0, "no MGFE"), (4, "all")):
+        run = folder_of(tmp_path, arm, seed)
+        answers = run.parent / "eval" / run.name
+        answers.mkdir(parents=True)
+        (answers / "metrics.json").write_text(json.dumps([entry]))
+    found = finished(study, tmp_path)
+    assert {seed: set(arms) for seed, arms in found.items()} == {0: {"all", "no MGFE"}, 4: {"all"}}
+    assert found[4]["all"]["N-acc"] == 20.0
 
 
 def test_unknown_arms_are_named(tmp_path: Path) -> None:

@@ -2,9 +2,9 @@
 
 A study has arms: the tiny model (recipe `tiny_scenes`) with one thing changed each, trained from the start with the
 same seeds, pictures and number of updates, in one thread. Each answers scenes_easy/val. Prints the means, and the
-differences from the first arm with 95 % intervals of Student's t over the seeds; `--record` writes each run as a row
-of benchmarks/results/study_NAME.csv. The same command continues; another one may do other seeds or arms with the same
---out. Exit codes: 0 done; 1 a run failed; 2 wrong input.
+differences from the first arm with 95 % intervals of Student's t over the seeds that have both; `--record` writes
+each run as a row of benchmarks/results/study_NAME.csv. The same command continues; another one may do other seeds or
+arms with the same --out, and both print what all have finished. Exit codes: 0 done; 1 a run failed; 2 wrong input.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from tools.paired_runs import (
     BENCHMARK,
     SCORES,
     Found,
+    Scores,
     difference,
     means,
     scene_store,
@@ -144,27 +145,34 @@ def folder_of(out: Path, arm: str, seed: int) -> Path:
     return out / f"seed{seed}" / re.sub(r"\W+", "_", arm)
 
 
-def run(study: Study, out: Path, steps: int, jobs: int, which: Sequence[tuple[int, str]]) -> Found:
-    """Train and score what is asked, `jobs` at a time; seed -> arm -> scores."""
+def run(study: Study, out: Path, steps: int, jobs: int, which: Sequence[tuple[int, str]]) -> None:
+    """Train and score what is asked, `jobs` at a time."""
     words = {arm: words_of(study.arms[arm], steps, out) for _, arm in which}
 
-    def one(seed: int, arm: str) -> Mapping[str, float]:
+    def one(seed: int, arm: str) -> None:
         folder = folder_of(out, arm, seed)
         train(folder, seed, words[arm])
         scores = score(folder)
         print(f"{arm}, seed {seed}: " + ", ".join(f"{key} {scores[key]:.1f}" for key in SCORES), flush=True)
-        return scores
 
     with ThreadPoolExecutor(jobs) as pool:
         started = [pool.submit(one, *entry) for entry in which]
         try:
-            done = [future.result() for future in started]
+            for future in started:
+                future.result()
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    found: dict[int, dict[str, Mapping[str, float]]] = {}
-    for (seed, arm), scores in zip(which, done, strict=True):
-        found.setdefault(seed, {})[arm] = scores
+
+
+def finished(study: Study, out: Path) -> Found:
+    """Seed -> arm -> scores of everything that was ever scored in `out`."""
+    found: dict[int, dict[str, Scores]] = {}
+    for folder in out.glob("seed*"):
+        for arm in study.arms:
+            run_folder = folder_of(out, arm, int(folder.name.removeprefix("seed")))
+            if any((folder / "eval" / run_folder.name).rglob("metrics.json")):
+                found.setdefault(int(folder.name.removeprefix("seed")), {})[arm] = score(run_folder)
     return found
 
 
@@ -208,7 +216,10 @@ def main(argv: Sequence[str]) -> int:
     arms = [arm for arm in study.arms if not options.arms or arm == first or arm in options.arms]
     which = [(seed, arm) for seed in options.seeds for arm in arms]
     print(study.asks, flush=True)
-    found = run(study, options.out.resolve(), options.steps, options.jobs, which)
+    out = options.out.resolve()
+    run(study, out, options.steps, options.jobs, which)
+    found = finished(study, out)
+    arms = [arm for arm in study.arms if any(arm in scores for scores in found.values())]
     print("\n".join(table(found, arms)))
     if options.record:
         about = {"study": options.name, "benchmark": BENCHMARK, "steps": options.steps}
