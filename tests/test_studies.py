@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tools import studies
-from tools.paired_runs import SCORES
+from tools.paired_runs import SCORES, answers_of
 from tools.studies import STUDIES, finished, folder_of, main, table, words_of
 from train.command_line import parse
 from train.recipe import Recipe
@@ -64,7 +64,7 @@ def test_what_other_commands_have_finished_counts(tmp_path: Path) -> None:
     entry = {"by_granularity": levels, "overall": {"mIoU": 50.0, "N-acc": 20.0, "T-acc": 90.0}}
     for seed, arm in ((0, "all"), (0, "no MGFE"), (4, "all")):
         run = folder_of(tmp_path, arm, seed)
-        answers = run.parent / "eval" / run.name
+        answers = answers_of(run)
         answers.mkdir(parents=True)
         (answers / "metrics.json").write_text(json.dumps([entry]))
     found = finished(study, tmp_path)

@@ -54,10 +54,20 @@ def train(run: Path, seed: int, words: Sequence[str]) -> None:
     called("train", *words, *COMMON, f"--seed={seed}", f"--out={run}", log=run.with_suffix(".txt"))
 
 
+def answers_of(run: Path) -> Path:
+    """Where the answers of the model in `run` are."""
+    return run.parent / "eval" / run.name
+
+
+def is_scored(run: Path) -> bool:
+    """Whether the model in `run` was scored."""
+    return any(answers_of(run).rglob("metrics.json"))
+
+
 def score(run: Path) -> Scores:
     """The scores of the model in `run` on BENCHMARK."""
-    answers = run.parent / "eval" / run.name
-    if not any(answers.rglob("metrics.json")):
+    answers = answers_of(run)
+    if not is_scored(run):
         asked = ["--checkpoint", str(run), "--benchmark", BENCHMARK, "--device=cpu", "--chats=0"]
         called("eval", "run", *asked, "--out", str(answers), log=run.with_suffix(".txt"))
     return scores_of(answers)

@@ -25,6 +25,7 @@ from tools.paired_runs import (
     Found,
     Scores,
     difference,
+    is_scored,
     means,
     scene_store,
     score,
@@ -168,11 +169,9 @@ def run(study: Study, out: Path, steps: int, jobs: int, which: Sequence[tuple[in
 def finished(study: Study, out: Path) -> Found:
     """Seed -> arm -> scores of everything that was ever scored in `out`."""
     found: dict[int, dict[str, Scores]] = {}
-    for folder in out.glob("seed*"):
-        for arm in study.arms:
-            run_folder = folder_of(out, arm, int(folder.name.removeprefix("seed")))
-            if any((folder / "eval" / run_folder.name).rglob("metrics.json")):
-                found.setdefault(int(folder.name.removeprefix("seed")), {})[arm] = score(run_folder)
+    for seed in sorted(int(folder.name.removeprefix("seed")) for folder in out.glob("seed*")):
+        folders = {arm: folder_of(out, arm, seed) for arm in study.arms}
+        found[seed] = {arm: score(folder) for arm, folder in folders.items() if is_scored(folder)}
     return found
 
 

@@ -131,7 +131,7 @@ class Chat:
         except InputError as error:
             return f"<p>{escape(str(error))}</p>"
         except Exception:  # whatever a model raises
-            logger.exception("the attention of an answer could not be told")
+            logger.exception("failed to compute what an answer attended to")
             return f"<p>{escape(FAILED)}</p>"
         return details_html(talk, shares)
 

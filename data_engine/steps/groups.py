@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 from data_engine.records import Item, Picture, box_around
 from data_engine.steps.base import Step, Work, digest
 from data_engine.steps.wordings import (
+    by_category,
     content_words,
     is_doubtful,
     short_words,
@@ -69,17 +70,17 @@ class Combine(Step):
 
 def combined(options: Combine, vocabulary: Vocabulary, picture: Picture) -> Picture:
     """The picture with short words, groups and negatives, ambiguous words rejected."""
-    groups = _some(_groups(picture), picture, "m", options.groups)
+    groups = _in_turns(_groups(picture), picture, "m", options.groups)
     picture = picture.with_items(with_unique_words(picture.items))
-    short = _some(short_words(picture), picture, "w", options.wordings)
+    short = _in_turns(short_words(picture), picture, "w", options.wordings)
     picture = picture.with_items([*picture.items, *short, *groups])
     positives = picture.kept(Granularity.OBJECT, Granularity.PART, Granularity.MULTI)
     count = min(options.negatives, (len(positives) + 3) // 4)
     negatives = _negatives(picture, vocabulary, options.colours.split())
-    return picture.with_items([*picture.items, *_some(negatives, picture, "n", count)])
+    return picture.with_items([*picture.items, *_in_turns(negatives, picture, "n", count)])
 
 
-def _some(items: Iterable[Item], picture: Picture, letter: str, count: int) -> list[Item]:
+def _in_turns(items: Iterable[Item], picture: Picture, letter: str, count: int) -> list[Item]:
     """`count` of the items, numbered: the first of each granularity and slot, then the second of each, and so on.
 
     So no kind takes all places. Order and choice depend on the picture's name alone.
@@ -104,15 +105,12 @@ def _rank(picture: Picture, item: Item) -> bytes:
 def _groups(picture: Picture) -> Iterator[Item]:
     """All objects of a category, all that share a caption, and two that differ.
 
-    "All" is said only where no object of the category was rejected for its mask.
+    "All" needs every mask of the category: where one was rejected, there is no such group.
     """
     objects = picture.kept(Granularity.OBJECT)
     doubtful = {item.category for item in picture.items if is_doubtful(item)}
-    unsaid = [item for item in objects if item.category not in doubtful]
-    by_category: dict[str, list[Item]] = {}
-    for item in unsaid:
-        by_category.setdefault(item.category, []).append(item)
-    for category, members in by_category.items():
+    certain = [item for item in objects if item.category not in doubtful]
+    for category, members in by_category(certain).items():
         if len(members) > 1:
             yield _group(members, _all_of(category, len(members), picture))
         by_text: dict[str, list[Item]] = {}
@@ -123,7 +121,7 @@ def _groups(picture: Picture) -> Iterator[Item]:
                 others = {content_words(item.text) for item in members if item not in same}
                 if not any(content_words(text) <= words for words in others):
                     yield _group(same, _all_of(text, len(same), picture))
-    yield from _pairs(picture, unsaid)
+    yield from _pairs(picture, certain)
 
 
 def _all_of(noun: str, count: int, picture: Picture) -> str:

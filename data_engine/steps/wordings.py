@@ -6,7 +6,7 @@ A person says "the cup" where there is one cup, and "the left cup" where there a
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from data_engine.records import Item, Picture
 from uniresxx.conversation.english import DETERMINERS, stem, words_of
@@ -14,8 +14,8 @@ from uniresxx.data.readers.part_names import plural
 from uniresxx.imaging import masks
 from uniresxx.types import Granularity
 
-APART = 0.1  # of the picture's width: from this distance of two centres on, one is the left one (our choice)
-LARGER = 1.5  # from this ratio of two areas on, one is the big one (our choice)
+APART = 0.1  # "left" and "right": the least distance of two centres, as a share of the picture's width (our choice)
+LARGER = 1.5  # "big" and "small": the least ratio of two areas (our choice)
 AMBIGUOUS, DUPLICATE = "combine: words fit several", "segment: duplicate"
 
 
@@ -85,10 +85,7 @@ def _short_names(picture: Picture) -> Iterator[tuple[Item, str]]:
         for item in picture.items
         if item.granularity is Granularity.OBJECT and item.rejected != DUPLICATE
     ]
-    by_category: dict[str, list[Item]] = {}
-    for item in objects:
-        by_category.setdefault(item.category, []).append(item)
-    for category, found in by_category.items():
+    for category, found in by_category(objects).items():
         if not all(item.rejected in (None, AMBIGUOUS) for item in found):
             continue
         if len(found) == 1:
@@ -107,6 +104,14 @@ def _parts(picture: Picture, owner: Item) -> list[Item]:
     parts = [item for item in picture.items if item.parent == owner.item_id and item.part is not None]
     names = [item.part for item in parts]
     return [item for item in parts if names.count(item.part) == 1]
+
+
+def by_category(items: Iterable[Item]) -> dict[str, list[Item]]:
+    """The items of each category, in their order."""
+    found: dict[str, list[Item]] = {}
+    for item in items:
+        found.setdefault(item.category, []).append(item)
+    return found
 
 
 def is_doubtful(item: Item) -> bool:
