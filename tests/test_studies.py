@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from eval.__main__ import parser
 from tools import studies
 from tools.paired_runs import SCORES, answers_of
 from tools.studies import STUDIES, finished, folder_of, main, table, words_of
+from train.assemble import open_job
 from train.command_line import parse
 from train.recipe import Recipe
 from train.recipes import KNOWN
@@ -24,9 +26,12 @@ def recipe_of(name: str, arm: str, monkeypatch: pytest.MonkeyPatch) -> Recipe:
     return parse([*words, "--out=run"], KNOWN).recipe
 
 
-@pytest.mark.parametrize(
-    ("name", "arm"), [(name, arm) for name, study in STUDIES.items() for arm in study.arms]
-)
+def arms_of(trained: bool) -> list[tuple[str, str]]:
+    arms = [(name, arm, about) for name, study in STUDIES.items() for arm, about in study.arms.items()]
+    return [(name, arm) for name, arm, about in arms if (about.trained_as is None) is trained]
+
+
+@pytest.mark.parametrize(("name", "arm"), arms_of(trained=True))
 def test_an_arm_is_a_recipe_that_differs_from_the_first(
     name: str, arm: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -37,6 +42,38 @@ def test_an_arm_is_a_recipe_that_differs_from_the_first(
     if found.data.mixture:
         [part] = mixture_named(found.data.mixture)
         assert f"{part.source}/{part.split}".startswith("out/scenes_")
+
+
+@pytest.mark.parametrize(("name", "arm"), arms_of(trained=False))
+def test_an_arm_that_is_asked_otherwise_has_options_of_eval(name: str, arm: str) -> None:
+    about = STUDIES[name].arms[arm]
+    assert about.trained_as in STUDIES[name].arms
+    required = ["run", "--checkpoint=run", "--benchmark=scenes_easy/val", "--out=out"]
+    assert parser().parse_args([*required, *about.asked]) != parser().parse_args(required)
+
+
+def test_the_methods_have_one_input_about_as_many_parameters_and_no_dense_labels(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    models = {}
+    for arm in STUDIES["methods"].arms:
+        recipe = recipe_of("methods", arm, monkeypatch)
+        model = recipe.model
+        own = (
+            model.size if arm == "UniRES" else (model.inputs if arm == "FiLM-UNet" else model).mllm.high_size
+        )
+        assert (own, model.loss.dense) == (64, 0)
+        data = recipe.data
+        shown = (
+            data.source,
+            data.batch_images,
+            data.expressions_per_image,
+            data.dialogue_share,
+            data.first_images,
+        )
+        assert shown == ("scenes_easy", 12, 10, 0, 0)
+        models[arm] = sum(weight.numel() for weight in open_job(recipe, None).model.parameters())
+    assert all(abs(count / models["UniRES++"] - 1) < 0.03 for count in models.values()), models
 
 
 def test_arms_have_folders_of_their_own() -> None:

@@ -59,16 +59,16 @@ def answers_of(run: Path) -> Path:
     return run.parent / "eval" / run.name
 
 
-def is_scored(run: Path) -> bool:
-    """Whether the model in `run` was scored."""
-    return any(answers_of(run).rglob("metrics.json"))
+def is_scored(answers: Path) -> bool:
+    """Whether these answers were scored."""
+    return any(answers.rglob("metrics.json"))
 
 
-def score(run: Path) -> Scores:
-    """The scores of the model in `run` on BENCHMARK."""
-    answers = answers_of(run)
-    if not is_scored(run):
-        asked = ["--checkpoint", str(run), "--benchmark", BENCHMARK, "--device=cpu", "--chats=0"]
+def score(run: Path, answers: Path | None = None, words: Sequence[str] = ()) -> Scores:
+    """The scores of the model in `run` on BENCHMARK; `words` are further options of `python -m eval run`."""
+    answers = answers or answers_of(run)
+    if not is_scored(answers):
+        asked = ["--checkpoint", str(run), "--benchmark", BENCHMARK, "--device=cpu", "--chats=0", *words]
         called("eval", "run", *asked, "--out", str(answers), log=run.with_suffix(".txt"))
     return scores_of(answers)
 

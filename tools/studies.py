@@ -1,7 +1,8 @@
 """`python -m tools.studies NAME --out DIR`: what one idea of the method buys, on drawn scenes.
 
-A study has arms: the tiny model (recipe `tiny_scenes`) with one thing changed each, trained from the start with the
-same seeds, pictures and number of updates, in one thread. Each answers scenes_easy/val. Prints the means, and the
+A study has arms: the tiny model (recipe `tiny_scenes`) with one thing changed each, or another model of its size,
+trained from the start with the same seeds, pictures and number of updates, in one thread. Each answers
+scenes_easy/val. Prints the means, and the
 differences from the first arm with 95 % intervals of Student's t over the seeds that have both; `--record` writes
 each run as a row of benchmarks/results/study_NAME.csv. The same command continues; another one may do other seeds or
 arms with the same --out, and both print what all have finished. Exit codes: 0 done; 1 a run failed; 2 wrong input.
@@ -24,11 +25,13 @@ from tools.paired_runs import (
     SCORES,
     Found,
     Scores,
+    answers_of,
     difference,
     is_scored,
     means,
     scene_store,
     score,
+    scores_of,
     train,
     write_rows,
 )
@@ -38,15 +41,30 @@ from uniresxx.errors import InputError
 WARMUP = 3  # pictures of the warm-up for each update: a quarter of those of the recipe's 12 a step
 
 
+# Of the study `methods`: the pictures and questions of tiny_scenes, its input of 64 pixels, and about its 2.9 M
+# parameters for each model.
+NO_DENSE = ("--model.loss.dense=0",)
+SAME_PICTURES = ("--data.batch_images=12", "--data.expressions_per_image=10", "--data.dialogue_share=0")
+SMALL_PICTURES = (
+    "--data.source=scenes_easy", "--data.first_preset=None", "--data.first_images=0",
+    "--model.inputs.mllm.high_size=64", "--model.loss.presence=1",
+)  # fmt: skip
+LARGER_UNIRES = ("--model.vision", "num_hidden_layers=12", "--model.text", "num_hidden_layers=4")
+
+
 @dataclass(frozen=True)
 class Arm:
-    """Options of `python -m train tiny_scenes`, and its share of the study's updates.
+    """Options of `python -m train RECIPE`, and its share of the study's updates.
 
-    `scenes:N` in an option is a store of the first N training scenes.
+    `scenes:N` in an option is a store of the first N training scenes. With `trained_as` the model is that of another
+    arm, and `asked` are options of `python -m eval run`.
     """
 
     options: tuple[str, ...] = ()
     updates: float = 1.0
+    recipe: str = "tiny_scenes"
+    trained_as: str | None = None
+    asked: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -105,6 +123,7 @@ STUDIES: Mapping[str, Study] = {
             "part, all updates": _of(4000, "[part]"),
             "object, all updates": _of(4000, "[object]"),
             "multi and none, all updates": _of(4000, "[multi+none]"),
+            "joint, nothing absent": _of(4000, "[part+object+multi]"),
         },
     ),
     "scale": Study(
@@ -125,6 +144,17 @@ STUDIES: Mapping[str, Study] = {
             "5 expressions a picture": Arm(("--data.expressions_per_image=5",)),
             "20 expressions a picture": Arm(("--data.expressions_per_image=20",)),
             "no conversations": Arm(("--data.dialogue_share=0",)),
+            "full, [SEG] or [REJ] alone decides": Arm(trained_as="full", asked=("--rule=token",)),
+            "full, [SEG] given": Arm(trained_as="full", asked=("--decoding=forced",)),
+        },
+    ),
+    "methods": Study(
+        "Is UniRES++ better than the other methods at the same size and cost, without dense labels?",
+        {
+            "UniRES++": Arm((*NO_DENSE, *SAME_PICTURES)),
+            "GSVA's way": Arm((*NO_DENSE, *SAME_PICTURES, "--model.ask_together=True")),
+            "FiLM-UNet": Arm((*SMALL_PICTURES, *SAME_PICTURES), recipe="film_unet_scenes"),
+            "UniRES": Arm((*LARGER_UNIRES, *SAME_PICTURES), recipe="unires_tiny_scenes"),
         },
     ),
 }
@@ -132,7 +162,7 @@ STUDIES: Mapping[str, Study] = {
 
 def words_of(arm: Arm, steps: int, out: Path) -> list[str]:
     """The words behind `python -m train` of an arm; stores that it names are made."""
-    words = ["tiny_scenes", f"--data.warmup_images={WARMUP * steps}"]
+    words = [arm.recipe, f"--data.warmup_images={WARMUP * steps}"]
     for option in arm.options:
         if found := re.search(r"scenes:(\d+)", option):
             store = scene_store(out / f"scenes_{found[1]}", range(int(found[1])), True)
@@ -151,9 +181,11 @@ def run(study: Study, out: Path, steps: int, jobs: int, which: Sequence[tuple[in
     words = {arm: words_of(study.arms[arm], steps, out) for _, arm in which}
 
     def one(seed: int, arm: str) -> None:
-        folder = folder_of(out, arm, seed)
-        train(folder, seed, words[arm])
-        scores = score(folder)
+        about = study.arms[arm]
+        folder = folder_of(out, about.trained_as or arm, seed)
+        if about.trained_as is None:
+            train(folder, seed, words[arm])
+        scores = score(folder, answers_of(folder_of(out, arm, seed)), about.asked)
         print(f"{arm}, seed {seed}: " + ", ".join(f"{key} {scores[key]:.1f}" for key in SCORES), flush=True)
 
     with ThreadPoolExecutor(jobs) as pool:
@@ -170,8 +202,8 @@ def finished(study: Study, out: Path) -> Found:
     """Seed -> arm -> scores of everything that was ever scored in `out`."""
     found: dict[int, dict[str, Scores]] = {}
     for seed in sorted(int(folder.name.removeprefix("seed")) for folder in out.glob("seed*")):
-        folders = {arm: folder_of(out, arm, seed) for arm in study.arms}
-        found[seed] = {arm: score(folder) for arm, folder in folders.items() if is_scored(folder)}
+        answers = {arm: answers_of(folder_of(out, arm, seed)) for arm in study.arms}
+        found[seed] = {arm: scores_of(folder) for arm, folder in answers.items() if is_scored(folder)}
     return found
 
 
@@ -213,10 +245,12 @@ def main(argv: Sequence[str]) -> int:
             )
     first = next(iter(study.arms))
     arms = [arm for arm in study.arms if not options.arms or arm == first or arm in options.arms]
-    which = [(seed, arm) for seed in options.seeds for arm in arms]
+    trained = [arm for arm in arms if study.arms[arm].trained_as is None]
+    asked = [arm for arm in arms if arm not in trained]
     print(study.asks, flush=True)
     out = options.out.resolve()
-    run(study, out, options.steps, options.jobs, which)
+    for some in (trained, asked):
+        run(study, out, options.steps, options.jobs, [(seed, arm) for seed in options.seeds for arm in some])
     found = finished(study, out)
     arms = [arm for arm in study.arms if any(arm in scores for scores in found.values())]
     print("\n".join(table(found, arms)))

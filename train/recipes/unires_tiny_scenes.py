@@ -12,8 +12,8 @@ def unires_tiny_scenes() -> Recipe:
 
     The encoders are CLIP's with small numbers and random weights. With the presence score, because a quarter of what
     the scenes ask for is not there.
-    Hardware: 2 CPU cores. Time: at most 9.5 minutes (`optim.max_minutes`). Expected on scenes_easy/val: part 51,
-    object 55, multi 59, N-acc 26 (seed 0; docs/results.md).
+    Hardware: 2 CPU cores. Time: at most 9.5 minutes (`optim.max_minutes`). Expected on scenes_easy/val: part 57,
+    object 59, multi 66, N-acc 55 (seed 0; docs/results.md).
     """
     return Recipe(
         name="unires_tiny_scenes",

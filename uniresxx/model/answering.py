@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
 from mllm.attention_shares import attention_shares as shares_of
+from mllm.chat import ChatTurn, Mark, render
 from mllm.generation import GeneratedAnswer, in_words
 from mllm.modeling import MLLM
 from mllm.prefix import PrefixCache
@@ -25,7 +26,7 @@ from uniresxx.model.heads.base import HeadOutput
 from uniresxx.model.heads.instances import InstanceOutput
 from uniresxx.model.photo_batches import join_prefixes, join_tensors, split_prefix, split_tensors
 from uniresxx.model.processing import View, photo_masks
-from uniresxx.model.templates import asked_branches
+from uniresxx.model.templates import asked_branches, marked
 from uniresxx.prediction import Instance, Prediction, Segment, phrases_in
 from uniresxx.text import asked_questions
 from uniresxx.types import AS_TYPED, DecisionRule, Decoding, OnText, Question
@@ -33,6 +34,7 @@ from uniresxx.types import AS_TYPED, DecisionRule, Decoding, OnText, Question
 # features, prompts and the image of each -> the head's output, with instance queries also what it unites
 MasksOf = Callable[[Any, torch.Tensor, torch.Tensor, int], tuple[HeadOutput, InstanceOutput | None]]
 
+SEGMENTED = 0.5  # of P([SEG] | [SEG] or [REJ]) in an answer whose words are given
 ANSWERS_AT_ONCE = 64  # whose masks exist at the same time, at the size of the photo; no answer depends on it
 
 
@@ -76,9 +78,14 @@ def answer_texts(
     decoding: Decoding,
     rule: DecisionRule,
     on_text: OnText | None = None,
+    ask_together: bool = False,
 ) -> list[Prediction]:
-    """Generate the answers of all texts of all photos together; flat, photo by photo."""
+    """Generate the answers of all texts of all photos together; flat, photo by photo.
 
+    `ask_together`: as in the model's config; a text as a person typed it is asked alone nevertheless.
+    """
+    if ask_together and decoding.template != AS_TYPED:
+        return _answer_together(mllm, masks_of, encoded, texts, decoding, rule)
     texts, dropped, image_of_row, branches = _fitted_branches(mllm, encoded.prefix, texts, decoding)
     if not branches:
         return []
@@ -91,6 +98,52 @@ def answer_texts(
         phrase_counts(texts, decoding),
         in_words(on_text, mllm.vocabulary.decode),
     )
+    return with_dropped(_masked(answers, image_of_row, masks_of, encoded, mllm.vocabulary, rule), dropped)
+
+
+def _answer_together(
+    mllm: MLLM,
+    masks_of: MasksOf,
+    encoded: EncodedPhotos,
+    texts: Sequence[Sequence[str | Question]],
+    decoding: Decoding,
+    rule: DecisionRule,
+) -> list[Prediction]:
+    """One answer for all texts of a photo, as `ask_together` trains it; flat, photo by photo.
+
+    The words of the answer are those that were asked. Each [SEG] or [REJ] is the model's own, the earlier ones in
+    the answer as well: GSVA's evaluation gives it the true ones instead.
+    """
+    asked = [[question.text for _, question in asked_questions([own])] for own in texts]
+    marks: list[list[Mark]] = [[] for _ in asked]
+    found: list[list[GeneratedAnswer]] = [[] for _ in asked]
+    vocabulary = mllm.vocabulary
+    for number in range(max(map(len, asked), default=0)):
+        images = [image for image, own in enumerate(asked) if len(own) > number]
+        branches = []
+        for image in images:
+            question = decoding.template.format(expression=", ".join(asked[image]))
+            turn = ChatTurn(question, tuple(marked(asked[image], marks[image])))
+            branches.append(render([turn], vocabulary, chat=mllm.config.chat).ids_T[:-1])  # without its end
+        answers = mllm.generate(encoded.prefix, branches, images, 1, decoding.cache_bytes)
+        for image, answer in zip(images, answers, strict=True):
+            segmented = float(answer.p_seg_K[0]) > SEGMENTED
+            token = vocabulary.seg if segmented else vocabulary.rej
+            marks[image].append(Mark.SEG if segmented else Mark.REJ)
+            found[image].append(replace(answer, ids=[token], decisions=[token], truncated=False))
+    image_of_row = [image for image, own in enumerate(found) for _ in own]
+    return _masked([a for own in found for a in own], image_of_row, masks_of, encoded, vocabulary, rule)
+
+
+def _masked(
+    answers: Sequence[GeneratedAnswer],
+    image_of_row: Sequence[int],
+    masks_of: MasksOf,
+    encoded: EncodedPhotos,
+    vocabulary: Vocabulary,
+    rule: DecisionRule,
+) -> list[Prediction]:
+    """The predictions of generated answers, photo by photo."""
     predictions: list[Prediction] = []
     for start in range(0, len(answers), ANSWERS_AT_ONCE):
         part = answers[start : start + ANSWERS_AT_ONCE]
@@ -105,8 +158,8 @@ def answer_texts(
             found: list[list[Instance]] = [[] for _ in masks]
         else:
             masks, found = photo_instances(instances, image_of_expr, encoded.views)
-        predictions += predictions_of(part, output, masks, mllm.vocabulary, rule, found)
-    return with_dropped(predictions, dropped)
+        predictions += predictions_of(part, output, masks, vocabulary, rule, found)
+    return predictions
 
 
 def attention_shares(

@@ -20,7 +20,7 @@ from uniresxx.imaging.geometry import Letterbox
 from uniresxx.imaging.masks import decode
 from uniresxx.model.config import BOX_LEVELS, BoxLevel, UniRESPlusPlusConfig
 from uniresxx.model.processing import View, tensors_of, view_photo
-from uniresxx.model.templates import TRAINING_TEMPLATES, dialogue_turn, expression_turn
+from uniresxx.model.templates import TRAINING_TEMPLATES, dialogue_turn, expression_turn, together_turn
 from uniresxx.types import RLE, Batch, Dialogue, Expression, Granularity, ImageRecord
 
 
@@ -69,8 +69,12 @@ def make_sample(
     instances: list[tuple[RLE, ...] | None] = []
     kinds: list[Granularity] = []
     ids: list[str] = []
-    for expression, choice in zip(expressions, choices, strict=True):
-        render([expression_turn(expression, choice)], vocabulary, row, config.mllm.chat)
+    turns = [expression_turn(*asked) for asked in zip(expressions, choices, strict=True)]
+    if config.ask_together and expressions:
+        turns = [together_turn(expressions, choices[0])]
+    for turn in turns:
+        render([turn], vocabulary, row, config.mllm.chat)
+    for expression in expressions:
         masks.append(expression.rle)
         instances.append(expression.instances)
         kinds.append(expression.granularity)

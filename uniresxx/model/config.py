@@ -229,6 +229,8 @@ class UniRESPlusPlusConfig:
     mllm: MLLMConfig = field(default_factory=MLLMConfig)
     head: PyramidHeadConfig = field(default_factory=PyramidHeadConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+    # GSVA's way, to compare with: one question for all expressions of an image, one answer "a: [SEG], b: [REJ]."
+    ask_together: bool = False
     instances: int = 0  # queries per [SEG], each a thing of its own; 0: one mask of all
     boxes: BoxSource = "classical"  # "owlv2" has no part level: its parts are small boxes inside objects
     decision_rule: DecisionRule = "token_and_presence"

@@ -242,7 +242,8 @@ class UniRESPlusPlusModel(nn.Module):
         if decoding.mode == "forced":  # the state before the first token is the one that a given [SEG] has
             decoding = replace(decoding, max_new_tokens=1)
         with autocast_of(self):
-            predictions = answer_texts(self.mllm, self.masks, encoded, texts, decoding, rule, on_text)
+            asked = texts, decoding, rule, on_text, self.config.ask_together
+            predictions = answer_texts(self.mllm, self.masks, encoded, *asked)
         return forced(predictions) if decoding.mode == "forced" else predictions
 
     def head_inputs(self, image: ImageFeatures, pixels_mask_B3SS: Tensor | None) -> HeadInputs:

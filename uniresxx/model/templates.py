@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from mllm.chat import ChatTurn, Mark, render
 from mllm.chat_templates import ChatTemplate
@@ -35,19 +35,32 @@ def question(expression: Expression, choice: int) -> str:
 
 def expression_turn(expression: Expression, choice: int) -> ChatTurn:
     """One question with `[SEG].` or `[REJ].` as its answer."""
-    return ChatTurn(question(expression, choice), (Mark.REJ if expression.rle is None else Mark.SEG, "."))
+    return ChatTurn(question(expression, choice), (_mark(expression), "."))
+
+
+def together_turn(expressions: Sequence[Expression], choice: int) -> ChatTurn:
+    """One question for all expressions of an image, and one answer with a mark for each (`ask_together`)."""
+    asked = TRAINING_TEMPLATES[choice % len(TRAINING_TEMPLATES)]
+    texts = [expression.text for expression in expressions]
+    marks = [_mark(expression) for expression in expressions]
+    return ChatTurn(asked.format(expression=", ".join(texts)), (*marked(texts, marks), "."))
+
+
+def marked(texts: Sequence[str], marks: Sequence[Mark]) -> Iterator[str | Mark]:
+    """`a:`, its mark, `, b:`, its mark, …; ends behind the last mark, or before a text's that has none yet."""
+    for index, text in enumerate(texts[: len(marks) + 1]):
+        yield f"{', ' if index else ''}{text}:"
+        yield from marks[index : index + 1]
 
 
 def dialogue_turn(turn: Turn) -> ChatTurn:
     """`a: [SEG], b: [REJ].` for several phrases, `[SEG].` for one, plain words otherwise."""
     if not turn.phrases:
         return ChatTurn(turn.question, (turn.answer or "",))
-    if len(turn.phrases) == 1:
-        return ChatTurn(turn.question, (_mark(turn.phrases[0]), "."))
-    pieces: list[str | Mark] = []
-    for index, phrase in enumerate(turn.phrases):
-        pieces += [f"{', ' if index else ''}{phrase.text}:", _mark(phrase)]
-    return ChatTurn(turn.question, (*pieces, "."))
+    marks = [_mark(phrase) for phrase in turn.phrases]
+    if len(marks) == 1:
+        return ChatTurn(turn.question, (marks[0], "."))
+    return ChatTurn(turn.question, (*marked([phrase.text for phrase in turn.phrases], marks), "."))
 
 
 def generated_turn(asked: str, answer: str) -> ChatTurn:
@@ -77,5 +90,5 @@ def asked_branches(
     return images, branches
 
 
-def _mark(phrase: Phrase) -> Mark:
-    return Mark.REJ if phrase.rle is None else Mark.SEG
+def _mark(asked: Expression | Phrase) -> Mark:
+    return Mark.REJ if asked.rle is None else Mark.SEG
