@@ -11,7 +11,7 @@ import pytest
 from eval.__main__ import parser
 from tools import studies
 from tools.paired_runs import SCORES, answers_of
-from tools.studies import STUDIES, finished, folder_of, main, table, words_of
+from tools.studies import STUDIES, Size, finished, folder_of, main, table, words_of
 from train.assemble import open_job
 from train.command_line import parse
 from train.recipe import Recipe
@@ -22,7 +22,7 @@ from uniresxx.errors import InputError
 
 def recipe_of(name: str, arm: str, monkeypatch: pytest.MonkeyPatch) -> Recipe:
     monkeypatch.setattr(studies, "scene_store", lambda path, numbers, dense: path)
-    words = words_of(STUDIES[name].arms[arm], 600, Path("out"))
+    words = words_of(STUDIES[name].arms[arm], Size(600, 12), Path("out"))
     return parse([*words, "--out=run"], KNOWN).recipe
 
 

@@ -38,13 +38,13 @@ from tools.paired_runs import (
 from uniresxx.cli import did_you_mean, exit_code
 from uniresxx.errors import InputError
 
-WARMUP = 3  # pictures of the warm-up for each update: a quarter of those of the recipe's 12 a step
+WARMUP = 0.25  # of all pictures
 
 
-# Of the study `methods`: the pictures and questions of tiny_scenes, its input of 64 pixels, and about its 2.9 M
+# Of the study `methods`: the questions of tiny_scenes, its input of 64 pixels, and about its 2.9 M
 # parameters for each model.
 NO_DENSE = ("--model.loss.dense=0",)
-SAME_PICTURES = ("--data.batch_images=12", "--data.expressions_per_image=10", "--data.dialogue_share=0")
+SAME_QUESTIONS = ("--data.expressions_per_image=10", "--data.dialogue_share=0")
 SMALL_PICTURES = (
     "--data.source=scenes_easy", "--data.first_preset=None", "--data.first_images=0",
     "--model.inputs.mllm.high_size=64", "--model.loss.presence=1",
@@ -151,24 +151,33 @@ STUDIES: Mapping[str, Study] = {
     "methods": Study(
         "Is UniRES++ better than the other methods at the same size and cost, without dense labels?",
         {
-            "UniRES++": Arm((*NO_DENSE, *SAME_PICTURES)),
-            "GSVA's way": Arm((*NO_DENSE, *SAME_PICTURES, "--model.ask_together=True")),
-            "FiLM-UNet": Arm((*SMALL_PICTURES, *SAME_PICTURES), recipe="film_unet_scenes"),
-            "UniRES": Arm((*LARGER_UNIRES, *SAME_PICTURES), recipe="unires_tiny_scenes"),
+            "UniRES++": Arm((*NO_DENSE, *SAME_QUESTIONS)),
+            "GSVA's way": Arm((*NO_DENSE, *SAME_QUESTIONS, "--model.ask_together=True")),
+            "FiLM-UNet": Arm((*SMALL_PICTURES, *SAME_QUESTIONS), recipe="film_unet_scenes"),
+            "UniRES": Arm((*LARGER_UNIRES, *SAME_QUESTIONS), recipe="unires_tiny_scenes"),
         },
     ),
 }
 
 
-def words_of(arm: Arm, steps: int, out: Path) -> list[str]:
+@dataclass(frozen=True)
+class Size:
+    """Updates of a training, and pictures of each."""
+
+    steps: int
+    pictures: int
+
+
+def words_of(arm: Arm, size: Size, out: Path) -> list[str]:
     """The words behind `python -m train` of an arm; stores that it names are made."""
-    words = [arm.recipe, f"--data.warmup_images={WARMUP * steps}"]
+    warmup = round(WARMUP * size.steps * size.pictures)
+    words = [arm.recipe, f"--data.batch_images={size.pictures}", f"--data.warmup_images={warmup}"]
     for option in arm.options:
         if found := re.search(r"scenes:(\d+)", option):
             store = scene_store(out / f"scenes_{found[1]}", range(int(found[1])), True)
             option = option.replace(found[0], str(store))
         words.append(option)
-    return [*words, f"--optim.steps={round(steps * arm.updates)}"]
+    return [*words, f"--optim.steps={round(size.steps * arm.updates)}"]
 
 
 def folder_of(out: Path, arm: str, seed: int) -> Path:
@@ -176,9 +185,9 @@ def folder_of(out: Path, arm: str, seed: int) -> Path:
     return out / f"seed{seed}" / re.sub(r"\W+", "_", arm)
 
 
-def run(study: Study, out: Path, steps: int, jobs: int, which: Sequence[tuple[int, str]]) -> None:
+def run(study: Study, out: Path, size: Size, jobs: int, which: Sequence[tuple[int, str]]) -> None:
     """Train and score what is asked, `jobs` at a time."""
-    words = {arm: words_of(study.arms[arm], steps, out) for _, arm in which}
+    words = {arm: words_of(study.arms[arm], size, out) for _, arm in which}
 
     def one(seed: int, arm: str) -> None:
         about = study.arms[arm]
@@ -234,6 +243,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=(0, 1, 2), metavar="SEED")
     parser.add_argument("--arms", nargs="+", metavar="ARM", help="these alone, with the first (default: all)")
     parser.add_argument("--steps", type=int, default=600, metavar="N")
+    parser.add_argument("--pictures", type=int, default=12, metavar="N", help="of each update")
     parser.add_argument("--jobs", type=int, default=2, metavar="N", help="trainings at a time, a thread each")
     parser.add_argument("--record", action="store_true", help="write benchmarks/results/study_NAME.csv")
     options = parser.parse_args(argv)
@@ -250,12 +260,14 @@ def main(argv: Sequence[str]) -> int:
     print(study.asks, flush=True)
     out = options.out.resolve()
     for some in (trained, asked):
-        run(study, out, options.steps, options.jobs, [(seed, arm) for seed in options.seeds for arm in some])
+        which = [(seed, arm) for seed in options.seeds for arm in some]
+        run(study, out, Size(options.steps, options.pictures), options.jobs, which)
     found = finished(study, out)
     arms = [arm for arm in study.arms if any(arm in scores for scores in found.values())]
     print("\n".join(table(found, arms)))
     if options.record:
         about = {"study": options.name, "benchmark": BENCHMARK, "steps": options.steps}
+        about |= {"pictures": options.pictures}
         print(write_rows(f"study_{options.name}", found, about))
     print(json.dumps({arm: round(means(found, arm)["mIoU"], 1) for arm in arms}))
     return 0
