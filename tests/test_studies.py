@@ -84,15 +84,16 @@ def test_arms_have_folders_of_their_own() -> None:
 
 def test_the_table_has_differences_from_the_first_arm() -> None:
     def scores(value: float) -> Mapping[str, float]:
-        return dict.fromkeys(SCORES, value)
+        return dict.fromkeys(SCORES, value) | {"step_seconds": 1 + value / 10}
 
     found = {seed: {"all": scores(10.0 * seed), "none": scores(10.0 * seed - 4)} for seed in (1, 2, 3)}
     head, _, first, second = table(found, ["all", "none"])
-    assert head.count("|") == first.count("|") == len(SCORES) + 3
-    assert first == "| all | 3 |" + " 20.0 |" * len(SCORES)
-    assert second == "| none | 3 |" + " -4.0 (-4.0 to -4.0) |" * len(SCORES)
+    assert head.count("|") == first.count("|") == len(SCORES) + 4
+    assert first == "| all | 3 |" + " 20.0 |" * len(SCORES) + " 1 |"
+    ratio = (1.6 / 2 + 2.6 / 3 + 3.6 / 4) / 3
+    assert second == "| none | 3 |" + " -4.0 (-4.0 to -4.0) |" * len(SCORES) + f" {ratio:.2f} |"
     *_, alone = table({1: found[1]}, ["all", "none"])
-    assert alone == "| none | 1 |" + " -4.0 |" * len(SCORES)
+    assert alone == "| none | 1 |" + " -4.0 |" * len(SCORES) + " 0.80 |"
 
 
 def test_what_other_commands_have_finished_counts(tmp_path: Path) -> None:
@@ -104,9 +105,12 @@ def test_what_other_commands_have_finished_counts(tmp_path: Path) -> None:
         answers = answers_of(run)
         answers.mkdir(parents=True)
         (answers / "metrics.json").write_text(json.dumps([entry]))
+        run.mkdir()
+        log = [{"step": step, "seconds": at} for step, at in enumerate((0.5, 0.75, 1.0, 9.0))]
+        (run / "log.jsonl").write_text("\n".join(map(json.dumps, log)))
     found = finished(study, tmp_path)
     assert {seed: set(arms) for seed, arms in found.items()} == {0: {"all", "no MGFE"}, 4: {"all"}}
-    assert found[4]["all"]["N-acc"] == 20.0
+    assert (found[4]["all"]["N-acc"], found[4]["all"]["step_seconds"]) == (20.0, 0.25)
 
 
 def test_unknown_arms_are_named(tmp_path: Path) -> None:

@@ -13,8 +13,9 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean, median, stdev
 from typing import Any
 
 from scipy.stats import t as student
@@ -79,6 +80,12 @@ def scores_of(folder: Path) -> dict[str, float]:
     [entry] = json.loads(path.read_text())
     levels = {name: entry["by_granularity"][name]["mIoU"] for name in ("part", "object", "multi")}
     return levels | {name: entry["overall"][name] for name in ("mIoU", "N-acc", "T-acc")}
+
+
+def step_seconds(run: Path) -> float:
+    """Median seconds from one update of the training in `run` to the next, by the clock."""
+    at = [json.loads(line)["seconds"] for line in (run / "log.jsonl").read_text().splitlines()]
+    return median(later - earlier for earlier, later in pairwise(at))
 
 
 def interval(values: Sequence[float]) -> tuple[float, float, float]:

@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
+from statistics import fmean
 
 from tools.paired_runs import (
     BENCHMARK,
@@ -32,12 +33,14 @@ from tools.paired_runs import (
     scene_store,
     score,
     scores_of,
+    step_seconds,
     train,
     write_rows,
 )
 from uniresxx.cli import did_you_mean, exit_code
 from uniresxx.errors import InputError
 
+COST = "step_seconds"
 WARMUP = 0.25  # of all pictures
 
 
@@ -211,22 +214,31 @@ def finished(study: Study, out: Path) -> Found:
     """Seed -> arm -> scores of everything that was ever scored in `out`."""
     found: dict[int, dict[str, Scores]] = {}
     for seed in sorted(int(folder.name.removeprefix("seed")) for folder in out.glob("seed*")):
-        answers = {arm: answers_of(folder_of(out, arm, seed)) for arm in study.arms}
-        found[seed] = {arm: scores_of(folder) for arm, folder in answers.items() if is_scored(folder)}
+        found[seed] = {}
+        for arm, about in study.arms.items():
+            answers = answers_of(folder_of(out, arm, seed))
+            if is_scored(answers):
+                seconds = step_seconds(folder_of(out, about.trained_as or arm, seed))
+                found[seed][arm] = {**scores_of(answers), COST: seconds}
     return found
 
 
 def table(found: Found, arms: Sequence[str]) -> Iterator[str]:
-    """Markdown: the means of the first arm, and of each other one the differences from it with their intervals."""
-    yield "| arm | seeds | " + " | ".join(SCORES) + " |"
-    yield "|---" * (len(SCORES) + 2) + "|"
+    """Markdown: the means of the first arm, and of each other one the differences from it with their intervals.
+
+    The time of an update is relative to the first arm's.
+    """
+    yield "| arm | seeds | " + " | ".join(SCORES) + " | time of an update |"
+    yield "|---" * (len(SCORES) + 3) + "|"
     base = arms[0]
     for arm in arms:
         seeds = sum(arm in scores for scores in found.values())
         if arm == base:
-            cells = [f"{value:.1f}" for value in means(found, arm).values()]
+            cells = [f"{value:.1f}" for value in means(found, arm).values()] + ["1"]
         else:
             cells = [_cell(*difference(found, arm, base, key)) for key in SCORES]
+            both = [scores for scores in found.values() if {arm, base} <= scores.keys()]
+            cells.append(f"{fmean(scores[arm][COST] / scores[base][COST] for scores in both):.2f}")
         yield f"| {arm} | {seeds} | " + " | ".join(cells) + " |"
 
 
