@@ -10,11 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tools.failures import Asked, confusion, main, tables_of
+from tools.failures import Asked, confusion, main, tables_of, words_say
 from uniresxx.data.catalog import load_benchmark
 from uniresxx.data.scenes.graph import Scene
+from uniresxx.data.scenes.pairs import PLAIN
+from uniresxx.data.scenes.phrasing import Style, template_of
 from uniresxx.data.scenes.presets import preset_of
 from uniresxx.data.scenes.record import build_scene, scene_record
+from uniresxx.data.scenes.solver import Query
 from uniresxx.imaging import masks
 from uniresxx.prediction import Prediction
 from uniresxx.scoring.predictions import JsonlWriter, to_json
@@ -73,7 +76,27 @@ def test_an_answer_without_a_pixel_is_a_rejection(pair: tuple[ImageRecord, Scene
     right = Asked(record, expression, replace(answer(None), rejected=False, rle=expression.rle))
     assert right.is_right
     tables = tables_of([empty, right, right])
-    assert tables["granularity and level"] == {f"object, level {expression.level}": (2, 3)}
+    assert tables["granularity and level"] == {f"object, level {expression.level}": (2, 3, 66.67)}
+
+
+def test_what_the_words_say_is_read_from_the_template() -> None:
+    """Each query of a kind of its own, in plain words and in three styles of the full preset."""
+    car, dog = Query("car"), Query("dog")
+    said = {
+        "the kind alone": car,
+        "a colour": replace(car, colours=("red",)),
+        "left or right": replace(car, colours=("red",), order="left"),
+        "big": replace(car, order="large"),
+        "small": replace(car, order="small", part="wheel"),
+        "top or bottom": replace(car, order="top"),
+        "a rank": replace(car, order="left", rank=1),
+        "a relation": replace(car, relation="left of", anchor=dog),
+        "what it is not": replace(car, without="red", number=0),
+        "left or right of the part": replace(car, part="wheel", side="left"),
+    }
+    for expected, query in said.items():
+        for style in (PLAIN, Style(), Style(frame=3, form=7), Style(telegraphic=True)):
+            assert words_say(template_of(query, style)) == expected
 
 
 def test_the_command_writes_tables_and_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -86,7 +109,7 @@ def test_the_command_writes_tables_and_a_picture(tmp_path: Path, capsys: pytest.
     found = json.loads((tmp_path / "found" / "failures.json").read_text())
     assert set(found["confusions"]) == {"part -> rejected", "object -> rejected", "several -> rejected"}
     absent = {
-        row: numbers for row, numbers in found["right"]["granularity and level"].items() if "none" in row
+        row: numbers[:2] for row, numbers in found["right"]["granularity and level"].items() if "none" in row
     }
     assert all(right == count for right, count in absent.values())
     assert Image.open(tmp_path / "found" / "confusions.png").width > 600

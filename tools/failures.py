@@ -1,8 +1,9 @@
 """`python -m tools.failures RUN scenes_easy/test --out DIR`: where a model fails on drawn scenes, and how.
 
 RUN is a folder that `python -m eval run --benchmark` wrote. An answer is right where its IoU with the truth is at
-least 0.5, or where it rejects what is not there. Prints the share that is right by granularity and level, by the size
-of a part, by how much of a thing is hidden and by template, then what wrong answers show instead: the thing, the part
+least 0.5, or where it rejects what is not there. Prints the share that is right, and the mIoU, by granularity and
+level, by what the words say beside kind and colour, by the size of a part, by how much of a thing is hidden and by
+template, then what wrong answers show instead: the thing, the part
 or the group of the scene that their mask covers best. DIR gets these tables as JSON, and a picture of the commonest
 confusions, a row each: the truth on the left, the answer on the right. Exit codes: 0 written; 2 wrong input.
 """
@@ -16,6 +17,8 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
+from typing import NamedTuple
 
 from PIL import Image
 
@@ -40,6 +43,9 @@ from uniresxx.types import RLE, Expression, Granularity, ImageRecord
 RIGHT = 0.5  # IoU
 ROWS, COLUMNS = 10, 3  # of the picture: confusions, and examples of each
 TILE, GAP, LETTERS = (190, 190), 14, 13
+# word of a template -> what it says
+ORDERS = dict(left="left or right", right="left or right", large="big", small="small", top="top or bottom",
+              bottom="top or bottom")  # fmt: skip
 SIZES, HIDDEN = (20, 40, 80), (0.0, 0.2, 0.4)  # upper ends of the bins: pixels of a part, hidden share
 
 
@@ -58,11 +64,16 @@ class Asked:
         return rle if rle is not None and masks.area(rle) else None
 
     @property
+    def iou(self) -> float:
+        """IoU of the answer with the truth; of two that show nothing 1."""
+        if self.expression.rle is None or self.mask is None:
+            return float(self.expression.rle is None and self.mask is None)
+        return areas(self.expression.rle, self.mask).iou
+
+    @property
     def is_right(self) -> bool:
         """Whether the answer counts as right."""
-        if self.expression.rle is None or self.mask is None:
-            return self.expression.rle is None and self.mask is None
-        return areas(self.expression.rle, self.mask).iou >= RIGHT
+        return self.iou >= RIGHT
 
 
 def asked_of(run: Path, benchmark: str) -> list[Asked]:
@@ -87,6 +98,7 @@ def groups_of(asked: Asked) -> Iterator[tuple[str, str]]:
     expression = asked.expression
     granularity = str(expression.granularity)
     yield "granularity and level", f"{granularity}, level {expression.level}"
+    yield "what the words say", f"{granularity}, {words_say(expression.source['template'])}"
     if expression.granularity is Granularity.PART:
         yield "pixels of a part", _bin(expression.area, SIZES)
     hidden = expression.source.get("hidden")
@@ -97,20 +109,51 @@ def groups_of(asked: Asked) -> Iterator[tuple[str, str]]:
     yield "template", f"{granularity}, {expression.source['template']}"
 
 
+def words_say(template: str) -> str:
+    """What an expression says beside the kind, as its template names it (`scenes.phrasing.template_of`)."""
+    form = template.rpartition(" | ")[2].replace("colour after", "").replace("order after", "").split()
+    colours, *rest = form
+    at = next(place for place, word in enumerate(rest) if word.isdigit())
+    order, rank, more = rest[:at], rest[at], rest[at + 1 :]
+    if "related" in more or "not" in more:
+        return "a relation" if "related" in more else "what it is not"
+    if rank != "0":
+        return "a rank"
+    if order:
+        return ORDERS[order[0]]
+    if more:
+        return "left or right of the part"
+    return "a colour" if colours != "0" else "the kind alone"
+
+
 def _bin(value: float, ends: Sequence[float]) -> str:
     """The bin of a value, so that bins sort by size as text."""
     number = next((n for n, end in enumerate(ends) if value <= end), len(ends))
     return f"{number + 1}: " + (f"to {ends[number]:g}" if number < len(ends) else f"above {ends[-1]:g}")
 
 
-def tables_of(asked: Sequence[Asked]) -> dict[str, dict[str, tuple[int, int]]]:
-    """Table -> row -> (right, all)."""
-    tables: dict[str, dict[str, tuple[int, int]]] = {}
+class Row(NamedTuple):
+    """How the questions of a row were answered."""
+
+    right: int
+    asked: int
+    mIoU: float  # percent
+
+
+def tables_of(asked: Sequence[Asked]) -> dict[str, dict[str, Row]]:
+    """Table -> row -> how it was answered."""
+    tables: dict[str, dict[str, list[float]]] = {}
     for one in asked:
+        iou = one.iou
         for table, row in groups_of(one):
-            right, count = tables.setdefault(table, {}).get(row, (0, 0))
-            tables[table][row] = right + one.is_right, count + 1
-    return {table: dict(sorted(rows.items())) for table, rows in tables.items()}
+            tables.setdefault(table, {}).setdefault(row, []).append(iou)
+    return {
+        table: {
+            row: Row(sum(iou >= RIGHT for iou in ious), len(ious), round(100 * fmean(ious), 2))
+            for row, ious in sorted(rows.items())
+        }
+        for table, rows in tables.items()
+    }
 
 
 # -- what a wrong answer shows ---------------------------------------------------------------------------
@@ -206,14 +249,13 @@ def drawn(confusions: Mapping[str, Sequence[Asked]]) -> Image.Image:
 
 
 def lines_of(
-    tables: Mapping[str, Mapping[str, tuple[int, int]]], confusions: Mapping[str, Sequence[Asked]]
+    tables: Mapping[str, Mapping[str, Row]], confusions: Mapping[str, Sequence[Asked]]
 ) -> Iterator[str]:
-    """For people: shares that are right, and the commonest confusions with their share of what is wrong."""
+    """For people: shares that are right, mIoU, and the commonest confusions with their share of what is wrong."""
     for table, rows in tables.items():
-        yield f"right by {table}, %:"
-        yield from (
-            f"  {row:<44} {100 * right / count:5.1f}  of {count}" for row, (right, count) in rows.items()
-        )
+        yield f"right by {table}, % (mIoU):"
+        for name, row in rows.items():
+            yield f"  {name:<44} {100 * row.right / row.asked:5.1f} ({row.mIoU:5.1f})  of {row.asked}"
     wrong = sum(map(len, confusions.values()))
     yield f"{wrong} wrong answers show:"
     for name, found in list(confusions.items())[:ROWS]:
