@@ -73,7 +73,7 @@ def test_the_methods_have_one_input_about_as_many_parameters_and_no_dense_labels
         )
         assert shown == ("scenes_easy", 12, 10, 0, 0)
         models[arm] = sum(weight.numel() for weight in open_job(recipe, None).model.parameters())
-    assert all(abs(count / models["UniRES++"] - 1) < 0.03 for count in models.values()), models
+    assert all(abs(count / models["UniRES++"] - 1) < 0.04 for count in models.values()), models
 
 
 def test_arms_have_folders_of_their_own() -> None:

@@ -47,6 +47,7 @@ WARMUP = 0.25  # of all pictures
 # Of the study `methods`: the questions of tiny_scenes, its input of 64 pixels, and about its 2.9 M
 # parameters for each model.
 NO_DENSE = ("--model.loss.dense=0",)
+NO_WORDS = "--model.loss.words=0"
 SAME_QUESTIONS = ("--data.expressions_per_image=10", "--data.dialogue_share=0")
 SMALL_PICTURES = (
     "--data.source=scenes_easy", "--data.first_preset=None", "--data.first_images=0",
@@ -155,7 +156,11 @@ STUDIES: Mapping[str, Study] = {
         "Is UniRES++ better than the other methods at the same size and cost, without dense labels?",
         {
             "UniRES++": Arm((*NO_DENSE, *SAME_QUESTIONS)),
-            "GSVA's way": Arm((*NO_DENSE, *SAME_QUESTIONS, "--model.ask_together=True")),
+            # `loss.words` asks for the words of a question, and GSVA's has those of all expressions
+            "UniRES++ without loss.words": Arm((*NO_DENSE, *SAME_QUESTIONS, NO_WORDS)),
+            "GSVA's way, without loss.words": Arm(
+                (*NO_DENSE, *SAME_QUESTIONS, NO_WORDS, "--model.ask_together=True")
+            ),
             "FiLM-UNet": Arm((*SMALL_PICTURES, *SAME_QUESTIONS), recipe="film_unet_scenes"),
             "UniRES": Arm((*LARGER_UNIRES, *SAME_QUESTIONS), recipe="unires_tiny_scenes"),
         },
