@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from train.recipe import check
 from train.recipes.tiny_scenes import tiny_scenes
 from uniresxx.data.mixture.batches import SceneSource
 from uniresxx.data.scenes import scene_record
+from uniresxx.data.scenes.phrasing import Style, fits
+from uniresxx.data.scenes.words import ORDER_TAILS, ORDER_WORDS, SYNONYMS
 from uniresxx.errors import InputError
 from uniresxx.imaging.masks import decode
 from uniresxx.types import Expression, Granularity, ImageRecord
@@ -18,17 +21,30 @@ from uniresxx.types import Expression, Granularity, ImageRecord
 PICTURES = range(90)
 
 
+# order -> the words for it that training may use: the first in scenes_easy, the others in scenes
+SAID = {
+    order: (easy, *SYNONYMS[ORDER_WORDS[order]][0], ORDER_TAILS[order])
+    for order, easy in {"left": "left", "right": "right", "top": "", "bottom": "", "large": "big",
+                        "small": "small"}.items()
+}  # fmt: skip
+
+
+def order_of(e: Expression, preset: str) -> str:
+    words = {order: said[:1] if preset == "scenes_easy" else said[1:] for order, said in SAID.items()}
+    [order] = [order for order, said in words.items() if any(said) and any(word in e.text for word in said)]
+    return order
+
+
 def pairs_of(record: ImageRecord) -> list[tuple[Expression, Expression]]:
+    """Expressions that follow one another and ask for the two ends of one order."""
+    preset = str(record.source["preset"])
     found = [e for e in record.expressions if "_pair_" in e.expression_id]
-    by_rest: dict[str, list[Expression]] = {}
-    for e in found:
-        words = [w for w in e.text.split() if w not in ("left", "right", "big", "small")]
-        by_rest.setdefault(" ".join(words), []).append(e)
-    return [(a, b) for a, b in (both for both in by_rest.values() if len(both) == 2)]
+    ends = (("left", "right"), ("top", "bottom"), ("large", "small"))
+    return [(a, b) for a, b in pairwise(found) if (order_of(a, preset), order_of(b, preset)) in ends]
 
 
-def middle(e: Expression) -> float:
-    return float(np.nonzero(decode(e.rle))[1].mean())
+def middle(e: Expression, axis: int) -> float:
+    return float(np.nonzero(decode(e.rle))[axis].mean())
 
 
 @pytest.mark.parametrize("preset", ["scenes_easy", "scenes"])
@@ -37,15 +53,24 @@ def test_the_two_masks_are_apart_and_as_their_words_say(preset: str, stage: int)
     seen: set[str] = set()
     for number in PICTURES:
         for a, b in pairs_of(scene_record(preset, "train", number, 0, stage)):
-            words = set(a.text.split()) & {"left", "right", "big", "small"}
+            order = order_of(a, preset)
             assert not (decode(a.rle) & decode(b.rle)).any() and a.granularity == b.granularity
-            seen |= words | {str(a.granularity)}
-            if "left" in words and a.granularity == Granularity.OBJECT:
-                assert middle(a) < middle(b)
-            if "big" in words and a.granularity == Granularity.OBJECT:
-                assert a.area > b.area
-    asked = {"left"} | ({"big"} if stage > 1 else set())
+            seen |= {order, str(a.granularity)}
+            if a.granularity == Granularity.OBJECT:
+                one, other = (
+                    (-e.area if order == "large" else middle(e, int(order == "left"))) for e in (a, b)
+                )
+                assert one < other
+    asked = {"left"} | ({"top"} if preset == "scenes" else set()) | ({"large"} if stage > 1 else set())
     assert seen == asked | {"object"} | ({"part"} if stage > 2 else set())
+
+
+def test_full_scenes_say_it_in_many_ways() -> None:
+    pictures = [scene_record("scenes", "train", number, 0, 2) for number in range(300)]
+    texts = {e.text for record in pictures for pair in pairs_of(record) for e in pair}
+    said = {words: [text for text in texts if words in text] for own in SAID.values() for words in own[1:]}
+    assert all(said.values()), [words for words, found in said.items() if not found]
+    assert all(fits(text, Style(telegraphic=True)) for text in texts)
 
 
 def test_they_replace_half_of_what_is_there_and_nothing_of_what_is_not() -> None:

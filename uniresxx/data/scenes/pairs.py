@@ -7,13 +7,13 @@ for either word (docs/log.md).
 from __future__ import annotations
 
 from uniresxx.data.scenes.graph import Thing
-from uniresxx.data.scenes.phrasing import Style, phrase
+from uniresxx.data.scenes.phrasing import Style, fitting_style, phrase
 from uniresxx.data.scenes.propose import Proposer
 from uniresxx.data.scenes.solver import Query
 from uniresxx.imaging.masks import encode
 from uniresxx.types import Expression, Granularity
 
-SIDES, SIZES = ("left", "right"), ("large", "small")
+SIDES, HEIGHTS, SIZES = ("left", "right"), ("top", "bottom"), ("large", "small")
 PAIR_STAGES = 3
 PLAIN = Style(plain=True)
 
@@ -25,20 +25,27 @@ def pair_expressions(proposer: Proposer, prefix: str, number: int, stage: int) -
         proposer: of the picture.
         prefix: of the expressions' ids.
         number: of the picture; it decides what is asked for.
-        stage: 1: sides only; 2: in every second picture sizes; 3: as 2, in every third picture of parts.
+        stage: 1: sides only; 2: in every second picture sizes; 3: as 2, in every third picture of parts. The full
+            preset, whose questions say top and bottom too, asks for these in every second picture of sides, and has
+            its own words and templates.
     """
     orders = SIZES if stage >= 2 and number % 2 else SIDES
+    if orders is SIDES and not proposer.easy and number // 2 % 2:
+        orders = HEIGHTS
     of_parts = stage >= 3 and number % 3 == 0
     expressions: list[Expression] = []
     for kind, things in proposer.by_kind.items():
         if len(things) != 2:
             continue
         part = _common_part(proposer, things, number) if of_parts else None
-        proposals = [proposer.solved(Query(kind, order=order, part=part)) for order in orders]
-        for proposal in filter(None, proposals):
+        queries = [Query(kind, order=order, part=part) for order in orders]
+        style = PLAIN if proposer.easy else fitting_style(queries[0], proposer.draw_style())
+        if style is None:
+            continue
+        for proposal in filter(None, map(proposer.solved, queries)):
             mask = proposer.scene.mask(proposal.answer.paints)
             granularity = Granularity.OBJECT if part is None else Granularity.PART
-            name, text = f"{prefix}_pair_{len(expressions)}", phrase(proposal.query, PLAIN)
+            name, text = f"{prefix}_pair_{len(expressions)}", phrase(proposal.query, style)
             expressions.append(
                 Expression(name, text, granularity, encode(mask), int(mask.sum()), proposal.level)
             )
