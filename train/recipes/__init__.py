@@ -8,6 +8,7 @@ from train.recipe import Recipe
 from train.recipes.film_unet_scenes import film_unet_scenes
 from train.recipes.mini_real import mini_real
 from train.recipes.scenes_hour import scenes_hour
+from train.recipes.scenes_two_hours import scenes_two_hours
 from train.recipes.tiny_scenes import tiny_scenes
 from train.recipes.unires_tiny_scenes import unires_tiny_scenes
 from train.recipes.unires_vit_b import unires_vit_b, unires_vit_b_finetuned, unires_vit_b_zero_shot
@@ -34,6 +35,7 @@ KNOWN: dict[str, Callable[[], Recipe]] = {
     "film_unet_scenes": film_unet_scenes,
     "mini_real": mini_real,
     "scenes_hour": scenes_hour,
+    "scenes_two_hours": scenes_two_hours,
     "tiny_scenes": tiny_scenes,
     "unires_tiny_scenes": unires_tiny_scenes,
     "unires_vit_b": unires_vit_b,
