@@ -98,7 +98,7 @@ def answer_texts(
         phrase_counts(texts, decoding),
         in_words(on_text, mllm.vocabulary.decode),
     )
-    return with_dropped(_masked(answers, image_of_row, masks_of, encoded, mllm.vocabulary, rule), dropped)
+    return with_dropped(_with_masks(answers, image_of_row, masks_of, encoded, mllm.vocabulary, rule), dropped)
 
 
 def _answer_together(
@@ -132,10 +132,10 @@ def _answer_together(
             marks[image].append(Mark.SEG if segmented else Mark.REJ)
             found[image].append(replace(answer, ids=[token], decisions=[token], truncated=False))
     image_of_row = [image for image, own in enumerate(found) for _ in own]
-    return _masked([a for own in found for a in own], image_of_row, masks_of, encoded, vocabulary, rule)
+    return _with_masks([a for own in found for a in own], image_of_row, masks_of, encoded, vocabulary, rule)
 
 
-def _masked(
+def _with_masks(
     answers: Sequence[GeneratedAnswer],
     image_of_row: Sequence[int],
     masks_of: MasksOf,
@@ -143,7 +143,7 @@ def _masked(
     vocabulary: Vocabulary,
     rule: DecisionRule,
 ) -> list[Prediction]:
-    """The predictions of generated answers, photo by photo."""
+    """The predictions of generated answers with the masks of their decisions, photo by photo."""
     predictions: list[Prediction] = []
     for start in range(0, len(answers), ANSWERS_AT_ONCE):
         part = answers[start : start + ANSWERS_AT_ONCE]
