@@ -2,10 +2,10 @@
 
 RUN is a folder that `python -m eval run --benchmark` wrote. An answer is right where its IoU with the truth is at
 least 0.5, or where it rejects what is not there. Prints the share that is right, and the mIoU, by granularity and
-level, by what the words say beside kind and colour, by the size of a part, by how much of a thing is hidden and by
-template, then what wrong answers show instead: the thing, the part
-or the group of the scene that their mask covers best. DIR gets these tables as JSON, and a picture of the commonest
-confusions, a row each: the truth on the left, the answer on the right. Exit codes: 0 written; 2 wrong input.
+level, by what the words say, by the size of a part, by how much of a thing is hidden and by template, then what wrong
+answers show instead: the thing, the part or the group of the scene that their mask covers best. DIR gets these tables
+as JSON, and a picture of the commonest confusions, a row each: the truth on the left, the answer on the right. Exit
+codes: 0 written; 2 wrong input.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Recipe of two hours on full `scenes`: `scenes_hour` with every word told apart, and more easy pictures first."""
+"""Recipe of two hours on full `scenes`: `scenes_hour` with the losses and the pairs that make words heard."""
 
 from __future__ import annotations
 

@@ -69,9 +69,10 @@ def make_sample(
     instances: list[tuple[RLE, ...] | None] = []
     kinds: list[Granularity] = []
     ids: list[str] = []
-    turns = [expression_turn(*asked) for asked in zip(expressions, choices, strict=True)]
     if config.ask_together and expressions:
         turns = [together_turn(expressions, choices[0])]
+    else:
+        turns = [expression_turn(*asked) for asked in zip(expressions, choices, strict=True)]
     for turn in turns:
         render([turn], vocabulary, row, config.mllm.chat)
     for expression in expressions:

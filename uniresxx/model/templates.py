@@ -28,22 +28,21 @@ TRAINING_TEMPLATES = (
 )
 
 
-def question(expression: Expression, choice: int) -> str:
-    """The expression inside the `choice`-th training template (modulo their number)."""
-    return TRAINING_TEMPLATES[choice % len(TRAINING_TEMPLATES)].format(expression=expression.text)
+def question(text: str, choice: int) -> str:
+    """An expression's text inside the `choice`-th training template (modulo their number)."""
+    return TRAINING_TEMPLATES[choice % len(TRAINING_TEMPLATES)].format(expression=text)
 
 
 def expression_turn(expression: Expression, choice: int) -> ChatTurn:
     """One question with `[SEG].` or `[REJ].` as its answer."""
-    return ChatTurn(question(expression, choice), (_mark(expression), "."))
+    return ChatTurn(question(expression.text, choice), (_mark(expression), "."))
 
 
 def together_turn(expressions: Sequence[Expression], choice: int) -> ChatTurn:
     """One question for all expressions of an image, and one answer with a mark for each (`ask_together`)."""
-    asked = TRAINING_TEMPLATES[choice % len(TRAINING_TEMPLATES)]
     texts = [expression.text for expression in expressions]
     marks = [_mark(expression) for expression in expressions]
-    return ChatTurn(asked.format(expression=", ".join(texts)), (*marked(texts, marks), "."))
+    return ChatTurn(question(", ".join(texts), choice), (*marked(texts, marks), "."))
 
 
 def marked(texts: Sequence[str], marks: Sequence[Mark]) -> Iterator[str | Mark]:
